@@ -42,11 +42,9 @@ impl EbpfToolchain {
     /// The first toolchain whose sysroot has what it needs. `sysroot` gives the directory of a
     /// toolchain, or nothing when it is not installed.
     pub fn choose(sysroot: impl Fn(Self) -> Option<PathBuf>) -> Option<Self> {
-        [Self::Nightly, Self::Linked]
-            .into_iter()
-            .find(|toolchain| {
-                sysroot(*toolchain).is_some_and(|root| root.join(toolchain.needs()).exists())
-            })
+        [Self::Nightly, Self::Linked].into_iter().find(|toolchain| {
+            sysroot(*toolchain).is_some_and(|root| root.join(toolchain.needs()).exists())
+        })
     }
 
     /// The toolchain to use on this machine, or nothing when `cargo xtask setup` has work to do.
@@ -65,4 +63,15 @@ impl EbpfToolchain {
             .filter(|output| output.status.success())?;
         Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
     }
+}
+
+/// Whether `bpf-linker` is on the search path and its LLVM library is there too.
+pub fn has_linker() -> bool {
+    Command::new("bpf-linker")
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
