@@ -23,6 +23,18 @@ pub enum EbpfToolchain {
 }
 
 impl EbpfToolchain {
+    /// The toolchain to use on this machine, or nothing when `cargo xtask setup` has work to do.
+    pub fn detect() -> Option<Self> {
+        Self::choose(Self::sysroot)
+    }
+
+    /// The first toolchain whose directory, as told by `sysroot`, is complete.
+    fn choose(sysroot: impl Fn(Self) -> Option<PathBuf>) -> Option<Self> {
+        [Self::Nightly, Self::Linked].into_iter().find(|toolchain| {
+            sysroot(*toolchain).is_some_and(|directory| toolchain.is_complete_in(&directory))
+        })
+    }
+
     /// The name by which rustup knows it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -31,37 +43,34 @@ impl EbpfToolchain {
         }
     }
 
-    /// What a sysroot must contain for this toolchain to be of use.
-    fn needs(self) -> PathBuf {
+    /// Whether a toolchain's directory has what compiling for BPF takes.
+    pub fn is_complete_in(self, sysroot: &Path) -> bool {
+        let libraries = sysroot.join("lib/rustlib");
         match self {
-            Self::Nightly => PathBuf::from("lib/rustlib/src/rust/library/core/Cargo.toml"),
-            Self::Linked => Path::new("lib/rustlib").join(TARGET).join("lib"),
+            Self::Nightly => libraries.join("src/rust/library/core/Cargo.toml").exists(),
+            Self::Linked => libraries.join(TARGET).join("lib").exists(),
         }
     }
 
-    /// The first toolchain whose sysroot has what it needs. `sysroot` gives the directory of a
-    /// toolchain, or nothing when it is not installed.
-    pub fn choose(sysroot: impl Fn(Self) -> Option<PathBuf>) -> Option<Self> {
-        [Self::Nightly, Self::Linked].into_iter().find(|toolchain| {
-            sysroot(*toolchain).is_some_and(|root| root.join(toolchain.needs()).exists())
-        })
+    /// The directory of this toolchain, if rustup has one under its name.
+    pub fn sysroot(self) -> Option<PathBuf> {
+        self.ask_compiler(&["--print", "sysroot"])
+            .map(|path| PathBuf::from(path.trim()))
     }
 
-    /// The toolchain to use on this machine, or nothing when `cargo xtask setup` has work to do.
-    pub fn detect() -> Option<Self> {
-        Self::choose(Self::sysroot)
-    }
-
-    /// The directory rustup keeps this toolchain in.
-    fn sysroot(self) -> Option<PathBuf> {
+    /// What this toolchain's compiler prints when it gets these arguments.
+    pub fn ask_compiler(self, arguments: &[&str]) -> Option<String> {
         let output = Command::new("rustup")
-            .args(["run", self.name(), "rustc", "--print", "sysroot"])
+            .args(["run", self.name(), "rustc"])
+            .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .output()
-            .ok()
-            .filter(|output| output.status.success())?;
-        Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
+            .ok()?;
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8(output.stdout).ok())?
     }
 }
 
@@ -74,4 +83,37 @@ pub fn has_linker() -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn nightly_with_its_sources_comes_first() {
+        let nightly = tempfile::tempdir().unwrap();
+        let linked = tempfile::tempdir().unwrap();
+        let sysroot = |toolchain| {
+            Some(match toolchain {
+                EbpfToolchain::Nightly => nightly.path().to_owned(),
+                EbpfToolchain::Linked => linked.path().to_owned(),
+            })
+        };
+        assert_eq!(EbpfToolchain::choose(sysroot), None);
+
+        fs::create_dir_all(linked.path().join("lib/rustlib").join(TARGET).join("lib")).unwrap();
+        assert_eq!(EbpfToolchain::choose(sysroot), Some(EbpfToolchain::Linked));
+
+        let core = nightly.path().join("lib/rustlib/src/rust/library/core");
+        fs::create_dir_all(&core).unwrap();
+        fs::write(core.join("Cargo.toml"), "").unwrap();
+        assert_eq!(EbpfToolchain::choose(sysroot), Some(EbpfToolchain::Nightly));
+    }
+
+    #[test]
+    fn no_toolchain_is_chosen_where_rustup_knows_none() {
+        assert_eq!(EbpfToolchain::choose(|_| None), None);
+    }
 }

@@ -1,0 +1,153 @@
+//! `cargo xtask setup`: brings a machine to building and testing tapnat. Owns the order of things and
+//! what is said about them; what is needed stands in `setup/requirements.rs`, how Debian's packages
+//! are had in `setup/apt.rs`. Removes nothing.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use self::apt::Apt;
+use self::requirements::{Install, Machine, REQUIREMENTS, Requirement};
+use crate::command;
+
+mod apt;
+mod bpf_linker;
+mod guest_kernel;
+mod requirements;
+
+/// Install what building, linting and testing need
+#[derive(Args)]
+pub struct Options {
+    /// Only what this is needed for [default: all but bench]
+    #[arg(value_enum, value_name = "WHAT FOR")]
+    groups: Vec<Group>,
+}
+
+/// What something is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Group {
+    /// Compiling tapnat
+    Build,
+    /// Checking formatting and Clippy's lints
+    Lint,
+    /// Tests and the sandbox with network namespaces
+    Test,
+    /// Tests and the sandbox with a QEMU guest
+    Guest,
+    /// Comparing with other NATs
+    Bench,
+}
+
+/// Runs the verb.
+pub fn run(options: &Options) -> Result<()> {
+    let groups = match options.groups.as_slice() {
+        [] => &[Group::Build, Group::Lint, Group::Test, Group::Guest],
+        chosen => chosen,
+    };
+    ensure(groups)?;
+    let names: Vec<_> = groups
+        .iter()
+        .filter_map(Group::to_possible_value)
+        .map(|value| value.get_name().to_owned())
+        .collect();
+    println!("setup: everything is here for {}", names.join(", "));
+    Ok(())
+}
+
+/// Installs what `groups` need and this machine lacks. Says nothing when that is nothing.
+///
+/// # Errors
+/// When something cannot be installed, above all without root: the error then names the command
+/// to run.
+pub fn ensure(groups: &[Group]) -> Result<()> {
+    let missing = find_missing(groups);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for requirement in &missing {
+        if let Install::ByHand(how) = requirement.install {
+            bail!(
+                "{} is missing ({}): {how}",
+                requirement.name,
+                requirement.why
+            );
+        }
+    }
+
+    let packages = packages(&missing);
+    if let Some(refusal) = refusal(&packages) {
+        list("missing", &missing);
+        bail!(refusal);
+    }
+    list("installing", &missing);
+
+    let mut apt = Apt::default();
+    apt.install(&packages)?;
+    for requirement in &missing {
+        if let Install::Action(install) = requirement.install {
+            install(&mut apt).with_context(|| format!("cannot install {}", requirement.name))?;
+        }
+    }
+
+    let absent: Vec<_> = find_missing(groups)
+        .iter()
+        .map(|requirement| requirement.name)
+        .collect();
+    ensure!(
+        absent.is_empty(),
+        "installed, but still not found: {}",
+        absent.join(", ")
+    );
+    Ok(())
+}
+
+/// Why packages cannot be installed by this process, and the way out; nothing when they can.
+fn refusal(packages: &[&str]) -> Option<String> {
+    let packages = packages.join(" ");
+    if packages.is_empty() {
+        None
+    } else if command::find_program("apt-get").is_none() {
+        Some(format!(
+            "there is no apt-get here: install the counterparts of these packages by this system's \
+             own means: {packages} (nightly with rust-src serves in place of rustc-web: `rustup \
+             toolchain install nightly --component rust-src`)"
+        ))
+    } else if !command::is_root() {
+        Some(format!(
+            "installing packages needs root: run `sudo apt-get update && sudo apt-get install \
+             --no-install-recommends {packages}`, then this command again"
+        ))
+    } else {
+        None
+    }
+}
+
+fn find_missing(groups: &[Group]) -> Vec<&'static Requirement> {
+    let machine = Machine::inspect();
+    REQUIREMENTS
+        .iter()
+        .filter(|requirement| groups.contains(&requirement.group))
+        .filter(|requirement| !requirement.is_present(&machine))
+        .collect()
+}
+
+fn packages(requirements: &[&Requirement]) -> Vec<&'static str> {
+    let mut packages = Vec::new();
+    for requirement in requirements {
+        if let Install::Packages(names) = requirement.install {
+            packages.extend(names);
+        }
+    }
+    packages
+}
+
+fn list(heading: &str, requirements: &[&Requirement]) {
+    let width = requirements
+        .iter()
+        .map(|requirement| requirement.name.len())
+        .max()
+        .unwrap_or(0);
+    println!("setup: {heading}");
+    for requirement in requirements {
+        println!("  {:width$}  {}", requirement.name, requirement.why);
+    }
+}

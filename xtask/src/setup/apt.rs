@@ -1,0 +1,275 @@
+//! Debian packages, without questions asked. Owns the ways of getting one: installed, installed from
+//! backports, or only downloaded. Never removes a package, and never edits the machine's list of
+//! sources.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command;
+
+/// The keys that sign Debian's archives, backports among them.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// How packages are installed: no questions, nothing that is not needed, nothing taken away.
+const INSTALL: [&str; 4] = ["install", "--yes", "--no-install-recommends", "--no-remove"];
+
+/// apt-get, with package lists that are refreshed before they are first needed.
+#[derive(Default)]
+pub struct Apt {
+    is_refreshed: bool,
+}
+
+impl Apt {
+    /// Installs packages and what they depend on. Those that could only come by removing another
+    /// package come from the backports of the machine's release: it then has a relative of theirs
+    /// from there already.
+    ///
+    /// # Errors
+    /// When apt-get refuses; the error holds its complaint.
+    pub fn install(&mut self, packages: &[&str]) -> Result<()> {
+        if packages.is_empty() {
+            return Ok(());
+        }
+        self.refresh();
+        let (possible, impossible): (Vec<&str>, Vec<&str>) = if try_out(packages).is_ok() {
+            (packages.to_vec(), Vec::new())
+        } else {
+            packages
+                .iter()
+                .partition(|package| try_out(&[**package]).is_ok())
+        };
+        if !possible.is_empty() {
+            apt_get().args(INSTALL).args(&possible).succeed()?;
+        }
+        if let Err(refusal) = try_out(&impossible) {
+            install_from_backports(&impossible)
+                .map_err(|error| refusal.context(format!("nor do backports help ({error:#})")))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the machine's sources have a package.
+    pub fn offers(&mut self, package: &str) -> bool {
+        self.refresh();
+        Command::new("apt-cache")
+            .args(["show", package])
+            .succeed()
+            .is_ok()
+    }
+
+    /// The package that a package stands for: the first that it depends on.
+    ///
+    /// # Errors
+    /// When the machine's sources have no such package.
+    pub fn dependency(&mut self, package: &str) -> Result<String> {
+        self.refresh();
+        let list = Command::new("apt-cache")
+            .args(["depends", "--important", package])
+            .succeed();
+        first_dependency(&list.unwrap_or_default())
+            .map(str::to_owned)
+            .with_context(|| {
+                format!("no package {package} is known here: run `apt-get update` as root")
+            })
+    }
+
+    /// Downloads a package's file into a directory, installing nothing. Needs no root.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn download(&mut self, package: &str, directory: &Path) -> Result<()> {
+        self.refresh();
+        apt_get()
+            .current_dir(directory)
+            .args(["download", package])
+            .succeed()
+            .map(drop)
+    }
+
+    /// A source that fails here may not be one that is needed: what is missing shows later.
+    fn refresh(&mut self) {
+        if self.is_refreshed || !command::is_root() {
+            return;
+        }
+        self.is_refreshed = true;
+        if let Err(error) = apt_get().arg("update").succeed() {
+            println!("  warning: package lists could not all be refreshed: {error:#}");
+        }
+    }
+}
+
+/// Whether these packages could be installed; changes nothing.
+fn try_out(packages: &[&str]) -> Result<()> {
+    apt_get()
+        .args(INSTALL)
+        .arg("--simulate")
+        .args(packages)
+        .succeed()
+        .map(drop)
+}
+
+/// Installs packages from backports through lists and caches of our own, so that the machine's
+/// sources stay as they are.
+fn install_from_backports(packages: &[&str]) -> Result<()> {
+    let targets = apt_get()
+        .args([
+            "indextargets",
+            "--format",
+            INDEX_TARGET_FORMAT,
+            "Identifier: Packages",
+        ])
+        .succeed()?;
+    let (suite, mirror) = backports(&targets).context("no source here is Debian's main archive")?;
+
+    let directory = command::target_directory().join("backports");
+    for needed in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(directory.join(needed))
+            .with_context(|| format!("cannot make {}", directory.join(needed).display()))?;
+    }
+    let list = directory.join("sources.list");
+    let signed_by = if Path::new(KEYRING).exists() {
+        format!("[signed-by={KEYRING}] ")
+    } else {
+        String::new()
+    };
+    fs::write(&list, format!("deb {signed_by}{mirror} {suite} main\n"))
+        .with_context(|| format!("cannot write {}", list.display()))?;
+
+    let apt_get = || {
+        let mut command = apt_get();
+        for (option, path) in [
+            ("Dir::Etc::sourcelist", "sources.list"),
+            ("Dir::State::lists", "lists"),
+            ("Dir::Cache", "cache"),
+        ] {
+            command
+                .arg("-o")
+                .arg(format!("{option}={}", directory.join(path).display()));
+        }
+        command
+    };
+    println!(
+        "  {} from {suite}, as packages installed here ask for it",
+        packages.join(", ")
+    );
+    apt_get().arg("update").succeed()?;
+    apt_get()
+        .args(INSTALL)
+        .args(["--target-release", &suite])
+        .args(packages)
+        .succeed()?;
+    fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))
+}
+
+const INDEX_TARGET_FORMAT: &str = "$(ORIGIN) $(RELEASE) $(REPO_URI)";
+
+/// The backports suite of the machine's release, and the mirror to get it from.
+fn backports(index_targets: &str) -> Option<(String, &str)> {
+    index_targets.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (origin, release, mirror) = (fields.next()?, fields.next()?, fields.next()?);
+        let is_main = origin == "Debian" && !release.contains(['-', '/']);
+        is_main.then(|| (format!("{release}-backports"), mirror))
+    })
+}
+
+/// The first dependency in the output of `apt-cache depends`.
+fn first_dependency(list: &str) -> Option<&str> {
+    list.lines()
+        .find_map(|line| line.trim_start().strip_prefix("Depends: "))
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C")
+        .args([
+            "--quiet",
+            "-o",
+            "Acquire::Retries=3",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+        ]);
+    command
+}
+
+trait Succeed {
+    /// Runs a program of apt and returns its output; an error holds what it complained about.
+    fn succeed(&mut self) -> Result<String>;
+}
+
+impl Succeed for Command {
+    fn succeed(&mut self) -> Result<String> {
+        let name = self.get_program().to_string_lossy().into_owned();
+        let output = self
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot start {name}"))?;
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("{name}: {}", complaints(&stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// apt's errors, without its warnings and notes.
+fn complaints(stderr: &str) -> String {
+    let errors: Vec<_> = stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("E: "))
+        .collect();
+    if errors.is_empty() {
+        stderr.trim().to_owned()
+    } else {
+        errors.join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backports_come_from_the_mirror_of_the_release() {
+        let targets = "\
+            NodeSource nodistro https://deb.example.org/node/\n\
+            Debian bookworm-updates http://mirror.example.org/debian/\n\
+            Debian bookworm-security http://mirror.example.org/debian-security/\n\
+            Debian bookworm http://mirror.example.org/debian/\n";
+        assert_eq!(
+            backports(targets),
+            Some((
+                "bookworm-backports".to_owned(),
+                "http://mirror.example.org/debian/"
+            ))
+        );
+    }
+
+    #[test]
+    fn a_machine_that_is_not_debian_has_no_backports() {
+        assert_eq!(
+            backports("Ubuntu noble http://mirror.example.org/ubuntu/\n"),
+            None
+        );
+        assert_eq!(backports(""), None);
+    }
+
+    #[test]
+    fn a_meta_package_stands_for_what_it_depends_on() {
+        let list = "linux-image-amd64\n  Depends: linux-image-6.1.0-50-amd64\n";
+        assert_eq!(first_dependency(list), Some("linux-image-6.1.0-50-amd64"));
+        assert_eq!(first_dependency(""), None);
+    }
+
+    #[test]
+    fn errors_are_picked_out_of_what_apt_says() {
+        let stderr = "W: Some index files failed.\nE: Unable to locate package nothing\n";
+        assert_eq!(complaints(stderr), "Unable to locate package nothing");
+        assert_eq!(complaints("killed\n"), "killed");
+    }
+}
