@@ -1,1 +1,22 @@
-#![no_std]
+//! What tapnat's datapath and its user side agree on, and every decision that
+//! needs no kernel.
+//!
+//! A packet's life in order: [`parse`] reads it, [`nat`] decides what becomes
+//! of it, [`rewrite`] changes it. What the decision needs from outside (tables,
+//! routes, time, randomness) comes through [`nat::Tables`] and parameters, so
+//! that the same code runs in the kernel and under `cargo test`. This crate
+//! owns no map, calls no helper and does no I/O.
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod checksum;
+pub mod frame;
+pub mod nat;
+pub mod net;
+pub mod parse;
+pub mod ports;
+pub mod pipeline;
+pub mod refusal;
+pub mod rewrite;
+pub mod time;
+pub mod verdict;

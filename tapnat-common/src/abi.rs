@@ -1,0 +1,518 @@
+//! The tables that the datapath and the user side share: names, keys, values.
+//!
+//! `docs/architecture.md` says why the tables are what they are. Who writes
+//! what stands at each type. The layout has a version: a change that moves or
+//! redefines a field raises [`ABI_VERSION`], and the loader then refuses to
+//! adopt the old pins. No behaviour beyond making keys lives here.
+
+use crate::{
+    checksum::Delta,
+    net::{Be16, Be32},
+    time::{Instant, Ticks},
+};
+
+/// Rises with every change to the layout or meaning of a pinned table.
+pub const ABI_VERSION: u32 = 1;
+
+/// The maps, by the name they have in the object file and under the pins.
+/// The kernel keeps 15 characters of a name.
+pub mod maps {
+    /// [`super::Settings`] at index 0. Written by user space only.
+    pub const SETTINGS: &str = "SETTINGS";
+    /// [`super::FlowKey`] to [`super::Session`], two entries a session.
+    pub const SESSIONS: &str = "SESSIONS";
+    /// Outside [`super::EndpointKey`] to [`super::Mapping`].
+    pub const MAPPINGS: &str = "MAPPINGS";
+    /// Inside [`super::EndpointKey`] to outside [`super::EndpointKey`].
+    pub const INSIDE: &str = "INSIDE";
+    /// [`super::PermissionKey`] to [`super::Permission`].
+    pub const PERMISSIONS: &str = "PERMISSIONS";
+    /// [`super::FragmentKey`] to [`super::Fragment`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Inside address to [`super::Guest`].
+    pub const GUESTS: &str = "GUESTS";
+    /// Interface index to [`super::Device`]. Written by user space only.
+    pub const DEVICES: &str = "DEVICES";
+    /// [`crate::ports::PortSet`]s, indexed by [`crate::ports::set_index`].
+    pub const PORTS: &str = "PORTS";
+    /// [`crate::ports::Reserved`], one per port class. Written by user space only.
+    pub const RESERVED: &str = "RESERVED";
+    /// A per-CPU [`super::Counter`] for each [`crate::verdict::Reason`].
+    pub const COUNTERS: &str = "COUNTERS";
+
+    /// Every pinned map.
+    pub const ALL: &[&str] = &[
+        SETTINGS, SESSIONS, MAPPINGS, INSIDE, PERMISSIONS, FRAGMENTS, GUESTS, DEVICES, PORTS,
+        RESERVED, COUNTERS,
+    ];
+}
+
+/// The programs, by the name they have in the object file.
+pub mod programs {
+    pub const INSIDE_ETHERNET: &str = "inside_ethernet";
+    pub const INSIDE_RAW: &str = "inside_raw";
+    pub const OUTSIDE_ETHERNET: &str = "outside_ethernet";
+    pub const OUTSIDE_RAW: &str = "outside_raw";
+}
+
+/// Constants that the loader sets before the programs are loaded.
+pub mod globals {
+    /// `u8`: non-zero counts packets and bytes of each session.
+    pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
+    /// `u8`: non-zero where the kernel has `bpf_ktime_get_coarse_ns` (>= 5.11).
+    pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
+}
+
+/// At most this many outside addresses in a pool.
+pub const MAX_OUTSIDE_ADDRESSES: usize = 16;
+
+/// Where a packet arrived, and its transport protocol: the protocol in the low
+/// 8 bits, above them the inside device's index, or 0 for the outside.
+///
+/// The device is part of a flow's key, so that one guest cannot send in
+/// another guest's sessions from another device.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Arrival(u32);
+
+impl Arrival {
+    #[inline(always)]
+    #[must_use]
+    pub const fn outside(protocol: u8) -> Self {
+        Self(protocol as u32)
+    }
+
+    /// On the inside device with this interface index (below 2^24).
+    #[inline(always)]
+    #[must_use]
+    pub const fn inside(device: u32, protocol: u8) -> Self {
+        Self((device << 8) | protocol as u32)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the low 8 bits are asked for")]
+    pub const fn protocol(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// The inside device's interface index; `None` for the outside.
+    #[inline(always)]
+    #[must_use]
+    pub const fn device(self) -> Option<u32> {
+        if self.0 >> 8 == 0 { None } else { Some(self.0 >> 8) }
+    }
+}
+
+/// The key of [`maps::SESSIONS`]: the tuple of a packet as it arrives.
+///
+/// An ICMP query's identifier stands in the port of the side that asked; the
+/// other port is 0. Protocols without ports have 0 in both.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    pub source: Be32,
+    pub destination: Be32,
+    pub source_port: Be16,
+    pub destination_port: Be16,
+    pub arrival: Arrival,
+}
+
+impl FlowKey {
+    #[inline(always)]
+    #[must_use]
+    pub const fn source_endpoint(&self) -> EndpointKey {
+        EndpointKey::new(self.source, self.source_port, self.arrival.protocol())
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn destination_endpoint(&self) -> EndpointKey {
+        EndpointKey::new(self.destination, self.destination_port, self.arrival.protocol())
+    }
+}
+
+/// An address, a port (or ICMP identifier) and a protocol.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EndpointKey {
+    pub address: Be32,
+    pub port: Be16,
+    pub protocol: u8,
+    _zero: u8,
+}
+
+impl EndpointKey {
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(address: Be32, port: Be16, protocol: u8) -> Self {
+        Self { address, port, protocol, _zero: 0 }
+    }
+}
+
+/// Bits of [`Session::flags`].
+pub mod session_flags {
+    /// The half that the session's first packet travelled.
+    pub const INITIATOR: u8 = 1 << 0;
+    /// Packets of this half leave on an inside device.
+    pub const TO_INSIDE: u8 = 1 << 1;
+    /// [`super::Session::next_hop`]'s link addresses are valid.
+    pub const NEXT_HOP_KNOWN: u8 = 1 << 2;
+    /// The session stands on its own port, with no endpoint-independent mapping.
+    pub const UNMAPPED: u8 = 1 << 3;
+    /// The TCP window scale that this half's sender announced, in the high bits.
+    pub const WINDOW_SCALE_SHIFT: u8 = 4;
+}
+
+/// Bits of [`Session::tcp`]: what this half's sender has shown.
+pub mod tcp_state {
+    pub const SYN: u8 = 1 << 0;
+    pub const FIN: u8 = 1 << 1;
+    pub const RST: u8 = 1 << 2;
+    /// Has acknowledged the other half's SYN, or was picked up in mid-stream.
+    pub const OPEN: u8 = 1 << 3;
+    /// The state in which a packet without SYN, FIN and RST changes nothing.
+    pub const STEADY: u8 = SYN | OPEN;
+}
+
+/// Where packets of a session leave, and their link addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NextHop {
+    /// Interface index.
+    pub device: u32,
+    /// The neighbour's link address, then our device's: the first 12 bytes of
+    /// the Ethernet header.
+    pub link: [[u8; 6]; 2],
+}
+
+/// One direction of a session, the value of [`maps::SESSIONS`]: all that an
+/// established packet needs, in one cache line.
+///
+/// The packets of this direction write it, and the other direction's only when
+/// a session (re)starts. User space only reads and deletes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Session {
+    /// What becomes the packet's source and destination.
+    pub source: Be32,
+    pub destination: Be32,
+    pub source_port: Be16,
+    pub destination_port: Be16,
+    /// [`Delta`] of the addresses, and of the ports, to the checksums.
+    pub address_delta: u16,
+    pub port_delta: u16,
+    pub next_hop: NextHop,
+    /// When a packet of this direction last came by, to within
+    /// [`crate::nat::REFRESH_AFTER`].
+    pub last_seen: Instant,
+    /// The MTU of the way out in bytes.
+    pub mtu: u16,
+    /// [`Settings::generation`] when the next hop was looked up.
+    pub generation: u16,
+    pub tcp: u8,
+    pub flags: u8,
+    /// TCP: the last window this half's sender announced, unscaled.
+    pub window: Be16,
+    /// TCP: the last acknowledgement number this half's sender sent.
+    pub acknowledged: Be32,
+    /// Counted only with [`globals::COUNT_TRAFFIC`].
+    pub packets: u64,
+    /// Bytes of IP packets, headers included.
+    pub bytes: u64,
+}
+
+impl Session {
+    /// The key under which the other direction's packets arrive, given the key
+    /// of this one's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn twin_key(&self, key: &FlowKey) -> FlowKey {
+        let protocol = key.arrival.protocol();
+        FlowKey {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            arrival: if self.flags & session_flags::TO_INSIDE == 0 {
+                Arrival::outside(protocol)
+            } else {
+                Arrival::inside(self.next_hop.device, protocol)
+            },
+        }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn address_delta(&self) -> Delta {
+        Delta::from_stored(self.address_delta)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn port_delta(&self) -> Delta {
+        Delta::from_stored(self.port_delta)
+    }
+}
+
+/// Bits of [`Mapping::flags`].
+pub mod mapping_flags {
+    /// Made by the operator (a port forward or a 1:1 mapping): never expires,
+    /// and lets in every remote in [`super::Mapping::allowed`].
+    pub const STATIC: u8 = 1 << 0;
+}
+
+/// An endpoint-independent mapping, the value of [`maps::MAPPINGS`], keyed by
+/// its outside endpoint. Inserting it with `BPF_NOEXIST` is what takes a port.
+///
+/// Written by the datapath; user space deletes expired ones and writes static
+/// ones.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    pub inside: EndpointKey,
+    /// The inside device's interface index.
+    pub device: u32,
+    /// No session outlives it. A mapping past it counts as absent.
+    pub expires_at: Instant,
+    /// Sessions that stand on it. Only ever added to and taken from.
+    pub sessions: u32,
+    /// With [`mapping_flags::STATIC`]: the network that may come in.
+    pub allowed: Be32,
+    pub allowed_length: u8,
+    pub flags: u8,
+    pub _zero: [u8; 2],
+}
+
+/// The key of [`maps::PERMISSIONS`]: a remote address that an inside endpoint
+/// has sent to (RFC 4787 section 5, address-dependent filtering).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PermissionKey {
+    pub outside: EndpointKey,
+    pub remote: Be32,
+}
+
+/// Until when the remote may send to the mapping.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Permission {
+    pub expires_at: Instant,
+}
+
+/// The key of [`maps::FRAGMENTS`]: a datagram whose first fragment was seen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    pub source: Be32,
+    pub destination: Be32,
+    pub arrival: Arrival,
+    pub identification: Be16,
+    pub _zero: u16,
+}
+
+/// The ports that the datagram's first fragment carried.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fragment {
+    pub source_port: Be16,
+    pub destination_port: Be16,
+    pub expires_at: Instant,
+}
+
+/// What one inside address uses, the value of [`maps::GUESTS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guest {
+    /// Sessions now. Only ever added to and taken from.
+    pub sessions: u32,
+    /// New sessions refused by a limit.
+    pub refused: u32,
+}
+
+/// The role of a device the datapath is attached to.
+pub mod role {
+    pub const INSIDE: u8 = 1;
+    pub const UPLINK: u8 = 2;
+}
+
+/// A device the datapath is attached to, the value of [`maps::DEVICES`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// The host's address on it: where our ICMP errors come from.
+    pub address: Be32,
+    /// The network mask of the inside network; guests have addresses in it.
+    pub mask: Be32,
+    /// In bytes.
+    pub mtu: u16,
+    /// [`role`].
+    pub role: u8,
+    /// Non-zero where frames have an Ethernet header.
+    pub ethernet: u8,
+}
+
+/// A per-CPU counter of one reason.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// How long things live without traffic, in ticks.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// RFC 4787 REQ-5: at least 2, by default 5 minutes.
+    pub udp: Ticks,
+    /// RFC 5382 REQ-5: at least 2 hours 4 minutes.
+    pub tcp_established: Ticks,
+    /// RFC 5382 REQ-5: at least 4 minutes; opening, closing and reset sessions.
+    pub tcp_transitory: Ticks,
+    /// RFC 5508 REQ-2: at least 60 seconds.
+    pub icmp: Ticks,
+    /// Protocols that are translated by address only.
+    pub other: Ticks,
+    /// RFC 6888 REQ-8: how long a freed port rests before another guest gets it.
+    pub port_rest: Ticks,
+    /// RFC 791: how long fragments of a datagram are waited for.
+    pub fragment: Ticks,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            udp: Ticks::from_seconds(300),
+            tcp_established: Ticks::from_seconds(7440),
+            tcp_transitory: Ticks::from_seconds(240),
+            icmp: Ticks::from_seconds(60),
+            other: Ticks::from_seconds(300),
+            port_rest: Ticks::from_seconds(120),
+            fragment: Ticks::from_seconds(15),
+        }
+    }
+}
+
+/// RFC 4787 section 5: which remotes a mapping lets in.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Filtering {
+    EndpointIndependent = 0,
+    #[default]
+    AddressDependent = 1,
+    AddressAndPortDependent = 2,
+}
+
+/// RFC 4787 section 4.1: whether an inside endpoint keeps its outside endpoint
+/// for every remote.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MappingMode {
+    #[default]
+    EndpointIndependent = 0,
+    AddressAndPortDependent = 1,
+}
+
+/// Bits of [`Settings::flags`].
+pub mod setting_flags {
+    /// Packets from outside keep a UDP or ICMP session alive too (RFC 4787 REQ-6).
+    pub const INBOUND_REFRESH: u32 = 1 << 0;
+}
+
+/// What the operator set, index 0 of [`maps::SETTINGS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    pub abi_version: u32,
+    /// [`setting_flags`].
+    pub flags: u32,
+    pub timeouts: Timeouts,
+    /// The pool of outside addresses; the first `outside_count` are valid.
+    pub outside: [Be32; MAX_OUTSIDE_ADDRESSES],
+    pub outside_count: u32,
+    /// Sessions that one guest may have; 0 for no limit.
+    pub guest_max_sessions: u32,
+    /// Rises when routes, neighbours or devices changed: cached next hops of
+    /// another generation are looked up anew.
+    pub generation: u16,
+    /// [`Filtering`] of TCP, and of everything else.
+    pub filtering_tcp: u8,
+    pub filtering_udp: u8,
+    /// [`MappingMode`] of TCP, and of everything else.
+    pub mapping_tcp: u8,
+    pub mapping_udp: u8,
+    pub _zero: [u8; 2],
+}
+
+impl Settings {
+    /// Whether the address is one that guests' packets are translated to.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_outside(&self, address: Be32) -> bool {
+        let count = self.outside_count;
+        self.outside
+            .iter()
+            .enumerate()
+            .any(|(index, outside)| (index as u32) < count && *outside == address)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn filtering(&self, protocol: u8) -> Filtering {
+        let number =
+            if protocol == crate::net::protocol::TCP { self.filtering_tcp } else { self.filtering_udp };
+        match number {
+            0 => Filtering::EndpointIndependent,
+            1 => Filtering::AddressDependent,
+            // An unknown number can only be stricter than what it stands for.
+            2..=u8::MAX => Filtering::AddressAndPortDependent,
+        }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn mapping(&self, protocol: u8) -> MappingMode {
+        let number =
+            if protocol == crate::net::protocol::TCP { self.mapping_tcp } else { self.mapping_udp };
+        match number {
+            0 => MappingMode::EndpointIndependent,
+            1..=u8::MAX => MappingMode::AddressAndPortDependent,
+        }
+    }
+}
+
+const _: () = {
+    assert!(size_of::<FlowKey>() == 16);
+    // 48 bytes of hash element, 16 of key and 64 of value are two cache lines.
+    assert!(size_of::<Session>() == 64);
+    assert!(size_of::<EndpointKey>() == 8);
+    assert!(size_of::<Mapping>() == 28);
+    assert!(size_of::<PermissionKey>() == 12);
+    assert!(size_of::<FragmentKey>() == 16);
+    assert!(size_of::<Device>() == 12);
+    assert!(size_of::<Settings>() == 4 + 4 + 28 + 64 + 4 + 4 + 8);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{
+        Arrival, Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping,
+        Permission, PermissionKey, Session, Settings,
+    };
+    use crate::net::Be32;
+
+    macro_rules! pod {
+        ($($name:ty),* $(,)?) => {
+            $(
+                // SAFETY: `repr(C)` or `repr(transparent)`, of integers and
+                // arrays of them, without padding (the asserts above).
+                unsafe impl aya::Pod for $name {}
+            )*
+        };
+    }
+    pod!(
+        Arrival, Be32, Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping,
+        Permission, PermissionKey, Session, Settings, crate::ports::PortSet, crate::ports::Reserved,
+    );
+}

@@ -1,0 +1,413 @@
+//! A session's life: its two halves, TCP's states, timeouts, its end.
+//!
+//! The pure functions ([`state`], [`timeout`], [`idle`]) are what user space
+//! shows and sweeps by, too.
+
+use super::{Insert, REFRESH_AFTER, Tables, filter, mapping};
+use crate::{
+    abi::{
+        EndpointKey, FlowKey, NextHop, Session, Timeouts, session_flags, setting_flags, tcp_state,
+    },
+    checksum::Delta,
+    net::{Be16, Be32, protocol},
+    parse::{Packet, Part, Transport, tcp_flags},
+    time::{Instant, Ticks},
+    verdict::Reason,
+};
+
+/// The state of a session, for timeouts and for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// TCP before both sides have acknowledged each other.
+    Opening,
+    /// TCP open both ways.
+    Established,
+    /// TCP after a FIN.
+    Closing,
+    /// TCP after a RST, with nothing since to show that it was not meant.
+    Reset,
+    /// Not TCP: packets went one way only.
+    OneWay,
+    /// Not TCP: packets went both ways.
+    TwoWay,
+}
+
+impl State {
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Established => "established",
+            Self::Closing => "closing",
+            Self::Reset => "reset",
+            Self::OneWay => "one-way",
+            Self::TwoWay => "two-way",
+        }
+    }
+}
+
+/// The part of a half that its session's state depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Half {
+    pub last_seen: Instant,
+    pub tcp: u8,
+    pub flags: u8,
+}
+
+impl From<&Session> for Half {
+    #[inline(always)]
+    fn from(session: &Session) -> Self {
+        Self { last_seen: session.last_seen, tcp: session.tcp, flags: session.flags }
+    }
+}
+
+/// Set in a half's `tcp`, for other protocols too, by its first packet.
+const SEEN: u8 = tcp_state::SYN;
+
+/// RFC 7323 section 2.3.
+const MAX_WINDOW_SCALE: u8 = 14;
+
+/// How long the other side may go on after a RST before the RST counts as not
+/// meant (RFC 7857 section 2): what was in flight arrives within two seconds.
+const RESET_GRACE: Ticks = Ticks::new(2048);
+
+/// The state of the session that these halves make.
+#[inline(always)]
+#[must_use]
+pub const fn state(number: u8, one: Half, other: Half) -> State {
+    if number != protocol::TCP {
+        return if one.tcp & other.tcp & SEEN != 0 { State::TwoWay } else { State::OneWay };
+    }
+    if is_reset(one, other) || is_reset(other, one) {
+        State::Reset
+    } else if (one.tcp | other.tcp) & tcp_state::FIN != 0 {
+        State::Closing
+    } else if one.tcp & other.tcp & tcp_state::OPEN != 0 {
+        State::Established
+    } else {
+        State::Opening
+    }
+}
+
+#[inline(always)]
+const fn is_reset(one: Half, other: Half) -> bool {
+    one.tcp & tcp_state::RST != 0 && other.last_seen.since(one.last_seen).get() <= RESET_GRACE.get()
+}
+
+/// How long a session in this state lives without traffic.
+#[inline(always)]
+#[must_use]
+pub const fn timeout(number: u8, state: State, timeouts: &Timeouts) -> Ticks {
+    match (state, number) {
+        (State::Established, _) => timeouts.tcp_established,
+        (State::Opening | State::Closing | State::Reset, _) => timeouts.tcp_transitory,
+        (State::OneWay | State::TwoWay, protocol::UDP | protocol::UDP_LITE) => timeouts.udp,
+        (State::OneWay | State::TwoWay, protocol::ICMP) => timeouts.icmp,
+        (State::OneWay | State::TwoWay, 0..=u8::MAX) => timeouts.other,
+    }
+}
+
+/// When the session was last kept alive. Without `inbound_refresh` packets
+/// from outside do not count for protocols other than TCP (RFC 4787 REQ-6).
+#[inline(always)]
+#[must_use]
+pub const fn last_kept(number: u8, one: Half, other: Half, inbound_refresh: bool) -> Instant {
+    if number == protocol::TCP || inbound_refresh {
+        return one.last_seen.later_of(other.last_seen);
+    }
+    // A half came from outside when the other one leaves to the outside.
+    if other.flags & session_flags::TO_INSIDE == 0 {
+        other.last_seen
+    } else if one.flags & session_flags::TO_INSIDE == 0 {
+        one.last_seen
+    } else {
+        one.last_seen.later_of(other.last_seen)
+    }
+}
+
+/// Whether the session that this half belongs to has outlived its timeout.
+#[inline(always)]
+pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, now: Instant, tables: &T) -> bool {
+    let Some(settings) = tables.settings() else { return false };
+    let number = key.arrival.protocol();
+    let one = Half::from(session);
+    // A half whose twin is gone lives and dies by itself.
+    let other = tables.session(&session.twin_key(key)).map_or(one, |twin| Half::from(&*twin));
+    let refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
+    let kept = last_kept(number, one, other, refresh);
+    let allowed = timeout(number, state(number, one, other), &settings.timeouts);
+    now.since(kept) >= allowed.plus(REFRESH_AFTER)
+}
+
+/// Notes what a packet says about its session, beyond being there. Returns
+/// whether it said anything.
+#[inline(always)]
+pub(super) fn follow<T: Tables>(
+    packet: &Packet,
+    session: &mut Session,
+    twin_key: &FlowKey,
+    now: Instant,
+    tables: &T,
+) -> bool {
+    let before = session.tcp;
+    if packet.transport != Transport::Tcp || packet.part == Part::Later {
+        session.tcp |= SEEN;
+        return session.tcp != before;
+    }
+    let Some(twin) = tables.session(twin_key) else { return false };
+    let flags = packet.segment.flags;
+    if flags & tcp_flags::RST != 0 {
+        if is_in_window(packet, session, twin) {
+            session.tcp |= tcp_state::RST;
+        }
+        // A repeated RST moves the time on, too.
+        return session.tcp & tcp_state::RST != 0;
+    }
+    if flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN {
+        let now_state = state(protocol::TCP, Half::from(&*session), Half::from(&*twin));
+        match now_state {
+            State::Closing | State::Reset => {
+                // A new connection on the old ports (RFC 1122 section 4.2.2.13).
+                session.tcp = tcp_state::SYN;
+                twin.tcp = 0;
+                twin.last_seen = now;
+                return true;
+            }
+            State::Opening | State::Established | State::OneWay | State::TwoWay => {}
+        }
+    }
+    session.tcp &= !tcp_state::RST;
+    if flags & tcp_flags::SYN != 0 {
+        session.tcp |= tcp_state::SYN;
+        note_window_scale(session, packet.segment.window_scale);
+    }
+    if flags & tcp_flags::FIN != 0 {
+        session.tcp |= tcp_state::FIN;
+    }
+    if flags & tcp_flags::ACK != 0 && twin.tcp & tcp_state::SYN != 0 {
+        session.tcp |= tcp_state::OPEN;
+        if twin.tcp & tcp_state::OPEN != 0 {
+            // The twin was picked up in mid-stream; so is this half.
+            session.tcp |= tcp_state::SYN;
+        }
+    }
+    session.tcp != before
+}
+
+/// Remembers the scale of this half's windows (RFC 7323 section 2).
+#[inline(always)]
+const fn note_window_scale(session: &mut Session, scale: u8) {
+    let others = session.flags & ((1 << session_flags::WINDOW_SCALE_SHIFT) - 1);
+    session.flags = others | scale << session_flags::WINDOW_SCALE_SHIFT;
+}
+
+/// Whether a RST lies where its receiver looks for data: a blind one from off
+/// the path hardly does (RFC 5961 section 3).
+#[inline(always)]
+fn is_in_window(packet: &Packet, session: &Session, twin: &Session) -> bool {
+    let established =
+        session.tcp & twin.tcp & tcp_state::OPEN != 0 && twin.tcp & tcp_state::SYN != 0;
+    if !established {
+        return true;
+    }
+    let scale = twin.flags >> session_flags::WINDOW_SCALE_SHIFT;
+    let window = u32::from(twin.window.get()) << (scale & 15);
+    let ahead = packet.segment.sequence.get().wrapping_sub(twin.acknowledged.get());
+    ahead <= window
+}
+
+/// Lets the mapping and the permission that the session stands on live on.
+#[inline(always)]
+pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, now: Instant, tables: &T) {
+    let Some(settings) = tables.settings() else { return };
+    let number = key.arrival.protocol();
+    let from_outside = key.arrival.device().is_none();
+    let refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
+    if session.flags & session_flags::UNMAPPED != 0
+        || (from_outside && !refresh && number != protocol::TCP)
+    {
+        return;
+    }
+    let one = Half::from(session);
+    let other = tables.session(&session.twin_key(key)).map_or(one, |twin| Half::from(&*twin));
+    let allowed = timeout(number, state(number, one, other), &settings.timeouts);
+    let until = now.after(allowed).after(REFRESH_AFTER);
+    let (outside, remote) = if from_outside {
+        (key.destination_endpoint(), key.source)
+    } else {
+        (
+            EndpointKey::new(session.source, session.source_port, number),
+            key.destination,
+        )
+    };
+    mapping::keep_until(&outside, until, tables);
+    filter::permit(&outside, remote, until, tables);
+}
+
+/// A session about to be made: the half whose packet is here.
+pub(super) struct Opening<'a> {
+    pub key: &'a FlowKey,
+    /// What the packet's source and destination become.
+    pub source: (Be32, Be16),
+    pub destination: (Be32, Be16),
+    /// [`session_flags`] of this half, `INITIATOR` aside.
+    pub flags: u8,
+    pub next_hop: NextHop,
+    pub linked: bool,
+    pub mtu: u16,
+    pub generation: u16,
+}
+
+/// The two halves of a new session: this one's value, the twin's key and value.
+#[inline(always)]
+pub(super) fn halves(opening: &Opening<'_>, packet: &Packet, now: Instant) -> (Session, Session) {
+    let key = opening.key;
+    let (source, source_port) = opening.source;
+    let (destination, destination_port) = opening.destination;
+    let addresses = Delta::of_address(key.source, source)
+        .and(Delta::of_address(key.destination, destination));
+    let ports = Delta::of_word(key.source_port, source_port)
+        .and(Delta::of_word(key.destination_port, destination_port));
+    let back_addresses = Delta::of_address(source, key.source)
+        .and(Delta::of_address(destination, key.destination));
+    let back_ports = Delta::of_word(source_port, key.source_port)
+        .and(Delta::of_word(destination_port, key.destination_port));
+    let mut forward = Session {
+        source,
+        destination,
+        source_port,
+        destination_port,
+        address_delta: addresses.stored(),
+        port_delta: ports.stored(),
+        next_hop: opening.next_hop,
+        last_seen: now,
+        mtu: opening.mtu,
+        generation: opening.generation,
+        tcp: first_state(packet),
+        flags: opening.flags | session_flags::INITIATOR,
+        ..Session::default()
+    };
+    // The largest that there is, where no SYN has told it.
+    let scale = if packet.segment.flags & tcp_flags::SYN != 0 {
+        packet.segment.window_scale
+    } else {
+        MAX_WINDOW_SCALE
+    };
+    note_window_scale(&mut forward, scale);
+    if opening.linked {
+        forward.flags |= session_flags::NEXT_HOP_KNOWN;
+    }
+    let mut back = Session {
+        source: key.destination,
+        destination: key.source,
+        source_port: key.destination_port,
+        destination_port: key.source_port,
+        address_delta: back_addresses.stored(),
+        port_delta: back_ports.stored(),
+        last_seen: now,
+        // Another generation: the first packet back looks its next hop up.
+        generation: opening.generation.wrapping_sub(1),
+        flags: opening.flags & session_flags::UNMAPPED,
+        ..Session::default()
+    };
+    note_window_scale(&mut back, MAX_WINDOW_SCALE);
+    if let Some(device) = key.arrival.device() {
+        back.flags |= session_flags::TO_INSIDE;
+        back.next_hop.device = device;
+    }
+    (forward, back)
+}
+
+#[inline(always)]
+const fn first_state(packet: &Packet) -> u8 {
+    if !matches!(packet.transport, Transport::Tcp) {
+        SEEN
+    } else if packet.segment.flags & tcp_flags::SYN != 0 {
+        tcp_state::SYN
+    } else {
+        // Picked up in mid-stream: it was opened before we came.
+        tcp_state::STEADY
+    }
+}
+
+/// Puts both halves into the table and counts them, the one that decides a race
+/// for the translated tuple first; leaves nothing behind on failure.
+#[inline(always)]
+pub(super) fn insert<T: Tables>(
+    key: &FlowKey,
+    forward: &Session,
+    back: &Session,
+    now: Instant,
+    tables: &T,
+) -> Result<(), Reason> {
+    let back_key = forward.twin_key(key);
+    insert_half(&back_key, back, now, tables)?;
+    if let Err(reason) = insert_half(key, forward, now, tables) {
+        if tables.remove_session(&back_key) {
+            count(&back_key, back, false, tables);
+        }
+        return Err(reason);
+    }
+    Ok(())
+}
+
+/// Inserts one half; an expired session in its place makes way.
+#[inline(never)]
+fn insert_half<T: Tables>(
+    key: &FlowKey,
+    session: &Session,
+    now: Instant,
+    tables: &T,
+) -> Result<(), Reason> {
+    for _ in 0..2 {
+        match tables.insert_session(key, session) {
+            Insert::Done => {
+                count(key, session, true, tables);
+                return Ok(());
+            }
+            Insert::Full => return Err(Reason::SessionTableFull),
+            Insert::Exists => {
+                let Some(old) = tables.session(key) else { continue };
+                if !is_expired(key, old, now, tables) {
+                    return Err(Reason::SessionConflict);
+                }
+                close(key, old, tables);
+            }
+        }
+    }
+    Err(Reason::SessionConflict)
+}
+
+/// Ends a session: removes both halves.
+#[inline(never)]
+pub fn close<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
+    let session = *session;
+    let twin_key = session.twin_key(key);
+    let twin = tables.session(&twin_key).map(|twin| *twin);
+    if tables.remove_session(key) {
+        count(key, &session, false, tables);
+    }
+    if let Some(twin) = twin
+        && tables.remove_session(&twin_key)
+    {
+        count(&twin_key, &twin, false, tables);
+    }
+}
+
+/// Counts a half on its guest and its mapping. Only the half that arrives on an
+/// inside device counts, once for each guest of the session.
+#[inline(always)]
+fn count<T: Tables>(key: &FlowKey, session: &Session, more: bool, tables: &T) {
+    if key.arrival.device().is_none() {
+        return;
+    }
+    tables.count_on_guest(key.source, more);
+    if session.flags & session_flags::UNMAPPED == 0 {
+        let outside = EndpointKey::new(
+            session.source,
+            session.source_port,
+            key.arrival.protocol(),
+        );
+        tables.count_on_mapping(&outside, more);
+    }
+}

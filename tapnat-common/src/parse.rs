@@ -1,0 +1,452 @@
+//! Reads a frame: Ethernet or bare IP, IPv4, and as much of the transport
+//! header as translation needs. Decides nothing beyond what is malformed, and
+//! looks into no payload but the packet that an ICMP error quotes.
+
+use network_types::{ip::Ipv4Hdr, tcp::TcpHdr};
+
+use crate::{
+    abi::{Arrival, FlowKey},
+    frame::Frame,
+    net::{Be16, Be32, icmp, protocol},
+    verdict::{Reason, Verdict},
+};
+
+/// The part of a datagram that a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Whole,
+    /// The first fragment, which has the transport header.
+    First,
+    /// A later fragment, which has payload only.
+    Later,
+}
+
+/// How the transport is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    /// UDP and UDP-Lite.
+    Udp,
+    /// An ICMP query: its identifier is the source's port.
+    IcmpQuery,
+    /// The reply to an ICMP query: its identifier is the destination's port.
+    IcmpReply,
+    /// An ICMP error: the packet it quotes is what counts.
+    IcmpError,
+    /// An ICMP type that is neither.
+    IcmpOther,
+    /// Ports tell sessions apart but cannot be changed (SCTP: its checksum is
+    /// a CRC over them).
+    PortsFixed,
+    /// No ports that we could read: GRE, ESP.
+    AddressOnly,
+    /// Anything else.
+    Unknown,
+}
+
+/// TCP flags, as in byte 13 of the header.
+pub mod tcp_flags {
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 1 << 1;
+    pub const RST: u8 = 1 << 2;
+    pub const ACK: u8 = 1 << 4;
+}
+
+/// What a TCP header says about its connection; zeros for other protocols.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    pub flags: u8,
+    pub window: Be16,
+    pub sequence: Be32,
+    pub acknowledged: Be32,
+    /// Of a SYN: the shift of the windows to come (RFC 7323), at most 14.
+    pub window_scale: u8,
+}
+
+/// What was read of a packet. Offsets are in bytes from the frame's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub source: Be32,
+    pub destination: Be32,
+    pub source_port: Be16,
+    pub destination_port: Be16,
+    pub protocol: u8,
+    pub time_to_live: u8,
+    pub dont_fragment: bool,
+    pub part: Part,
+    pub transport: Transport,
+    pub identification: Be16,
+    /// Offset of the IP header, and its length.
+    pub network_offset: u32,
+    pub header_length: u32,
+    /// Bytes of the IP packet, headers included, however large GSO made it.
+    pub length: u32,
+    /// The size of the largest packet on the wire: `length`, or with GSO that
+    /// of a segment.
+    pub wire_length: u32,
+    pub segment: Segment,
+}
+
+/// Offset of the checksum in a TCP header.
+const TCP_CHECKSUM: u32 = 16;
+/// Offset of the checksum in a UDP header.
+const UDP_CHECKSUM: u32 = 6;
+/// Offset of the checksum in an ICMP header.
+const ICMP_CHECKSUM: u32 = 2;
+/// Offset of the identifier in an ICMP query.
+pub const ICMP_IDENTIFIER: u32 = 4;
+
+impl Packet {
+    /// Offset of the transport header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn transport_offset(&self) -> u32 {
+        self.network_offset + self.header_length
+    }
+
+    /// The key of the packet's session, given where it arrived: an inside
+    /// device's index, or `None` for the outside.
+    #[inline(always)]
+    #[must_use]
+    pub const fn key(&self, device: Option<u32>) -> FlowKey {
+        FlowKey {
+            source: self.source,
+            destination: self.destination,
+            source_port: self.source_port,
+            destination_port: self.destination_port,
+            arrival: match device {
+                Some(device) => Arrival::inside(device, self.protocol),
+                None => Arrival::outside(self.protocol),
+            },
+        }
+    }
+
+    /// Where the transport checksum is; `None` where none covers addresses or
+    /// ports, or where this packet does not have it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn checksum_offset(&self) -> Option<u32> {
+        if matches!(self.part, Part::Later) {
+            return None;
+        }
+        match self.transport {
+            Transport::Tcp => Some(self.transport_offset() + TCP_CHECKSUM),
+            Transport::Udp => Some(self.transport_offset() + UDP_CHECKSUM),
+            Transport::IcmpQuery | Transport::IcmpReply => {
+                Some(self.transport_offset() + ICMP_CHECKSUM)
+            }
+            Transport::IcmpError
+            | Transport::IcmpOther
+            | Transport::PortsFixed
+            | Transport::AddressOnly
+            | Transport::Unknown => None,
+        }
+    }
+}
+
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const MORE_FRAGMENTS: u16 = 0x2000;
+const DONT_FRAGMENT: u16 = 0x4000;
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// Reads the frame.
+///
+/// # Errors
+/// The verdict on a packet that is not IPv4 (it passes) or malformed (dropped).
+#[inline(always)]
+pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Verdict> {
+    let network_offset = frame.link_length();
+    if network_offset != 0 {
+        let Some(ethertype) = frame.load::<[u8; 2]>(network_offset - 2) else {
+            return Err(Verdict::Pass(Reason::NotIpv4));
+        };
+        if ethertype != ETHERTYPE_IPV4 {
+            return Err(Verdict::Pass(Reason::NotIpv4));
+        }
+    }
+    let Some(header) = frame.load::<Ipv4Hdr>(network_offset) else {
+        return Err(Verdict::Drop(Reason::Truncated));
+    };
+    if network_offset == 0 && header.version() != 4 {
+        return Err(Verdict::Pass(Reason::NotIpv4));
+    }
+    let header_length = u32::from(header.vihl & 0x0f) * 4;
+    if header.vihl >> 4 != 4 || header_length < 20 {
+        return Err(Verdict::Drop(Reason::BadHeader));
+    }
+    let carried = frame.length().wrapping_sub(network_offset);
+    let mut length = u32::from(Be16::from_bytes(header.tot_len).get());
+    let segment_size = frame.segment_size();
+    if length == 0 && segment_size != 0 {
+        // "BIG TCP": longer than the field can say.
+        length = carried;
+    }
+    if length < header_length || length > carried {
+        return Err(Verdict::Drop(Reason::Truncated));
+    }
+    let fragment = Be16::from_bytes(header.frags).get();
+    let part = if fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) == 0 {
+        Part::Whole
+    } else if fragment & FRAGMENT_OFFSET == 0 {
+        Part::First
+    } else {
+        Part::Later
+    };
+    let mut packet = Packet {
+        source: Be32::from_bytes(header.src_addr),
+        destination: Be32::from_bytes(header.dst_addr),
+        source_port: Be16::ZERO,
+        destination_port: Be16::ZERO,
+        protocol: header.proto,
+        time_to_live: header.ttl,
+        dont_fragment: fragment & DONT_FRAGMENT != 0,
+        part,
+        transport: transport_of(header.proto),
+        identification: Be16::from_bytes(header.id),
+        network_offset,
+        header_length,
+        length,
+        wire_length: length,
+        segment: Segment::default(),
+    };
+    if part != Part::Later {
+        read_transport(frame, &mut packet, segment_size)?;
+    }
+    Ok(packet)
+}
+
+#[inline(always)]
+const fn transport_of(number: u8) -> Transport {
+    match number {
+        protocol::TCP => Transport::Tcp,
+        protocol::UDP | protocol::UDP_LITE => Transport::Udp,
+        // Refined by its type, where that can be read.
+        protocol::ICMP => Transport::IcmpQuery,
+        protocol::SCTP => Transport::PortsFixed,
+        protocol::GRE | protocol::ESP => Transport::AddressOnly,
+        0..=u8::MAX => Transport::Unknown,
+    }
+}
+
+#[inline(always)]
+fn read_transport<F: Frame>(
+    frame: &F,
+    packet: &mut Packet,
+    segment_size: u32,
+) -> Result<(), Verdict> {
+    let offset = packet.transport_offset();
+    let available = packet.length - packet.header_length;
+    let short = Verdict::Drop(match packet.part {
+        Part::First => Reason::FragmentTooShort,
+        Part::Whole | Part::Later => Reason::Truncated,
+    });
+    match packet.transport {
+        Transport::Tcp => {
+            if available < TcpHdr::LEN as u32 {
+                return Err(short);
+            }
+            let header = frame.load::<TcpHdr>(offset).ok_or(short)?;
+            let bytes = frame.load::<[u8; 2]>(offset + 12).ok_or(short)?;
+            packet.source_port = Be16::from_bytes(header.source);
+            packet.destination_port = Be16::from_bytes(header.dest);
+            packet.segment = Segment {
+                flags: bytes[1],
+                window: Be16::from_bytes(header.window),
+                sequence: Be32::from_bytes(header.seq),
+                acknowledged: Be32::from_bytes(header.ack_seq),
+                window_scale: 0,
+            };
+            if bytes[1] & tcp_flags::SYN != 0 {
+                let end = offset + u32::from(bytes[0] >> 4) * 4;
+                packet.segment.window_scale = read_window_scale(frame, offset, end);
+            }
+            if segment_size != 0 {
+                let data_offset = u32::from(bytes[0] >> 4) * 4;
+                packet.wire_length = packet.header_length + data_offset + segment_size;
+            }
+        }
+        Transport::Udp | Transport::PortsFixed => {
+            // SCTP's common header is longer, but only its ports matter here.
+            if available < 8 {
+                return Err(short);
+            }
+            let ports = frame.load::<[[u8; 2]; 2]>(offset).ok_or(short)?;
+            packet.source_port = Be16::from_bytes(ports[0]);
+            packet.destination_port = Be16::from_bytes(ports[1]);
+            if segment_size != 0 {
+                packet.wire_length = packet.header_length + 8 + segment_size;
+            }
+        }
+        Transport::IcmpQuery => {
+            if available < 8 {
+                return Err(short);
+            }
+            let header = frame.load::<[u8; 8]>(offset).ok_or(short)?;
+            let identifier = Be16::from_bytes([header[4], header[5]]);
+            match header[0] {
+                icmp::ECHO_REQUEST | icmp::TIMESTAMP_REQUEST => packet.source_port = identifier,
+                icmp::ECHO_REPLY | icmp::TIMESTAMP_REPLY => {
+                    packet.transport = Transport::IcmpReply;
+                    packet.destination_port = identifier;
+                }
+                icmp::DESTINATION_UNREACHABLE
+                | icmp::TIME_EXCEEDED
+                | icmp::PARAMETER_PROBLEM => packet.transport = Transport::IcmpError,
+                0..=u8::MAX => packet.transport = Transport::IcmpOther,
+            }
+        }
+        Transport::IcmpReply
+        | Transport::IcmpError
+        | Transport::IcmpOther
+        | Transport::AddressOnly
+        | Transport::Unknown => {}
+    }
+    Ok(())
+}
+
+/// The window scale option of the TCP header from `start` to `end`; 0 when it
+/// has none, or when its options make no sense.
+#[inline(never)]
+fn read_window_scale<F: Frame>(frame: &F, start: u32, end: u32) -> u8 {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const WINDOW_SCALE: u8 = 3;
+    let mut offset = start + TcpHdr::LEN as u32;
+    // Of the 40 bytes of options each takes one at least, mostly more.
+    for _ in 0..12 {
+        if offset >= end {
+            break;
+        }
+        let Some([kind]) = frame.load::<[u8; 1]>(offset) else { break };
+        if kind == END {
+            break;
+        }
+        if kind == NO_OPERATION {
+            offset += 1;
+            continue;
+        }
+        let Some([length]) = frame.load::<[u8; 1]>(offset + 1) else { break };
+        if length < 2 || length > 40 {
+            break;
+        }
+        if kind == WINDOW_SCALE {
+            return match frame.load::<[u8; 1]>(offset + 2) {
+                Some([scale]) if length == 3 => scale.min(14),
+                Some(_) | None => 0,
+            };
+        }
+        offset += u32::from(length);
+    }
+    0
+}
+
+/// The packet that an ICMP error quotes. Offsets are from the frame's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quoted {
+    pub source: Be32,
+    pub destination: Be32,
+    pub source_port: Be16,
+    pub destination_port: Be16,
+    pub protocol: u8,
+    pub transport: Transport,
+    pub network_offset: u32,
+    pub transport_offset: u32,
+    /// Where the transport checksum is, if so much is quoted.
+    pub checksum_offset: Option<u32>,
+}
+
+/// Bytes of an ICMP header before the quoted packet.
+const ICMP_HEADER: u32 = 8;
+
+/// Reads the packet quoted by the ICMP error `packet`.
+///
+/// Only the first 8 bytes of its transport header are certain to be there
+/// (RFC 792); what follows the quoted packet (RFC 4884) is left alone.
+///
+/// # Errors
+/// [`Reason::ErrorUnusable`] when it quotes too little, a later fragment or a
+/// protocol without sessions; [`Reason::ErrorBadChecksum`] when the quoted
+/// header's checksum is wrong (RFC 5508 REQ-3).
+#[inline(always)]
+pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reason> {
+    let unusable = Reason::ErrorUnusable;
+    let network_offset = packet.transport_offset() + ICMP_HEADER;
+    let header = frame.load::<Ipv4Hdr>(network_offset).ok_or(unusable)?;
+    let header_length = u32::from(header.vihl & 0x0f) * 4;
+    if header.vihl >> 4 != 4 || header_length < 20 {
+        return Err(unusable);
+    }
+    if Be16::from_bytes(header.frags).get() & FRAGMENT_OFFSET != 0 {
+        return Err(unusable);
+    }
+    let end = packet.network_offset + packet.length;
+    let transport_offset = network_offset + header_length;
+    if transport_offset + 8 > end {
+        return Err(unusable);
+    }
+    verify_header(frame, network_offset, header_length)?;
+    let start = frame.load::<[u8; 8]>(transport_offset).ok_or(unusable)?;
+    let mut quoted = Quoted {
+        source: Be32::from_bytes(header.src_addr),
+        destination: Be32::from_bytes(header.dst_addr),
+        source_port: Be16::ZERO,
+        destination_port: Be16::ZERO,
+        protocol: header.proto,
+        transport: transport_of(header.proto),
+        network_offset,
+        transport_offset,
+        checksum_offset: None,
+    };
+    match quoted.transport {
+        Transport::Tcp | Transport::Udp | Transport::PortsFixed => {
+            quoted.source_port = Be16::from_bytes([start[0], start[1]]);
+            quoted.destination_port = Be16::from_bytes([start[2], start[3]]);
+            if quoted.transport == Transport::Udp {
+                quoted.checksum_offset = Some(transport_offset + UDP_CHECKSUM);
+            } else if quoted.transport == Transport::Tcp
+                && transport_offset + TCP_CHECKSUM + 2 <= end
+            {
+                quoted.checksum_offset = Some(transport_offset + TCP_CHECKSUM);
+            }
+        }
+        Transport::IcmpQuery => {
+            let identifier = Be16::from_bytes([start[4], start[5]]);
+            quoted.checksum_offset = Some(transport_offset + ICMP_CHECKSUM);
+            match start[0] {
+                icmp::ECHO_REQUEST | icmp::TIMESTAMP_REQUEST => quoted.source_port = identifier,
+                icmp::ECHO_REPLY | icmp::TIMESTAMP_REPLY => {
+                    quoted.transport = Transport::IcmpReply;
+                    quoted.destination_port = identifier;
+                }
+                // RFC 1122 section 3.2.2: no errors about errors.
+                0..=u8::MAX => return Err(unusable),
+            }
+        }
+        Transport::AddressOnly => {}
+        Transport::IcmpReply
+        | Transport::IcmpError
+        | Transport::IcmpOther
+        | Transport::Unknown => return Err(unusable),
+    }
+    Ok(quoted)
+}
+
+/// Checks the checksum of a quoted IPv4 header.
+#[inline(always)]
+fn verify_header<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reason> {
+    let mut sum = 0u32;
+    // 15 words of 32 bits are the longest header there is.
+    for word in 0..15u32 {
+        if word * 4 >= length {
+            break;
+        }
+        let bytes = frame.load::<[[u8; 2]; 2]>(offset + word * 4).ok_or(Reason::ErrorUnusable)?;
+        sum += u32::from(Be16::from_bytes(bytes[0]).raw());
+        sum += u32::from(Be16::from_bytes(bytes[1]).raw());
+    }
+    if crate::checksum::finish(sum) == Be16::ZERO {
+        Ok(())
+    } else {
+        Err(Reason::ErrorBadChecksum)
+    }
+}

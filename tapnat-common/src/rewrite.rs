@@ -1,0 +1,176 @@
+//! Changes a packet as decided: addresses, ports, time to live, checksums, and
+//! the packet that an ICMP error quotes. Decides nothing.
+
+use crate::{
+    abi::{NextHop, Session},
+    checksum::Delta,
+    frame::Frame,
+    net::{Be16, Be32, protocol},
+    parse::{ICMP_IDENTIFIER, Packet, Part, Quoted, Transport},
+};
+
+/// What a packet's addresses and ports become, and where it then goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    pub source: Be32,
+    pub destination: Be32,
+    pub source_port: Be16,
+    pub destination_port: Be16,
+    pub address_delta: Delta,
+    pub port_delta: Delta,
+    pub next_hop: NextHop,
+    /// Leave through the kernel's neighbour table rather than with the cached
+    /// link addresses: there are none, or it is time to confirm them.
+    pub resolve: bool,
+}
+
+impl Rewrite {
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(session: &Session, resolve: bool) -> Self {
+        Self {
+            source: session.source,
+            destination: session.destination,
+            source_port: session.source_port,
+            destination_port: session.destination_port,
+            address_delta: session.address_delta(),
+            port_delta: session.port_delta(),
+            next_hop: session.next_hop,
+            resolve,
+        }
+    }
+}
+
+/// Offset of the time to live in an IPv4 header; protocol, checksum and the
+/// two addresses follow it.
+const TIME_TO_LIVE: u32 = 8;
+
+/// Translates a packet of a session.
+///
+/// `None` when the packet's memory could not be changed; it may then be half
+/// rewritten and must be dropped.
+#[inline(always)]
+pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Option<()> {
+    if let Some(offset) = packet.checksum_offset() {
+        let covers_addresses = matches!(packet.transport, Transport::Tcp | Transport::Udp);
+        let addresses = if covers_addresses { rewrite.address_delta } else { Delta::ZERO };
+        let zero_means_none = packet.protocol == protocol::UDP;
+        frame.update_checksum(offset, addresses, rewrite.port_delta, zero_means_none)?;
+    }
+    if packet.part != Part::Later {
+        store_ports(
+            frame,
+            packet.transport,
+            packet.transport_offset(),
+            (rewrite.source_port, rewrite.destination_port),
+        )?;
+    }
+    store_network(frame, packet, rewrite.source, rewrite.destination, rewrite.address_delta)
+}
+
+/// Writes the ports where this transport has them.
+#[inline(always)]
+fn store_ports<F: Frame>(
+    frame: &mut F,
+    transport: Transport,
+    offset: u32,
+    (source, destination): (Be16, Be16),
+) -> Option<()> {
+    match transport {
+        Transport::Tcp | Transport::Udp => {
+            frame.store(offset, &[source.bytes(), destination.bytes()])
+        }
+        Transport::IcmpQuery => frame.store(offset + ICMP_IDENTIFIER, &source.bytes()),
+        Transport::IcmpReply => frame.store(offset + ICMP_IDENTIFIER, &destination.bytes()),
+        Transport::PortsFixed
+        | Transport::AddressOnly
+        | Transport::IcmpError
+        | Transport::IcmpOther
+        | Transport::Unknown => Some(()),
+    }
+}
+
+/// Writes the addresses and the time to live, one less, and their checksum.
+#[inline(always)]
+fn store_network<F: Frame>(
+    frame: &mut F,
+    packet: &Packet,
+    source: Be32,
+    destination: Be32,
+    address_delta: Delta,
+) -> Option<()> {
+    let offset = packet.network_offset + TIME_TO_LIVE;
+    let [time_to_live, protocol, check @ ..] = frame.load::<[u8; 4]>(offset)?;
+    let fewer = time_to_live.wrapping_sub(1);
+    let hop = Delta::of_word(
+        Be16::from_bytes([time_to_live, protocol]),
+        Be16::from_bytes([fewer, protocol]),
+    );
+    let [check_high, check_low] = address_delta.and(hop).apply(Be16::from_bytes(check)).bytes();
+    let first = [fewer, protocol, check_high, check_low];
+    frame.store(offset, &[first, source.bytes(), destination.bytes()])
+}
+
+/// Translates an ICMP error: the quoted packet becomes what its sender sent,
+/// and the error goes to that sender (RFC 5508 REQ-4 and REQ-5).
+///
+/// `rewrite` is that of the session's packets that travel the error's way;
+/// `source` is what becomes the error's source.
+#[inline(always)]
+pub fn apply_error<F: Frame>(
+    frame: &mut F,
+    packet: &Packet,
+    quoted: &Quoted,
+    rewrite: &Rewrite,
+    source: Be32,
+) -> Option<()> {
+    // The quoted packet travelled the other way.
+    let addresses = Delta::of_address(quoted.source, rewrite.destination)
+        .and(Delta::of_address(quoted.destination, rewrite.source));
+    let ports = Delta::of_word(quoted.source_port, rewrite.destination_port)
+        .and(Delta::of_word(quoted.destination_port, rewrite.source_port));
+
+    // Every changed word of the quoted packet changes the error's checksum.
+    let mut changed = addresses;
+    let header = quoted.network_offset + TIME_TO_LIVE;
+    let [time_to_live, number, check @ ..] = frame.load::<[u8; 4]>(header)?;
+    let old_check = Be16::from_bytes(check);
+    let new_check = addresses.apply(old_check);
+    changed = changed.and(Delta::of_word(old_check, new_check));
+
+    if let Some(offset) = quoted.checksum_offset {
+        let covers_addresses = matches!(quoted.transport, Transport::Tcp | Transport::Udp);
+        let delta = if covers_addresses { addresses.and(ports) } else { ports };
+        let old = Be16::from_bytes(frame.load::<[u8; 2]>(offset)?);
+        let absent = quoted.protocol == protocol::UDP && old == Be16::ZERO;
+        if !absent {
+            let new = delta.apply(old);
+            frame.store(offset, &new.bytes())?;
+            changed = changed.and(Delta::of_word(old, new));
+        }
+    }
+    if !matches!(quoted.transport, Transport::PortsFixed | Transport::AddressOnly) {
+        changed = changed.and(ports);
+    }
+    store_ports(
+        frame,
+        quoted.transport,
+        quoted.transport_offset,
+        (rewrite.destination_port, rewrite.source_port),
+    )?;
+    let [check_high, check_low] = new_check.bytes();
+    frame.store(
+        header,
+        &[
+            [time_to_live, number, check_high, check_low],
+            rewrite.destination.bytes(),
+            rewrite.source.bytes(),
+        ],
+    )?;
+
+    let checksum = packet.transport_offset() + 2;
+    frame.update_checksum(checksum, Delta::ZERO, changed, false)?;
+    let outer = Delta::of_address(packet.source, source)
+        .and(Delta::of_address(packet.destination, rewrite.destination));
+    store_network(frame, packet, source, rewrite.destination, outer)
+}

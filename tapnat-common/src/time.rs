@@ -1,0 +1,118 @@
+//! The datapath's clock: wrapping 32-bit ticks of `CLOCK_MONOTONIC`.
+//!
+//! One clock and one unit everywhere. A tick is 2^20 ns (about 1.05 ms), which
+//! the datapath gets from a nanosecond clock by a shift, not a division. This
+//! module reads no clock: the present is a parameter.
+
+/// Nanoseconds in a tick are two to this power.
+const TICK_SHIFT: u32 = 20;
+
+/// A point in time. Points further than 24 days apart do not compare.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Instant(u32);
+
+/// A length of time in ticks.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticks(u32);
+
+impl Instant {
+    /// The point at `nanoseconds` of `CLOCK_MONOTONIC`.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the clock wraps by design")]
+    pub const fn from_nanoseconds(nanoseconds: u64) -> Self {
+        Self((nanoseconds >> TICK_SHIFT) as u32)
+    }
+
+    /// Time passed since `earlier`; nothing when `earlier` lies ahead, as a
+    /// stamp written by another CPU may.
+    #[inline(always)]
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Ticks {
+        let passed = self.0.wrapping_sub(earlier.0).cast_signed();
+        if passed < 0 { Ticks(0) } else { Ticks(passed.cast_unsigned()) }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn after(self, ticks: Ticks) -> Self {
+        Self(self.0.wrapping_add(ticks.0))
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_before(self, other: Self) -> bool {
+        self.0.wrapping_sub(other.0).cast_signed() < 0
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn later_of(self, other: Self) -> Self {
+        if self.is_before(other) { other } else { self }
+    }
+}
+
+impl Ticks {
+    /// The longest time that the clock can tell, 26 days.
+    pub const MAX: Self = Self(i32::MAX.cast_unsigned());
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(ticks: u32) -> Self {
+        Self(ticks)
+    }
+
+    /// At least this many milliseconds: rounded up, capped at [`Ticks::MAX`].
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "capped just before")]
+    pub const fn from_milliseconds(milliseconds: u64) -> Self {
+        let ticks = milliseconds.saturating_mul(1_000_000).div_ceil(1 << TICK_SHIFT);
+        if ticks > Self::MAX.0 as u64 { Self::MAX } else { Self(ticks as u32) }
+    }
+
+    #[must_use]
+    pub const fn from_seconds(seconds: u32) -> Self {
+        Self::from_milliseconds(seconds as u64 * 1000)
+    }
+
+    #[must_use]
+    pub const fn milliseconds(self) -> u64 {
+        ((self.0 as u64) << TICK_SHIFT) / 1_000_000
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_passes_across_the_wrap() {
+        let before = Instant(u32::MAX - 5);
+        let after = before.after(Ticks::new(10));
+        assert_eq!(after.since(before), Ticks::new(10));
+        assert!(before.is_before(after));
+        assert_eq!(before.since(after), Ticks::new(0), "a stamp ahead of us is not an age");
+        assert_eq!(before.later_of(after), after);
+    }
+
+    #[test]
+    fn a_duration_is_never_cut_short() {
+        assert!(Ticks::from_seconds(7440).milliseconds() >= 7_440_000);
+        assert_eq!(Ticks::from_milliseconds(u64::MAX), Ticks::MAX);
+        assert_eq!(Instant::from_nanoseconds(5 << 20), Instant(5));
+    }
+}

@@ -1,0 +1,182 @@
+//! What can become of a packet, and the one table of reasons for it.
+//!
+//! A [`Reason`] is the counter's index, the CLI's label, the metric's label and
+//! what tests assert. The numbers are ABI: they rise with the table's layout
+//! version, and a label never changes its meaning.
+
+use crate::{net::Be32, rewrite::Rewrite};
+
+/// The kind of exit that a reason belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Up to the host's own network stack, untouched.
+    Pass,
+    /// Dropped, with an ICMP error to the sender where the standards ask for one.
+    Drop,
+    /// Translated and sent on.
+    Forward,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $outcome:ident $label:literal,)*) => {
+        /// Why a packet left the datapath the way it did.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of its number.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The number of reasons: the size of the counters' table.
+            pub const COUNT: u32 = [$(stringify!($name),)*].len() as u32;
+
+            /// The name that the CLI, JSON and metrics show.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)*
+                }
+            }
+
+            #[must_use]
+            pub const fn outcome(self) -> Outcome {
+                match self {
+                    $(Self::$name => Outcome::$outcome,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Not IPv4: ARP, IPv6 and the rest are the host's.
+    NotIpv4 = Pass "not-ipv4",
+    /// From a guest to an address of the host, or to a network that the host
+    /// reaches otherwise than over the uplink.
+    ForTheHost = Pass "for-the-host",
+    /// Multicast or broadcast.
+    NotUnicast = Pass "not-unicast",
+    /// Arrived on the uplink, and no session, mapping or forward wants it.
+    NoMapping = Pass "no-mapping",
+    /// No route to the destination; the host tells the guest.
+    NoRoute = Pass "no-route",
+    /// Belongs to a socket of the host that shares the outside port.
+    HostSocket = Pass "host-socket",
+
+    /// Of a session that was there.
+    Translated = Forward "translated",
+    /// The first packet of a session from a guest.
+    SessionStarted = Forward "session-started",
+    /// The first packet of a session from outside, let in by a mapping's filter.
+    SessionAdmitted = Forward "session-admitted",
+    /// The first packet of a session between guests over an outside address.
+    HairpinStarted = Forward "hairpin-started",
+    /// An ICMP error about a packet of a session.
+    ErrorTranslated = Forward "icmp-error-translated",
+
+    /// The headers end before the packet says.
+    Truncated = Drop "truncated",
+    /// An IP header length below 20 bytes, or a version that is not 4.
+    BadHeader = Drop "bad-header",
+    /// A source that does not belong on the device, or that nobody may have.
+    SpoofedSource = Drop "spoofed-source",
+    /// A destination that may not be forwarded to.
+    UnroutableDestination = Drop "unroutable-destination",
+    /// The time to live ran out here; time exceeded was sent.
+    TimeToLiveExceeded = Drop "time-to-live-exceeded",
+    /// Larger than the way out; "fragmentation needed" was sent.
+    FragmentationNeeded = Drop "fragmentation-needed",
+    /// Larger than the way out and allowed to be fragmented, which we could not.
+    TooBigToFragment = Drop "too-big-to-fragment",
+    /// A part of a datagram whose first part has not come by.
+    FragmentUnknown = Drop "fragment-unknown",
+    /// A first fragment without the whole transport header.
+    FragmentTooShort = Drop "fragment-too-short",
+    /// TCP that neither opens nor belongs to a session: a lone RST or FIN.
+    NoSession = Drop "no-session",
+    /// The mapping's filter does not let this remote in.
+    Filtered = Drop "filtered",
+    /// No outside port is free; ICMP 3/13 was sent.
+    PortsExhausted = Drop "ports-exhausted",
+    /// The session table is full; ICMP 3/13 was sent.
+    SessionTableFull = Drop "session-table-full",
+    /// The mapping tables are full; ICMP 3/13 was sent.
+    MappingTableFull = Drop "mapping-table-full",
+    /// The guest has as many sessions as it may; ICMP 3/13 was sent.
+    GuestSessionLimit = Drop "guest-session-limit",
+    /// The guest table is full; ICMP 3/13 was sent.
+    GuestTableFull = Drop "guest-table-full",
+    /// Two packets raced for one tuple and this one lost.
+    SessionConflict = Drop "session-conflict",
+    /// A transport protocol that the policy does not carry.
+    ProtocolNotCarried = Drop "protocol-not-carried",
+    /// An ICMP type that the policy does not carry.
+    IcmpTypeNotCarried = Drop "icmp-type-not-carried",
+    /// An ICMP error with a wrong checksum, its own or the quoted header's.
+    ErrorBadChecksum = Drop "icmp-error-bad-checksum",
+    /// An ICMP error too long to verify, or quoting too little to place.
+    ErrorUnusable = Drop "icmp-error-unusable",
+    /// An ICMP error about nothing that was translated.
+    ErrorWithoutSession = Drop "icmp-error-without-session",
+    /// The kernel looks no routes up for the inside device any more: somebody
+    /// set its `net.ipv4.conf.DEVICE.forwarding` to 0.
+    ForwardingDisabled = Drop "forwarding-disabled",
+    /// The uplink has no address to translate to.
+    NoOutsideAddress = Drop "no-outside-address",
+    /// The packet's memory refused a change; the kernel is out of memory.
+    RewriteFailed = Drop "rewrite-failed",
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Pass(Reason),
+    Drop(Reason),
+    /// Dropped, and its sender told by ICMP.
+    Refuse(Reason, Refusal),
+    Forward(Reason, Rewrite),
+}
+
+impl Verdict {
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Pass(reason)
+            | Self::Drop(reason)
+            | Self::Refuse(reason, _)
+            | Self::Forward(reason, _) => *reason,
+        }
+    }
+}
+
+/// The ICMP error that tells a sender why its packet was dropped (RFC 792,
+/// RFC 1812 section 4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub icmp_type: u8,
+    pub code: u8,
+    /// The MTU of the next hop in bytes for "fragmentation needed", else 0.
+    pub mtu: u16,
+    /// The address that the error comes from: ours on the side it arrived.
+    pub from: Be32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn reasons_are_numbered_in_order_and_labelled_once() {
+        let labels: HashSet<_> = Reason::ALL.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), Reason::ALL.len());
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+        assert_eq!(Reason::COUNT as usize, Reason::ALL.len());
+    }
+}
