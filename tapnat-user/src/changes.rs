@@ -1,0 +1,230 @@
+//! How each change to the host is made and how it is reverted, side by side. The order, and the
+//! record that survives a crash, are [`crate::journal`]'s.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    host::{
+        namespace::NetworkNamespace,
+        netlink::{Device, Netlink},
+        sysctl::Sysctl,
+        tap,
+    },
+    instance::InstanceName,
+    journal::{Change, Host, Journal, Reverted},
+    ports::PortSet,
+};
+
+/// The driver's word for taps and tuns.
+const TUN: &str = "tun";
+
+/// The host that this process runs on, for one instance.
+#[derive(Debug)]
+pub struct RealHost {
+    instance: InstanceName,
+    netlink: Netlink,
+}
+
+impl RealHost {
+    #[must_use]
+    pub fn new(instance: InstanceName, netlink: Netlink) -> Self {
+        Self { instance, netlink }
+    }
+
+    /// The kernel's side of it, to look around with.
+    #[must_use]
+    pub fn netlink(&self) -> &Netlink {
+        &self.netlink
+    }
+
+    async fn remove_tap(&self, name: &str, index: Option<u32>) -> Result<Reverted> {
+        let found = self
+            .netlink
+            .links()
+            .await?
+            .into_iter()
+            .find(|link| match index {
+                Some(index) => link.index == index,
+                None => link.name == name,
+            });
+        match found {
+            None => Ok(Reverted::NotThere),
+            Some(link) if link.kind.as_deref() != Some(TUN) => Ok(Reverted::LeftAlone(format!(
+                "{} is not a tap any more",
+                link.name
+            ))),
+            Some(link) => self.netlink.remove_link(&link.device()).await.map(done_if),
+        }
+    }
+
+    async fn set_down(&self, device: &Device) -> Result<Reverted> {
+        let links = self.netlink.links().await?;
+        if links
+            .iter()
+            .any(|link| link.index == device.index && link.up)
+        {
+            self.netlink.set_down(device).await.map(done_if)
+        } else {
+            Ok(Reverted::NotThere)
+        }
+    }
+
+    /// Ports that other instances in this network namespace reserved.
+    fn reserved_by_others(&self) -> Result<PortSet> {
+        let here = NetworkNamespace::current()?;
+        let mut reserved = PortSet::empty();
+        for other in InstanceName::all()?
+            .iter()
+            .filter(|name| **name != self.instance)
+        {
+            if let Some(journal) = Journal::load(other)?.filter(|it| it.network_namespace() == here)
+            {
+                reserved = reserved.union(&reserved_in(&journal));
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// The ports that the host's operator reserved, tapnat's own reservations left out. `journal`
+    /// is this instance's.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel's parameter or another instance's journal cannot be read.
+    pub fn reserved_by_operator(&self, journal: &Journal) -> Result<PortSet> {
+        let ours = self.reserved_by_others()?.union(&reserved_in(journal));
+        Ok(reserved_ports()?.without(&ours))
+    }
+
+    fn release_ports(&self, ports: &PortSet) -> Result<Reverted> {
+        let reserved = reserved_ports()?;
+        let left = reserved.without(&ports.without(&self.reserved_by_others()?));
+        if left == reserved {
+            return Ok(Reverted::NotThere);
+        }
+        write_sysctl(&Sysctl::local_reserved_ports(), &left.to_string())?;
+        Ok(Reverted::Done)
+    }
+}
+
+fn reserved_in(journal: &Journal) -> PortSet {
+    journal
+        .changes()
+        .fold(PortSet::empty(), |reserved, change| match change {
+            Change::ReservePorts { ports } => reserved.union(ports),
+            _ => reserved,
+        })
+}
+
+impl Host for RealHost {
+    async fn make(&self, change: &mut Change) -> Result<()> {
+        match change {
+            Change::CreateTap { name, index } => {
+                tap::create(name)?;
+                *index = self.netlink.link(name).await?.map(|link| link.index);
+                Ok(())
+            }
+            Change::AddAddress { device, address } => {
+                self.netlink.add_address(device, *address).await
+            }
+            Change::SetUp { device } => self.netlink.set_up(device).await,
+            Change::SetSysctl { sysctl, new, .. } => write_sysctl(sysctl, new),
+            Change::ReservePorts { ports } => {
+                let reserved = reserved_ports()?.union(ports);
+                write_sysctl(&Sysctl::local_reserved_ports(), &reserved.to_string())
+            }
+            Change::PinDirectory { path } => make_directory(path),
+        }
+    }
+
+    async fn revert(&self, change: &Change) -> Result<Reverted> {
+        match change {
+            Change::CreateTap { name, index } => self.remove_tap(name, *index).await,
+            Change::AddAddress { device, address } => self
+                .netlink
+                .remove_address(device, *address)
+                .await
+                .map(done_if),
+            Change::SetUp { device } => self.set_down(device).await,
+            Change::SetSysctl { sysctl, old, new } => restore_sysctl(sysctl, old, new),
+            Change::ReservePorts { ports } => self.release_ports(ports),
+            Change::PinDirectory { path } => remove_directory(path),
+        }
+    }
+}
+
+fn done_if(there: bool) -> Reverted {
+    if there {
+        Reverted::Done
+    } else {
+        Reverted::NotThere
+    }
+}
+
+fn reserved_ports() -> Result<PortSet> {
+    read_sysctl(&Sysctl::local_reserved_ports())?.parse()
+}
+
+/// Reads a kernel parameter.
+///
+/// # Errors
+///
+/// When the kernel has no such parameter.
+pub fn read_sysctl(sysctl: &Sysctl) -> Result<String> {
+    sysctl
+        .read()
+        .with_context(|| format!("cannot read {sysctl}"))
+}
+
+fn write_sysctl(sysctl: &Sysctl, value: &str) -> Result<()> {
+    sysctl.write(value).with_context(|| {
+        format!("cannot set {sysctl} to '{value}': /proc/sys must be writable, in a container too")
+    })
+}
+
+fn restore_sysctl(sysctl: &Sysctl, old: &str, new: &str) -> Result<Reverted> {
+    let now = match sysctl.read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Reverted::NotThere),
+        now => now.with_context(|| format!("cannot read {sysctl}"))?,
+    };
+    if now == new {
+        write_sysctl(sysctl, old)?;
+        Ok(Reverted::Done)
+    } else if now == old {
+        Ok(Reverted::NotThere)
+    } else {
+        Ok(Reverted::LeftAlone(format!(
+            "{sysctl} is {now} now; tapnat had set it from {old} to {new}"
+        )))
+    }
+}
+
+/// Makes a directory that only root can enter, with the one above it.
+fn make_directory(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot create {}", path.display()))
+}
+
+fn remove_directory(path: &PathBuf) -> Result<Reverted> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Reverted::NotThere),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+        }
+    }
+    if let Some(parent) = path.parent() {
+        // Other instances may still be in it.
+        let _ = fs::remove_dir(parent);
+    }
+    Ok(Reverted::Done)
+}

@@ -1,0 +1,397 @@
+//! Network devices, addresses and routes of one network namespace, over rtnetlink. Translates
+//! between the kernel's messages and plain values; decides nothing.
+
+use std::{collections::HashMap, fmt, net::Ipv4Addr};
+
+use anyhow::{Context as _, Result, anyhow};
+use futures::TryStreamExt as _;
+use ipnet::{IpNet, Ipv4Net};
+use rtnetlink::{
+    Error, Handle, LinkUnspec, RouteMessageBuilder,
+    packet_core::ErrorMessage,
+    packet_route::{
+        AddressFamily,
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    },
+};
+use serde::{Deserialize, Serialize};
+
+/// A network device as the journal remembers it. The index stands for one device for as long as
+/// its namespace lives; the name is for people, and may have changed.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    pub name: String,
+    pub index: u32,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.name)
+    }
+}
+
+/// What a device puts before the IP header.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LinkLayer {
+    /// Ethernet: taps, bridges, veths, NICs, VLANs, bonds.
+    Ethernet,
+    /// Nothing: tuns, `WireGuard`, PPP, IP tunnels.
+    None,
+    /// Neither of them; holds the kernel's `ARPHRD_` number.
+    Other(u16),
+}
+
+/// An address of a device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Address {
+    /// The device's own address with the length of its network's prefix. On a point-to-point device
+    /// this is not the peer's.
+    pub net: IpNet,
+    /// Valid beyond this host and this link.
+    pub global: bool,
+    /// A later address of a network that the device already had one in.
+    pub secondary: bool,
+}
+
+/// A network device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    pub layer: LinkLayer,
+    /// The kernel driver's word for it, such as `tun`, `veth` or `bridge`; none for hardware.
+    pub kind: Option<String>,
+    /// On Ethernet devices only.
+    pub mac: Option<[u8; 6]>,
+    /// Bytes, link layer header excluded.
+    pub mtu: u32,
+    /// Set up by the administrator (`IFF_UP`).
+    pub up: bool,
+    /// Set up, and the other end is there (`IFF_LOWER_UP`).
+    pub carrier: bool,
+    /// The bridge or bond that the device is a port of.
+    pub controller: Option<u32>,
+    pub addresses: Vec<Address>,
+}
+
+impl Link {
+    /// How the journal remembers this device.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        Device {
+            name: self.name.clone(),
+            index: self.index,
+        }
+    }
+
+    /// The IPv4 addresses, in the kernel's order.
+    pub fn ipv4(&self) -> impl Iterator<Item = (Ipv4Net, &Address)> {
+        self.addresses
+            .iter()
+            .filter_map(|address| match address.net {
+                IpNet::V4(net) => Some((net, address)),
+                IpNet::V6(_) => None,
+            })
+    }
+}
+
+/// The route that packets take when no other fits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct DefaultRoute {
+    pub device_index: u32,
+    /// The address that the host's own packets carry on it, when the route names one.
+    pub source: Option<Ipv4Addr>,
+}
+
+/// A connection to the kernel, for the network namespace of the thread that opened it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens a connection that asks and answers; listening for events takes another one, as both on
+    /// one socket deadlock. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no netlink socket.
+    pub fn open() -> Result<Self> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// All devices with all their addresses, in the order of their indices.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to list them.
+    pub async fn links(&self) -> Result<Vec<Link>> {
+        let mut addresses = self.addresses().await?;
+        let messages: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(plain)
+            .context("cannot list the network devices")?;
+        let mut links: Vec<_> = messages.into_iter().filter_map(link).collect();
+        for link in &mut links {
+            link.addresses = addresses.remove(&link.index).unwrap_or_default();
+        }
+        links.sort_by_key(|link| link.index);
+        Ok(links)
+    }
+
+    /// The device called `name`, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to list the devices.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>> {
+        Ok(self
+            .links()
+            .await?
+            .into_iter()
+            .find(|link| link.name == name))
+    }
+
+    async fn addresses(&self) -> Result<HashMap<u32, Vec<Address>>> {
+        let messages: Vec<_> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(plain)
+            .context("cannot list the addresses")?;
+        let mut addresses: HashMap<u32, Vec<Address>> = HashMap::new();
+        for message in messages {
+            if let Some(address) = address(&message) {
+                addresses
+                    .entry(message.header.index)
+                    .or_default()
+                    .push(address);
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// The IPv4 default route with the smallest metric of the main table. Of a route with several
+    /// next hops, the first counts.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to list the routes.
+    pub async fn default_route(&self) -> Result<Option<DefaultRoute>> {
+        let routes: Vec<_> = self
+            .handle
+            .route()
+            .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
+            .execute()
+            .try_collect()
+            .await
+            .map_err(plain)
+            .context("cannot list the routes")?;
+        Ok(routes
+            .iter()
+            .filter_map(default_route)
+            .min_by_key(|(metric, _)| *metric)
+            .map(|(_, route)| route))
+    }
+
+    /// Puts an address on a device.
+    ///
+    /// # Errors
+    ///
+    /// When the device is gone or the address is there already.
+    pub async fn add_address(&self, device: &Device, net: IpNet) -> Result<()> {
+        self.handle
+            .address()
+            .add(device.index, net.addr(), net.prefix_len())
+            .execute()
+            .await
+            .map_err(plain)
+            .with_context(|| format!("cannot put {net} on {device}"))
+    }
+
+    /// Takes an address from a device. `false` when the device or the address is gone already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, as without `CAP_NET_ADMIN`.
+    pub async fn remove_address(&self, device: &Device, net: IpNet) -> Result<bool> {
+        let mut message = AddressMessage::default();
+        message.header.family = if net.addr().is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
+        message.header.index = device.index;
+        message.header.prefix_len = net.prefix_len();
+        message.attributes.push(AddressAttribute::Local(net.addr()));
+        message
+            .attributes
+            .push(AddressAttribute::Address(net.addr()));
+        gone_is_false(self.handle.address().del(message).execute().await)
+            .with_context(|| format!("cannot take {net} from {device}"))
+    }
+
+    /// Sets a device up.
+    ///
+    /// # Errors
+    ///
+    /// When the device is gone or its driver refuses.
+    pub async fn set_up(&self, device: &Device) -> Result<()> {
+        let message = LinkUnspec::new_with_index(device.index).up().build();
+        self.handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .map_err(plain)
+            .with_context(|| format!("cannot set {device} up"))
+    }
+
+    /// Sets a device down. `false` when it is gone already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, as without `CAP_NET_ADMIN`.
+    pub async fn set_down(&self, device: &Device) -> Result<bool> {
+        let message = LinkUnspec::new_with_index(device.index).down().build();
+        gone_is_false(self.handle.link().set(message).execute().await)
+            .with_context(|| format!("cannot set {device} down"))
+    }
+
+    /// Removes a device, also from under a program that has it open. `false` when it is gone
+    /// already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, as for hardware or without `CAP_NET_ADMIN`.
+    pub async fn remove_link(&self, device: &Device) -> Result<bool> {
+        gone_is_false(self.handle.link().del(device.index).execute().await)
+            .with_context(|| format!("cannot remove {device}"))
+    }
+}
+
+/// Turns the netlink library's error, which prints whole messages, into the operating system's.
+fn plain(error: Error) -> anyhow::Error {
+    match error {
+        Error::NetlinkError(message) => message.to_io().into(),
+        other => anyhow!(other),
+    }
+}
+
+fn gone_is_false(result: Result<(), Error>) -> Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(Error::NetlinkError(message)) if means_gone(&message) => Ok(false),
+        Err(error) => Err(plain(error)),
+    }
+}
+
+fn means_gone(message: &ErrorMessage) -> bool {
+    [libc::ENODEV, libc::EADDRNOTAVAIL].contains(&-message.raw_code())
+}
+
+fn link(message: LinkMessage) -> Option<Link> {
+    let header = message.header;
+    let mut link = Link {
+        index: header.index,
+        name: String::new(),
+        layer: match header.link_layer_type {
+            LinkLayerType::Ether => LinkLayer::Ethernet,
+            LinkLayerType::None
+            | LinkLayerType::Ppp
+            | LinkLayerType::Rawip
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre => LinkLayer::None,
+            other => LinkLayer::Other(other as u16),
+        },
+        kind: None,
+        mac: None,
+        mtu: 0,
+        up: header.flags.contains(LinkFlags::Up),
+        carrier: header.flags.contains(LinkFlags::LowerUp),
+        controller: None,
+        addresses: Vec::new(),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::Address(bytes) if link.layer == LinkLayer::Ethernet => {
+                link.mac = bytes.try_into().ok();
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.into_iter().find_map(|info| match info {
+                    LinkInfo::Kind(InfoKind::Other(kind)) => Some(kind),
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    (!link.name.is_empty()).then_some(link)
+}
+
+/// `IFA_LOCAL` is the device's own address where it differs from `IFA_ADDRESS`, the peer's
+/// (`include/uapi/linux/if_addr.h`). IPv6 often has `IFA_ADDRESS` alone.
+fn address(message: &AddressMessage) -> Option<Address> {
+    let (mut own, mut either) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(address) => own = Some(*address),
+            AddressAttribute::Address(address) => either = Some(*address),
+            _ => {}
+        }
+    }
+    Some(Address {
+        net: IpNet::new(own.or(either)?, message.header.prefix_len).ok()?,
+        global: message.header.scope == AddressScope::Universe,
+        secondary: message.header.flags.contains(AddressHeaderFlags::Secondary),
+    })
+}
+
+fn default_route(message: &RouteMessage) -> Option<(u32, DefaultRoute)> {
+    let header = &message.header;
+    if header.destination_prefix_length != 0
+        || header.table != RouteHeader::RT_TABLE_MAIN
+        || header.kind != RouteType::Unicast
+    {
+        return None;
+    }
+    let (mut metric, mut device, mut source) = (0, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Oif(index) => device = Some(*index),
+            RouteAttribute::MultiPath(hops) => {
+                device = device.or(hops.first().map(|hop| hop.interface_index));
+            }
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
+            _ => {}
+        }
+    }
+    Some((
+        metric,
+        DefaultRoute {
+            device_index: device?,
+            source,
+        },
+    ))
+}

@@ -1,0 +1,70 @@
+//! Creates the taps that tapnat makes itself. Owns the flags such a tap has; addresses, link state
+//! and removal go through [`super::netlink`].
+
+use std::{
+    ffi::{c_int, c_short, c_ulong},
+    fs::{File, OpenOptions},
+    io,
+    os::fd::AsRawFd as _,
+};
+
+use anyhow::{Context as _, Result};
+
+/// `IFF_TUN_EXCL` refuses a tap that somebody else made in the meantime.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the kernel reads these 16 bits as unsigned"
+)]
+const FLAGS: c_short = (libc::IFF_TAP
+    | libc::IFF_NO_PI
+    | libc::IFF_VNET_HDR
+    | libc::IFF_MULTI_QUEUE
+    | libc::IFF_TUN_EXCL) as c_short;
+const CLONE_DEVICE: &str = "/dev/net/tun";
+
+/// Creates a persistent tap called `name`, down and without addresses, in the caller's network
+/// namespace. It has a vnet header, so that a guest's checksum and segmentation offloads pass, and
+/// several queues; a program that opens it has to say `IFF_MULTI_QUEUE` too, or the kernel answers
+/// `EINVAL` (`tun_set_iff()` in `drivers/net/tun.c`).
+///
+/// # Errors
+///
+/// When `/dev/net/tun` cannot be opened, when the name is taken (`EBUSY`) or impossible, and without
+/// `CAP_NET_ADMIN`.
+pub fn create(name: &str) -> Result<()> {
+    let device = OpenOptions::new().read(true).write(true).open(CLONE_DEVICE).with_context(
+        || format!("cannot open {CLONE_DEVICE}: load the tun module (`modprobe tun`), or create {name} by other means"),
+    )?;
+    claim(&device, name).with_context(|| format!("cannot create the tap {name}"))?;
+    persist(&device).with_context(|| format!("cannot make the tap {name} persistent"))
+}
+
+fn claim(device: &File, name: &str) -> io::Result<()> {
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: FLAGS },
+    };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *slot = byte.cast_signed();
+    }
+    // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which outlives
+    // the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+}
+
+fn persist(device: &File) -> io::Result<()> {
+    const PERSISTENT: c_ulong = 1;
+    // SAFETY: the descriptor is open, and TUNSETPERSIST takes its argument by value.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, PERSISTENT) })
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

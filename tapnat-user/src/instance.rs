@@ -1,0 +1,260 @@
+//! The name of an instance, the places on the host that belong to it, and the lock that only one
+//! process holds. What is written in those places is other modules' business.
+
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use anyhow::{Context as _, Error, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
+
+const RUN_DIRECTORY: &str = "/run/tapnat";
+const PIN_DIRECTORY: &str = "tapnat";
+const LONGEST_NAME: usize = 32;
+
+/// The name of an instance. It is a directory's name, also in the BPF file system, which forbids
+/// dots.
+#[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub struct InstanceName(String);
+
+impl InstanceName {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Where the instance keeps its lock and its journal.
+    #[must_use]
+    pub fn run_directory(&self) -> PathBuf {
+        Path::new(RUN_DIRECTORY).join(&self.0)
+    }
+
+    /// Where the instance's maps and links are pinned in the BPF file system mounted at `bpffs`.
+    #[must_use]
+    pub fn pin_directory(&self, bpffs: &Path) -> PathBuf {
+        bpffs.join(PIN_DIRECTORY).join(&self.0)
+    }
+
+    /// Every instance that left a directory under `/run/tapnat`, running or not, by name.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be listed.
+    pub fn all() -> Result<Vec<Self>> {
+        names_in(Path::new(RUN_DIRECTORY))
+    }
+
+    /// Every instance that has something pinned in the BPF file system mounted at `bpffs`, by name.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be listed, as without root.
+    pub fn all_pinned(bpffs: &Path) -> Result<Vec<Self>> {
+        names_in(&bpffs.join(PIN_DIRECTORY))
+    }
+}
+
+fn names_in(directory: &Path) -> Result<Vec<InstanceName>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("cannot list {}", directory.display()))?,
+    };
+    let mut names: Vec<InstanceName> = entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+impl FromStr for InstanceName {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let allowed = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
+        ensure!(
+            !name.is_empty()
+                && name.len() <= LONGEST_NAME
+                && !name.starts_with('-')
+                && name.chars().all(allowed),
+            "'{name}' cannot name an instance: use 1 to {LONGEST_NAME} letters, digits, '-' and '_', \
+             and no '-' at the start"
+        );
+        Ok(Self(name.to_owned()))
+    }
+}
+
+impl fmt::Display for InstanceName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// An exclusive lock on a file, given back when dropped or when the process ends however it ends.
+/// The file names the process that holds it.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Locks the instance for this process, or says who has it.
+    ///
+    /// # Errors
+    ///
+    /// When `/run` cannot be written to.
+    pub fn instance(name: &InstanceName) -> Result<Result<Self, Holder>> {
+        Self::acquire(
+            &name.run_directory().join("lock"),
+            FlockOperation::NonBlockingLockExclusive,
+        )
+    }
+
+    /// Locks all instances against beginning and ending, for the short time in which a process
+    /// compares what it wants with what the others have. Waits for it.
+    ///
+    /// # Errors
+    ///
+    /// When `/run` cannot be written to.
+    pub fn all_instances() -> Result<Self> {
+        let path = Path::new(RUN_DIRECTORY).join("lock");
+        match Self::acquire(&path, FlockOperation::LockExclusive)? {
+            Ok(lock) => Ok(lock),
+            Err(holder) => Err(Error::msg(format!(
+                "another tapnat{holder} is starting or ending: try again"
+            ))),
+        }
+    }
+
+    fn acquire(path: &Path, operation: FlockOperation) -> Result<Result<Self, Holder>> {
+        Self::try_acquire(path, operation)
+            .map(|outcome| {
+                outcome.map(|file| Self {
+                    file,
+                    path: path.to_owned(),
+                })
+            })
+            .with_context(|| format!("cannot lock {}: run as root", path.display()))
+    }
+
+    fn try_acquire(path: &Path, operation: FlockOperation) -> io::Result<Result<File, Holder>> {
+        loop {
+            if let Some(directory) = path.parent() {
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(directory)?;
+            }
+            let opened = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path);
+            let mut file = match opened {
+                // The previous holder removed the directory just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
+            match flock(&file, operation) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Err(Holder::read(&mut file))),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            // The previous holder may have removed the file while we waited: then ours is a lock
+            // that nobody else will ever see.
+            if fs::metadata(path).is_ok_and(|found| {
+                file.metadata()
+                    .is_ok_and(|ours| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
+            }) {
+                file.set_len(0)?;
+                file.rewind()?;
+                writeln!(file, "{}", std::process::id())?;
+                return Ok(Ok(file));
+            }
+        }
+    }
+
+    /// Gives the lock back and removes its file and its directory, as far as that is empty.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be removed.
+    pub fn remove(self) -> Result<()> {
+        fs::remove_file(&self.path)
+            .with_context(|| format!("cannot remove {}", self.path.display()))?;
+        if let Some(directory) = self.path.parent() {
+            // Not empty, or gone with another instance: both are fine.
+            let _ = fs::remove_dir(directory);
+        }
+        drop(self.file);
+        Ok(())
+    }
+}
+
+/// The process that has a lock.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Holder(pub Option<i32>);
+
+impl Holder {
+    fn read(file: &mut File) -> Self {
+        let mut text = String::new();
+        let number = file
+            .read_to_string(&mut text)
+            .ok()
+            .and_then(|_| text.trim().parse().ok());
+        Self(number)
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(process) => write!(formatter, " (process {process})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_are_refused() {
+        for name in ["", "a/b", "..", "a.b", "-a", "ü", "a b", &"x".repeat(33)] {
+            let error = name.parse::<InstanceName>().unwrap_err().to_string();
+            assert!(error.contains("letters, digits"), "{error}");
+        }
+        for name in ["default", "vm-1", "A_b", &"x".repeat(32)] {
+            assert_eq!(name.parse::<InstanceName>().unwrap().as_str(), name);
+        }
+    }
+
+    #[test]
+    fn one_holder_at_a_time_and_nothing_left_behind() {
+        let directory =
+            std::env::temp_dir().join(format!("tapnat-lock-test-{}", std::process::id()));
+        let path = directory.join("lock");
+        let operation = FlockOperation::NonBlockingLockExclusive;
+        let lock = Lock::acquire(&path, operation).unwrap().unwrap();
+        let holder = Lock::acquire(&path, operation).unwrap().unwrap_err();
+        assert_eq!(holder.0, Some(std::process::id().cast_signed()));
+        lock.remove().unwrap();
+        assert!(!directory.exists());
+        Lock::acquire(&path, operation)
+            .unwrap()
+            .unwrap()
+            .remove()
+            .unwrap();
+    }
+}

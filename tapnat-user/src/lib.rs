@@ -1,0 +1,7 @@
+//! tapnat, user side: what the `tapnat` binary does, as a library.
+
+pub mod changes;
+pub mod host;
+pub mod instance;
+pub mod journal;
+pub mod ports;
