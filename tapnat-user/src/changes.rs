@@ -125,8 +125,12 @@ fn reserved_in(journal: &Journal) -> PortSet {
 impl Host for RealHost {
     async fn make(&self, change: &mut Change) -> Result<()> {
         match change {
-            Change::CreateTap { name, index } => {
-                tap::create(name)?;
+            Change::CreateTap {
+                name,
+                queues,
+                index,
+            } => {
+                tap::create(name, *queues)?;
                 *index = self.netlink.link(name).await?.map(|link| link.index);
                 Ok(())
             }
@@ -145,7 +149,7 @@ impl Host for RealHost {
 
     async fn revert(&self, change: &Change) -> Result<Reverted> {
         match change {
-            Change::CreateTap { name, index } => self.remove_tap(name, *index).await,
+            Change::CreateTap { name, index, .. } => self.remove_tap(name, *index).await,
             Change::AddAddress { device, address } => self
                 .netlink
                 .remove_address(device, *address)

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    host::{namespace::NetworkNamespace, netlink::Device, sysctl::Sysctl},
+    host::{namespace::NetworkNamespace, netlink::Device, sysctl::Sysctl, tap::Queues},
     instance::InstanceName,
     ports::PortSet,
 };
@@ -30,7 +30,11 @@ const FILE: &str = "changes.json";
 #[serde(tag = "change", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Change {
     /// A persistent tap was created. Its index is known only once it exists.
-    CreateTap { name: String, index: Option<u32> },
+    CreateTap {
+        name: String,
+        queues: Queues,
+        index: Option<u32>,
+    },
     /// An address was put on a device.
     AddAddress { device: Device, address: IpNet },
     /// A device was set up.
@@ -509,11 +513,13 @@ mod tests {
         let (mut journal, host) = (scratch.journal(), scratch.host());
         let change = Change::CreateTap {
             name: "tap0".to_owned(),
+            queues: Queues::Multi,
             index: None,
         };
         journal.make(change, &host).await.unwrap();
         let expected = Change::CreateTap {
             name: "tap0".to_owned(),
+            queues: Queues::Multi,
             index: Some(7),
         };
         assert_eq!(scratch.reload().changes().next(), Some(&expected));
@@ -645,6 +651,7 @@ mod tests {
         let changes = [
             Change::CreateTap {
                 name: "tap0".to_owned(),
+                queues: Queues::Multi,
                 index: None,
             },
             Change::AddAddress {

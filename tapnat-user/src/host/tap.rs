@@ -9,40 +9,55 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 /// `IFF_TUN_EXCL` refuses a tap that somebody else made in the meantime.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the kernel reads these 16 bits as unsigned"
 )]
-const FLAGS: c_short = (libc::IFF_TAP
-    | libc::IFF_NO_PI
-    | libc::IFF_VNET_HDR
-    | libc::IFF_MULTI_QUEUE
-    | libc::IFF_TUN_EXCL) as c_short;
+const FLAGS: c_short =
+    (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL) as c_short;
+#[expect(clippy::cast_possible_truncation, reason = "the value is 0x100")]
+const MULTI_QUEUE: c_short = libc::IFF_MULTI_QUEUE as c_short;
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
+/// How many queues a tap can have. Every program that opens the tap later has to say the same, or
+/// the kernel answers `EINVAL` (`tun_set_iff()` in `drivers/net/tun.c`).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Queues {
+    /// One or more: QEMU opens it only with `queues=2` or more.
+    #[default]
+    Multi,
+    /// Exactly one: QEMU opens it only without `queues=`.
+    Single,
+}
+
 /// Creates a persistent tap called `name`, down and without addresses, in the caller's network
-/// namespace. It has a vnet header, so that a guest's checksum and segmentation offloads pass, and
-/// several queues; a program that opens it has to say `IFF_MULTI_QUEUE` too, or the kernel answers
-/// `EINVAL` (`tun_set_iff()` in `drivers/net/tun.c`).
+/// namespace. It has a vnet header, so that a guest's checksum and segmentation offloads pass.
 ///
 /// # Errors
 ///
 /// When `/dev/net/tun` cannot be opened, when the name is taken (`EBUSY`) or impossible, and without
 /// `CAP_NET_ADMIN`.
-pub fn create(name: &str) -> Result<()> {
+pub fn create(name: &str, queues: Queues) -> Result<()> {
     let device = OpenOptions::new().read(true).write(true).open(CLONE_DEVICE).with_context(
         || format!("cannot open {CLONE_DEVICE}: load the tun module (`modprobe tun`), or create {name} by other means"),
     )?;
-    claim(&device, name).with_context(|| format!("cannot create the tap {name}"))?;
+    claim(&device, name, queues).with_context(|| format!("cannot create the tap {name}"))?;
     persist(&device).with_context(|| format!("cannot make the tap {name} persistent"))
 }
 
-fn claim(device: &File, name: &str) -> io::Result<()> {
+fn claim(device: &File, name: &str, queues: Queues) -> io::Result<()> {
+    let flags = match queues {
+        Queues::Multi => FLAGS | MULTI_QUEUE,
+        Queues::Single => FLAGS,
+    };
     let mut request = libc::ifreq {
         ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: FLAGS },
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
     };
     if name.len() >= request.ifr_name.len() {
         return Err(io::ErrorKind::InvalidInput.into());

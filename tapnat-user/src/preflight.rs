@@ -1,0 +1,580 @@
+//! Compares what an instance is asked to do with the host as it is, and refuses with one line that
+//! says what, why, and the way out, before anything is changed. Pure: it sees only the facts that
+//! it is given.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Result, bail, ensure};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::{
+    config::{Config, DeviceName, Inside},
+    host::netlink::{DefaultRoute, Link, LinkLayer},
+    instance::InstanceName,
+    journal::{Claim, Role},
+};
+
+/// `ARPHRD_LOOPBACK` of `include/uapi/linux/if_arp.h`.
+const LOOPBACK: u16 = 772;
+/// A name at most this many edits away from a given one is worth suggesting.
+const NEAR: usize = 2;
+
+/// What is known of the host before anything is changed.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub links: Vec<Link>,
+    pub default_route: Option<DefaultRoute>,
+    /// Devices of this network namespace that other instances work on.
+    pub taken: Vec<(InstanceName, Claim)>,
+}
+
+/// What an instance will do, with every choice made.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub uplink: Link,
+    /// In the order of preference, never empty.
+    pub outside_addresses: Vec<Ipv4Addr>,
+    pub insides: Vec<PlannedInside>,
+    /// What the user should know though it stops nothing: one line each.
+    pub warnings: Vec<String>,
+}
+
+/// An inside device, there already or to be created.
+#[derive(Clone, Debug)]
+pub struct PlannedInside {
+    pub name: DeviceName,
+    /// None means that a tap is to be created.
+    pub link: Option<Link>,
+    /// The host's addresses on it, never empty.
+    pub addresses: Vec<Ipv4Net>,
+}
+
+impl Facts {
+    fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// Makes the plan for `config` on this host.
+    ///
+    /// # Errors
+    ///
+    /// With the first reason why it cannot be done.
+    pub fn plan(&self, config: &Config) -> Result<Plan> {
+        let uplink = self.uplink(config)?;
+        let outside_addresses = self.outside_addresses(config, uplink)?;
+        let mut insides: Vec<PlannedInside> = Vec::new();
+        for inside in &config.insides {
+            let planned = self.inside(inside, uplink)?;
+            ensure!(
+                insides.iter().all(|earlier| earlier.name != planned.name),
+                "{} is given twice as an inside device: give it once, with all its addresses \
+                 ({0}=10.0.0.1/24,10.0.1.1/24)",
+                planned.name
+            );
+            check_overlap(&planned, uplink, &outside_addresses, &insides)?;
+            insides.push(planned);
+        }
+        ensure!(
+            !insides.is_empty(),
+            "no inside device: pass --inside tap0=10.0.0.1/24"
+        );
+        let warnings = self.warnings(uplink, &insides);
+        Ok(Plan {
+            uplink: uplink.clone(),
+            outside_addresses,
+            insides,
+            warnings,
+        })
+    }
+
+    fn uplink(&self, config: &Config) -> Result<&Link> {
+        let link = if let Some(name) = &config.uplink {
+            let Some(link) = self.link(name.as_str()) else {
+                bail!(
+                    "there is no device called {name}: {}",
+                    self.suggest(name.as_str())
+                );
+            };
+            link
+        } else {
+            let Some(route) = self.default_route else {
+                bail!("no uplink is given and there is no default route: pass --uplink");
+            };
+            let Some(link) = self
+                .links
+                .iter()
+                .find(|link| link.index == route.device_index)
+            else {
+                bail!("the default route's device is gone: pass --uplink");
+            };
+            link
+        };
+        let name = &link.name;
+        ensure!(
+            link.up,
+            "uplink {name} is down: set it up (`ip link set {name} up`)"
+        );
+        self.check_kind(link)?;
+        self.check_free(link)?;
+        Ok(link)
+    }
+
+    fn outside_addresses(&self, config: &Config, uplink: &Link) -> Result<Vec<Ipv4Addr>> {
+        if !config.outside_addresses.is_empty() {
+            let mut addresses = config.outside_addresses.clone();
+            addresses.dedup();
+            return Ok(addresses);
+        }
+        let source = self
+            .default_route
+            .filter(|route| route.device_index == uplink.index)
+            .and_then(|route| route.source)
+            .filter(|source| uplink.ipv4().any(|(net, _)| net.addr() == *source));
+        let first = || {
+            let usable = |secondary| {
+                uplink
+                    .ipv4()
+                    .find(move |(_, address)| address.global && address.secondary == secondary)
+            };
+            usable(false)
+                .or_else(|| usable(true))
+                .map(|(net, _)| net.addr())
+        };
+        match source.or_else(first) {
+            Some(address) => Ok(vec![address]),
+            None => bail!(
+                "uplink {} has no IPv4 address: give it one, or pass --outside-address",
+                uplink.name
+            ),
+        }
+    }
+
+    fn inside(&self, inside: &Inside, uplink: &Link) -> Result<PlannedInside> {
+        let name = &inside.device;
+        ensure!(
+            name.as_str() != uplink.name,
+            "{name} is both the uplink and an inside device: guests need a device of their own, \
+             such as --inside tap0=10.0.0.1/24"
+        );
+        let Some(link) = self.link(name.as_str()) else {
+            ensure!(
+                !inside.addresses.is_empty(),
+                "there is no device called {name}: {}, or give the address that a new tap gets \
+                 (--inside {name}=10.0.0.1/24)",
+                self.suggest(name.as_str())
+            );
+            let addresses = inside.addresses.clone();
+            return Ok(PlannedInside {
+                name: name.clone(),
+                link: None,
+                addresses,
+            });
+        };
+        self.check_kind(link)?;
+        self.check_free(link)?;
+        let mut addresses = inside.addresses.clone();
+        if addresses.is_empty() {
+            addresses.extend(link.ipv4().filter(|(_, it)| it.global).map(|(net, _)| net));
+        }
+        ensure!(
+            !addresses.is_empty(),
+            "inside device {name} has no IPv4 address: give it one (--inside {name}=10.0.0.1/24)"
+        );
+        Ok(PlannedInside {
+            name: name.clone(),
+            link: Some(link.clone()),
+            addresses,
+        })
+    }
+
+    fn check_kind(&self, link: &Link) -> Result<()> {
+        let name = &link.name;
+        match link.layer {
+            LinkLayer::Other(LOOPBACK) => {
+                bail!(
+                    "{name} is the loopback, which no guest and no world is behind: name another device"
+                )
+            }
+            LinkLayer::Other(number) => bail!(
+                "{name} carries neither Ethernet nor bare IP (its ARPHRD number is {number}): \
+                 name another device"
+            ),
+            LinkLayer::Ethernet | LinkLayer::None => {}
+        }
+        let controller = link
+            .controller
+            .and_then(|index| self.links.iter().find(|link| link.index == index))
+            .filter(|controller| controller.kind.as_deref() != Some("vrf"));
+        if let Some(controller) = controller {
+            bail!("{name} is a port of {0}: name {0} instead", controller.name);
+        }
+        Ok(())
+    }
+
+    fn check_free(&self, link: &Link) -> Result<()> {
+        match self
+            .taken
+            .iter()
+            .find(|(_, claim)| claim.device.index == link.index)
+        {
+            None => Ok(()),
+            Some((instance, claim)) => {
+                let role = match claim.role {
+                    Role::Inside => "an inside device",
+                    Role::Uplink => "the uplink",
+                };
+                bail!(
+                    "{} is {role} of the tapnat instance '{instance}' already: name another device, \
+                     or end that instance (`tapnat down --instance {instance}`)",
+                    link.name
+                )
+            }
+        }
+    }
+
+    fn suggest(&self, name: &str) -> String {
+        let mut near: Vec<_> = self
+            .links
+            .iter()
+            .map(|link| (strsim::damerau_levenshtein(name, &link.name), &link.name))
+            .filter(|(distance, _)| *distance <= NEAR)
+            .collect();
+        near.sort();
+        if let Some((_, name)) = near.first() {
+            return format!("did you mean {name}?");
+        }
+        let names: Vec<_> = self
+            .links
+            .iter()
+            .filter(|link| link.layer != LinkLayer::Other(LOOPBACK))
+            .map(|link| link.name.as_str())
+            .collect();
+        if names.is_empty() {
+            "there is none but the loopback".to_owned()
+        } else {
+            format!("there is {}", names.join(", "))
+        }
+    }
+
+    fn warnings(&self, uplink: &Link, insides: &[PlannedInside]) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !uplink.carrier {
+            warnings.push(format!(
+                "uplink {} has no carrier: is it plugged in?",
+                uplink.name
+            ));
+        }
+        for inside in insides {
+            for net in &inside.addresses {
+                let other = self
+                    .links
+                    .iter()
+                    .filter(|link| link.name != inside.name.as_str())
+                    .find(|link| link.up && link.ipv4().any(|(other, _)| overlap(*net, other)));
+                if let Some(other) = other {
+                    warnings.push(format!(
+                        "the inside network {} of {} overlaps a network of {}: this host reaches \
+                         only one of them",
+                        net.trunc(),
+                        inside.name,
+                        other.name
+                    ));
+                }
+            }
+        }
+        warnings
+    }
+}
+
+/// RFC 4787 REQ-7: a network that is inside and outside at once is refused.
+fn check_overlap(
+    inside: &PlannedInside,
+    uplink: &Link,
+    outside_addresses: &[Ipv4Addr],
+    earlier: &[PlannedInside],
+) -> Result<()> {
+    let name = &inside.name;
+    for net in &inside.addresses {
+        let network = net.trunc();
+        if let Some((outside, _)) = uplink.ipv4().find(|(other, _)| overlap(*net, *other)) {
+            bail!(
+                "the inside network {network} of {name} overlaps {} of the uplink {}: give {name} \
+                 another network",
+                outside.trunc(),
+                uplink.name
+            );
+        }
+        if let Some(address) = outside_addresses
+            .iter()
+            .find(|address| network.contains(*address))
+        {
+            bail!(
+                "the outside address {address} is in the inside network {network} of {name}: give \
+                 {name} another network"
+            );
+        }
+        let other = earlier
+            .iter()
+            .find(|other| other.addresses.iter().any(|other| overlap(*net, *other)));
+        if let Some(other) = other {
+            bail!(
+                "the inside network {network} of {name} overlaps that of {}: give each inside \
+                 device a network of its own, or join them with a bridge",
+                other.name
+            );
+        }
+    }
+    Ok(())
+}
+
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}
+
+impl PlannedInside {
+    /// The addresses that the device does not have yet.
+    pub fn missing_addresses(&self) -> impl Iterator<Item = IpNet> {
+        self.addresses.iter().copied().map(IpNet::V4).filter(|net| {
+            self.link
+                .as_ref()
+                .is_none_or(|link| link.addresses.iter().all(|it| it.net != *net))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{DEFAULT_MAX_SESSIONS, DEFAULT_PORTS},
+        host::{
+            netlink::{Address, Device},
+            tap::Queues,
+        },
+    };
+
+    fn link(index: u32, name: &str, addresses: &[&str]) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            layer: LinkLayer::Ethernet,
+            kind: None,
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            controller: None,
+            addresses: addresses
+                .iter()
+                .map(|net| Address {
+                    net: net.parse().unwrap(),
+                    global: true,
+                    secondary: false,
+                })
+                .collect(),
+        }
+    }
+
+    fn facts() -> Facts {
+        let mut loopback = link(1, "lo", &["127.0.0.1/8"]);
+        loopback.layer = LinkLayer::Other(LOOPBACK);
+        let mut port = link(5, "vnet0", &[]);
+        port.controller = Some(4);
+        Facts {
+            links: vec![
+                loopback,
+                link(2, "eth0", &["192.0.2.10/24", "198.51.100.1/25"]),
+                link(3, "docker0", &["172.17.0.1/16"]),
+                link(4, "virbr0", &["192.168.122.1/24"]),
+                port,
+            ],
+            default_route: Some(DefaultRoute {
+                device_index: 2,
+                source: None,
+            }),
+            taken: Vec::new(),
+        }
+    }
+
+    fn config(insides: &[&str]) -> Config {
+        Config {
+            instance: "default".parse().unwrap(),
+            insides: insides
+                .iter()
+                .map(|inside| inside.parse().unwrap())
+                .collect(),
+            uplink: None,
+            outside_addresses: Vec::new(),
+            ports: DEFAULT_PORTS,
+            max_sessions: DEFAULT_MAX_SESSIONS,
+            count: false,
+            verbose: false,
+            tap_queues: Queues::Multi,
+            keep: false,
+        }
+    }
+
+    fn refusal(facts: &Facts, config: &Config) -> String {
+        let error = format!("{:#}", facts.plan(config).unwrap_err());
+        assert!(!error.contains('\n'), "{error}");
+        error
+    }
+
+    #[test]
+    fn the_default_routes_device_is_the_uplink() {
+        let plan = facts()
+            .plan(&config(&["tap0=10.0.0.1/24", "virbr0"]))
+            .unwrap();
+        assert_eq!(plan.uplink.name, "eth0");
+        assert_eq!(plan.outside_addresses, [Ipv4Addr::new(192, 0, 2, 10)]);
+        assert!(plan.insides[0].link.is_none());
+        assert_eq!(plan.insides[0].missing_addresses().count(), 1);
+        assert_eq!(
+            plan.insides[1].addresses,
+            ["192.168.122.1/24".parse().unwrap()]
+        );
+        assert_eq!(plan.insides[1].missing_addresses().count(), 0);
+        assert_eq!(plan.warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_routes_source_address_is_preferred() {
+        let mut facts = facts();
+        let source = Ipv4Addr::new(198, 51, 100, 1);
+        facts.default_route = Some(DefaultRoute {
+            device_index: 2,
+            source: Some(source),
+        });
+        let plan = facts.plan(&config(&["tap0=10.0.0.1/24"])).unwrap();
+        assert_eq!(plan.outside_addresses, [source]);
+    }
+
+    #[test]
+    fn a_link_local_address_is_no_outside_address() {
+        let mut facts = facts();
+        facts.links[1].addresses[0].global = false;
+        facts.links[1].addresses[1].secondary = true;
+        let plan = facts.plan(&config(&["tap0=10.0.0.1/24"])).unwrap();
+        assert_eq!(plan.outside_addresses, [Ipv4Addr::new(198, 51, 100, 1)]);
+        facts.links[1].addresses.truncate(1);
+        assert_eq!(
+            refusal(&facts, &config(&["tap0=10.0.0.1/24"])),
+            "uplink eth0 has no IPv4 address: give it one, or pass --outside-address"
+        );
+    }
+
+    #[test]
+    fn an_uplink_without_address_needs_an_outside_address() {
+        let mut facts = facts();
+        facts.links[1].addresses.clear();
+        let mut config = config(&["tap0=10.0.0.1/24"]);
+        config.outside_addresses = vec![Ipv4Addr::new(203, 0, 113, 5)];
+        assert_eq!(
+            facts.plan(&config).unwrap().outside_addresses,
+            config.outside_addresses
+        );
+    }
+
+    #[test]
+    fn unknown_devices_get_suggestions() {
+        let mut asked = config(&["tap0=10.0.0.1/24"]);
+        asked.uplink = Some("eht0".parse().unwrap());
+        assert_eq!(
+            refusal(&facts(), &asked),
+            "there is no device called eht0: did you mean eth0?"
+        );
+        asked.uplink = Some("wlp3s0".parse().unwrap());
+        assert_eq!(
+            refusal(&facts(), &asked),
+            "there is no device called wlp3s0: there is eth0, docker0, virbr0, vnet0"
+        );
+        let error = refusal(&facts(), &config(&["virbr1"]));
+        assert!(
+            error.contains("did you mean virbr0?") && error.contains("new tap"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn without_default_route_the_uplink_must_be_named() {
+        let mut facts = facts();
+        facts.default_route = None;
+        assert!(refusal(&facts, &config(&["tap0=10.0.0.1/24"])).contains("pass --uplink"));
+    }
+
+    #[test]
+    fn a_down_uplink_is_refused_and_a_missing_carrier_is_told() {
+        let mut facts = facts();
+        facts.links[1].carrier = false;
+        let plan = facts.plan(&config(&["tap0=10.0.0.1/24"])).unwrap();
+        assert!(
+            plan.warnings[0].contains("no carrier"),
+            "{:?}",
+            plan.warnings
+        );
+        facts.links[1].up = false;
+        assert_eq!(
+            refusal(&facts, &config(&["tap0=10.0.0.1/24"])),
+            "uplink eth0 is down: set it up (`ip link set eth0 up`)"
+        );
+    }
+
+    #[test]
+    fn overlapping_networks_are_refused() {
+        for inside in [
+            "tap0=192.0.2.129/25",
+            "tap0=192.0.0.1/16",
+            "tap0=10.0.0.1/24,198.51.100.2/30",
+        ] {
+            let error = refusal(&facts(), &config(&[inside]));
+            assert!(error.contains("of the uplink eth0"), "{error}");
+        }
+        let error = refusal(&facts(), &config(&["tap0=10.0.0.1/8", "tap1=10.1.0.1/16"]));
+        assert!(error.contains("overlaps that of tap0"), "{error}");
+        let mut asked = config(&["tap0=10.0.0.1/24"]);
+        asked.outside_addresses = vec![Ipv4Addr::new(10, 0, 0, 9)];
+        assert!(refusal(&facts(), &asked).contains("outside address 10.0.0.9"));
+    }
+
+    #[test]
+    fn a_network_of_a_third_device_is_only_told() {
+        let plan = facts().plan(&config(&["tap0=172.17.5.1/24"])).unwrap();
+        assert!(
+            plan.warnings[0].contains("overlaps a network of docker0"),
+            "{:?}",
+            plan.warnings
+        );
+    }
+
+    #[test]
+    fn one_device_has_one_role() {
+        assert!(refusal(&facts(), &config(&["eth0=10.0.0.1/24"])).contains("both the uplink"));
+        let error = refusal(&facts(), &config(&["tap0=10.0.0.1/24", "tap0=10.0.1.1/24"]));
+        assert!(error.contains("given twice"), "{error}");
+        assert!(refusal(&facts(), &config(&["lo=10.0.0.1/24"])).contains("the loopback"));
+        assert!(refusal(&facts(), &config(&["vnet0=10.0.0.1/24"])).contains("name virbr0 instead"));
+    }
+
+    #[test]
+    fn a_device_belongs_to_one_instance() {
+        let mut facts = facts();
+        let device = Device {
+            name: "eth0".to_owned(),
+            index: 2,
+        };
+        let claim = Claim {
+            device,
+            role: Role::Uplink,
+        };
+        facts.taken = vec![("other".parse().unwrap(), claim)];
+        let error = refusal(&facts, &config(&["tap0=10.0.0.1/24"]));
+        assert!(error.contains("tapnat down --instance other"), "{error}");
+    }
+
+    #[test]
+    fn an_inside_device_without_address_needs_one() {
+        let mut facts = facts();
+        facts.links.push(link(9, "br0", &[]));
+        assert!(refusal(&facts, &config(&["br0"])).contains("--inside br0=10.0.0.1/24"));
+    }
+}
