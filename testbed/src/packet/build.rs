@@ -1,0 +1,499 @@
+//! Building packets, right and wrong ones.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+};
+
+use etherparse::{
+    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options,
+    Ipv6FragmentHeader, Ipv6Header, TcpHeader,
+};
+
+use super::checksum;
+
+const IPV4_MINIMUM_HEADER: usize = 20;
+
+#[derive(Debug, Clone)]
+enum Transport {
+    Tcp(Box<TcpHeader>),
+    Udp {
+        source_port: u16,
+        destination_port: u16,
+    },
+    /// ICMP or ICMPv6: type, code, and the four bytes after the checksum.
+    Icmp {
+        kind: u8,
+        code: u8,
+        rest: [u8; 4],
+    },
+    Other(IpNumber),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checksum {
+    Right,
+    Wrong,
+    Zero,
+    PseudoHeader,
+}
+
+/// A packet in the making. All that is not set has the usual value.
+///
+/// # Panics
+/// [`build`](Self::build) and its like panic on what no packet can hold
+/// (mixed families, options not a multiple of four long, too long a payload).
+#[derive(Debug, Clone)]
+pub struct Builder {
+    ethernet: Option<([u8; 6], [u8; 6])>,
+    source: IpAddr,
+    destination: IpAddr,
+    ttl: u8,
+    identification: u32,
+    dont_fragment: bool,
+    options: Vec<u8>,
+    transport: Transport,
+    payload: Vec<u8>,
+    ip_checksum: Checksum,
+    transport_checksum: Checksum,
+}
+
+/// A UDP datagram.
+#[must_use]
+pub fn udp(source: SocketAddr, destination: SocketAddr) -> Builder {
+    let transport = Transport::Udp {
+        source_port: source.port(),
+        destination_port: destination.port(),
+    };
+    Builder::new(source.ip(), destination.ip(), transport)
+}
+
+/// A TCP segment without flags: see [`Builder::with_tcp`].
+#[must_use]
+pub fn tcp(source: SocketAddr, destination: SocketAddr) -> Builder {
+    let header = TcpHeader::new(source.port(), destination.port(), 0, 0xffff);
+    Builder::new(
+        source.ip(),
+        destination.ip(),
+        Transport::Tcp(Box::new(header)),
+    )
+}
+
+/// An ICMP or ICMPv6 echo request.
+#[must_use]
+pub fn echo_request(
+    source: IpAddr,
+    destination: IpAddr,
+    identifier: u16,
+    sequence: u16,
+) -> Builder {
+    let kind = if source.is_ipv4() { 8 } else { 128 };
+    echo(source, destination, kind, identifier, sequence)
+}
+
+/// An ICMP or ICMPv6 echo reply.
+#[must_use]
+pub fn echo_reply(source: IpAddr, destination: IpAddr, identifier: u16, sequence: u16) -> Builder {
+    let kind = if source.is_ipv4() { 0 } else { 129 };
+    echo(source, destination, kind, identifier, sequence)
+}
+
+fn echo(source: IpAddr, destination: IpAddr, kind: u8, id: u16, sequence: u16) -> Builder {
+    let [[a, b], [c, d]] = [id.to_be_bytes(), sequence.to_be_bytes()];
+    icmp(source, destination, kind, 0, [a, b, c, d])
+}
+
+/// An ICMP or ICMPv6 error of any type, quoting as much of a packet as is
+/// given; `rest` is what follows the checksum.
+#[must_use]
+pub fn icmp_error(
+    source: IpAddr,
+    destination: IpAddr,
+    (kind, code): (u8, u8),
+    rest: [u8; 4],
+    quoted: &[u8],
+) -> Builder {
+    icmp(source, destination, kind, code, rest).payload(quoted)
+}
+
+/// Destination unreachable with this code.
+#[must_use]
+pub fn unreachable(source: IpAddr, destination: IpAddr, code: u8, quoted: &[u8]) -> Builder {
+    let kind = if source.is_ipv4() { 3 } else { 1 };
+    icmp_error(source, destination, (kind, code), [0; 4], quoted)
+}
+
+/// Fragmentation needed, or packet too big, with the next hop's MTU in bytes.
+#[must_use]
+pub fn fragmentation_needed(
+    source: IpAddr,
+    destination: IpAddr,
+    mtu: u16,
+    quoted: &[u8],
+) -> Builder {
+    let kind = if source.is_ipv4() { (3, 4) } else { (2, 0) };
+    let [high, low] = mtu.to_be_bytes();
+    icmp_error(source, destination, kind, [0, 0, high, low], quoted)
+}
+
+/// Time to live exceeded in transit.
+#[must_use]
+pub fn time_exceeded(source: IpAddr, destination: IpAddr, quoted: &[u8]) -> Builder {
+    let kind = if source.is_ipv4() { 11 } else { 3 };
+    icmp_error(source, destination, (kind, 0), [0; 4], quoted)
+}
+
+fn icmp(source: IpAddr, destination: IpAddr, kind: u8, code: u8, rest: [u8; 4]) -> Builder {
+    Builder::new(source, destination, Transport::Icmp { kind, code, rest })
+}
+
+/// A packet of any other protocol, its header being part of the payload.
+#[must_use]
+pub fn other(source: IpAddr, destination: IpAddr, protocol: IpNumber) -> Builder {
+    Builder::new(source, destination, Transport::Other(protocol))
+}
+
+impl Builder {
+    fn new(source: IpAddr, destination: IpAddr, transport: Transport) -> Self {
+        Self {
+            ethernet: None,
+            source,
+            destination,
+            ttl: 64,
+            identification: 0x1234,
+            dont_fragment: false,
+            options: Vec::new(),
+            transport,
+            payload: Vec::new(),
+            ip_checksum: Checksum::Right,
+            transport_checksum: Checksum::Right,
+        }
+    }
+
+    /// Puts an Ethernet header in front.
+    #[must_use]
+    pub fn ethernet(mut self, source: [u8; 6], destination: [u8; 6]) -> Self {
+        self.ethernet = Some((source, destination));
+        self
+    }
+
+    /// Sets what follows the transport header.
+    #[must_use]
+    pub fn payload(mut self, payload: &[u8]) -> Self {
+        self.payload = payload.to_vec();
+        self
+    }
+
+    /// Sets time to live or hop limit (64 unless set).
+    #[must_use]
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Sets the identification of the packet and of its fragments (in IPv4,
+    /// its lower 16 bits).
+    #[must_use]
+    pub fn identification(mut self, identification: u32) -> Self {
+        self.identification = identification;
+        self
+    }
+
+    /// Sets the IPv4 flag "don't fragment".
+    #[must_use]
+    pub fn dont_fragment(mut self) -> Self {
+        self.dont_fragment = true;
+        self
+    }
+
+    /// Sets IPv4 options, a multiple of four bytes.
+    #[must_use]
+    pub fn options(mut self, options: &[u8]) -> Self {
+        self.options = options.to_vec();
+        self
+    }
+
+    /// Changes the TCP header; of any other packet nothing.
+    #[must_use]
+    pub fn with_tcp(mut self, change: impl FnOnce(&mut TcpHeader)) -> Self {
+        if let Transport::Tcp(header) = &mut self.transport {
+            change(header);
+        }
+        self
+    }
+
+    /// Makes the IPv4 header's checksum wrong.
+    #[must_use]
+    pub fn bad_ip_checksum(mut self) -> Self {
+        self.ip_checksum = Checksum::Wrong;
+        self
+    }
+
+    /// Makes the transport checksum wrong.
+    #[must_use]
+    pub fn bad_transport_checksum(mut self) -> Self {
+        self.transport_checksum = Checksum::Wrong;
+        self
+    }
+
+    /// Leaves the transport checksum zero, which in UDP says there is none.
+    #[must_use]
+    pub fn without_udp_checksum(mut self) -> Self {
+        self.transport_checksum = Checksum::Zero;
+        self
+    }
+
+    /// Puts only the pseudo-header's sum in place, as a sender with checksum
+    /// offload does.
+    #[must_use]
+    pub fn partial_checksum(mut self) -> Self {
+        self.transport_checksum = Checksum::PseudoHeader;
+        self
+    }
+
+    /// The packet.
+    #[must_use]
+    pub fn build(&self) -> Vec<u8> {
+        let payload = self.ip_payload();
+        self.frame(&payload, None)
+    }
+
+    /// The packet cut into fragments that fit an MTU in bytes, in order.
+    ///
+    /// # Panics
+    /// The MTU leaves no room for payload.
+    #[must_use]
+    pub fn fragments(&self, mtu: usize) -> Vec<Vec<u8>> {
+        let header = match self.source {
+            IpAddr::V4(_) => IPV4_MINIMUM_HEADER + self.options.len(),
+            IpAddr::V6(_) => Ipv6Header::LEN + Ipv6FragmentHeader::LEN,
+        };
+        let step = (mtu - header) / 8 * 8;
+        assert!(step > 0, "an MTU of {mtu} leaves no room for payload");
+        let length = self.ip_payload().len();
+        (0..length)
+            .step_by(step)
+            .map(|start| self.fragment(start..(start + step).min(length)))
+            .collect()
+    }
+
+    /// One fragment, with these bytes of the IP payload (transport header
+    /// included). It begins at a multiple of eight; it is the last one if it
+    /// ends where the payload does.
+    ///
+    /// # Panics
+    /// It begins elsewhere, or ends behind the payload.
+    #[must_use]
+    pub fn fragment(&self, bytes: Range<usize>) -> Vec<u8> {
+        assert!(
+            bytes.start.is_multiple_of(8),
+            "fragments begin at multiples of eight"
+        );
+        let payload = self.ip_payload();
+        let more = bytes.end < payload.len();
+        self.frame(&payload[bytes.clone()], Some((bytes.start / 8, more)))
+    }
+
+    fn protocol(&self) -> IpNumber {
+        match self.transport {
+            Transport::Tcp(_) => IpNumber::TCP,
+            Transport::Udp { .. } => IpNumber::UDP,
+            Transport::Icmp { .. } if self.source.is_ipv4() => IpNumber::ICMP,
+            Transport::Icmp { .. } => IpNumber::IPV6_ICMP,
+            Transport::Other(protocol) => protocol,
+        }
+    }
+
+    fn ip_payload(&self) -> Vec<u8> {
+        let mut bytes = match &self.transport {
+            Transport::Tcp(header) => header.to_bytes().to_vec(),
+            Transport::Udp {
+                source_port,
+                destination_port,
+            } => {
+                let length = u16::try_from(8 + self.payload.len()).expect("UDP length");
+                [*source_port, *destination_port, length, 0]
+                    .iter()
+                    .flat_map(|number| number.to_be_bytes())
+                    .collect()
+            }
+            Transport::Icmp { kind, code, rest } => {
+                let mut bytes = vec![*kind, *code, 0, 0];
+                bytes.extend(rest);
+                bytes
+            }
+            Transport::Other(_) => Vec::new(),
+        };
+        bytes.extend(&self.payload);
+        self.put_transport_checksum(&mut bytes);
+        bytes
+    }
+
+    fn put_transport_checksum(&self, bytes: &mut [u8]) {
+        let protocol = self.protocol();
+        let offset = match self.transport {
+            Transport::Other(_) => return,
+            _ => checksum::offset(protocol).expect("a protocol with a checksum"),
+        };
+        bytes[offset..offset + 2].fill(0);
+        let pseudo = match protocol {
+            IpNumber::ICMP => Vec::new(),
+            _ => checksum::pseudo_header(self.source, self.destination, protocol, bytes.len()),
+        };
+        let right = match !checksum::sum(&[&pseudo, bytes]) {
+            0 if protocol == IpNumber::UDP => 0xffff,
+            right => right,
+        };
+        let value = match self.transport_checksum {
+            Checksum::Right => right,
+            Checksum::Wrong => wrong(right),
+            Checksum::Zero => 0,
+            Checksum::PseudoHeader => checksum::sum(&[&pseudo]),
+        };
+        bytes[offset..offset + 2].copy_from_slice(&value.to_be_bytes());
+    }
+
+    fn frame(&self, payload: &[u8], fragment: Option<(usize, bool)>) -> Vec<u8> {
+        let mut packet = Vec::new();
+        if let Some((source, destination)) = self.ethernet {
+            let ether_type = if self.source.is_ipv4() {
+                EtherType::IPV4
+            } else {
+                EtherType::IPV6
+            };
+            let header = Ethernet2Header {
+                source,
+                destination,
+                ether_type,
+            };
+            packet.extend(header.to_bytes());
+        }
+        packet.extend(self.ip_header(payload.len(), fragment));
+        packet.extend(payload);
+        packet
+    }
+
+    fn ip_header(&self, payload: usize, fragment: Option<(usize, bool)>) -> Vec<u8> {
+        let (offset, more_fragments) = fragment.unwrap_or_default();
+        let offset = u16::try_from(offset)
+            .ok()
+            .and_then(|offset| IpFragOffset::try_new(offset).ok());
+        let fragment_offset = offset.expect("fragment offset");
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let [_, _, high, low] = self.identification.to_be_bytes();
+                let identification = u16::from_be_bytes([high, low]);
+                let options: Ipv4Options = self
+                    .options
+                    .as_slice()
+                    .try_into()
+                    .expect("options of a valid length");
+                let total = IPV4_MINIMUM_HEADER + self.options.len() + payload;
+                let mut header = Ipv4Header {
+                    total_len: u16::try_from(total).expect("total length"),
+                    identification,
+                    dont_fragment: self.dont_fragment,
+                    more_fragments,
+                    fragment_offset,
+                    time_to_live: self.ttl,
+                    protocol: self.protocol(),
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    options,
+                    ..Ipv4Header::default()
+                };
+                header.header_checksum = !checksum::sum(&[&header.to_bytes()]);
+                if self.ip_checksum == Checksum::Wrong {
+                    header.header_checksum = wrong(header.header_checksum);
+                }
+                header.to_bytes().to_vec()
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let extension = fragment.map(|_| Ipv6FragmentHeader {
+                    next_header: self.protocol(),
+                    fragment_offset,
+                    more_fragments,
+                    identification: self.identification,
+                });
+                let extension = extension.map(|header| header.to_bytes().to_vec());
+                let next_header = match extension {
+                    Some(_) => IpNumber::IPV6_FRAGMENTATION_HEADER,
+                    None => self.protocol(),
+                };
+                let extension = extension.unwrap_or_default();
+                let header = Ipv6Header {
+                    payload_length: u16::try_from(extension.len() + payload).expect("length"),
+                    next_header,
+                    hop_limit: self.ttl,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Ipv6Header::default()
+                };
+                [&header.to_bytes()[..], &extension].concat()
+            }
+            _ => panic!(
+                "{} and {} are of two families",
+                self.source, self.destination
+            ),
+        }
+    }
+}
+
+/// Another value, and not the other zero.
+fn wrong(checksum: u16) -> u16 {
+    checksum ^ 0x5555
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{Ip, Link, Parsed, checksum::Expect};
+
+    #[test]
+    fn a_datagram_byte_by_byte() {
+        let packet = udp(
+            "10.0.0.10:4660".parse().unwrap(),
+            "203.0.113.1:80".parse().unwrap(),
+        )
+        .payload(b"hi")
+        .build();
+        assert_eq!(
+            packet,
+            [
+                0x45, 0, 0, 30, 0x12, 0x34, 0, 0, 64, 17, 0x22, 0x90, 10, 0, 0, 10, 203, 0, 113, 1,
+                0x12, 0x34, 0, 80, 0, 10, 0x3e, 0xe1, b'h', b'i'
+            ]
+        );
+    }
+
+    #[test]
+    fn fragments_cover_the_packet() {
+        for (source, destination) in [
+            ("10.0.0.10:1", "203.0.113.1:2"),
+            ("[fd00::1]:1", "[2001:db8::1]:2"),
+        ] {
+            let builder = udp(source.parse().unwrap(), destination.parse().unwrap())
+                .payload(&(0..=255).cycle().take(3000).collect::<Vec<u8>>());
+            let fragments = builder.fragments(1280);
+            assert_eq!(fragments.len(), 3);
+            let mut whole = Vec::new();
+            for (number, fragment) in fragments.iter().enumerate() {
+                assert!(fragment.len() <= 1280);
+                assert_eq!(checksum::verify(fragment, Expect::Complete), Ok(()));
+                let parsed = Parsed::new(Link::Ip, fragment).unwrap();
+                assert!(parsed.is_fragment());
+                let (offset, more) = match &parsed.ip {
+                    Ip::V4(header) => (header.fragment_offset, header.more_fragments),
+                    Ip::V6(_, extensions) => {
+                        let header = extensions.fragment.as_ref().unwrap();
+                        (header.fragment_offset, header.more_fragments)
+                    }
+                };
+                assert_eq!(usize::from(offset.value()) * 8, whole.len());
+                assert_eq!(more, number < 2);
+                whole.extend(parsed.payload);
+            }
+            assert_eq!(whole, builder.ip_payload());
+        }
+    }
+}
