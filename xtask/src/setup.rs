@@ -75,14 +75,25 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
 
     let packages = packages(&missing);
     if let Some(refusal) = refusal(&packages) {
-        list("missing", &missing);
+        println!("setup: missing");
+        for requirement in &missing {
+            print(requirement, &missing);
+        }
         bail!(refusal);
     }
-    list("installing", &missing);
 
+    // Each line stands there while what it names is being installed.
+    println!("setup: installing");
+    let (from_packages, by_action): (Vec<&Requirement>, Vec<&Requirement>) = missing
+        .iter()
+        .partition(|requirement| matches!(requirement.install, Install::Packages(_)));
     let mut apt = Apt::default();
-    apt.install(&packages)?;
-    for requirement in &missing {
+    for requirement in from_packages {
+        print(requirement, &missing);
+    }
+    apt.install(&packages).context("cannot install packages")?;
+    for requirement in by_action {
+        print(requirement, &missing);
         if let Install::Action(install) = requirement.install {
             install(&mut apt).with_context(|| format!("cannot install {}", requirement.name))?;
         }
@@ -140,14 +151,12 @@ fn packages(requirements: &[&Requirement]) -> Vec<&'static str> {
     packages
 }
 
-fn list(heading: &str, requirements: &[&Requirement]) {
-    let width = requirements
+/// Prints what a requirement is for, in a column with `others`.
+fn print(requirement: &Requirement, others: &[&Requirement]) {
+    let width = others
         .iter()
-        .map(|requirement| requirement.name.len())
+        .map(|other| other.name.len())
         .max()
         .unwrap_or(0);
-    println!("setup: {heading}");
-    for requirement in requirements {
-        println!("  {:width$}  {}", requirement.name, requirement.why);
-    }
+    println!("  {:width$}  {}", requirement.name, requirement.why);
 }

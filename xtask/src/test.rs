@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -66,11 +67,13 @@ pub fn run(options: &Options) -> Result<()> {
         let tapnat = build::tapnat(&build::Options::default())?;
         let mut integration = command::cargo("test");
         integration
-            .args(["--package", INTEGRATION])
+            .args(["--no-fail-fast", "--package", INTEGRATION])
             .env("TAPNAT", tapnat);
-        if let Selection::Program(name) = &selection {
-            integration.args(["--test", name]);
-        }
+        match &selection {
+            Selection::Program(name) => integration.args(["--test", name]),
+            // Without this, tests in documentation have the last word, and there are none.
+            _ => integration.arg("--tests"),
+        };
         command::run(with_arguments(
             &mut integration,
             &selection,
@@ -81,10 +84,10 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn with_arguments<'a>(
-    cargo: &'a mut std::process::Command,
+    cargo: &'a mut Command,
     selection: &Selection,
     arguments: &[String],
-) -> &'a mut std::process::Command {
+) -> &'a mut Command {
     if let Selection::Filter(part) = selection {
         cargo.arg(part);
     }
