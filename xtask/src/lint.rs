@@ -1,14 +1,15 @@
 //! `cargo xtask lint`: formatting, and Clippy on both sides of the workspace: the host's crates
-//! with the stable toolchain, the eBPF crate for its own target with the toolchain that compiles it.
+//! with the stable toolchain, the eBPF crate for its own target with the toolchain that compiles it;
+//! and the documents.
 //! Which lints there are is decided in the workspace's `Cargo.toml`.
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::command;
 use crate::ebpf_toolchain::{EbpfToolchain, TARGET};
 use crate::setup::{self, Group};
+use crate::{command, documents};
 
 /// Runs the verb.
 pub fn run() -> Result<()> {
@@ -21,6 +22,8 @@ pub fn run() -> Result<()> {
             .current_dir(command::workspace())
             .args(["fmt", "--all", "--check"]),
     )?;
+
+    documents::check()?;
 
     let deny_warnings = ["--", "-D", "warnings"];
     command::run(

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod build;
 mod ci;
 mod command;
+mod documents;
 mod ebpf_toolchain;
 mod lint;
 mod run;

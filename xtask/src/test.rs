@@ -54,8 +54,7 @@ pub fn run(options: &Options) -> Result<()> {
 
     if !matches!(selection, Selection::Program(_)) {
         let mut unit = command::cargo("test");
-        unit.args([
-            "--workspace",
+        unit.args(["--no-fail-fast", "--workspace"]).args([
             "--exclude",
             "tapnat-ebpf",
             "--exclude",
