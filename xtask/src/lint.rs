@@ -1,38 +1,49 @@
-//! `cargo xtask lint`: formatting, and Clippy on both sides of the workspace: the host's crates
-//! with the stable toolchain, the eBPF crate for its own target with the toolchain that compiles it;
-//! and the documents.
-//! Which lints there are is decided in the workspace's `Cargo.toml`.
+//! `cargo xtask lint`: formatting; the documents; and Clippy on both sides of the workspace: the
+//! host's crates with the stable toolchain, the eBPF crate for its own target with the toolchain
+//! that compiles it. Which lints there are is decided in the workspace's `Cargo.toml`.
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::ebpf_toolchain::{EbpfToolchain, TARGET};
 use crate::setup::{self, Group};
 use crate::{command, documents};
 
-/// Runs the verb.
+const DENY_WARNINGS: [&str; 3] = ["--", "-D", "warnings"];
+
+/// Runs the verb: every check, whether or not those before it fail.
 pub fn run() -> Result<()> {
     setup::ensure(&[Group::Build, Group::Lint])?;
+    let mut failed = 0;
+    for check in [check_format, documents::check, lint_host, lint_ebpf] {
+        if let Err(error) = check() {
+            eprintln!("error: {error:#}");
+            failed += 1;
+        }
+    }
+    ensure!(failed == 0, "{failed} of the checks above failed");
+    Ok(())
+}
 
+fn check_format() -> Result<()> {
     // `cargo fmt` knows no --locked.
-    let mut format = Command::new("cargo");
+    let mut cargo = Command::new("cargo");
     command::run(
-        format
+        cargo
             .current_dir(command::workspace())
             .args(["fmt", "--all", "--check"]),
-    )?;
+    )
+}
 
-    documents::check()?;
+fn lint_host() -> Result<()> {
+    let mut clippy = command::cargo("clippy");
+    clippy.args(["--workspace", "--exclude", "tapnat-ebpf", "--all-targets"]);
+    command::run(clippy.args(DENY_WARNINGS))
+}
 
-    let deny_warnings = ["--", "-D", "warnings"];
-    command::run(
-        command::cargo("clippy")
-            .args(["--workspace", "--exclude", "tapnat-ebpf", "--all-targets"])
-            .args(deny_warnings),
-    )?;
-
-    let toolchain = EbpfToolchain::detect().context("the toolchain for BPF has gone")?;
+fn lint_ebpf() -> Result<()> {
+    let toolchain = EbpfToolchain::detect().context("there is no compiler for BPF")?;
     let mut clippy = Command::new("rustup");
     clippy
         .current_dir(command::workspace())
@@ -44,5 +55,5 @@ pub fn run() -> Result<()> {
     if toolchain == EbpfToolchain::Nightly {
         clippy.args(["-Z", "build-std=core"]);
     }
-    command::run(clippy.args(deny_warnings))
+    command::run(clippy.args(DENY_WARNINGS))
 }
