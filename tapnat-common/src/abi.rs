@@ -5,6 +5,8 @@
 //! redefines a field raises [`ABI_VERSION`], and the loader then refuses to
 //! adopt the old pins. No behaviour beyond making keys lives here.
 
+use core::num::NonZeroU32;
+
 use crate::{
     checksum::Delta,
     net::{Be16, Be32},
@@ -85,8 +87,8 @@ impl Arrival {
     /// On the inside device with this interface index (below 2^24).
     #[inline(always)]
     #[must_use]
-    pub const fn inside(device: u32, protocol: u8) -> Self {
-        Self((device << 8) | protocol as u32)
+    pub const fn inside(device: NonZeroU32, protocol: u8) -> Self {
+        Self((device.get() << 8) | protocol as u32)
     }
 
     #[inline(always)]
@@ -99,8 +101,8 @@ impl Arrival {
     /// The inside device's interface index; `None` for the outside.
     #[inline(always)]
     #[must_use]
-    pub const fn device(self) -> Option<u32> {
-        if self.0 >> 8 == 0 { None } else { Some(self.0 >> 8) }
+    pub const fn device(self) -> Option<NonZeroU32> {
+        NonZeroU32::new(self.0 >> 8)
     }
 }
 
@@ -234,10 +236,11 @@ impl Session {
             destination: self.source,
             source_port: self.destination_port,
             destination_port: self.source_port,
-            arrival: if self.flags & session_flags::TO_INSIDE == 0 {
-                Arrival::outside(protocol)
-            } else {
-                Arrival::inside(self.next_hop.device, protocol)
+            arrival: match NonZeroU32::new(self.next_hop.device) {
+                Some(device) if self.flags & session_flags::TO_INSIDE != 0 => {
+                    Arrival::inside(device, protocol)
+                }
+                Some(_) | None => Arrival::outside(protocol),
             },
         }
     }

@@ -39,11 +39,19 @@ pub trait Frame {
     /// [`Frame::load`].
     fn pull(&mut self, length: u32);
 
-    /// A copy of the header at `offset`; `None` past the end.
+    /// A copy of the header at `offset`; `None` past the end. Quick, and in the
+    /// kernel only for the first headers, at offsets it can bound.
     fn load<T: Header>(&self, offset: u32) -> Option<T>;
 
-    /// Replaces the header at `offset`; `None` past the end, with nothing written.
+    /// Replaces the header at `offset`; `None` past the end, with nothing
+    /// written. As quick and as limited as [`Frame::load`].
     fn store<T: Header>(&mut self, offset: u32, header: &T) -> Option<()>;
+
+    /// [`Frame::load`] for any offset.
+    fn read<T: Header>(&self, offset: u32) -> Option<T>;
+
+    /// [`Frame::store`] for any offset.
+    fn write<T: Header>(&mut self, offset: u32, header: &T) -> Option<()>;
 
     /// Updates a transport checksum field at `offset` for addresses and ports
     /// that change by these deltas. Where the device will complete the

@@ -2,18 +2,21 @@
 //! header as translation needs. Decides nothing beyond what is malformed, and
 //! looks into no payload but the packet that an ICMP error quotes.
 
+use core::num::NonZeroU32;
+
 use network_types::{ip::Ipv4Hdr, tcp::TcpHdr};
 
 use crate::{
     abi::{Arrival, FlowKey},
     frame::Frame,
     net::{Be16, Be32, icmp, protocol},
-    verdict::{Reason, Verdict},
+    verdict::Reason,
 };
 
 /// The part of a datagram that a packet is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Part {
+    #[default]
     Whole,
     /// The first fragment, which has the transport header.
     First,
@@ -22,7 +25,7 @@ pub enum Part {
 }
 
 /// How the transport is translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
     Tcp,
     /// UDP and UDP-Lite.
@@ -41,6 +44,7 @@ pub enum Transport {
     /// No ports that we could read: GRE, ESP.
     AddressOnly,
     /// Anything else.
+    #[default]
     Unknown,
 }
 
@@ -64,7 +68,7 @@ pub struct Segment {
 }
 
 /// What was read of a packet. Offsets are in bytes from the frame's start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
     pub source: Be32,
     pub destination: Be32,
@@ -104,11 +108,11 @@ impl Packet {
         self.network_offset + self.header_length
     }
 
-    /// The key of the packet's session, given where it arrived: an inside
-    /// device's index, or `None` for the outside.
+    /// The key of the packet's session, given where it arrived: the index of
+    /// an inside device, or `None` for the outside.
     #[inline(always)]
     #[must_use]
-    pub const fn key(&self, device: Option<u32>) -> FlowKey {
+    pub const fn key(&self, device: Option<NonZeroU32>) -> FlowKey {
         FlowKey {
             source: self.source,
             destination: self.destination,
@@ -149,30 +153,30 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 const DONT_FRAGMENT: u16 = 0x4000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 
-/// Reads the frame.
+/// Reads the frame into `packet`.
 ///
 /// # Errors
-/// The verdict on a packet that is not IPv4 (it passes) or malformed (dropped).
+/// The exit of a packet that is not IPv4, or malformed.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Verdict> {
+pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
     let network_offset = frame.link_length();
     if network_offset != 0 {
         let Some(ethertype) = frame.load::<[u8; 2]>(network_offset - 2) else {
-            return Err(Verdict::Pass(Reason::NotIpv4));
+            return Err(Reason::NotIpv4);
         };
         if ethertype != ETHERTYPE_IPV4 {
-            return Err(Verdict::Pass(Reason::NotIpv4));
+            return Err(Reason::NotIpv4);
         }
     }
     let Some(header) = frame.load::<Ipv4Hdr>(network_offset) else {
-        return Err(Verdict::Drop(Reason::Truncated));
+        return Err(Reason::Truncated);
     };
     if network_offset == 0 && header.version() != 4 {
-        return Err(Verdict::Pass(Reason::NotIpv4));
+        return Err(Reason::NotIpv4);
     }
     let header_length = u32::from(header.vihl & 0x0f) * 4;
     if header.vihl >> 4 != 4 || header_length < 20 {
-        return Err(Verdict::Drop(Reason::BadHeader));
+        return Err(Reason::BadHeader);
     }
     let carried = frame.length().wrapping_sub(network_offset);
     let mut length = u32::from(Be16::from_bytes(header.tot_len).get());
@@ -182,7 +186,7 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Verdict> {
         length = carried;
     }
     if length < header_length || length > carried {
-        return Err(Verdict::Drop(Reason::Truncated));
+        return Err(Reason::Truncated);
     }
     let fragment = Be16::from_bytes(header.frags).get();
     let part = if fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) == 0 {
@@ -192,11 +196,9 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Verdict> {
     } else {
         Part::Later
     };
-    let mut packet = Packet {
+    *packet = Packet {
         source: Be32::from_bytes(header.src_addr),
         destination: Be32::from_bytes(header.dst_addr),
-        source_port: Be16::ZERO,
-        destination_port: Be16::ZERO,
         protocol: header.proto,
         time_to_live: header.ttl,
         dont_fragment: fragment & DONT_FRAGMENT != 0,
@@ -207,12 +209,12 @@ pub fn parse<F: Frame>(frame: &F) -> Result<Packet, Verdict> {
         header_length,
         length,
         wire_length: length,
-        segment: Segment::default(),
+        ..Packet::default()
     };
     if part != Part::Later {
-        read_transport(frame, &mut packet, segment_size)?;
+        read_transport(frame, packet, segment_size)?;
     }
-    Ok(packet)
+    Ok(())
 }
 
 #[inline(always)]
@@ -233,13 +235,13 @@ fn read_transport<F: Frame>(
     frame: &F,
     packet: &mut Packet,
     segment_size: u32,
-) -> Result<(), Verdict> {
+) -> Result<(), Reason> {
     let offset = packet.transport_offset();
     let available = packet.length - packet.header_length;
-    let short = Verdict::Drop(match packet.part {
+    let short = match packet.part {
         Part::First => Reason::FragmentTooShort,
         Part::Whole | Part::Later => Reason::Truncated,
-    });
+    };
     match packet.transport {
         Transport::Tcp => {
             if available < TcpHdr::LEN as u32 {
@@ -317,7 +319,7 @@ fn read_window_scale<F: Frame>(frame: &F, start: u32, end: u32) -> u8 {
         if offset >= end {
             break;
         }
-        let Some([kind]) = frame.load::<[u8; 1]>(offset) else { break };
+        let Some([kind]) = frame.read::<[u8; 1]>(offset) else { break };
         if kind == END {
             break;
         }
@@ -325,12 +327,12 @@ fn read_window_scale<F: Frame>(frame: &F, start: u32, end: u32) -> u8 {
             offset += 1;
             continue;
         }
-        let Some([length]) = frame.load::<[u8; 1]>(offset + 1) else { break };
+        let Some([length]) = frame.read::<[u8; 1]>(offset + 1) else { break };
         if length < 2 || length > 40 {
             break;
         }
         if kind == WINDOW_SCALE {
-            return match frame.load::<[u8; 1]>(offset + 2) {
+            return match frame.read::<[u8; 1]>(offset + 2) {
                 Some([scale]) if length == 3 => scale.min(14),
                 Some(_) | None => 0,
             };
@@ -371,7 +373,7 @@ const ICMP_HEADER: u32 = 8;
 pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reason> {
     let unusable = Reason::ErrorUnusable;
     let network_offset = packet.transport_offset() + ICMP_HEADER;
-    let header = frame.load::<Ipv4Hdr>(network_offset).ok_or(unusable)?;
+    let header = frame.read::<Ipv4Hdr>(network_offset).ok_or(unusable)?;
     let header_length = u32::from(header.vihl & 0x0f) * 4;
     if header.vihl >> 4 != 4 || header_length < 20 {
         return Err(unusable);
@@ -385,7 +387,7 @@ pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reas
         return Err(unusable);
     }
     verify_header(frame, network_offset, header_length)?;
-    let start = frame.load::<[u8; 8]>(transport_offset).ok_or(unusable)?;
+    let start = frame.read::<[u8; 8]>(transport_offset).ok_or(unusable)?;
     let mut quoted = Quoted {
         source: Be32::from_bytes(header.src_addr),
         destination: Be32::from_bytes(header.dst_addr),
@@ -440,7 +442,7 @@ fn verify_header<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Re
         if word * 4 >= length {
             break;
         }
-        let bytes = frame.load::<[[u8; 2]; 2]>(offset + word * 4).ok_or(Reason::ErrorUnusable)?;
+        let bytes = frame.read::<[[u8; 2]; 2]>(offset + word * 4).ok_or(Reason::ErrorUnusable)?;
         sum += u32::from(Be16::from_bytes(bytes[0]).raw());
         sum += u32::from(Be16::from_bytes(bytes[1]).raw());
     }

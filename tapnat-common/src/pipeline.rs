@@ -1,74 +1,102 @@
 //! A packet's life up to its exit: parse, decide, rewrite. The kernel's shell
-//! and the host's tests both call [`translate`].
+//! and the host's tests both run it.
+
+use core::num::NonZeroU32;
 
 use crate::{
+    abi::NextHop,
     frame::Frame,
     nat::{self, Tables},
     parse::{self, Packet, Transport},
-    rewrite,
-    time::Instant,
-    verdict::{Reason, Verdict},
+    rewrite::{self, Rewrite},
+    verdict::{Outcome, Plan, Reason},
 };
 
 /// Link, IP and transport header, and the same of a quoted packet, at their
 /// longest that still leaves 20 bytes of the quoted transport header.
 const ALL_HEADERS: u32 = 14 + 60 + 8 + 60 + 20;
 
-/// Decides about the frame and, if it is to go on, rewrites it.
+/// What [`established`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quick {
+    /// Translated the packet, which now leaves by this next hop; by the
+    /// kernel's neighbour table if its link addresses are not known.
+    Onward(NextHop, bool),
+    /// Nothing: the packet is for [`exceptional`].
+    Not,
+    /// Could not change the packet's memory.
+    Broken,
+}
+
+/// Translates a packet of an established session.
 ///
-/// `device`: the inside device's index that it arrived on, or `None` for an
-/// uplink. With the verdict comes what was read of the packet, if it was IPv4.
+/// `device`: the index of the inside device that it arrived on, or `None` for
+/// an uplink.
 #[inline(always)]
-pub fn translate<F: Frame, T: Tables>(
+pub fn established<F: Frame, T: Tables>(
     frame: &mut F,
-    device: Option<u32>,
-    now: Instant,
+    device: Option<NonZeroU32>,
     tables: &T,
-) -> (Verdict, Option<Packet>) {
-    let mut packet = match parse::parse(frame) {
-        Ok(packet) => packet,
-        Err(Verdict::Drop(Reason::Truncated)) => {
-            // The headers may be there, but not in one piece.
-            frame.pull(ALL_HEADERS);
-            match parse::parse(frame) {
-                Ok(packet) => packet,
-                Err(verdict) => return (verdict, None),
-            }
-        }
-        Err(verdict) => return (verdict, None),
-    };
+) -> Quick {
+    let mut packet = Packet::default();
+    if parse::parse(frame, &mut packet).is_err() || packet.transport == Transport::IcmpError {
+        return Quick::Not;
+    }
+    let Some(session) = nat::established(&packet, device, tables) else { return Quick::Not };
+    let rewrite = Rewrite::of(session, false);
+    match rewrite::apply(frame, &packet, &rewrite) {
+        Some(()) => Quick::Onward(rewrite.next_hop, rewrite.resolve),
+        None => Quick::Broken,
+    }
+}
+
+/// Decides about a packet that is not of an established session, and rewrites
+/// it if it goes on. `packet` becomes what was read of it, `plan` what is to be
+/// done with it.
+#[inline(always)]
+pub fn exceptional<F: Frame, T: Tables>(
+    frame: &mut F,
+    device: Option<NonZeroU32>,
+    tables: &T,
+    packet: &mut Packet,
+    plan: &mut Plan,
+) -> Reason {
+    // The headers may be there, but not in one piece.
+    frame.pull(ALL_HEADERS);
+    if let Err(reason) = parse::parse(frame, packet) {
+        return reason;
+    }
     if packet.transport == Transport::IcmpError {
-        return (translate_error(frame, &packet, device, now, tables), Some(packet));
+        return translate_error(frame, packet, device, tables, plan);
     }
-    let verdict = nat::decide(&mut packet, device, now, tables);
-    if let Verdict::Forward(_, rewrite) = &verdict
-        && rewrite::apply(frame, &packet, rewrite).is_none()
+    let reason = nat::decide(packet, device, tables, plan);
+    if reason.outcome() == Outcome::Forward
+        && rewrite::apply(frame, packet, &plan.rewrite).is_none()
     {
-        return (Verdict::Drop(Reason::RewriteFailed), Some(packet));
+        return Reason::RewriteFailed;
     }
-    (verdict, Some(packet))
+    reason
 }
 
 #[inline(never)]
 fn translate_error<F: Frame, T: Tables>(
     frame: &mut F,
     packet: &Packet,
-    device: Option<u32>,
-    now: Instant,
+    device: Option<NonZeroU32>,
     tables: &T,
-) -> Verdict {
-    frame.pull(ALL_HEADERS);
+    plan: &mut Plan,
+) -> Reason {
     let quoted = match parse::parse_quoted(frame, packet) {
         Ok(quoted) => quoted,
         // It may well be about something that the host itself sent.
-        Err(Reason::ErrorUnusable) if device.is_none() => return Verdict::Pass(Reason::NoMapping),
-        Err(reason) => return Verdict::Drop(reason),
+        Err(Reason::ErrorUnusable) if device.is_none() => return Reason::NoMapping,
+        Err(reason) => return reason,
     };
-    let (verdict, source) = nat::decide_error(packet, &quoted, device, now, tables);
-    if let Verdict::Forward(_, rewrite) = &verdict
-        && rewrite::apply_error(frame, packet, &quoted, rewrite, source).is_none()
+    let reason = nat::decide_error(packet, &quoted, device, tables, plan);
+    if reason.outcome() == Outcome::Forward
+        && rewrite::apply_error(frame, packet, &quoted, &plan.rewrite, plan.error_source).is_none()
     {
-        return Verdict::Drop(Reason::RewriteFailed);
+        return Reason::RewriteFailed;
     }
-    verdict
+    reason
 }

@@ -50,7 +50,7 @@ const WORDS: usize = 65536 / 2 / 64;
 const SUMMARIES: usize = WORDS / 64;
 
 /// Ports below 1024 are a range of their own (RFC 4787 REQ-3): the first words.
-const LOW_WORDS: u32 = 1024 / 2 / 64;
+const LOW_WORDS: usize = 1024 / 2 / 64;
 
 /// The ports of one parity: a set bit is a port that is taken, or that must not
 /// be handed out.
@@ -114,14 +114,12 @@ impl PortSet {
     #[inline(always)]
     pub fn find(&mut self, wanted: u16, random: u32) -> Option<u16> {
         let low = wanted < 1024;
-        let start = if low {
-            random % LOW_WORDS
-        } else {
-            LOW_WORDS + random % (WORDS as u32 - LOW_WORDS)
-        };
+        let chance = random as usize;
+        let start =
+            if low { chance % LOW_WORDS } else { LOW_WORDS + chance % (WORDS - LOW_WORDS) };
         // One more than there are: the first one's low part comes last.
-        for step in 0..=SUMMARIES as u32 {
-            let summary = ((start >> 6) + step) & (SUMMARIES as u32 - 1);
+        for step in 0..=SUMMARIES {
+            let summary = ((start >> 6) + step) & (SUMMARIES - 1);
             if low && summary != 0 {
                 continue;
             }
@@ -133,23 +131,23 @@ impl PortSet {
             if step == 0 {
                 usable &= u64::MAX << (start & 63);
             }
-            let Some(full) = self.full.get(summary as usize) else { break };
+            let Some(full) = self.full.get(summary) else { break };
             let free = !full & usable;
             if free == 0 {
                 continue;
             }
-            let index = (summary << 6) | free.trailing_zeros();
-            let Some(word) = self.words.get(index as usize) else { break };
+            let index = (summary << 6) | free.trailing_zeros() as usize;
+            let Some(word) = self.words.get(index) else { break };
             let free = !word;
             if free == 0 {
                 // Two CPUs took the last two ports at once; set it right.
-                self.mark_full(index as usize);
+                self.mark_full(index);
                 continue;
             }
             let turn = (random >> 16) & 63;
             let bit = (free.rotate_right(turn).trailing_zeros() + turn) & 63;
             #[expect(clippy::cast_possible_truncation, reason = "index < 512 and bit < 64")]
-            return Some(((index << 7) | (bit << 1)) as u16 | wanted & 1);
+            return Some((index << 7) as u16 | (bit << 1) as u16 | wanted & 1);
         }
         None
     }

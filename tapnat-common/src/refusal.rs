@@ -6,7 +6,6 @@ use crate::{
     frame::Frame,
     net::{Be16, Be32, protocol},
     parse::{Packet, Part, Transport},
-    verdict::Refusal,
 };
 
 /// An IPv4 header without options and an ICMP header.
@@ -34,6 +33,17 @@ pub const fn quoted_length(packet: &Packet) -> u32 {
 pub const fn may_answer(packet: &Packet) -> bool {
     let about_error = matches!(packet.transport, Transport::IcmpError | Transport::IcmpOther);
     !about_error && !matches!(packet.part, Part::Later) && !packet.source.is_unroutable()
+}
+
+/// An ICMP error to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub icmp_type: u8,
+    pub code: u8,
+    /// The MTU of the next hop in bytes for "fragmentation needed", else 0.
+    pub mtu: u16,
+    /// The address that the error comes from.
+    pub from: Be32,
 }
 
 /// The header for the error about `packet`, which is still as it arrived.
@@ -93,7 +103,7 @@ fn quoted_sum<F: Frame>(frame: &F, packet: &Packet, quoted: u32) -> Option<u32> 
         if at + 4 > quoted {
             break;
         }
-        let [high, low] = frame.load::<[[u8; 2]; 2]>(packet.network_offset + at)?;
+        let [high, low] = frame.read::<[[u8; 2]; 2]>(packet.network_offset + at)?;
         if at < packet.header_length {
             header = add(add(header, high), low);
         } else {
@@ -118,7 +128,7 @@ fn partial_checksum<F: Frame>(frame: &F, packet: &Packet) -> Option<Be16> {
     if !matches!(packet.transport, Transport::Tcp | Transport::Udp) {
         return None;
     }
-    let field = Be16::from_bytes(frame.load::<[u8; 2]>(packet.checksum_offset()?)?);
+    let field = Be16::from_bytes(frame.read::<[u8; 2]>(packet.checksum_offset()?)?);
     if frame.segment_size() != 0 {
         return Some(field);
     }

@@ -2,7 +2,7 @@
 //! the packet that an ICMP error quotes. Decides nothing.
 
 use crate::{
-    abi::{NextHop, Session},
+    abi::{NextHop, Session, session_flags},
     checksum::Delta,
     frame::Frame,
     net::{Be16, Be32, protocol},
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// What a packet's addresses and ports become, and where it then goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rewrite {
     pub source: Be32,
     pub destination: Be32,
@@ -25,9 +25,10 @@ pub struct Rewrite {
 }
 
 impl Rewrite {
+    /// `confirm`: let the kernel look the neighbour up even if it is known.
     #[inline(always)]
     #[must_use]
-    pub const fn of(session: &Session, resolve: bool) -> Self {
+    pub const fn of(session: &Session, confirm: bool) -> Self {
         Self {
             source: session.source,
             destination: session.destination,
@@ -36,7 +37,7 @@ impl Rewrite {
             address_delta: session.address_delta(),
             port_delta: session.port_delta(),
             next_hop: session.next_hop,
-            resolve,
+            resolve: confirm || session.flags & session_flags::NEXT_HOP_KNOWN == 0,
         }
     }
 }
@@ -58,30 +59,44 @@ pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Opt
         frame.update_checksum(offset, addresses, rewrite.port_delta, zero_means_none)?;
     }
     if packet.part != Part::Later {
-        store_ports(
-            frame,
-            packet.transport,
-            packet.transport_offset(),
-            (rewrite.source_port, rewrite.destination_port),
-        )?;
+        store_ports(frame, packet, rewrite)?;
     }
     store_network(frame, packet, rewrite.source, rewrite.destination, rewrite.address_delta)
 }
 
 /// Writes the ports where this transport has them.
 #[inline(always)]
-fn store_ports<F: Frame>(
-    frame: &mut F,
-    transport: Transport,
-    offset: u32,
-    (source, destination): (Be16, Be16),
-) -> Option<()> {
-    match transport {
+fn store_ports<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Option<()> {
+    let offset = packet.transport_offset();
+    match packet.transport {
         Transport::Tcp | Transport::Udp => {
-            frame.store(offset, &[source.bytes(), destination.bytes()])
+            frame.store(offset, &[rewrite.source_port.bytes(), rewrite.destination_port.bytes()])
         }
-        Transport::IcmpQuery => frame.store(offset + ICMP_IDENTIFIER, &source.bytes()),
-        Transport::IcmpReply => frame.store(offset + ICMP_IDENTIFIER, &destination.bytes()),
+        Transport::IcmpQuery => {
+            frame.store(offset + ICMP_IDENTIFIER, &rewrite.source_port.bytes())
+        }
+        Transport::IcmpReply => {
+            frame.store(offset + ICMP_IDENTIFIER, &rewrite.destination_port.bytes())
+        }
+        Transport::PortsFixed
+        | Transport::AddressOnly
+        | Transport::IcmpError
+        | Transport::IcmpOther
+        | Transport::Unknown => Some(()),
+    }
+}
+
+/// Writes the ports of a quoted packet, which travelled against the session's.
+#[inline(always)]
+fn write_quoted_ports<F: Frame>(frame: &mut F, quoted: &Quoted, rewrite: &Rewrite) -> Option<()> {
+    let offset = quoted.transport_offset;
+    let (source, destination) = (rewrite.destination_port, rewrite.source_port);
+    match quoted.transport {
+        Transport::Tcp | Transport::Udp => {
+            frame.write(offset, &[source.bytes(), destination.bytes()])
+        }
+        Transport::IcmpQuery => frame.write(offset + ICMP_IDENTIFIER, &source.bytes()),
+        Transport::IcmpReply => frame.write(offset + ICMP_IDENTIFIER, &destination.bytes()),
         Transport::PortsFixed
         | Transport::AddressOnly
         | Transport::IcmpError
@@ -133,7 +148,7 @@ pub fn apply_error<F: Frame>(
     // Every changed word of the quoted packet changes the error's checksum.
     let mut changed = addresses;
     let header = quoted.network_offset + TIME_TO_LIVE;
-    let [time_to_live, number, check @ ..] = frame.load::<[u8; 4]>(header)?;
+    let [time_to_live, number, check @ ..] = frame.read::<[u8; 4]>(header)?;
     let old_check = Be16::from_bytes(check);
     let new_check = addresses.apply(old_check);
     changed = changed.and(Delta::of_word(old_check, new_check));
@@ -141,25 +156,20 @@ pub fn apply_error<F: Frame>(
     if let Some(offset) = quoted.checksum_offset {
         let covers_addresses = matches!(quoted.transport, Transport::Tcp | Transport::Udp);
         let delta = if covers_addresses { addresses.and(ports) } else { ports };
-        let old = Be16::from_bytes(frame.load::<[u8; 2]>(offset)?);
+        let old = Be16::from_bytes(frame.read::<[u8; 2]>(offset)?);
         let absent = quoted.protocol == protocol::UDP && old == Be16::ZERO;
         if !absent {
             let new = delta.apply(old);
-            frame.store(offset, &new.bytes())?;
+            frame.write(offset, &new.bytes())?;
             changed = changed.and(Delta::of_word(old, new));
         }
     }
     if !matches!(quoted.transport, Transport::PortsFixed | Transport::AddressOnly) {
         changed = changed.and(ports);
     }
-    store_ports(
-        frame,
-        quoted.transport,
-        quoted.transport_offset,
-        (rewrite.destination_port, rewrite.source_port),
-    )?;
+    write_quoted_ports(frame, quoted, rewrite)?;
     let [check_high, check_low] = new_check.bytes();
-    frame.store(
+    frame.write(
         header,
         &[
             [time_to_live, number, check_high, check_low],

@@ -4,15 +4,20 @@
 //! what tests assert. The numbers are ABI: they rise with the table's layout
 //! version, and a label never changes its meaning.
 
-use crate::{net::Be32, rewrite::Rewrite};
+use crate::{
+    abi::Session,
+    net::{Be32, icmp},
+    rewrite::Rewrite,
+};
 
 /// The kind of exit that a reason belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Up to the host's own network stack, untouched.
     Pass,
-    /// Dropped, with an ICMP error to the sender where the standards ask for one.
     Drop,
+    /// Dropped, and its sender told by ICMP where that is allowed.
+    Refuse,
     /// Translated and sent on.
     Forward,
 }
@@ -41,6 +46,7 @@ macro_rules! reasons {
                 }
             }
 
+            #[inline(always)]
             #[must_use]
             pub const fn outcome(self) -> Outcome {
                 match self {
@@ -49,6 +55,26 @@ macro_rules! reasons {
             }
         }
     };
+}
+
+impl Reason {
+    /// The type and code of the ICMP error that tells the sender: RFC 792, RFC
+    /// 1191, and RFC 5508 REQ-8 where resources are missing. `None` where the
+    /// outcome is not [`Outcome::Refuse`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn icmp_error(self) -> Option<(u8, u8)> {
+        match self.outcome() {
+            Outcome::Pass | Outcome::Drop | Outcome::Forward => None,
+            Outcome::Refuse => Some(match self {
+                Self::TimeToLiveExceeded => (icmp::TIME_EXCEEDED, 0),
+                Self::FragmentationNeeded => {
+                    (icmp::DESTINATION_UNREACHABLE, icmp::FRAGMENTATION_NEEDED)
+                }
+                _ => (icmp::DESTINATION_UNREACHABLE, icmp::ADMINISTRATIVELY_PROHIBITED),
+            }),
+        }
+    }
 }
 
 reasons! {
@@ -86,9 +112,9 @@ reasons! {
     /// A destination that may not be forwarded to.
     UnroutableDestination = Drop "unroutable-destination",
     /// The time to live ran out here; time exceeded was sent.
-    TimeToLiveExceeded = Drop "time-to-live-exceeded",
+    TimeToLiveExceeded = Refuse "time-to-live-exceeded",
     /// Larger than the way out; "fragmentation needed" was sent.
-    FragmentationNeeded = Drop "fragmentation-needed",
+    FragmentationNeeded = Refuse "fragmentation-needed",
     /// Larger than the way out and allowed to be fragmented, which we could not.
     TooBigToFragment = Drop "too-big-to-fragment",
     /// A part of a datagram whose first part has not come by.
@@ -100,15 +126,15 @@ reasons! {
     /// The mapping's filter does not let this remote in.
     Filtered = Drop "filtered",
     /// No outside port is free; ICMP 3/13 was sent.
-    PortsExhausted = Drop "ports-exhausted",
+    PortsExhausted = Refuse "ports-exhausted",
     /// The session table is full; ICMP 3/13 was sent.
-    SessionTableFull = Drop "session-table-full",
+    SessionTableFull = Refuse "session-table-full",
     /// The mapping tables are full; ICMP 3/13 was sent.
-    MappingTableFull = Drop "mapping-table-full",
+    MappingTableFull = Refuse "mapping-table-full",
     /// The guest has as many sessions as it may; ICMP 3/13 was sent.
-    GuestSessionLimit = Drop "guest-session-limit",
+    GuestSessionLimit = Refuse "guest-session-limit",
     /// The guest table is full; ICMP 3/13 was sent.
-    GuestTableFull = Drop "guest-table-full",
+    GuestTableFull = Refuse "guest-table-full",
     /// Two packets raced for one tuple and this one lost.
     SessionConflict = Drop "session-conflict",
     /// A transport protocol that the policy does not carry.
@@ -130,39 +156,19 @@ reasons! {
     RewriteFailed = Drop "rewrite-failed",
 }
 
-/// What becomes of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Pass(Reason),
-    Drop(Reason),
-    /// Dropped, and its sender told by ICMP.
-    Refuse(Reason, Refusal),
-    Forward(Reason, Rewrite),
-}
 
-impl Verdict {
-    #[inline(always)]
-    #[must_use]
-    pub const fn reason(&self) -> Reason {
-        match self {
-            Self::Pass(reason)
-            | Self::Drop(reason)
-            | Self::Refuse(reason, _)
-            | Self::Forward(reason, _) => *reason,
-        }
-    }
-}
-
-/// The ICMP error that tells a sender why its packet was dropped (RFC 792,
-/// RFC 1812 section 4.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub icmp_type: u8,
-    pub code: u8,
-    /// The MTU of the next hop in bytes for "fragmentation needed", else 0.
+/// The particulars of an exit, beside its [`Reason`]: filled in as far as the
+/// reason's outcome needs them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// For [`Outcome::Forward`].
+    pub rewrite: Rewrite,
+    /// For [`Reason::ErrorTranslated`]: what becomes of the error's own source.
+    pub error_source: Be32,
+    /// For [`Reason::FragmentationNeeded`]: the MTU of the way out in bytes.
     pub mtu: u16,
-    /// The address that the error comes from: ours on the side it arrived.
-    pub from: Be32,
+    /// For a new session: the half whose packet is here, and its twin.
+    pub halves: [Session; 2],
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub(super) fn admits<T: Tables>(
     mapping: &Mapping,
     remote: Be32,
     settings: &Settings,
-    (now, tables): (Instant, &T),
+    tables: &T,
 ) -> bool {
     if mapping.flags & mapping_flags::STATIC != 0 {
         return remote.same_network(mapping.allowed, Be32::mask(mapping.allowed_length));
@@ -50,6 +50,6 @@ pub(super) fn admits<T: Tables>(
         Filtering::AddressAndPortDependent => false,
         Filtering::AddressDependent => tables
             .permission(&PermissionKey { outside: *outside, remote })
-            .is_some_and(|permission| now.is_before(permission.expires_at)),
+            .is_some_and(|permission| tables.now().is_before(permission.expires_at)),
     }
 }

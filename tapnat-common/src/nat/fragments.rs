@@ -1,11 +1,12 @@
 //! Later fragments have no ports: the first one's are remembered for them.
 
+use core::num::NonZeroU32;
+
 use super::Tables;
 use crate::{
     abi::{Arrival, FlowKey, Fragment, FragmentKey},
     parse::Packet,
-    time::Instant,
-    verdict::{Reason, Verdict},
+    verdict::Reason,
 };
 
 #[inline(always)]
@@ -21,12 +22,12 @@ const fn key_of(packet: &Packet, arrival: Arrival) -> FragmentKey {
 
 /// Remembers the ports of a first fragment.
 #[inline(never)]
-pub(super) fn remember<T: Tables>(packet: &Packet, key: &FlowKey, now: Instant, tables: &T) {
+pub(super) fn remember<T: Tables>(packet: &Packet, key: &FlowKey, tables: &T) {
     let Some(settings) = tables.settings() else { return };
     let fragment = Fragment {
         source_port: packet.source_port,
         destination_port: packet.destination_port,
-        expires_at: now.after(settings.timeouts.fragment),
+        expires_at: tables.now().after(settings.timeouts.fragment),
     };
     tables.set_fragment(&key_of(packet, key.arrival), &fragment);
 }
@@ -35,14 +36,13 @@ pub(super) fn remember<T: Tables>(packet: &Packet, key: &FlowKey, now: Instant, 
 #[inline(always)]
 pub(super) fn recall<T: Tables>(
     packet: &mut Packet,
-    device: Option<u32>,
-    now: Instant,
+    device: Option<NonZeroU32>,
     tables: &T,
-) -> Result<(), Verdict> {
+) -> Result<(), Reason> {
     let arrival = packet.key(device).arrival;
     let known = tables
         .fragment(&key_of(packet, arrival))
-        .filter(|fragment| now.is_before(fragment.expires_at));
+        .filter(|fragment| tables.now().is_before(fragment.expires_at));
     match (known, device) {
         (Some(fragment), _) => {
             packet.source_port = fragment.source_port;
@@ -50,7 +50,7 @@ pub(super) fn recall<T: Tables>(
             Ok(())
         }
         // It may be of a datagram to a guest, or to the host itself.
-        (None, None) => Err(Verdict::Pass(Reason::NoMapping)),
-        (None, Some(_)) => Err(Verdict::Drop(Reason::FragmentUnknown)),
+        (None, None) => Err(Reason::NoMapping),
+        (None, Some(_)) => Err(Reason::FragmentUnknown),
     }
 }

@@ -1,5 +1,7 @@
 //! Endpoint-independent mappings and the choice of outside ports.
 
+use core::num::NonZeroU32;
+
 use super::{Insert, Tables};
 use crate::{
     abi::{EndpointKey, Mapping, Settings, mapping_flags},
@@ -34,19 +36,25 @@ pub(super) fn keep_until<T: Tables>(outside: &EndpointKey, until: Instant, table
     }
 }
 
+/// An outside address and its place in the pool.
+pub(super) struct OutsideAddress {
+    pub index: u32,
+    pub address: Be32,
+}
+
 /// The outside address of a guest: always the same one (paired pooling, RFC
-/// 4787 REQ-2). With its index in the pool.
+/// 4787 REQ-2).
 #[inline(always)]
-pub(super) fn outside_address(inside: Be32, settings: &Settings) -> Result<(u32, Be32), Reason> {
-    let count = settings.outside_count;
-    if count == 0 {
-        return Err(Reason::NoOutsideAddress);
-    }
-    // Fibonacci hashing spreads neighbouring guests over the pool.
-    let index = (inside.get().wrapping_mul(0x9e37_79b9) >> 16) % count;
+pub(super) fn outside_address(inside: Be32, settings: &Settings) -> Result<OutsideAddress, Reason> {
+    // Fibonacci hashing spreads neighbouring guests over the pool; the product
+    // with the pool's size then has the place in its upper half.
+    let hash = u64::from(inside.get().wrapping_mul(0x9e37_79b9));
+    let index = (hash * u64::from(settings.outside_count)) >> 32;
     match settings.outside.get(index as usize) {
-        Some(address) => Ok((index, *address)),
-        None => Err(Reason::NoOutsideAddress),
+        Some(address) if *address != Be32::ZERO => {
+            Ok(OutsideAddress { index: index as u32, address: *address })
+        }
+        Some(_) | None => Err(Reason::NoOutsideAddress),
     }
 }
 
@@ -55,8 +63,8 @@ pub(super) fn outside_address(inside: Be32, settings: &Settings) -> Result<(u32,
 #[inline(never)]
 pub(super) fn of<T: Tables>(
     inside: &EndpointKey,
-    device: u32,
-    (now, until): (Instant, Instant),
+    device: NonZeroU32,
+    until: Instant,
     tables: &T,
 ) -> Result<EndpointKey, Reason> {
     if let Some(outside) = tables.outside_of(inside)
@@ -64,12 +72,12 @@ pub(super) fn of<T: Tables>(
         && mapping.inside == *inside
     {
         // Also one that is expired: nobody else has taken its port.
-        mapping.device = device;
+        mapping.device = device.get();
         mapping.expires_at = mapping.expires_at.later_of(until);
         return Ok(outside);
     }
-    let mapping = Mapping { inside: *inside, device, expires_at: until, ..Mapping::default() };
-    allocate(&mapping, now, tables)
+    let mapping = Mapping { inside: *inside, device: device.get(), expires_at: until, ..Mapping::default() };
+    allocate(&mapping, tables)
 }
 
 /// Takes an outside port: the inside one if it is free, else a random one of
@@ -78,27 +86,26 @@ pub(super) fn of<T: Tables>(
 #[inline(never)]
 fn allocate<T: Tables>(
     mapping: &Mapping,
-    now: Instant,
     tables: &T,
 ) -> Result<EndpointKey, Reason> {
     let settings = tables.settings().ok_or(Reason::NoOutsideAddress)?;
-    let (index, address) = outside_address(mapping.inside.address, settings)?;
+    let pool = outside_address(mapping.inside.address, settings)?;
     let class = Class::of(mapping.inside.protocol).ok_or(Reason::ProtocolNotCarried)?;
     let wanted = mapping.inside.port.get();
     let reserved = tables.reserved(class as u32).ok_or(Reason::PortsExhausted)?;
     if wanted != 0
         && !reserved.contains(wanted)
-        && let Some(taken) = take(mapping, (index, address), wanted, now, tables)
+        && let Some(taken) = take(mapping, &pool, wanted, tables)
     {
         return taken;
     }
     for attempt in 0..TRIES * 2 {
         let wanted = if attempt < TRIES { wanted } else { wanted ^ 1 };
         let set = tables
-            .ports(set_index(index, class, wanted))
+            .ports(set_index(pool.index, class, wanted))
             .ok_or(Reason::PortsExhausted)?;
         let Some(port) = set.find(wanted, tables.random()) else { continue };
-        if let Some(taken) = take(mapping, (index, address), port, now, tables) {
+        if let Some(taken) = take(mapping, &pool, port, tables) {
             return taken;
         }
     }
@@ -107,7 +114,7 @@ fn allocate<T: Tables>(
         let random = tables.random() as u16;
         let port = if wanted < 1024 { random & 1023 } else { random | 1024 };
         if !reserved.contains(port)
-            && let Some(taken) = take(mapping, (index, address), port, now, tables)
+            && let Some(taken) = take(mapping, &pool, port, tables)
         {
             return taken;
         }
@@ -119,14 +126,13 @@ fn allocate<T: Tables>(
 #[inline(never)]
 fn take<T: Tables>(
     mapping: &Mapping,
-    (index, address): (u32, Be32),
+    pool: &OutsideAddress,
     port: u16,
-    now: Instant,
     tables: &T,
 ) -> Option<Result<EndpointKey, Reason>> {
-    let outside = EndpointKey::new(address, Be16::new(port), mapping.inside.protocol);
+    let outside = EndpointKey::new(pool.address, Be16::new(port), mapping.inside.protocol);
     if let Some(class) = Class::of(mapping.inside.protocol)
-        && let Some(set) = tables.ports(set_index(index, class, port))
+        && let Some(set) = tables.ports(set_index(pool.index, class, port))
     {
         // Ours now, or somebody's already.
         set.take(port);
@@ -139,6 +145,7 @@ fn take<T: Tables>(
     if inserted == Insert::Exists {
         let old = *tables.mapping(&outside)?;
         let settings = tables.settings()?;
+        let now = tables.now();
         let rested = !now.is_before(old.expires_at.after(settings.timeouts.port_rest));
         let same_guest = old.inside.address == mapping.inside.address;
         if !is_expired(&old, now) || !(rested || same_guest) || !tables.remove_mapping(&outside) {

@@ -1,7 +1,7 @@
 //! Decides what becomes of a packet: the NAT itself.
 //!
-//! [`decide`] is the whole of it for an established session, one lookup; what
-//! is rarer lies in the submodules. Nothing here touches a packet's bytes, and
+//! [`established`] is the whole of it for nearly every packet, one lookup; what
+//! is rarer lies in [`decide`] and the submodules. Nothing here touches a packet's bytes, and
 //! what it needs of the world comes through [`Tables`].
 
 mod errors;
@@ -13,17 +13,19 @@ mod start;
 
 pub use errors::decide_error;
 
+use core::num::NonZeroU32;
+
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
         PermissionKey, Session, Settings, session_flags, tcp_state,
     },
-    net::{Be32, icmp},
+    net::Be32,
     parse::{Packet, Part, Transport, tcp_flags},
     ports::{PortSet, Reserved},
     rewrite::Rewrite,
     time::{Instant, Ticks},
-    verdict::{Reason, Refusal, Verdict},
+    verdict::{Outcome, Plan, Reason},
 };
 
 /// How old a session's time stamp may get before a packet renews it, about
@@ -52,7 +54,8 @@ pub enum Route {
     Disabled,
 }
 
-/// The tables and the kernel's knowledge, as far as the NAT uses them.
+/// The tables, the kernel's knowledge, time and chance, as far as the NAT uses
+/// them, for one packet.
 ///
 /// Values are shared with other CPUs, which may write them at any time; each
 /// field is read or written once where that matters.
@@ -94,7 +97,7 @@ pub trait Tables {
     fn reserved(&self, class: u32) -> Option<&Reserved>;
 
     /// The way of a packet that arrived on the inside `device`.
-    fn route_from(&self, device: u32, packet: &Packet) -> Route;
+    fn route_from(&self, device: NonZeroU32, packet: &Packet) -> Route;
     /// The way out of `device` to `destination`.
     fn route_on(&self, device: u32, source: Be32, destination: Be32) -> Route;
     /// Whether a socket of the host would take a packet from `remote` to
@@ -102,52 +105,63 @@ pub trait Tables {
     fn host_socket(&self, local: &EndpointKey, remote: &EndpointKey) -> bool;
 
     fn random(&self) -> u32;
+    /// The time at which the packet came.
+    fn now(&self) -> Instant;
 }
 
-/// Decides about a packet that is no ICMP error; those go to [`decide_error`].
+/// The session of a packet that changes nothing about it and simply goes on:
+/// nearly every packet. One lookup, one cache line.
 ///
-/// `device`: the inside device's index it arrived on, or `None` for the uplink.
+/// `device`: the index of the inside device it arrived on, or `None` for an
+/// uplink.
+#[inline(always)]
+pub fn established<'a, T: Tables>(
+    packet: &Packet,
+    device: Option<NonZeroU32>,
+    tables: &'a T,
+) -> Option<&'a mut Session> {
+    let settings = tables.settings()?;
+    if packet.part != Part::Whole {
+        return None;
+    }
+    let session = tables.session(&packet.key(device))?;
+    let turning = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST;
+    let is_steady = packet.time_to_live > 1
+        && tables.now().since(session.last_seen) < REFRESH_AFTER
+        && session.generation == settings.generation
+        && packet.wire_length <= u32::from(session.mtu)
+        && (packet.transport != Transport::Tcp
+            || (packet.segment.flags & turning == 0 && session.tcp == tcp_state::STEADY));
+    if !is_steady {
+        return None;
+    }
+    note_window(packet, session);
+    Some(session)
+}
+
+/// Decides about a packet that is not [`established`], and no ICMP error; those
+/// go to [`decide_error`].
 #[inline(always)]
 pub fn decide<T: Tables>(
     packet: &mut Packet,
-    device: Option<u32>,
-    now: Instant,
+    device: Option<NonZeroU32>,
     tables: &T,
-) -> Verdict {
-    let Some(settings) = tables.settings() else {
-        return Verdict::Pass(Reason::NoMapping);
-    };
+    plan: &mut Plan,
+) -> Reason {
     if packet.part == Part::Later
-        && let Err(verdict) = fragments::recall(packet, device, now, tables)
+        && let Err(reason) = fragments::recall(packet, device, tables)
     {
-        return verdict;
+        return reason;
     }
     let key = packet.key(device);
-    let Some(session) = tables.session(&key) else {
-        return start::start(packet, &key, now, tables);
+    let reason = match resume(packet, &key, tables, plan) {
+        Some(reason) => reason,
+        None => start::start(packet, &key, tables, plan),
     };
-    if packet.part == Part::First {
-        fragments::remember(packet, &key, now, tables);
+    if packet.part == Part::First && reason.outcome() == Outcome::Forward {
+        fragments::remember(packet, &key, tables);
     }
-    if !is_steady(packet, session, settings.generation, now) {
-        return resume(packet, &key, now, tables);
-    }
-    note_window(packet, session);
-    let resolve = session.flags & session_flags::NEXT_HOP_KNOWN == 0;
-    Verdict::Forward(Reason::Translated, Rewrite::of(session, resolve))
-}
-
-/// Whether the packet changes nothing about its session and simply goes.
-#[inline(always)]
-fn is_steady(packet: &Packet, session: &Session, generation: u16, now: Instant) -> bool {
-    let turning = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST;
-    packet.time_to_live > 1
-        && now.since(session.last_seen) < REFRESH_AFTER
-        && session.generation == generation
-        && packet.wire_length <= u32::from(session.mtu)
-        && (packet.transport != Transport::Tcp
-            || packet.part == Part::Later
-            || (packet.segment.flags & turning == 0 && session.tcp == tcp_state::STEADY))
+    reason
 }
 
 /// Remembers what a TCP sender expects, to tell a genuine RST from a blind one.
@@ -159,36 +173,44 @@ fn note_window(packet: &Packet, session: &mut Session) {
     }
 }
 
-/// A packet of a session that is there, when more than translating is due.
+/// A packet of a session that is there, when more than translating is due;
+/// `None` if there is no session.
 #[inline(never)]
-fn resume<T: Tables>(packet: &Packet, key: &FlowKey, now: Instant, tables: &T) -> Verdict {
-    let (Some(session), Some(settings)) = (tables.session(key), tables.settings()) else {
-        return Verdict::Drop(Reason::SessionConflict);
-    };
+fn resume<T: Tables>(
+    packet: &Packet,
+    key: &FlowKey,
+    tables: &T,
+    plan: &mut Plan,
+) -> Option<Reason> {
+    let settings = tables.settings()?;
+    let session = tables.session(key)?;
+    let now = tables.now();
     let twin_key = session.twin_key(key);
     let stale = now.since(session.last_seen) >= REFRESH_AFTER;
-    if stale && session::is_expired(key, session, now, tables) {
+    if stale && session::is_expired(key, session, tables) {
         session::close(key, session, tables);
-        return start::start(packet, key, now, tables);
+        return None;
     }
     if packet.time_to_live <= 1 {
-        return refuse_time_to_live(key, tables);
+        return Some(Reason::TimeToLiveExceeded);
     }
-    let changed = session::follow(packet, session, &twin_key, now, tables);
-    let mut resolve = session.flags & session_flags::NEXT_HOP_KNOWN == 0;
-    if stale || changed || session.generation != settings.generation {
+    let changed = session::follow(packet, session, &twin_key, tables);
+    let confirm = stale || changed || session.generation != settings.generation;
+    if confirm {
         session.last_seen = now;
-        resolve = true;
-        if let Err(verdict) = renew_next_hop(packet, key, session, settings.generation, tables) {
-            return verdict;
+        if let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables) {
+            return Some(reason);
         }
-        session::keep_alive(key, session, now, tables);
+        session::keep_alive(key, session, tables);
     }
     note_window(packet, session);
-    match check_size(packet, session.mtu, key, tables) {
-        Ok(()) => Verdict::Forward(Reason::Translated, Rewrite::of(session, resolve)),
-        Err(verdict) => verdict,
-    }
+    Some(match check_size(packet, session.mtu, plan) {
+        Ok(()) => {
+            plan.rewrite = Rewrite::of(session, confirm);
+            Reason::Translated
+        }
+        Err(reason) => reason,
+    })
 }
 
 /// Looks the session's next hop up again and caches it.
@@ -199,7 +221,7 @@ fn renew_next_hop<T: Tables>(
     session: &mut Session,
     generation: u16,
     tables: &T,
-) -> Result<(), Verdict> {
+) -> Result<(), Reason> {
     let route = if session.flags & session_flags::TO_INSIDE != 0 {
         tables.route_on(session.next_hop.device, session.source, session.destination)
     } else {
@@ -210,85 +232,47 @@ fn renew_next_hop<T: Tables>(
     };
     match route {
         Route::Via { next_hop, linked, mtu } => {
-            cache_next_hop(session, &next_hop, linked, mtu);
+            session.next_hop = next_hop;
+            session.mtu = mtu;
             session.generation = generation;
+            if linked {
+                session.flags |= session_flags::NEXT_HOP_KNOWN;
+            } else {
+                session.flags &= !session_flags::NEXT_HOP_KNOWN;
+            }
             Ok(())
         }
         // What is known of the way keeps the session going, if it is known.
         Route::Disabled if session.mtu != 0 => Ok(()),
-        Route::Disabled => Err(Verdict::Drop(Reason::ForwardingDisabled)),
+        Route::Disabled => Err(Reason::ForwardingDisabled),
         // What became of the route is the kernel's to say, to the sender.
-        Route::Local => Err(Verdict::Pass(Reason::NoRoute)),
+        Route::Local => Err(Reason::NoRoute),
     }
 }
 
+/// Whether the packet fits the way out (RFC 4787 REQ-13, RFC 1191).
 #[inline(always)]
-fn cache_next_hop(session: &mut Session, next_hop: &NextHop, linked: bool, mtu: u16) {
-    session.next_hop = *next_hop;
-    session.mtu = mtu;
-    if linked {
-        session.flags |= session_flags::NEXT_HOP_KNOWN;
-    } else {
-        session.flags &= !session_flags::NEXT_HOP_KNOWN;
-    }
-}
-
-/// Whether the packet fits the way out; else what to tell its sender
-/// (RFC 4787 REQ-13, RFC 1191).
-#[inline(always)]
-fn check_size<T: Tables>(
-    packet: &Packet,
-    mtu: u16,
-    key: &FlowKey,
-    tables: &T,
-) -> Result<(), Verdict> {
+fn check_size(packet: &Packet, mtu: u16, plan: &mut Plan) -> Result<(), Reason> {
     if packet.wire_length <= u32::from(mtu) {
         return Ok(());
     }
     if !packet.dont_fragment {
-        return Err(Verdict::Drop(Reason::TooBigToFragment));
+        return Err(Reason::TooBigToFragment);
     }
-    Err(refuse(
-        Reason::FragmentationNeeded,
-        key,
-        (icmp::DESTINATION_UNREACHABLE, icmp::FRAGMENTATION_NEEDED, mtu),
-        tables,
-    ))
+    plan.mtu = mtu;
+    Err(Reason::FragmentationNeeded)
 }
 
-/// Drops the packet and tells its sender, from our address on its side.
-///
-/// `error` is the ICMP type and code, and the MTU for "fragmentation needed".
+/// Where our ICMP error to the packet's sender comes from: our address on the
+/// side that it arrived on.
 #[inline(always)]
-fn refuse<T: Tables>(
-    reason: Reason,
-    key: &FlowKey,
-    (icmp_type, code, mtu): (u8, u8, u16),
+pub fn refusal_source<T: Tables>(
+    packet: &Packet,
+    device: Option<NonZeroU32>,
     tables: &T,
-) -> Verdict {
-    let from = match key.arrival.device() {
-        Some(device) => tables.device(device).map(|device| device.address),
-        // The destination is the outside address that was asked for.
-        None => Some(key.destination),
-    };
-    match from {
-        Some(from) => Verdict::Refuse(reason, Refusal { icmp_type, code, mtu, from }),
-        None => Verdict::Drop(reason),
+) -> Option<Be32> {
+    match device {
+        Some(device) => tables.device(device.get()).map(|device| device.address),
+        None => Some(packet.destination),
     }
-}
-
-#[inline(always)]
-fn refuse_time_to_live<T: Tables>(key: &FlowKey, tables: &T) -> Verdict {
-    refuse(Reason::TimeToLiveExceeded, key, (icmp::TIME_EXCEEDED, 0, 0), tables)
-}
-
-/// No resources for a new session: RFC 5508 REQ-8.
-#[inline(always)]
-fn refuse_resources<T: Tables>(reason: Reason, key: &FlowKey, tables: &T) -> Verdict {
-    refuse(
-        reason,
-        key,
-        (icmp::DESTINATION_UNREACHABLE, icmp::ADMINISTRATIVELY_PROHIBITED, 0),
-        tables,
-    )
 }

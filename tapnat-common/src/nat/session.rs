@@ -127,7 +127,7 @@ pub const fn last_kept(number: u8, one: Half, other: Half, inbound_refresh: bool
 
 /// Whether the session that this half belongs to has outlived its timeout.
 #[inline(always)]
-pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, now: Instant, tables: &T) -> bool {
+pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
     let Some(settings) = tables.settings() else { return false };
     let number = key.arrival.protocol();
     let one = Half::from(session);
@@ -136,7 +136,7 @@ pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, now: Instant, tab
     let refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
     let kept = last_kept(number, one, other, refresh);
     let allowed = timeout(number, state(number, one, other), &settings.timeouts);
-    now.since(kept) >= allowed.plus(REFRESH_AFTER)
+    tables.now().since(kept) >= allowed.plus(REFRESH_AFTER)
 }
 
 /// Notes what a packet says about its session, beyond being there. Returns
@@ -146,7 +146,6 @@ pub(super) fn follow<T: Tables>(
     packet: &Packet,
     session: &mut Session,
     twin_key: &FlowKey,
-    now: Instant,
     tables: &T,
 ) -> bool {
     let before = session.tcp;
@@ -170,7 +169,7 @@ pub(super) fn follow<T: Tables>(
                 // A new connection on the old ports (RFC 1122 section 4.2.2.13).
                 session.tcp = tcp_state::SYN;
                 twin.tcp = 0;
-                twin.last_seen = now;
+                twin.last_seen = tables.now();
                 return true;
             }
             State::Opening | State::Established | State::OneWay | State::TwoWay => {}
@@ -218,7 +217,7 @@ fn is_in_window(packet: &Packet, session: &Session, twin: &Session) -> bool {
 
 /// Lets the mapping and the permission that the session stands on live on.
 #[inline(always)]
-pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, now: Instant, tables: &T) {
+pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
     let Some(settings) = tables.settings() else { return };
     let number = key.arrival.protocol();
     let from_outside = key.arrival.device().is_none();
@@ -231,7 +230,7 @@ pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, now: Insta
     let one = Half::from(session);
     let other = tables.session(&session.twin_key(key)).map_or(one, |twin| Half::from(&*twin));
     let allowed = timeout(number, state(number, one, other), &settings.timeouts);
-    let until = now.after(allowed).after(REFRESH_AFTER);
+    let until = tables.now().after(allowed).after(REFRESH_AFTER);
     let (outside, remote) = if from_outside {
         (key.destination_endpoint(), key.source)
     } else {
@@ -258,9 +257,9 @@ pub(super) struct Opening<'a> {
     pub generation: u16,
 }
 
-/// The two halves of a new session: this one's value, the twin's key and value.
+/// The two halves of a new session: this one's, then its twin's.
 #[inline(always)]
-pub(super) fn halves(opening: &Opening<'_>, packet: &Packet, now: Instant) -> (Session, Session) {
+pub(super) fn halves(opening: &Opening<'_>, packet: &Packet, now: Instant) -> [Session; 2] {
     let key = opening.key;
     let (source, source_port) = opening.source;
     let (destination, destination_port) = opening.destination;
@@ -313,9 +312,9 @@ pub(super) fn halves(opening: &Opening<'_>, packet: &Packet, now: Instant) -> (S
     note_window_scale(&mut back, MAX_WINDOW_SCALE);
     if let Some(device) = key.arrival.device() {
         back.flags |= session_flags::TO_INSIDE;
-        back.next_hop.device = device;
+        back.next_hop.device = device.get();
     }
-    (forward, back)
+    [forward, back]
 }
 
 #[inline(always)]
@@ -337,12 +336,11 @@ pub(super) fn insert<T: Tables>(
     key: &FlowKey,
     forward: &Session,
     back: &Session,
-    now: Instant,
     tables: &T,
 ) -> Result<(), Reason> {
     let back_key = forward.twin_key(key);
-    insert_half(&back_key, back, now, tables)?;
-    if let Err(reason) = insert_half(key, forward, now, tables) {
+    insert_half(&back_key, back, tables)?;
+    if let Err(reason) = insert_half(key, forward, tables) {
         if tables.remove_session(&back_key) {
             count(&back_key, back, false, tables);
         }
@@ -356,7 +354,6 @@ pub(super) fn insert<T: Tables>(
 fn insert_half<T: Tables>(
     key: &FlowKey,
     session: &Session,
-    now: Instant,
     tables: &T,
 ) -> Result<(), Reason> {
     for _ in 0..2 {
@@ -368,7 +365,7 @@ fn insert_half<T: Tables>(
             Insert::Full => return Err(Reason::SessionTableFull),
             Insert::Exists => {
                 let Some(old) = tables.session(key) else { continue };
-                if !is_expired(key, old, now, tables) {
+                if !is_expired(key, old, tables) {
                     return Err(Reason::SessionConflict);
                 }
                 close(key, old, tables);

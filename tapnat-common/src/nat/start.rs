@@ -1,19 +1,20 @@
 //! The first packet of a session: from a guest to the world, from a guest to
 //! a guest over an outside address, or from the world to a mapping.
 
+use core::num::NonZeroU32;
+
 use super::{
-    Route, Tables, check_size, filter, fragments, mapping, refuse_resources, refuse_time_to_live,
+    Route, Tables, check_size, filter, mapping,
     session::{self, Opening},
 };
 use crate::{
     abi::{
-        EndpointKey, FlowKey, MappingMode, NextHop, Session, Settings, role, session_flags,
+        EndpointKey, FlowKey, MappingMode, NextHop, Settings, role, session_flags,
     },
     net::{Be16, Be32, protocol},
-    parse::{Packet, Part, Transport, tcp_flags},
+    parse::{Packet, Transport, tcp_flags},
     rewrite::Rewrite,
-    time::Instant,
-    verdict::{Reason, Verdict},
+    verdict::{Plan, Reason},
 };
 
 /// Decides about a packet without a session.
@@ -21,43 +22,37 @@ use crate::{
 pub(super) fn start<T: Tables>(
     packet: &Packet,
     key: &FlowKey,
-    now: Instant,
     tables: &T,
-) -> Verdict {
-    let verdict = match key.arrival.device() {
-        Some(device) => from_inside(packet, key, device, now, tables),
-        None => from_outside(packet, key, now, tables),
-    };
-    if packet.part == Part::First
-        && let Verdict::Forward(_, _) = verdict
-    {
-        fragments::remember(packet, key, now, tables);
+    plan: &mut Plan,
+) -> Reason {
+    match key.arrival.device() {
+        Some(device) => from_inside(packet, key, device, tables, plan),
+        None => from_outside(packet, key, tables, plan),
     }
-    verdict
 }
 
 #[inline(always)]
 fn from_inside<T: Tables>(
     packet: &Packet,
     key: &FlowKey,
-    device: u32,
-    now: Instant,
+    device: NonZeroU32,
     tables: &T,
-) -> Verdict {
-    let (Some(settings), Some(inside)) = (tables.settings(), tables.device(device)) else {
-        return Verdict::Pass(Reason::NoMapping);
+    plan: &mut Plan,
+) -> Reason {
+    let (Some(settings), Some(inside)) = (tables.settings(), tables.device(device.get())) else {
+        return Reason::NoMapping;
     };
     if is_multicast(packet) {
-        return Verdict::Pass(Reason::NotUnicast);
+        return Reason::NotUnicast;
     }
     if inside.address == packet.source || !packet.source.same_network(inside.address, inside.mask) {
-        return Verdict::Drop(Reason::SpoofedSource);
+        return Reason::SpoofedSource;
     }
     if packet.destination.is_unroutable() {
-        return Verdict::Drop(Reason::UnroutableDestination);
+        return Reason::UnroutableDestination;
     }
     if settings.is_outside(packet.destination) {
-        return hairpin(packet, key, now, tables);
+        return hairpin(packet, key, tables, plan);
     }
     let (next_hop, linked, mtu) = match tables.route_from(device, packet) {
         Route::Via { next_hop, linked, mtu }
@@ -65,18 +60,18 @@ fn from_inside<T: Tables>(
         {
             (next_hop, linked, mtu)
         }
-        Route::Via { .. } | Route::Local => return Verdict::Pass(Reason::ForTheHost),
-        Route::Disabled => return Verdict::Drop(Reason::ForwardingDisabled),
+        Route::Via { .. } | Route::Local => return Reason::ForTheHost,
+        Route::Disabled => return Reason::ForwardingDisabled,
     };
-    if let Err(verdict) = may_start(packet, key, settings, tables) {
-        return verdict;
+    if let Err(reason) = may_start(packet, key, settings, tables) {
+        return reason;
     }
-    if let Err(verdict) = check_size(packet, mtu, key, tables) {
-        return verdict;
+    if let Err(reason) = check_size(packet, mtu, plan) {
+        return reason;
     }
-    let source = match outside_endpoint(packet, key, device, now, tables) {
+    let source = match outside_endpoint(packet, key, device, tables) {
         Ok(source) => source,
-        Err(reason) => return refuse_resources(reason, key, tables),
+        Err(reason) => return reason,
     };
     let opening = Opening {
         key,
@@ -88,7 +83,7 @@ fn from_inside<T: Tables>(
         mtu,
         generation: settings.generation,
     };
-    open(&opening, packet, Reason::SessionStarted, now, tables)
+    open(&opening, packet, Reason::SessionStarted, tables, plan)
 }
 
 #[inline(always)]
@@ -104,14 +99,14 @@ fn may_start<T: Tables>(
     key: &FlowKey,
     settings: &Settings,
     tables: &T,
-) -> Result<(), Verdict> {
+) -> Result<(), Reason> {
     if packet.time_to_live <= 1 {
-        return Err(refuse_time_to_live(key, tables));
+        return Err(Reason::TimeToLiveExceeded);
     }
     match packet.transport {
-        Transport::Unknown => return Err(Verdict::Drop(Reason::ProtocolNotCarried)),
+        Transport::Unknown => return Err(Reason::ProtocolNotCarried),
         Transport::IcmpOther | Transport::IcmpReply | Transport::IcmpError => {
-            return Err(Verdict::Drop(Reason::IcmpTypeNotCarried));
+            return Err(Reason::IcmpTypeNotCarried);
         }
         Transport::Tcp => {
             let flags = packet.segment.flags;
@@ -120,7 +115,7 @@ fn may_start<T: Tables>(
             let goes_on = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::ACK
                 && key.arrival.device().is_some();
             if flags & (tcp_flags::RST | tcp_flags::FIN) != 0 || !(opens || goes_on) {
-                return Err(Verdict::Drop(Reason::NoSession));
+                return Err(Reason::NoSession);
             }
         }
         Transport::Udp
@@ -140,14 +135,14 @@ fn may_have_more<T: Tables>(
     key: &FlowKey,
     settings: &Settings,
     tables: &T,
-) -> Result<(), Verdict> {
+) -> Result<(), Reason> {
     let Some(guest) = tables.guest(key.source) else {
-        return Err(refuse_resources(Reason::GuestTableFull, key, tables));
+        return Err(Reason::GuestTableFull);
     };
     let most = settings.guest_max_sessions;
     if most != 0 && guest.sessions >= most {
         guest.refused = guest.refused.wrapping_add(1);
-        return Err(refuse_resources(Reason::GuestSessionLimit, key, tables));
+        return Err(Reason::GuestSessionLimit);
     }
     Ok(())
 }
@@ -179,16 +174,15 @@ const fn is_unmapped(packet: &Packet, settings: &Settings) -> bool {
 fn outside_endpoint<T: Tables>(
     packet: &Packet,
     key: &FlowKey,
-    device: u32,
-    now: Instant,
+    device: NonZeroU32,
     tables: &T,
 ) -> Result<Outside, Reason> {
     let settings = tables.settings().ok_or(Reason::NoOutsideAddress)?;
     let inside = key.source_endpoint();
     if is_unmapped(packet, settings) {
         // The twin's insert decides whether the port is free for this remote.
-        let (_, address) = mapping::outside_address(inside.address, settings)?;
-        let outside = EndpointKey::new(address, inside.port, inside.protocol);
+        let pool = mapping::outside_address(inside.address, settings)?;
+        let outside = EndpointKey::new(pool.address, inside.port, inside.protocol);
         return Ok(Outside { outside, flags: session_flags::UNMAPPED });
     }
     let first = if packet.protocol == protocol::TCP {
@@ -196,10 +190,11 @@ fn outside_endpoint<T: Tables>(
     } else {
         session::State::OneWay
     };
-    let until = now
+    let until = tables
+        .now()
         .after(session::timeout(packet.protocol, first, &settings.timeouts))
         .after(super::REFRESH_AFTER);
-    let outside = mapping::of(&inside, device, (now, until), tables)?;
+    let outside = mapping::of(&inside, device, until, tables)?;
     if !filter::permit(&outside, key.destination, until, tables) {
         return Err(Reason::MappingTableFull);
     }
@@ -209,64 +204,76 @@ fn outside_endpoint<T: Tables>(
 /// A guest sends to an outside address (RFC 4787 REQ-9): to another guest's
 /// mapping, or its own, as from its own outside endpoint.
 #[inline(never)]
-fn hairpin<T: Tables>(packet: &Packet, key: &FlowKey, now: Instant, tables: &T) -> Verdict {
+fn hairpin<T: Tables>(
+    packet: &Packet,
+    key: &FlowKey,
+    tables: &T,
+    plan: &mut Plan,
+) -> Reason {
     let (Some(settings), Some(device)) = (tables.settings(), key.arrival.device()) else {
-        return Verdict::Pass(Reason::NoMapping);
+        return Reason::NoMapping;
     };
     let destination = key.destination_endpoint();
     let Some(target) = tables.mapping(&destination).map(|mapping| *mapping) else {
         // The outside address is the host's own, too.
-        return Verdict::Pass(Reason::ForTheHost);
+        return Reason::ForTheHost;
     };
-    if mapping::is_expired(&target, now) {
-        return Verdict::Pass(Reason::ForTheHost);
+    if mapping::is_expired(&target, tables.now()) {
+        return Reason::ForTheHost;
     }
-    if let Err(verdict) = may_start(packet, key, settings, tables) {
-        return verdict;
+    if let Err(reason) = may_start(packet, key, settings, tables) {
+        return reason;
     }
-    let source = match outside_endpoint(packet, key, device, now, tables) {
+    let source = match outside_endpoint(packet, key, device, tables) {
         Ok(source) => source,
-        Err(reason) => return refuse_resources(reason, key, tables),
+        Err(reason) => return reason,
     };
     let remote = source.outside.address;
-    if !filter::admits(&destination, &target, remote, settings, (now, tables)) {
-        return Verdict::Drop(Reason::Filtered);
+    if !filter::admits(&destination, &target, remote, settings, tables) {
+        return Reason::Filtered;
     }
     enter(
         packet,
         key,
         (source.outside.address, source.outside.port, source.flags),
         (&target.inside, target.device, Reason::HairpinStarted),
-        (now, tables),
+        tables,
+        plan,
     )
 }
 
 #[inline(never)]
-fn from_outside<T: Tables>(packet: &Packet, key: &FlowKey, now: Instant, tables: &T) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Reason::NoMapping) };
+fn from_outside<T: Tables>(
+    packet: &Packet,
+    key: &FlowKey,
+    tables: &T,
+    plan: &mut Plan,
+) -> Reason {
+    let Some(settings) = tables.settings() else { return Reason::NoMapping };
     let destination = key.destination_endpoint();
     let remote = key.source_endpoint();
     let Some(target) = tables.mapping(&destination).map(|mapping| *mapping) else {
-        return Verdict::Pass(Reason::NoMapping);
+        return Reason::NoMapping;
     };
-    if mapping::is_expired(&target, now) {
-        return Verdict::Pass(Reason::NoMapping);
+    if mapping::is_expired(&target, tables.now()) {
+        return Reason::NoMapping;
     }
     if destination.protocol != protocol::ICMP && tables.host_socket(&destination, &remote) {
-        return Verdict::Pass(Reason::HostSocket);
+        return Reason::HostSocket;
     }
-    if !filter::admits(&destination, &target, remote.address, settings, (now, tables)) {
-        return Verdict::Drop(Reason::Filtered);
+    if !filter::admits(&destination, &target, remote.address, settings, tables) {
+        return Reason::Filtered;
     }
-    if let Err(verdict) = may_start(packet, key, settings, tables) {
-        return verdict;
+    if let Err(reason) = may_start(packet, key, settings, tables) {
+        return reason;
     }
     enter(
         packet,
         key,
         (key.source, key.source_port, 0),
         (&target.inside, target.device, Reason::SessionAdmitted),
-        (now, tables),
+        tables,
+        plan,
     )
 }
 
@@ -277,16 +284,17 @@ fn enter<T: Tables>(
     key: &FlowKey,
     (source, source_port, flags): (Be32, Be16, u8),
     (inside, device, reason): (&EndpointKey, u32, Reason),
-    (now, tables): (Instant, &T),
-) -> Verdict {
-    let Some(settings) = tables.settings() else { return Verdict::Pass(Reason::NoMapping) };
+    tables: &T,
+    plan: &mut Plan,
+) -> Reason {
+    let Some(settings) = tables.settings() else { return Reason::NoMapping };
     let (next_hop, linked, mtu) = match tables.route_on(device, source, inside.address) {
         Route::Via { next_hop, linked, mtu } => (next_hop, linked, mtu),
-        Route::Local => return Verdict::Pass(Reason::NoRoute),
-        Route::Disabled => return Verdict::Drop(Reason::ForwardingDisabled),
+        Route::Local => return Reason::NoRoute,
+        Route::Disabled => return Reason::ForwardingDisabled,
     };
-    if let Err(verdict) = check_size(packet, mtu, key, tables) {
-        return verdict;
+    if let Err(reason) = check_size(packet, mtu, plan) {
+        return reason;
     }
     let opening = Opening {
         key,
@@ -298,7 +306,7 @@ fn enter<T: Tables>(
         mtu,
         generation: settings.generation,
     };
-    open(&opening, packet, reason, now, tables)
+    open(&opening, packet, reason, tables, plan)
 }
 
 /// Makes the session and sends its first packet on.
@@ -307,19 +315,16 @@ fn open<T: Tables>(
     opening: &Opening<'_>,
     packet: &Packet,
     reason: Reason,
-    now: Instant,
     tables: &T,
-) -> Verdict {
-    let (forward, back): (Session, Session) = session::halves(opening, packet, now);
-    match session::insert(opening.key, &forward, &back, now, tables) {
-        Ok(()) => Verdict::Forward(reason, Rewrite::of(&forward, true)),
-        Err(Reason::SessionTableFull) => {
-            refuse_resources(Reason::SessionTableFull, opening.key, tables)
-        }
+    plan: &mut Plan,
+) -> Reason {
+    plan.halves = session::halves(opening, packet, tables.now());
+    let [forward, back] = &plan.halves;
+    plan.rewrite = Rewrite::of(forward, true);
+    match session::insert(opening.key, forward, back, tables) {
+        Ok(()) => reason,
         // Another CPU had a packet of this session at the same time.
-        Err(Reason::SessionConflict) if tables.session(opening.key).is_some() => {
-            Verdict::Forward(Reason::Translated, Rewrite::of(&forward, true))
-        }
-        Err(reason) => Verdict::Drop(reason),
+        Err(Reason::SessionConflict) if tables.session(opening.key).is_some() => Reason::Translated,
+        Err(reason) => reason,
     }
 }

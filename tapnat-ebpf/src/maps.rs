@@ -1,0 +1,51 @@
+//! The datapath's tables. Their layout and meaning stand in
+//! `tapnat_common::abi`; sizes here are defaults that the loader overrides.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use tapnat_common::{
+    abi::{
+        Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, Permission,
+        PermissionKey, Session, Settings,
+    },
+    net::Be32,
+    parse::Packet,
+    ports::{CLASSES, PortSet, Reserved, SETS},
+    verdict::{Plan, Reason},
+};
+
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map]
+pub static SESSIONS: HashMap<FlowKey, Session, 262_144> = HashMap::new();
+#[btf_map]
+pub static MAPPINGS: HashMap<EndpointKey, Mapping, 65_536> = HashMap::new();
+#[btf_map]
+pub static INSIDE: HashMap<EndpointKey, EndpointKey, 65_536> = HashMap::new();
+#[btf_map]
+pub static PERMISSIONS: HashMap<PermissionKey, Permission, 131_072> = HashMap::new();
+// The one table that may forget: a flood of fragments pushes out fragments.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 4096> = LruHashMap::new();
+#[btf_map]
+pub static GUESTS: HashMap<Be32, Guest, 4096> = HashMap::new();
+#[btf_map]
+pub static DEVICES: HashMap<u32, Device, 1024> = HashMap::new();
+#[btf_map]
+pub static PORTS: Array<PortSet, { SETS as usize }> = Array::new();
+#[btf_map]
+pub static RESERVED: Array<Reserved, { CLASSES as usize }> = Array::new();
+/// What a packet out of the ordinary needs, off the stack, which is short.
+#[derive(Clone, Copy)]
+pub struct Scratch {
+    pub packet: Packet,
+    pub plan: Plan,
+}
+
+// Not shared with anyone, and so not part of the ABI.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+#[btf_map]
+pub static COUNTERS: PerCpuArray<Counter, { Reason::COUNT as usize }> = PerCpuArray::new();

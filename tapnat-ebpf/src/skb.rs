@@ -1,0 +1,152 @@
+//! A packet in an skb, for `tapnat_common`: direct access to its linear part,
+//! checksums through the helpers, which know about offloads.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::generated::{
+        bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
+};
+use tapnat_common::{
+    checksum::Delta,
+    frame::{Frame, Header},
+};
+
+/// Link, IP and transport header end before this offset.
+const FIRST_HEADERS: u32 = 255;
+
+/// An skb whose IP header starts `LINK` bytes in.
+pub struct Skb<const LINK: u32> {
+    context: *mut __sk_buff,
+}
+
+impl<const LINK: u32> Skb<LINK> {
+    /// `context` is the program's argument.
+    #[inline(always)]
+    pub const fn new(context: *mut __sk_buff) -> Self {
+        Self { context }
+    }
+
+    #[inline(always)]
+    pub const fn context(&self) -> *mut __sk_buff {
+        self.context
+    }
+
+    /// The index of the interface that the packet is on.
+    #[inline(always)]
+    pub fn device(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.context).ifindex }
+    }
+
+    /// Where the header at `offset` lies, if it is in the linear part.
+    ///
+    /// The packet is `[data, data_end)`, and the verifier wants to see just
+    /// these comparisons.
+    #[inline(always)]
+    fn at<T>(&self, offset: u32) -> Option<*mut T> {
+        if offset > FIRST_HEADERS {
+            return None;
+        }
+        // SAFETY: the context is valid for the program's run.
+        let data = unsafe { (*self.context).data } as usize as *mut u8;
+        // SAFETY: as above.
+        let end = unsafe { (*self.context).data_end } as usize as *mut u8;
+        let start = data.wrapping_add(offset as usize);
+        if start.wrapping_add(size_of::<T>()) > end { None } else { Some(start.cast()) }
+    }
+}
+
+impl<const LINK: u32> Frame for Skb<LINK> {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.context).len }
+    }
+
+    #[inline(always)]
+    fn link_length(&self) -> u32 {
+        LINK
+    }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.context).gso_size }
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, length: u32) {
+        let length = length.min(self.length());
+        // A failure shows as headers that cannot be loaded.
+        // SAFETY: the context is valid for the program's run.
+        let _ = unsafe { bpf_skb_pull_data(self.context, length) };
+    }
+
+    #[inline(always)]
+    fn load<T: Header>(&self, offset: u32) -> Option<T> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: within the packet; a `Header` has any bytes for a value.
+        Some(unsafe { at.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn store<T: Header>(&mut self, offset: u32, header: &T) -> Option<()> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: within the packet, which the verifier lets TC programs write.
+        unsafe { at.write_unaligned(*header) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn read<T: Header>(&self, offset: u32) -> Option<T> {
+        let mut header = MaybeUninit::<T>::uninit();
+        let size = size_of::<T>() as u32;
+        let to = header.as_mut_ptr().cast();
+        // SAFETY: the helper checks the offset and writes `size` bytes.
+        if unsafe { bpf_skb_load_bytes(self.context.cast(), offset, to, size) } != 0 {
+            return None;
+        }
+        // SAFETY: the helper has filled it; a `Header` has any bytes for a value.
+        Some(unsafe { header.assume_init() })
+    }
+
+    #[inline(always)]
+    fn write<T: Header>(&mut self, offset: u32, header: &T) -> Option<()> {
+        let size = size_of::<T>() as u32;
+        let from = core::ptr::from_ref(header).cast();
+        // SAFETY: the helper checks the offset and reads `size` bytes.
+        let result = unsafe { bpf_skb_store_bytes(self.context, offset, from, size, 0) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn update_checksum(
+        &mut self,
+        offset: u32,
+        addresses: Delta,
+        ports: Delta,
+        zero_means_none: bool,
+    ) -> Option<()> {
+        let zero = if zero_means_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        // A size of 0 in the flags makes the second number a difference.
+        if !addresses.is_nothing() {
+            let flags = u64::from(BPF_F_PSEUDO_HDR) | zero;
+            let delta = u64::from(addresses.wide());
+            // SAFETY: the context is valid; the helper checks the offset.
+            if unsafe { bpf_l4_csum_replace(self.context, offset, 0, delta, flags) } != 0 {
+                return None;
+            }
+        }
+        if !ports.is_nothing() {
+            let delta = u64::from(ports.wide());
+            // SAFETY: as above.
+            if unsafe { bpf_l4_csum_replace(self.context, offset, 0, delta, zero) } != 0 {
+                return None;
+            }
+        }
+        Some(())
+    }
+}

@@ -1,0 +1,284 @@
+//! The maps, the routes and the host's sockets, as `tapnat_common::nat` asks
+//! for them.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, __sk_buff, bpf_fib_lookup,
+        bpf_sock_tuple,
+    },
+    helpers::generated::{
+        bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skc_lookup_tcp,
+    },
+};
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    mem::MaybeUninit,
+    num::NonZeroU32,
+};
+use tapnat_common::{
+    abi::{
+        Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
+        PermissionKey, Session, Settings,
+    },
+    nat::{Insert, Route, Tables},
+    net::{Be32, protocol},
+    parse::Packet,
+    ports::{PortSet, Reserved},
+    time::Instant,
+};
+
+use crate::maps;
+
+const AF_INET: u8 = 2;
+const EEXIST: i32 = -17;
+
+/// The kernel's side of [`Tables`], for one packet.
+pub struct Kernel {
+    context: *mut __sk_buff,
+    /// The packet came with an Ethernet header.
+    ethernet: bool,
+    now: Instant,
+}
+
+impl Kernel {
+    #[inline(always)]
+    pub const fn new(context: *mut __sk_buff, ethernet: bool, now: Instant) -> Self {
+        Self { context, ethernet, now }
+    }
+
+    /// Asks the kernel's routing, as for a packet that came in on `device`, or
+    /// with `BPF_FIB_LOOKUP_OUTPUT` that goes out of it.
+    #[inline(always)]
+    fn route(&self, query: &mut bpf_fib_lookup, flags: u32) -> Route {
+        query.family = AF_INET;
+        // A length of 1 always fits and asks for the MTU.
+        query.__bindgen_anon_1.tot_len = 1;
+        let size = size_of::<bpf_fib_lookup>() as i32;
+        // SAFETY: the context is valid, the query is a whole bpf_fib_lookup.
+        let result = unsafe { fib_lookup(self.context.cast(), query, size, flags) };
+        let Ok(result) = u32::try_from(result) else { return Route::Local };
+        let device = self.device(query.ifindex);
+        let device_mtu = device.map_or(0, |device| device.mtu);
+        match result {
+            BPF_FIB_LKUP_RET_SUCCESS => {
+                // SAFETY: both members are plain 16-bit numbers.
+                let route_mtu = unsafe { query.__bindgen_anon_1.mtu_result };
+                // Kernels before 5.12 leave the length where the MTU belongs.
+                let mtu = if route_mtu > 1 { route_mtu } else { device_mtu };
+                let linked = self.ethernet && device.is_some_and(|device| device.ethernet != 0);
+                let next_hop = NextHop { device: query.ifindex, link: [query.dmac, query.smac] };
+                Route::Via { next_hop, linked, mtu }
+            }
+            BPF_FIB_LKUP_RET_NO_NEIGH => {
+                let next_hop = NextHop { device: query.ifindex, link: [[0; 6]; 2] };
+                Route::Via { next_hop, linked: false, mtu: device_mtu }
+            }
+            BPF_FIB_LKUP_RET_FWD_DISABLED => Route::Disabled,
+            // Local, unreachable, prohibited, encapsulated: the kernel's to do.
+            0..=u32::MAX => Route::Local,
+        }
+    }
+}
+
+#[inline(always)]
+fn empty_query() -> bpf_fib_lookup {
+    // SAFETY: integers and unions of integers, for all of which 0 is a value.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+#[inline(always)]
+const fn inserted(result: Result<(), i32>) -> Insert {
+    match result {
+        Ok(()) => Insert::Done,
+        Err(EEXIST) => Insert::Exists,
+        Err(_) => Insert::Full,
+    }
+}
+
+/// A value in a map as Rust sees it.
+#[inline(always)]
+fn value<'a, V>(pointer: Option<*mut V>) -> Option<&'a mut V> {
+    // SAFETY: the kernel keeps the value's memory for the program's run, and
+    // every bit pattern is a value of our types. Other CPUs may write it at the
+    // same time; no decision rests on two reads of a field agreeing.
+    pointer.map(|pointer| unsafe { &mut *pointer })
+}
+
+/// Adds 1 to, or takes 1 from, a counter that all CPUs share.
+#[inline(always)]
+fn count(counter: &mut u32, more: bool) {
+    let step = if more { 1 } else { u32::MAX };
+    // The result is not used: this target has no atomic that gives one.
+    // SAFETY: aligned, and valid as `counter` is.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(counter, step) };
+}
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        maps::SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn device(&self, index: u32) -> Option<&Device> {
+        value(maps::DEVICES.get_ptr_mut(index)).map(|device| &*device)
+    }
+
+    #[inline(always)]
+    fn session(&self, key: &FlowKey) -> Option<&mut Session> {
+        value(maps::SESSIONS.get_ptr_mut(key))
+    }
+
+    #[inline(always)]
+    fn insert_session(&self, key: &FlowKey, session: &Session) -> Insert {
+        inserted(maps::SESSIONS.insert(key, session, u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn remove_session(&self, key: &FlowKey) -> bool {
+        maps::SESSIONS.remove(key).is_ok()
+    }
+
+    #[inline(always)]
+    fn mapping(&self, outside: &EndpointKey) -> Option<&mut Mapping> {
+        value(maps::MAPPINGS.get_ptr_mut(outside))
+    }
+
+    #[inline(always)]
+    fn insert_mapping(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert {
+        inserted(maps::MAPPINGS.insert(outside, mapping, u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn remove_mapping(&self, outside: &EndpointKey) -> bool {
+        maps::MAPPINGS.remove(outside).is_ok()
+    }
+
+    #[inline(always)]
+    fn count_on_mapping(&self, outside: &EndpointKey, more: bool) {
+        if let Some(mapping) = self.mapping(outside) {
+            count(&mut mapping.sessions, more);
+        }
+    }
+
+    #[inline(always)]
+    fn outside_of(&self, inside: &EndpointKey) -> Option<EndpointKey> {
+        value(maps::INSIDE.get_ptr_mut(inside)).map(|outside| *outside)
+    }
+
+    #[inline(always)]
+    fn set_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert {
+        inserted(maps::INSIDE.insert(inside, outside, u64::from(BPF_ANY)))
+    }
+
+    #[inline(always)]
+    fn permission(&self, key: &PermissionKey) -> Option<&mut Permission> {
+        value(maps::PERMISSIONS.get_ptr_mut(key))
+    }
+
+    #[inline(always)]
+    fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert {
+        inserted(maps::PERMISSIONS.insert(key, permission, u64::from(BPF_ANY)))
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<&Fragment> {
+        value(maps::FRAGMENTS.get_ptr_mut(key)).map(|fragment| &*fragment)
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        // An LRU table makes room; if it cannot, later fragments are dropped.
+        let _ = maps::FRAGMENTS.insert(key, fragment, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn guest(&self, address: Be32) -> Option<&mut Guest> {
+        if let Some(guest) = value(maps::GUESTS.get_ptr_mut(address)) {
+            return Some(guest);
+        }
+        // Another CPU may have been faster; either way it is there, or full.
+        let _ = maps::GUESTS.insert(address, Guest::default(), u64::from(BPF_NOEXIST));
+        value(maps::GUESTS.get_ptr_mut(address))
+    }
+
+    #[inline(always)]
+    fn count_on_guest(&self, address: Be32, more: bool) {
+        if let Some(guest) = value(maps::GUESTS.get_ptr_mut(address)) {
+            count(&mut guest.sessions, more);
+        }
+    }
+
+    #[inline(always)]
+    fn ports(&self, index: u32) -> Option<&mut PortSet> {
+        value(maps::PORTS.get_ptr_mut(index))
+    }
+
+    #[inline(always)]
+    fn reserved(&self, class: u32) -> Option<&Reserved> {
+        maps::RESERVED.get(class)
+    }
+
+    #[inline(always)]
+    fn route_from(&self, device: NonZeroU32, packet: &Packet) -> Route {
+        let mut query = empty_query();
+        query.ifindex = device.get();
+        query.l4_protocol = packet.protocol;
+        query.sport = packet.source_port.raw();
+        query.dport = packet.destination_port.raw();
+        query.__bindgen_anon_3.ipv4_src = packet.source.raw();
+        query.__bindgen_anon_4.ipv4_dst = packet.destination.raw();
+        self.route(&mut query, 0)
+    }
+
+    #[inline(always)]
+    fn route_on(&self, device: u32, source: Be32, destination: Be32) -> Route {
+        let mut query = empty_query();
+        query.ifindex = device;
+        query.__bindgen_anon_3.ipv4_src = source.raw();
+        query.__bindgen_anon_4.ipv4_dst = destination.raw();
+        self.route(&mut query, BPF_FIB_LOOKUP_OUTPUT)
+    }
+
+    #[inline(always)]
+    fn host_socket(&self, local: &EndpointKey, remote: &EndpointKey) -> bool {
+        // SAFETY: integers and unions of integers, for all of which 0 is a value.
+        let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
+        let ipv4 = aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: remote.address.raw(),
+            daddr: local.address.raw(),
+            sport: remote.port.raw(),
+            dport: local.port.raw(),
+        };
+        let size = size_of_val(&ipv4) as u32;
+        tuple.__bindgen_anon_1.ipv4 = ipv4;
+        let here = BPF_F_CURRENT_NETNS as i64 as u64;
+        let context = self.context.cast();
+        let socket = if local.protocol == protocol::TCP {
+            // SAFETY: the context is valid, the tuple as long as it says.
+            unsafe { bpf_skc_lookup_tcp(context, &raw mut tuple, size, here, 0) }
+        } else {
+            // SAFETY: as above.
+            unsafe { bpf_sk_lookup_udp(context, &raw mut tuple, size, here, 0) }
+        };
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: a lookup that found something gave us a reference.
+        unsafe { bpf_sk_release(socket.cast()) };
+        true
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no preconditions.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn now(&self) -> Instant {
+        self.now
+    }
+}
