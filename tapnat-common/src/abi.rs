@@ -42,10 +42,13 @@ pub mod maps {
     /// A per-CPU [`super::Counter`] for each [`crate::verdict::Reason`].
     pub const COUNTERS: &str = "COUNTERS";
 
+    /// Programs to go on to, indexed by [`super::stages`]. Written by user space only.
+    pub const STAGES: &str = "STAGES";
+
     /// Every pinned map.
     pub const ALL: &[&str] = &[
         SETTINGS, SESSIONS, MAPPINGS, INSIDE, PERMISSIONS, FRAGMENTS, GUESTS, DEVICES, PORTS,
-        RESERVED, COUNTERS,
+        RESERVED, COUNTERS, STAGES,
     ];
 }
 
@@ -55,6 +58,19 @@ pub mod programs {
     pub const INSIDE_RAW: &str = "inside_raw";
     pub const OUTSIDE_ETHERNET: &str = "outside_ethernet";
     pub const OUTSIDE_RAW: &str = "outside_raw";
+    /// Packets that are not of an established session.
+    pub const EXCEPTIONAL: &str = "exceptional";
+    /// Packets without a session.
+    pub const START: &str = "start";
+}
+
+/// Places in [`maps::STAGES`]: the programs that others go on to.
+pub mod stages {
+    /// [`super::programs::EXCEPTIONAL`].
+    pub const EXCEPTIONAL: u32 = 0;
+    /// [`super::programs::START`].
+    pub const START: u32 = 1;
+    pub const COUNT: u32 = 2;
 }
 
 /// Constants that the loader sets before the programs are loaded.

@@ -314,8 +314,8 @@ fn read_window_scale<F: Frame>(frame: &F, start: u32, end: u32) -> u8 {
     const NO_OPERATION: u8 = 1;
     const WINDOW_SCALE: u8 = 3;
     let mut offset = start + TcpHdr::LEN as u32;
-    // Of the 40 bytes of options each takes one at least, mostly more.
-    for _ in 0..12 {
+    // Every known stack has it among its first six.
+    for _ in 0..8 {
         if offset >= end {
             break;
         }

@@ -7,7 +7,7 @@ use crate::{
     abi::NextHop,
     frame::Frame,
     nat::{self, Tables},
-    parse::{self, Packet, Transport},
+    parse::{self, Packet, Part, Transport},
     rewrite::{self, Rewrite},
     verdict::{Outcome, Plan, Reason},
 };
@@ -50,9 +50,10 @@ pub fn established<F: Frame, T: Tables>(
     }
 }
 
-/// Decides about a packet that is not of an established session, and rewrites
-/// it if it goes on. `packet` becomes what was read of it, `plan` what is to be
-/// done with it.
+/// Decides about a packet that [`established`] left, and rewrites it if it goes
+/// on; `None` if it is for [`start`].
+///
+/// `packet` becomes what was read of it, `plan` what is to be done with it.
 #[inline(always)]
 pub fn exceptional<F: Frame, T: Tables>(
     frame: &mut F,
@@ -60,25 +61,54 @@ pub fn exceptional<F: Frame, T: Tables>(
     tables: &T,
     packet: &mut Packet,
     plan: &mut Plan,
-) -> Reason {
+) -> Option<Reason> {
     // The headers may be there, but not in one piece.
     frame.pull(ALL_HEADERS);
     if let Err(reason) = parse::parse(frame, packet) {
-        return reason;
+        return Some(reason);
     }
     if packet.transport == Transport::IcmpError {
-        return translate_error(frame, packet, device, tables, plan);
+        return Some(translate_error(frame, packet, device, tables, plan));
     }
-    let reason = nat::decide(packet, device, tables, plan);
-    if reason.outcome() == Outcome::Forward
-        && rewrite::apply(frame, packet, &plan.rewrite).is_none()
-    {
-        return Reason::RewriteFailed;
-    }
-    reason
+    let reason = nat::resume(packet, device, tables, plan)?;
+    Some(carry_out(frame, device, tables, (packet, plan), reason))
 }
 
-#[inline(never)]
+/// Decides about a packet without a session, and rewrites it if it goes on.
+/// `packet` and `plan` are as [`exceptional`] left them.
+#[inline(always)]
+pub fn start<F: Frame, T: Tables>(
+    frame: &mut F,
+    device: Option<NonZeroU32>,
+    tables: &T,
+    packet: &Packet,
+    plan: &mut Plan,
+) -> Reason {
+    let reason = nat::start(packet, device, tables, plan);
+    carry_out(frame, device, tables, (packet, plan), reason)
+}
+
+#[inline(always)]
+fn carry_out<F: Frame, T: Tables>(
+    frame: &mut F,
+    device: Option<NonZeroU32>,
+    tables: &T,
+    (packet, plan): (&Packet, &Plan),
+    reason: Reason,
+) -> Reason {
+    if reason.outcome() != Outcome::Forward {
+        return reason;
+    }
+    if packet.part == Part::First {
+        nat::remember(packet, device, tables);
+    }
+    match rewrite::apply(frame, packet, &plan.rewrite) {
+        Some(()) => reason,
+        None => Reason::RewriteFailed,
+    }
+}
+
+#[inline(always)]
 fn translate_error<F: Frame, T: Tables>(
     frame: &mut F,
     packet: &Packet,

@@ -19,8 +19,8 @@ use crate::skb::Skb;
 
 /// Sends the rewritten packet on.
 #[inline(always)]
-pub fn forward<const LINK: u32>(skb: &mut Skb<LINK>, next_hop: &NextHop, resolve: bool) -> i32 {
-    if LINK != 0 && !resolve {
+pub fn forward(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> i32 {
+    if skb.link_length() != 0 && !resolve {
         if skb.store(0, &next_hop.link).is_none() {
             return TC_ACT_SHOT;
         }
@@ -35,20 +35,17 @@ pub fn forward<const LINK: u32>(skb: &mut Skb<LINK>, next_hop: &NextHop, resolve
 
 /// Turns the packet into an ICMP error to its sender and sends it back.
 #[inline(never)]
-pub fn refuse<const LINK: u32>(skb: &mut Skb<LINK>, packet: &Packet, refusal: &Refusal) -> i32 {
+pub fn refuse(skb: &mut Skb, packet: &Packet, refusal: &Refusal) -> i32 {
     answer(skb, packet, refusal).unwrap_or(TC_ACT_SHOT)
 }
 
 #[inline(always)]
-fn answer<const LINK: u32>(
-    skb: &mut Skb<LINK>,
-    packet: &Packet,
-    refusal: &Refusal,
-) -> Option<i32> {
+fn answer(skb: &mut Skb, packet: &Packet, refusal: &Refusal) -> Option<i32> {
     if !refusal::may_answer(packet) {
         return None;
     }
-    let quoted = LINK + refusal::quoted_length(packet);
+    let link = skb.link_length();
+    let quoted = link + refusal::quoted_length(packet);
     skb.pull(quoted);
     let header = refusal::build(skb, packet, refusal)?;
     // SAFETY: the context is valid; the helper checks the length.
@@ -60,8 +57,8 @@ fn answer<const LINK: u32>(
     if unsafe { bpf_skb_adjust_room(skb.context(), room, BPF_ADJ_ROOM_MAC, 0) } != 0 {
         return None;
     }
-    skb.store(LINK, &header)?;
-    if LINK != 0 {
+    skb.store(link, &header)?;
+    if link != 0 {
         let [destination, source] = skb.load::<[[u8; 6]; 2]>(0)?;
         skb.store(0, &[source, destination])?;
     }

@@ -23,6 +23,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tapnat_common::{
+    abi::stages,
     frame::Frame as _,
     nat,
     parse::Packet,
@@ -48,35 +49,68 @@ static COARSE_CLOCK: Global<u8> = Global::new(1);
 /// Guests' packets, from a device with Ethernet headers.
 #[classifier]
 pub fn inside_ethernet(context: TcContext) -> i32 {
-    run::<ETHERNET, true>(&context)
+    established(&context, ETHERNET, true)
 }
 
 /// Guests' packets, from a device without link headers.
 #[classifier]
 pub fn inside_raw(context: TcContext) -> i32 {
-    run::<RAW, true>(&context)
+    established(&context, RAW, true)
 }
 
 /// The world's packets, from an uplink with Ethernet headers.
 #[classifier]
 pub fn outside_ethernet(context: TcContext) -> i32 {
-    run::<ETHERNET, false>(&context)
+    established(&context, ETHERNET, false)
 }
 
 /// The world's packets, from an uplink without link headers.
 #[classifier]
 pub fn outside_raw(context: TcContext) -> i32 {
-    run::<RAW, false>(&context)
+    established(&context, RAW, false)
+}
+
+/// Packets that are not of an established session.
+#[classifier]
+pub fn exceptional(context: TcContext) -> i32 {
+    let Some(scratch) = scratch() else { return TC_ACT_SHOT };
+    let device = NonZeroU32::new(scratch.device);
+    let mut skb = Skb::new(context.skb.skb, scratch.link_length);
+    let kernel = Kernel::new(context.skb.skb, scratch.link_length == ETHERNET, now());
+    let Scratch { packet, plan, .. } = scratch;
+    *packet = Packet::default();
+    *plan = Plan::default();
+    match pipeline::exceptional(&mut skb, device, &kernel, packet, plan) {
+        Some(reason) => leave(&context, &mut skb, &kernel, reason),
+        None => go_on(&context, stages::START),
+    }
+}
+
+/// Packets without a session.
+#[classifier]
+pub fn start(context: TcContext) -> i32 {
+    let Some(scratch) = scratch() else { return TC_ACT_SHOT };
+    let device = NonZeroU32::new(scratch.device);
+    let mut skb = Skb::new(context.skb.skb, scratch.link_length);
+    let kernel = Kernel::new(context.skb.skb, scratch.link_length == ETHERNET, now());
+    let reason =
+        pipeline::start(&mut skb, device, &kernel, &scratch.packet, &mut scratch.plan);
+    leave(&context, &mut skb, &kernel, reason)
 }
 
 #[inline(always)]
-fn run<const LINK: u32, const INSIDE: bool>(context: &TcContext) -> i32 {
-    let mut skb = Skb::<LINK>::new(context.skb.skb);
-    let device = NonZeroU32::new(skb.device()).filter(|_| INSIDE);
-    let kernel = Kernel::new(context.skb.skb, LINK == ETHERNET, now());
+fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
+    let mut skb = Skb::new(context.skb.skb, link_length);
+    let device = NonZeroU32::new(skb.device()).filter(|_| is_inside);
+    let kernel = Kernel::new(context.skb.skb, link_length == ETHERNET, now());
     match pipeline::established(&mut skb, device, &kernel) {
         Quick::Onward(next_hop, resolve) => emit::forward(&mut skb, &next_hop, resolve),
-        Quick::Not => exceptional(context, skb, device, &kernel),
+        Quick::Not => {
+            let Some(scratch) = scratch() else { return TC_ACT_SHOT };
+            scratch.device = device.map_or(0, NonZeroU32::get);
+            scratch.link_length = link_length;
+            go_on(context, stages::EXCEPTIONAL)
+        }
         Quick::Broken => {
             count(Reason::RewriteFailed, skb.length());
             TC_ACT_SHOT
@@ -84,30 +118,37 @@ fn run<const LINK: u32, const INSIDE: bool>(context: &TcContext) -> i32 {
     }
 }
 
-/// All but the established. It reads the packet anew, so that the usual case
-/// keeps its own reading in registers.
-#[inline(never)]
-fn exceptional<const LINK: u32>(
-    context: &TcContext,
-    mut skb: Skb<LINK>,
-    device: Option<NonZeroU32>,
-    kernel: &Kernel,
-) -> i32 {
-    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else { return TC_ACT_SHOT };
+/// Hands the packet to the next program.
+#[inline(always)]
+fn go_on(context: &TcContext, stage: u32) -> i32 {
+    // SAFETY: nothing here waits for its drop.
+    unsafe { maps::STAGES.tail_call(context, stage) };
+    // Still here: the loader has not filled the table.
+    TC_ACT_SHOT
+}
+
+#[inline(always)]
+fn scratch<'a>() -> Option<&'a mut Scratch> {
+    let scratch = maps::SCRATCH.get_ptr_mut(0)?;
     // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
-    let Scratch { packet, plan } = unsafe { &mut *scratch };
-    *packet = Packet::default();
-    *plan = Plan::default();
-    let reason = pipeline::exceptional(&mut skb, device, kernel, packet, plan);
+    Some(unsafe { &mut *scratch })
+}
+
+/// Counts the packet's reason and lets it leave accordingly.
+#[inline(always)]
+fn leave(context: &TcContext, skb: &mut Skb, kernel: &Kernel, reason: Reason) -> i32 {
+    let Some(Scratch { device, packet, plan, .. }) = scratch() else { return TC_ACT_SHOT };
     note(context, reason, packet, skb.length());
     match reason.outcome() {
         Outcome::Pass => TC_ACT_OK,
         Outcome::Drop => TC_ACT_SHOT,
-        Outcome::Refuse => match refusal(reason, packet, device, kernel, plan.mtu) {
-            Some(refusal) => emit::refuse(&mut skb, packet, &refusal),
-            None => TC_ACT_SHOT,
-        },
-        Outcome::Forward => emit::forward(&mut skb, &plan.rewrite.next_hop, plan.rewrite.resolve),
+        Outcome::Refuse => {
+            match refusal(reason, packet, NonZeroU32::new(*device), kernel, plan.mtu) {
+                Some(refusal) => emit::refuse(skb, packet, &refusal),
+                None => TC_ACT_SHOT,
+            }
+        }
+        Outcome::Forward => emit::forward(skb, &plan.rewrite.next_hop, plan.rewrite.resolve),
     }
 }
 

@@ -2,13 +2,13 @@
 //! `tapnat_common::abi`; sizes here are defaults that the loader overrides.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use tapnat_common::{
     abi::{
         Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, Permission,
-        PermissionKey, Session, Settings,
+        PermissionKey, Session, Settings, stages,
     },
     net::Be32,
     parse::Packet,
@@ -40,6 +40,10 @@ pub static RESERVED: Array<Reserved, { CLASSES as usize }> = Array::new();
 /// What a packet out of the ordinary needs, off the stack, which is short.
 #[derive(Clone, Copy)]
 pub struct Scratch {
+    /// The index of the inside device it arrived on, or 0.
+    pub device: u32,
+    /// Bytes of its link header.
+    pub link_length: u32,
     pub packet: Packet,
     pub plan: Plan,
 }
@@ -47,5 +51,9 @@ pub struct Scratch {
 // Not shared with anyone, and so not part of the ABI.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+/// The programs that go on with such a packet: each has a stack of its own, and
+/// the verifier looks at each by itself. Filled by the loader.
+#[btf_map]
+pub static STAGES: ProgramArray<{ stages::COUNT as usize }> = ProgramArray::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<Counter, { Reason::COUNT as usize }> = PerCpuArray::new();

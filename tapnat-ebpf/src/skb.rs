@@ -17,16 +17,18 @@ use tapnat_common::{
 /// Link, IP and transport header end before this offset.
 const FIRST_HEADERS: u32 = 255;
 
-/// An skb whose IP header starts `LINK` bytes in.
-pub struct Skb<const LINK: u32> {
+/// An skb.
+pub struct Skb {
     context: *mut __sk_buff,
+    /// The IP header starts so many bytes in.
+    link_length: u32,
 }
 
-impl<const LINK: u32> Skb<LINK> {
+impl Skb {
     /// `context` is the program's argument.
     #[inline(always)]
-    pub const fn new(context: *mut __sk_buff) -> Self {
-        Self { context }
+    pub const fn new(context: *mut __sk_buff, link_length: u32) -> Self {
+        Self { context, link_length }
     }
 
     #[inline(always)]
@@ -59,7 +61,7 @@ impl<const LINK: u32> Skb<LINK> {
     }
 }
 
-impl<const LINK: u32> Frame for Skb<LINK> {
+impl Frame for Skb {
     #[inline(always)]
     fn length(&self) -> u32 {
         // SAFETY: the context is valid for the program's run.
@@ -68,7 +70,7 @@ impl<const LINK: u32> Frame for Skb<LINK> {
 
     #[inline(always)]
     fn link_length(&self) -> u32 {
-        LINK
+        self.link_length
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::{Insert, Tables};
 use crate::{
     abi::{
-        EndpointKey, Filtering, Mapping, Permission, PermissionKey, Settings, mapping_flags,
+        EndpointKey, Filtering, Permission, PermissionKey, mapping_flags,
     },
     net::Be32,
     time::Instant,
@@ -36,11 +36,12 @@ pub(super) fn permit<T: Tables>(
 #[inline(always)]
 pub(super) fn admits<T: Tables>(
     outside: &EndpointKey,
-    mapping: &Mapping,
     remote: Be32,
-    settings: &Settings,
     tables: &T,
 ) -> bool {
+    let (Some(settings), Some(mapping)) = (tables.settings(), tables.mapping(outside)) else {
+        return false;
+    };
     if mapping.flags & mapping_flags::STATIC != 0 {
         return remote.same_network(mapping.allowed, Be32::mask(mapping.allowed_length));
     }

@@ -4,7 +4,7 @@ use core::num::NonZeroU32;
 
 use super::Tables;
 use crate::{
-    abi::{Arrival, FlowKey, Fragment, FragmentKey},
+    abi::{Arrival, Fragment, FragmentKey},
     parse::Packet,
     verdict::Reason,
 };
@@ -20,16 +20,16 @@ const fn key_of(packet: &Packet, arrival: Arrival) -> FragmentKey {
     }
 }
 
-/// Remembers the ports of a first fragment.
-#[inline(never)]
-pub(super) fn remember<T: Tables>(packet: &Packet, key: &FlowKey, tables: &T) {
+/// Remembers the ports of a first fragment that was sent on.
+#[inline(always)]
+pub fn remember<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T) {
     let Some(settings) = tables.settings() else { return };
     let fragment = Fragment {
         source_port: packet.source_port,
         destination_port: packet.destination_port,
         expires_at: tables.now().after(settings.timeouts.fragment),
     };
-    tables.set_fragment(&key_of(packet, key.arrival), &fragment);
+    tables.set_fragment(&key_of(packet, packet.key(device).arrival), &fragment);
 }
 
 /// Gives a later fragment the ports of its datagram.

@@ -13,11 +13,11 @@ use crate::{
 
 /// Free ports of a set that are tried before the search gives up: the sets are
 /// hints, and each miss corrects one.
-const TRIES: u32 = 8;
+const TRIES: u32 = 4;
 
 /// Ports looked at for an expired mapping when the sets say that all are taken:
 /// without user space's sweep nobody else gives them back.
-const EXPIRED_TRIES: u32 = 16;
+const EXPIRED_TRIES: u32 = 8;
 
 /// Whether the mapping no longer counts.
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! Decides what becomes of a packet: the NAT itself.
 //!
-//! [`established`] is the whole of it for nearly every packet, one lookup; what
-//! is rarer lies in [`decide`] and the submodules. Nothing here touches a packet's bytes, and
+//! [`established`] is the whole of it for nearly every packet, one lookup. The
+//! rest go to [`resume`], and those without a session to [`start`]. Nothing here touches a packet's bytes, and
 //! what it needs of the world comes through [`Tables`].
 
 mod errors;
@@ -12,6 +12,8 @@ pub mod session;
 mod start;
 
 pub use errors::decide_error;
+pub use fragments::remember;
+pub use start::start;
 
 use core::num::NonZeroU32;
 
@@ -25,7 +27,7 @@ use crate::{
     ports::{PortSet, Reserved},
     rewrite::Rewrite,
     time::{Instant, Ticks},
-    verdict::{Outcome, Plan, Reason},
+    verdict::{Plan, Reason},
 };
 
 /// How old a session's time stamp may get before a packet renews it, about
@@ -139,31 +141,6 @@ pub fn established<'a, T: Tables>(
     Some(session)
 }
 
-/// Decides about a packet that is not [`established`], and no ICMP error; those
-/// go to [`decide_error`].
-#[inline(always)]
-pub fn decide<T: Tables>(
-    packet: &mut Packet,
-    device: Option<NonZeroU32>,
-    tables: &T,
-    plan: &mut Plan,
-) -> Reason {
-    if packet.part == Part::Later
-        && let Err(reason) = fragments::recall(packet, device, tables)
-    {
-        return reason;
-    }
-    let key = packet.key(device);
-    let reason = match resume(packet, &key, tables, plan) {
-        Some(reason) => reason,
-        None => start::start(packet, &key, tables, plan),
-    };
-    if packet.part == Part::First && reason.outcome() == Outcome::Forward {
-        fragments::remember(packet, &key, tables);
-    }
-    reason
-}
-
 /// Remembers what a TCP sender expects, to tell a genuine RST from a blind one.
 #[inline(always)]
 fn note_window(packet: &Packet, session: &mut Session) {
@@ -173,16 +150,24 @@ fn note_window(packet: &Packet, session: &mut Session) {
     }
 }
 
-/// A packet of a session that is there, when more than translating is due;
-/// `None` if there is no session.
-#[inline(never)]
-fn resume<T: Tables>(
-    packet: &Packet,
-    key: &FlowKey,
+/// Decides about a packet of a session that is there, when more than
+/// translating is due; `None` if there is no session, and [`start`] decides.
+///
+/// A later fragment is given the ports of its datagram.
+#[inline(always)]
+pub fn resume<T: Tables>(
+    packet: &mut Packet,
+    device: Option<NonZeroU32>,
     tables: &T,
     plan: &mut Plan,
 ) -> Option<Reason> {
+    if packet.part == Part::Later
+        && let Err(reason) = fragments::recall(packet, device, tables)
+    {
+        return Some(reason);
+    }
     let settings = tables.settings()?;
+    let key = &packet.key(device);
     let session = tables.session(key)?;
     let now = tables.now();
     let twin_key = session.twin_key(key);

@@ -9,26 +9,39 @@ use super::{
 };
 use crate::{
     abi::{
-        EndpointKey, FlowKey, MappingMode, NextHop, Settings, role, session_flags,
+        EndpointKey, FlowKey, Mapping, MappingMode, NextHop, Settings, role, session_flags,
     },
-    net::{Be16, Be32, protocol},
+    net::{Be32, protocol},
     parse::{Packet, Transport, tcp_flags},
     rewrite::Rewrite,
     verdict::{Plan, Reason},
 };
 
 /// Decides about a packet without a session.
-#[inline(never)]
-pub(super) fn start<T: Tables>(
+#[inline(always)]
+pub fn start<T: Tables>(
     packet: &Packet,
-    key: &FlowKey,
+    device: Option<NonZeroU32>,
     tables: &T,
     plan: &mut Plan,
 ) -> Reason {
-    match key.arrival.device() {
-        Some(device) => from_inside(packet, key, device, tables, plan),
-        None => from_outside(packet, key, tables, plan),
+    let key = packet.key(device);
+    match device {
+        Some(device) => from_inside(packet, &key, device, tables, plan),
+        None => from_outside(packet, &key, tables, plan),
     }
+}
+
+/// Where a session from inside leads.
+struct Way {
+    next_hop: NextHop,
+    linked: bool,
+    mtu: u16,
+    /// The guest's endpoint behind an outside one (RFC 4787 REQ-9), or the
+    /// packet's own destination.
+    destination: EndpointKey,
+    flags: u8,
+    reason: Reason,
 }
 
 #[inline(always)]
@@ -51,39 +64,97 @@ fn from_inside<T: Tables>(
     if packet.destination.is_unroutable() {
         return Reason::UnroutableDestination;
     }
-    if settings.is_outside(packet.destination) {
-        return hairpin(packet, key, tables, plan);
-    }
-    let (next_hop, linked, mtu) = match tables.route_from(device, packet) {
-        Route::Via { next_hop, linked, mtu }
-            if tables.device(next_hop.device).is_some_and(|way| way.role == role::UPLINK) =>
-        {
-            (next_hop, linked, mtu)
-        }
-        Route::Via { .. } | Route::Local => return Reason::ForTheHost,
-        Route::Disabled => return Reason::ForwardingDisabled,
+    let hairpin = settings.is_outside(packet.destination);
+    let way = if hairpin { way_back(key, tables) } else { way_out(packet, key, device, tables) };
+    let way = match way {
+        Ok(way) => way,
+        Err(reason) => return reason,
     };
     if let Err(reason) = may_start(packet, key, settings, tables) {
         return reason;
     }
-    if let Err(reason) = check_size(packet, mtu, plan) {
+    if let Err(reason) = check_size(packet, way.mtu, plan) {
         return reason;
     }
     let source = match outside_endpoint(packet, key, device, tables) {
         Ok(source) => source,
         Err(reason) => return reason,
     };
+    if hairpin && !filter::admits(&key.destination_endpoint(), source.outside.address, tables) {
+        return Reason::Filtered;
+    }
     let opening = Opening {
         key,
         source: (source.outside.address, source.outside.port),
-        destination: (key.destination, key.destination_port),
-        flags: source.flags,
-        next_hop,
-        linked,
-        mtu,
+        destination: (way.destination.address, way.destination.port),
+        flags: way.flags | source.flags,
+        next_hop: way.next_hop,
+        linked: way.linked,
+        mtu: way.mtu,
         generation: settings.generation,
     };
-    open(&opening, packet, Reason::SessionStarted, tables, plan)
+    open(&opening, packet, way.reason, tables, plan)
+}
+
+/// To the world, if the route leaves by an uplink.
+#[inline(always)]
+fn way_out<T: Tables>(
+    packet: &Packet,
+    key: &FlowKey,
+    device: NonZeroU32,
+    tables: &T,
+) -> Result<Way, Reason> {
+    match tables.route_from(device, packet) {
+        Route::Via { next_hop, linked, mtu }
+            if tables.device(next_hop.device).is_some_and(|way| way.role == role::UPLINK) =>
+        {
+            Ok(Way {
+                next_hop,
+                linked,
+                mtu,
+                destination: key.destination_endpoint(),
+                flags: 0,
+                reason: Reason::SessionStarted,
+            })
+        }
+        Route::Via { .. } | Route::Local => Err(Reason::ForTheHost),
+        Route::Disabled => Err(Reason::ForwardingDisabled),
+    }
+}
+
+/// To the guest that has the outside endpoint. Without one it is the host's:
+/// the outside address is its own, too.
+#[inline(always)]
+fn way_back<T: Tables>(key: &FlowKey, tables: &T) -> Result<Way, Reason> {
+    let target = tables.mapping(&key.destination_endpoint()).ok_or(Reason::ForTheHost)?;
+    if mapping::is_expired(target, tables.now()) {
+        return Err(Reason::ForTheHost);
+    }
+    way_in(target, key.source, Reason::HairpinStarted, tables)
+}
+
+/// To the guest that a mapping stands for.
+#[inline(always)]
+fn way_in<T: Tables>(
+    target: &Mapping,
+    source: Be32,
+    reason: Reason,
+    tables: &T,
+) -> Result<Way, Reason> {
+    let destination = target.inside;
+    let device = target.device;
+    match tables.route_on(device, source, destination.address) {
+        Route::Via { next_hop, linked, mtu } => Ok(Way {
+            next_hop: NextHop { device, ..next_hop },
+            linked,
+            mtu,
+            destination,
+            flags: session_flags::TO_INSIDE,
+            reason,
+        }),
+        Route::Local => Err(Reason::NoRoute),
+        Route::Disabled => Err(Reason::ForwardingDisabled),
+    }
 }
 
 #[inline(always)]
@@ -201,112 +272,48 @@ fn outside_endpoint<T: Tables>(
     Ok(Outside { outside, flags: 0 })
 }
 
-/// A guest sends to an outside address (RFC 4787 REQ-9): to another guest's
-/// mapping, or its own, as from its own outside endpoint.
-#[inline(never)]
-fn hairpin<T: Tables>(
-    packet: &Packet,
-    key: &FlowKey,
-    tables: &T,
-    plan: &mut Plan,
-) -> Reason {
-    let (Some(settings), Some(device)) = (tables.settings(), key.arrival.device()) else {
-        return Reason::NoMapping;
-    };
-    let destination = key.destination_endpoint();
-    let Some(target) = tables.mapping(&destination).map(|mapping| *mapping) else {
-        // The outside address is the host's own, too.
-        return Reason::ForTheHost;
-    };
-    if mapping::is_expired(&target, tables.now()) {
-        return Reason::ForTheHost;
-    }
-    if let Err(reason) = may_start(packet, key, settings, tables) {
-        return reason;
-    }
-    let source = match outside_endpoint(packet, key, device, tables) {
-        Ok(source) => source,
-        Err(reason) => return reason,
-    };
-    let remote = source.outside.address;
-    if !filter::admits(&destination, &target, remote, settings, tables) {
-        return Reason::Filtered;
-    }
-    enter(
-        packet,
-        key,
-        (source.outside.address, source.outside.port, source.flags),
-        (&target.inside, target.device, Reason::HairpinStarted),
-        tables,
-        plan,
-    )
-}
-
-#[inline(never)]
+#[inline(always)]
 fn from_outside<T: Tables>(
     packet: &Packet,
     key: &FlowKey,
     tables: &T,
     plan: &mut Plan,
 ) -> Reason {
-    let Some(settings) = tables.settings() else { return Reason::NoMapping };
     let destination = key.destination_endpoint();
     let remote = key.source_endpoint();
-    let Some(target) = tables.mapping(&destination).map(|mapping| *mapping) else {
+    let (Some(settings), Some(target)) = (tables.settings(), tables.mapping(&destination)) else {
         return Reason::NoMapping;
     };
-    if mapping::is_expired(&target, tables.now()) {
+    if mapping::is_expired(target, tables.now()) {
         return Reason::NoMapping;
     }
     if destination.protocol != protocol::ICMP && tables.host_socket(&destination, &remote) {
         return Reason::HostSocket;
     }
-    if !filter::admits(&destination, &target, remote.address, settings, tables) {
+    if !filter::admits(&destination, remote.address, tables) {
         return Reason::Filtered;
     }
     if let Err(reason) = may_start(packet, key, settings, tables) {
         return reason;
     }
-    enter(
-        packet,
-        key,
-        (key.source, key.source_port, 0),
-        (&target.inside, target.device, Reason::SessionAdmitted),
-        tables,
-        plan,
-    )
-}
-
-/// Opens a session towards a guest.
-#[inline(always)]
-fn enter<T: Tables>(
-    packet: &Packet,
-    key: &FlowKey,
-    (source, source_port, flags): (Be32, Be16, u8),
-    (inside, device, reason): (&EndpointKey, u32, Reason),
-    tables: &T,
-    plan: &mut Plan,
-) -> Reason {
-    let Some(settings) = tables.settings() else { return Reason::NoMapping };
-    let (next_hop, linked, mtu) = match tables.route_on(device, source, inside.address) {
-        Route::Via { next_hop, linked, mtu } => (next_hop, linked, mtu),
-        Route::Local => return Reason::NoRoute,
-        Route::Disabled => return Reason::ForwardingDisabled,
+    let way = match way_in(target, key.source, Reason::SessionAdmitted, tables) {
+        Ok(way) => way,
+        Err(reason) => return reason,
     };
-    if let Err(reason) = check_size(packet, mtu, plan) {
+    if let Err(reason) = check_size(packet, way.mtu, plan) {
         return reason;
     }
     let opening = Opening {
         key,
-        source: (source, source_port),
-        destination: (inside.address, inside.port),
-        flags: flags | session_flags::TO_INSIDE,
-        next_hop: NextHop { device, ..next_hop },
-        linked,
-        mtu,
+        source: (key.source, key.source_port),
+        destination: (way.destination.address, way.destination.port),
+        flags: way.flags,
+        next_hop: way.next_hop,
+        linked: way.linked,
+        mtu: way.mtu,
         generation: settings.generation,
     };
-    open(&opening, packet, reason, tables, plan)
+    open(&opening, packet, way.reason, tables, plan)
 }
 
 /// Makes the session and sends its first packet on.
