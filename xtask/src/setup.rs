@@ -5,6 +5,8 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
+pub use self::guest_kernel::directory as guest_kernel;
+
 use self::apt::Apt;
 use self::requirements::{Install, Machine, REQUIREMENTS, Requirement};
 use crate::command;

@@ -1,8 +1,11 @@
 //! `cargo xtask test`: runs the tests with Cargo's own runner, which has the last word. Owns which
-//! crates and test programs are run; knows nothing about what they test.
+//! tests are run; knows nothing about what they test. Tests inside the crates need no root; test
+//! programs (`tests/` of a crate) may, and find the built `tapnat` in the environment variable
+//! `TAPNAT_BIN` and the guest's kernel in `TAPNAT_GUEST_KERNEL`.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::env;
+use std::fs::{self, DirEntry};
 use std::path::Path;
 use std::process::Command;
 
@@ -12,13 +15,13 @@ use clap::Args;
 use crate::setup::{self, Group};
 use crate::{build, command};
 
-/// The crate whose tests need root: they make network namespaces and load programs.
-const INTEGRATION: &str = "tapnat-tests";
+/// A directory laid out as `setup` leaves it; a developer may set it to try another kernel.
+const GUEST_KERNEL: &str = "TAPNAT_GUEST_KERNEL";
 
-/// Run the tests: those of the crates, then those that need root
+/// Run the tests: those inside the crates, then the test programs, which need root
 #[derive(Args, Default)]
 pub struct Options {
-    /// `unit`, or a test program under tests/tests such as `end-to-end`, or part of a test's name
+    /// `unit` (the tests inside the crates), or the name of a test program, or part of a test's name
     #[arg(value_name = "WHAT")]
     what: Option<String>,
 
@@ -38,7 +41,7 @@ enum Selection {
 
 /// Runs the verb.
 pub fn run(options: &Options) -> Result<()> {
-    let programs = test_programs(&command::workspace().join("tests/tests"))?;
+    let programs = test_programs(command::workspace())?;
     let selection = select(options.what.as_deref(), &programs);
 
     if selection == Selection::Unit {
@@ -46,51 +49,44 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         ensure!(
             command::is_root(),
-            "the integration tests make network namespaces and load eBPF programs: \
-             run them as root, or run only `cargo xtask test unit`"
+            "the test programs make network namespaces and load eBPF programs: run them as root, \
+             or only `cargo xtask test unit`"
         );
         setup::ensure(&[Group::Build, Group::Test, Group::Guest])?;
     }
 
     if !matches!(selection, Selection::Program(_)) {
-        let mut unit = command::cargo("test");
-        unit.args(["--no-fail-fast", "--workspace"]).args([
-            "--exclude",
-            "tapnat-ebpf",
-            "--exclude",
-            INTEGRATION,
-        ]);
-        command::run(with_arguments(&mut unit, &selection, &options.arguments))?;
+        command::run(cargo_test(&["--doc"], &selection).args(&options.arguments))?;
+        command::run(cargo_test(&["--lib", "--bins"], &selection).args(&options.arguments))?;
     }
     if selection != Selection::Unit {
         let tapnat = build::tapnat(&build::Options::default())?;
-        let mut integration = command::cargo("test");
-        integration
-            .args(["--no-fail-fast", "--package", INTEGRATION])
-            .env("TAPNAT", tapnat);
-        match &selection {
-            Selection::Program(name) => integration.args(["--test", name]),
-            // Without this, tests in documentation have the last word, and there are none.
-            _ => integration.arg("--tests"),
+        let programs = match &selection {
+            Selection::Program(name) => name,
+            _ => "*",
         };
-        command::run(with_arguments(
-            &mut integration,
-            &selection,
-            &options.arguments,
-        ))?;
+        let mut cargo = cargo_test(&["--test", programs], &selection);
+        cargo.args(&options.arguments).env("TAPNAT_BIN", tapnat);
+        if env::var_os(GUEST_KERNEL).is_none() {
+            cargo.env(GUEST_KERNEL, setup::guest_kernel());
+        }
+        command::run(&mut cargo)?;
     }
     Ok(())
 }
 
-fn with_arguments<'a>(
-    cargo: &'a mut Command,
-    selection: &Selection,
-    arguments: &[String],
-) -> &'a mut Command {
+/// Cargo's test runner on these targets of all crates but the eBPF one; what is added goes to the
+/// test programs. Always the same crates, as their dependencies would be built anew for others.
+fn cargo_test(targets: &[&str], selection: &Selection) -> Command {
+    let mut cargo = command::cargo("test");
+    cargo
+        .args(["--no-fail-fast", "--workspace", "--exclude", "tapnat-ebpf"])
+        .args(targets);
     if let Selection::Filter(part) = selection {
         cargo.arg(part);
     }
-    cargo.arg("--").args(arguments)
+    cargo.arg("--");
+    cargo
 }
 
 fn select(what: Option<&str>, programs: &BTreeSet<String>) -> Selection {
@@ -107,24 +103,29 @@ fn select(what: Option<&str>, programs: &BTreeSet<String>) -> Selection {
     }
 }
 
-/// The names Cargo gives to the test programs in a directory: files, and directories with a
-/// `main.rs`.
-fn test_programs(directory: &Path) -> Result<BTreeSet<String>> {
-    if !directory.exists() {
-        return Ok(BTreeSet::new());
-    }
+/// The names Cargo gives to the test programs of the crates in a directory.
+fn test_programs(workspace: &Path) -> Result<BTreeSet<String>> {
     let mut programs = BTreeSet::new();
-    let entries = fs::read_dir(directory)
-        .with_context(|| format!("cannot list the test programs in {}", directory.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        let is_program =
-            path.extension().is_some_and(|end| end == "rs") || path.join("main.rs").is_file();
-        if let Some(name) = path.file_stem().filter(|_| is_program) {
-            programs.insert(name.to_string_lossy().into_owned());
+    for member in list(workspace)? {
+        if !member.path().join("Cargo.toml").is_file() || !member.path().join("tests").is_dir() {
+            continue;
+        }
+        for entry in list(&member.path().join("tests"))? {
+            let path = entry.path();
+            let is_program =
+                path.extension().is_some_and(|end| end == "rs") || path.join("main.rs").is_file();
+            if let Some(name) = path.file_stem().filter(|_| is_program) {
+                programs.insert(name.to_string_lossy().into_owned());
+            }
         }
     }
     Ok(programs)
+}
+
+fn list(directory: &Path) -> Result<Vec<DirEntry>> {
+    fs::read_dir(directory)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("cannot list {}", directory.display()))
 }
 
 #[cfg(test)]
@@ -148,18 +149,21 @@ mod tests {
 
     #[test]
     fn test_programs_are_files_and_directories_with_main() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        fs::write(path.join("program_run.rs"), "").unwrap();
-        fs::write(path.join("notes.md"), "").unwrap();
-        fs::create_dir(path.join("common")).unwrap();
-        fs::create_dir(path.join("end_to_end")).unwrap();
-        fs::write(path.join("end_to_end/main.rs"), "").unwrap();
-        let programs = test_programs(path).unwrap();
+        let workspace = tempfile::tempdir().unwrap();
+        let member = workspace.path().join("tests");
+        let tests = member.join("tests");
+        fs::create_dir_all(tests.join("end_to_end")).unwrap();
+        fs::create_dir_all(tests.join("common")).unwrap();
+        fs::create_dir_all(workspace.path().join("docs/tests")).unwrap();
+        for file in ["end_to_end/main.rs", "program_run.rs", "notes.md"] {
+            fs::write(tests.join(file), "").unwrap();
+        }
+        fs::write(member.join("Cargo.toml"), "").unwrap();
+        fs::write(workspace.path().join("docs/tests/no_crate.rs"), "").unwrap();
+        let programs = test_programs(workspace.path()).unwrap();
         assert_eq!(
             programs,
             ["end_to_end", "program_run"].map(str::to_owned).into()
         );
-        assert!(test_programs(&path.join("absent")).unwrap().is_empty());
     }
 }

@@ -40,7 +40,8 @@ pub fn install(apt: &mut Apt) -> Result<()> {
     unpacked
 }
 
-fn directory() -> PathBuf {
+/// Where the kernel lies once it is there.
+pub fn directory() -> PathBuf {
     command::target_directory().join("guest/kernel")
 }
 
