@@ -2,10 +2,10 @@
 //! what is said about them; what is needed stands in `setup/requirements.rs`, how Debian's packages
 //! are had in `setup/apt.rs`. Removes nothing.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-
-pub use self::guest_kernel::directory as guest_kernel;
 
 use self::apt::Apt;
 use self::requirements::{Install, Machine, REQUIREMENTS, Requirement};
@@ -107,7 +107,7 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
         .collect();
     ensure!(
         absent.is_empty(),
-        "installed, but still not found: {}",
+        "installed, but still not found: {} (is Cargo's bin directory on your PATH?)",
         absent.join(", ")
     );
     Ok(())
@@ -132,6 +132,11 @@ fn refusal(packages: &[&str]) -> Option<String> {
     } else {
         None
     }
+}
+
+/// Where the guest's kernel lies once it is there.
+pub fn guest_kernel_directory() -> PathBuf {
+    guest_kernel::directory()
 }
 
 fn find_missing(groups: &[Group]) -> Vec<&'static Requirement> {

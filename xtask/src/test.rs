@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> Result<()> {
         let mut cargo = cargo_test(&["--test", programs], &selection);
         cargo.args(&options.arguments).env("TAPNAT_BIN", tapnat);
         if env::var_os(GUEST_KERNEL).is_none() {
-            cargo.env(GUEST_KERNEL, setup::guest_kernel());
+            cargo.env(GUEST_KERNEL, setup::guest_kernel_directory());
         }
         command::run(&mut cargo)?;
     }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::command;
 
@@ -34,21 +34,18 @@ impl Apt {
             return Ok(());
         }
         self.refresh();
-        let (possible, impossible): (Vec<&str>, Vec<&str>) = if try_out(packages).is_ok() {
-            (packages.to_vec(), Vec::new())
-        } else {
-            packages
-                .iter()
-                .partition(|package| try_out(&[**package]).is_ok())
+        let Err(refusal) = try_out(packages) else {
+            return install(packages);
         };
-        if !possible.is_empty() {
-            apt_get().args(INSTALL).args(&possible).succeed()?;
+        if refusal.to_string().contains("Unable to locate") {
+            bail!("{refusal} (Debian 12 with its security suite has all that is needed)");
         }
-        if let Err(refusal) = try_out(&impossible) {
-            install_from_backports(&impossible)
-                .map_err(|error| refusal.context(format!("nor do backports help ({error:#})")))?;
-        }
-        Ok(())
+        let (possible, impossible): (Vec<&str>, Vec<&str>) = packages
+            .iter()
+            .partition(|package| try_out(&[**package]).is_ok());
+        install(&possible)?;
+        install_from_backports(&impossible)
+            .map_err(|error| anyhow!("{refusal}; nor do backports help: {error:#}"))
     }
 
     /// Whether the machine's sources have a package.
@@ -109,6 +106,10 @@ fn try_out(packages: &[&str]) -> Result<()> {
         .args(packages)
         .succeed()
         .map(drop)
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    apt_get().args(INSTALL).args(packages).succeed().map(drop)
 }
 
 /// Installs packages from backports through lists and caches of our own, so that the machine's

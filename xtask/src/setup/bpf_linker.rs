@@ -29,7 +29,15 @@ pub fn install(apt: &mut Apt) -> Result<()> {
 
     let mut cargo = Command::new("cargo");
     cargo
-        .args(["install", "--locked", "bpf-linker", "--version", VERSION])
+        // One that is there already does not start.
+        .args([
+            "install",
+            "--force",
+            "--locked",
+            "bpf-linker",
+            "--version",
+            VERSION,
+        ])
         .args(["--no-default-features", "--features"])
         .arg(format!("llvm-{llvm}"))
         .env("LLVM_PREFIX", prefix);

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -27,17 +27,11 @@ pub fn is_present() -> bool {
 /// When it cannot be downloaded, is packed in a way unknown here, or the disk is full.
 pub fn install(apt: &mut Apt) -> Result<()> {
     let directory = directory();
-    let partial = directory.with_extension(format!("partial.{}", process::id()));
+    let partial = directory.with_extension("partial");
+    let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
-    let unpacked = unpack(apt, &partial).and_then(|()| {
-        let _ = fs::remove_dir_all(&directory);
-        fs::rename(&partial, &directory)
-            .with_context(|| format!("cannot rename {}", partial.display()))
-    });
-    if unpacked.is_err() {
-        let _ = fs::remove_dir_all(&partial);
-    }
-    unpacked
+    unpack(apt, &partial)?;
+    fs::rename(&partial, &directory).with_context(|| format!("cannot rename {}", partial.display()))
 }
 
 /// Where the kernel lies once it is there.
