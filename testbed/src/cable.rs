@@ -23,15 +23,12 @@ use nix::{errno::Errno, poll::PollTimeout};
 
 use crate::{
     Namespace,
+    packet::{LONG_HEADER, Offload},
     sys::{self, Stop, Wake},
 };
 
-/// Size of `virtio_net_hdr_mrg_rxbuf`, the header QEMU's virtio-net uses.
-const VNET_HEADER_LENGTH: usize = 12;
-/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`, in the header's first byte.
-const NEEDS_CHECKSUM: u8 = 1;
 /// A GSO packet is at most 64 KiB long, its headers aside.
-const LARGEST_FRAME: usize = VNET_HEADER_LENGTH + 65_536 + 256;
+const LARGEST_FRAME: usize = LONG_HEADER + 65_536 + 256;
 
 /// How long a forked process may take to get to its exec.
 const FORK_PATIENCE: Duration = Duration::from_secs(1);
@@ -198,10 +195,46 @@ impl TunTap {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Sends one frame as the guest, by the first queue; on an L3 tun it
+    /// begins with the IP header.
+    ///
+    /// # Errors
+    /// The device is down or gone, or does not take the offload.
+    pub fn send(&self, offload: Offload, frame: &[u8]) -> Result<()> {
+        let whole = [&offload.to_header(), frame].concat();
+        (&self.queues[0])
+            .write(&whole)
+            .with_context(|| format!("{} takes no frame", self.name))?;
+        Ok(())
+    }
+
+    /// Receives the next frame for the guest on the first queue; none if
+    /// there is none in time.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn receive(&self, timeout: Duration) -> Result<Option<(Offload, Vec<u8>)>> {
+        let never = Stop::new()?;
+        let queue = &self.queues[0];
+        let timeout = PollTimeout::try_from(timeout).context("too long a wait")?;
+        match sys::wait_readable(queue, &never, timeout)? {
+            Wake::TimedOut | Wake::Stopped => Ok(None),
+            Wake::Broken => bail!("{} is gone", self.name),
+            Wake::Readable => {
+                let mut buffer = vec![0; LARGEST_FRAME];
+                let length = { queue }.read(&mut buffer)?;
+                buffer.truncate(length);
+                ensure!(length > LONG_HEADER, "{} is gone", self.name);
+                let frame = buffer.split_off(LONG_HEADER);
+                Ok(Some((Offload::from_header(&buffer), frame)))
+            }
+        }
+    }
 }
 
 fn configure(queue: &File, options: Options) -> Result<()> {
-    let header = libc::c_int::try_from(VNET_HEADER_LENGTH)?;
+    let header = libc::c_int::try_from(LONG_HEADER)?;
     sys::tun_set_pointed(queue, libc::TUNSETVNETHDRSZ, header)
         .context("cannot set the size of the virtio header")?;
     if options.offloads {
@@ -253,16 +286,15 @@ impl AtomicCounters {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let (header, payload) = frame.split_at(VNET_HEADER_LENGTH);
+        let (header, payload) = frame.split_at(LONG_HEADER);
+        let offload = Offload::from_header(header);
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.bytes
             .fetch_add(payload.len() as u64, Ordering::Relaxed);
-        self.partial.fetch_add(
-            u64::from(header[0] & NEEDS_CHECKSUM != 0),
-            Ordering::Relaxed,
-        );
+        self.partial
+            .fetch_add(u64::from(offload.checksum.is_some()), Ordering::Relaxed);
         self.gso
-            .fetch_add(u64::from(header[1] != 0), Ordering::Relaxed);
+            .fetch_add(u64::from(offload.gso.is_some()), Ordering::Relaxed);
     }
 
     fn get(&self) -> Counters {
@@ -363,7 +395,7 @@ fn copy_frames(
     let mut buffer = vec![0; LARGEST_FRAME];
     while !stop.is_raised() {
         match from.read(&mut buffer) {
-            Ok(length) if length > VNET_HEADER_LENGTH => {
+            Ok(length) if length > LONG_HEADER => {
                 let frame = &buffer[..length];
                 let delivered = match to.write(frame) {
                     Ok(_) => true,

@@ -37,15 +37,12 @@ use pcap_file::{
 use crate::{
     Namespace,
     packet::{
-        Link, Parsed,
+        Link, Offload, Parsed, SHORT_HEADER,
         checksum::{self, Expect},
     },
     sys::{self, Stop, Wake},
 };
 
-/// Length of `struct virtio_net_hdr`, which `PACKET_VNET_HDR` puts in front.
-const VNET_HEADER_LENGTH: usize = 10;
-const NEEDS_CHECKSUM: u8 = 1;
 const LARGEST_PACKET: usize = 65_536 + 256;
 const RECEIVE_BUFFER: usize = 64 << 20;
 
@@ -77,15 +74,6 @@ pub enum Direction {
     Out,
 }
 
-/// Segmentation that is still to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gso {
-    /// `VIRTIO_NET_HDR_GSO_*`.
-    pub kind: u8,
-    /// Payload bytes of each segment.
-    pub size: u16,
-}
-
 /// A captured packet.
 #[derive(Debug, Clone)]
 pub struct Captured {
@@ -97,13 +85,8 @@ pub struct Captured {
     pub link: Link,
     /// All its bytes.
     pub data: Vec<u8>,
-    /// The checksum is only seeded with the pseudo-header
-    /// (`CHECKSUM_PARTIAL`); whoever puts it on a wire completes it.
-    pub partial: bool,
-    /// Set on packets that are yet to be segmented.
-    pub gso: Option<Gso>,
-    checksum_start: u16,
-    checksum_offset: u16,
+    /// What whoever puts it on a wire has yet to do.
+    pub offload: Offload,
 }
 
 /// What to do with packets whose checksum is not completed yet.
@@ -267,7 +250,7 @@ impl Shared {
 }
 
 fn gather(socket: &OwnedFd, shared: &Shared, stop: &Stop, options: Options) -> Result<()> {
-    let mut buffer = vec![0; VNET_HEADER_LENGTH + LARGEST_PACKET];
+    let mut buffer = vec![0; SHORT_HEADER + LARGEST_PACKET];
     loop {
         let wake = sys::wait_readable(socket, stop, PollTimeout::NONE)?;
         loop {
@@ -315,8 +298,7 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Captured, Errno> {
     });
     let address = message.address.ok_or(Errno::EPROTO)?;
     let length = message.bytes;
-    let (header, data) = buffer[..length].split_at(VNET_HEADER_LENGTH);
-    let number = |offset: usize| u16::from_ne_bytes([header[offset], header[offset + 1]]);
+    let (header, data) = buffer[..length].split_at(SHORT_HEADER);
     Ok(Captured {
         time: time.unwrap_or_else(SystemTime::now),
         direction: match address.pkttype() {
@@ -328,13 +310,7 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Captured, Errno> {
             _ => Link::Ip,
         },
         data: data.to_vec(),
-        partial: header[0] & NEEDS_CHECKSUM != 0,
-        gso: (header[1] != 0).then(|| Gso {
-            kind: header[1],
-            size: number(4),
-        }),
-        checksum_start: number(6),
-        checksum_offset: number(8),
+        offload: Offload::from_header(header),
     })
 }
 
@@ -396,10 +372,10 @@ impl Captured {
     /// # Errors
     /// What is wrong.
     pub fn verify_checksums(&self, partial: Partial) -> Result<()> {
-        if !self.partial {
+        let Some(place) = self.offload.checksum else {
             return checksum::verify(self.ip(), Expect::Complete)
                 .map_err(|fault| anyhow::anyhow!("{fault}"));
-        }
+        };
         ensure!(partial == Partial::Accept, "its checksum is not completed");
         checksum::verify(self.ip(), Expect::PseudoHeader)
             .map_err(|fault| anyhow::anyhow!("to be completed, but {fault}"))?;
@@ -407,15 +383,13 @@ impl Captured {
         let payload = ip.payload();
         let start = payload.payload.as_ptr().addr() - self.data.as_ptr().addr();
         let offset = checksum::offset(payload.ip_number);
-        let pointers = (
-            usize::from(self.checksum_start),
-            usize::from(self.checksum_offset),
-        );
+        let found = (usize::from(place.start), usize::from(place.offset));
         ensure!(
-            offset.is_some_and(|offset| pointers == (start, offset)),
-            "the kernel would complete its checksum at {} + {}, and the transport header is at {start}",
-            self.checksum_start,
-            self.checksum_offset
+            offset.is_some_and(|offset| found == (start, offset)),
+            "the kernel would complete its checksum at {} + {}, and the transport header is at \
+             {start}",
+            place.start,
+            place.offset
         );
         Ok(())
     }
@@ -437,10 +411,10 @@ impl Captured {
             }
         }
         let _ = write!(line, " length {}", self.data.len());
-        if let Some(gso) = self.gso {
+        if let Some(gso) = self.offload.gso {
             let _ = write!(line, " gso {}", gso.size);
         }
-        if self.partial {
+        if self.offload.checksum.is_some() {
             line.push_str(" partial");
         }
         line

@@ -1,4 +1,5 @@
-//! What must go when this process goes: child processes and namespaces, removed on drop, while a panic unwinds, and on a signal.
+//! What must go when this process goes: child processes, directories and
+//! namespaces, removed on drop, while a panic unwinds, and on a signal.
 //!
 //! It owns the one process-wide list and the signal handler. It does not know
 //! how these things were made, and it cannot help against SIGKILL: what that
@@ -6,6 +7,8 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
+    path::PathBuf,
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, Once, PoisonError},
     thread,
@@ -34,6 +37,7 @@ pub(crate) enum Leftover {
         leader: i32,
         grace: Duration,
     },
+    Directory(PathBuf),
     Namespace(String),
 }
 
@@ -96,7 +100,7 @@ fn remove_all(list: &BTreeSet<Leftover>) {
     let groups = || {
         list.iter().filter_map(|leftover| match leftover {
             Leftover::ProcessGroup { leader, grace } => Some((Pid::from_raw(*leader), *grace)),
-            Leftover::Namespace(_) => None,
+            Leftover::Directory(_) | Leftover::Namespace(_) => None,
         })
     };
     for (leader, grace) in groups() {
@@ -120,6 +124,9 @@ fn remove(leftover: &Leftover) {
     match leftover {
         Leftover::ProcessGroup { leader, .. } => {
             let _ = killpg(Pid::from_raw(*leader), Signal::SIGKILL);
+        }
+        Leftover::Directory(path) => {
+            let _ = fs::remove_dir_all(path);
         }
         Leftover::Namespace(name) => {
             let _ = Command::new("ip")

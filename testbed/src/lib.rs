@@ -11,6 +11,8 @@ mod cleanup;
 pub mod namespace;
 pub mod packet;
 pub mod process;
+pub mod qemu;
+pub mod snapshot;
 mod sys;
 pub mod topology;
 pub mod traffic;

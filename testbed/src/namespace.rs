@@ -254,6 +254,27 @@ fn maker(name: &str) -> Option<u32> {
     process.parse().ok()
 }
 
+/// Whether a thing of that name was left by a process that is no more.
+fn is_orphan(name: &str) -> bool {
+    maker(name).is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists())
+}
+
+/// Removes the directories of processes that are no more, whose names end so.
+pub(crate) fn sweep_directories(parent: &Path, role: &str) {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name
+            .to_str()
+            .is_some_and(|name| name.ends_with(role) && is_orphan(name))
+        {
+            drop(cleanup::register(Leftover::Directory(entry.path())));
+        }
+    }
+}
+
 /// Removes the namespaces of processes that are no more, and ends what still
 /// runs in them.
 fn sweep() {
@@ -263,8 +284,7 @@ fn sweep() {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        let Some(process) = maker(name) else { continue };
-        if Path::new("/proc").join(process.to_string()).exists() {
+        if !is_orphan(name) {
             continue;
         }
         for inhabitant in Command::new("ip")

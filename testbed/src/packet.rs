@@ -15,11 +15,15 @@ use etherparse::{
 
 mod build;
 pub mod checksum;
+mod offload;
 
 pub use build::{
     Builder, echo_reply, echo_request, fragmentation_needed, icmp_error, other, tcp, time_exceeded,
     udp, unreachable,
 };
+
+pub use offload::{ChecksumPlace, Gso, GsoKind, Offload};
+pub(crate) use offload::{LONG_HEADER, SHORT_HEADER};
 
 /// What a packet's first byte belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -122,6 +122,56 @@ pub(crate) fn packet_socket_drops(socket: impl AsFd) -> io::Result<u32> {
     Ok(statistics.tp_drops)
 }
 
+/// `BPF_TCX_INGRESS` of `linux/bpf.h`.
+pub(crate) const TCX_INGRESS: u32 = 46;
+/// `BPF_TCX_EGRESS`.
+pub(crate) const TCX_EGRESS: u32 = 47;
+
+/// The part of `union bpf_attr` that `BPF_PROG_QUERY` uses.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramQuery {
+    device: u32,
+    hook: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    program_count: u32,
+    padding: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// How many programs are attached to a device's TCX hook, in the calling
+/// thread's namespace; none on kernels before 6.6, which have no TCX.
+pub(crate) fn count_tcx_programs(device: u32, hook: u32) -> Result<u32> {
+    const BPF_PROG_QUERY: libc::c_int = 16;
+    let mut query = ProgramQuery {
+        device,
+        hook,
+        ..ProgramQuery::default()
+    };
+    // SAFETY: the query is a whole attribute of that size, asks for no
+    // arrays, and outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut query,
+            size_of::<ProgramQuery>(),
+        )
+    };
+    match Errno::result(result) {
+        // Nothing was ever attached, or there is no such hook.
+        Err(Errno::ENOENT | Errno::EINVAL) => Ok(0),
+        result => result
+            .map(|_| query.program_count)
+            .context("cannot query TCX programs"),
+    }
+}
+
 /// The address of a device for a packet socket.
 pub(crate) fn link_address(index: u32, protocol: u16) -> Result<LinkAddr> {
     // SAFETY: all fields of sockaddr_ll are numbers, for which zero is a value.

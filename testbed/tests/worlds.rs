@@ -222,7 +222,10 @@ fn a_tap_guest_sends_unsegmented_packets_and_an_old_card_does_not() {
             .filter(|packet| packet.direction == Direction::In);
         let largest = largest.max_by_key(|packet| packet.data.len()).unwrap();
         assert_eq!(largest.data.len() > 1514, offloads, "{}", largest.summary());
-        assert_eq!(largest.gso.is_some_and(|gso| gso.size > 1400), offloads);
+        assert_eq!(
+            largest.offload.gso.is_some_and(|gso| gso.size > 1400),
+            offloads
+        );
     }
 }
 
@@ -353,6 +356,60 @@ fn crafted_packets_arrive_as_they_were_made() {
     let packets = capture.stop().unwrap();
     packets.verify_checksums(Partial::Refuse).unwrap();
     assert_eq!(packets.parsed(packet::Parsed::is_fragment).len(), 3);
+}
+
+#[test]
+fn a_written_super_packet_keeps_its_segment_size() {
+    let topology = Topology::builder().guests(0).build().unwrap();
+    let host = &topology.host;
+    let tap = TunTap::create(host, "tap0", cable::Options::new(Layer::Ethernet)).unwrap();
+    host.ip("address add 10.0.0.1/24 dev tap0").unwrap();
+    topology.forward_plainly().unwrap();
+    let text = host.mac_address("tap0").unwrap();
+    let bytes = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap());
+    let mac = <[u8; 6]>::try_from(bytes.collect::<Vec<_>>()).unwrap();
+    host.ip("neighbour add 10.0.0.10 lladdr 02:00:00:00:00:10 nud permanent dev tap0")
+        .unwrap();
+
+    let source: SocketAddr = "10.0.0.10:40000".parse().unwrap();
+    let payload = traffic::pattern(60_000);
+    let packets = [
+        packet::tcp(source, world(0, 9)),
+        packet::udp(source, world(0, 9)),
+    ];
+    for (packet, port) in packets.into_iter().zip([9, 9]) {
+        let capture = Capture::start(&topology.world, topology.world_device()).unwrap();
+        let packet = packet
+            .payload(&payload)
+            .ethernet([2, 0, 0, 0, 0, 0x10], mac);
+        let (offload, frame) = packet.offloaded(Some(1000));
+        tap.send(offload, &frame).unwrap();
+        let arrived = capture
+            .wait_for(PATIENCE, |packet| {
+                packet.is(|parsed| parsed.destination() == world(0, port))
+            })
+            .unwrap();
+        arrived.verify_checksums(Partial::Accept).unwrap();
+        assert_eq!(arrived.parse().unwrap().payload, payload);
+        assert_eq!(arrived.offload.gso, offload.gso);
+    }
+    // The world refuses the datagram, and its answer comes out of the tap.
+    let start = std::time::Instant::now();
+    loop {
+        assert!(start.elapsed() < PATIENCE);
+        let Some((_, frame)) = tap.receive(PATIENCE).unwrap() else {
+            continue;
+        };
+        let Ok(answer) = packet::Parsed::new(Link::Ethernet, &frame) else {
+            continue;
+        };
+        if answer.icmpv4().is_some() {
+            assert_eq!(answer.quoted().unwrap().source, source);
+            break;
+        }
+    }
 }
 
 #[test]

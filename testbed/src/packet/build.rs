@@ -10,7 +10,7 @@ use etherparse::{
     Ipv6FragmentHeader, Ipv6Header, TcpHeader,
 };
 
-use super::checksum;
+use super::{ChecksumPlace, Gso, GsoKind, Offload, checksum};
 
 const IPV4_MINIMUM_HEADER: usize = 20;
 
@@ -256,6 +256,40 @@ impl Builder {
     pub fn build(&self) -> Vec<u8> {
         let payload = self.ip_payload();
         self.frame(&payload, None)
+    }
+
+    /// The packet with its checksum left to complete, and, for TCP and UDP
+    /// with a segment size in payload bytes, yet to be segmented: what a guest
+    /// with virtio-net hands to its tap.
+    ///
+    /// # Panics
+    /// The protocol has no checksum, or cannot be segmented.
+    #[must_use]
+    pub fn offloaded(&self, segment: Option<u16>) -> (Offload, Vec<u8>) {
+        let packet = self.clone().partial_checksum().build();
+        let transport = packet.len() - self.ip_payload().len();
+        let (header, offset) = match &self.transport {
+            Transport::Tcp(header) => (header.header_len(), 16),
+            Transport::Udp { .. } => (8, 6),
+            Transport::Icmp { .. } => (8, 2),
+            Transport::Other(protocol) => panic!("{protocol:?} has no checksum"),
+        };
+        let kind = || match &self.transport {
+            Transport::Tcp(_) if self.source.is_ipv4() => GsoKind::TcpV4,
+            Transport::Tcp(_) => GsoKind::TcpV6,
+            Transport::Udp { .. } => GsoKind::Udp,
+            other => panic!("{other:?} cannot be segmented"),
+        };
+        let length = |length: usize| u16::try_from(length).expect("a header's length");
+        let offload = Offload {
+            checksum: Some(ChecksumPlace {
+                start: length(transport),
+                offset,
+            }),
+            gso: segment.map(|size| Gso { kind: kind(), size }),
+            header_length: length(transport + header),
+        };
+        (offload, packet)
     }
 
     /// The packet cut into fragments that fit an MTU in bytes, in order.
