@@ -154,6 +154,8 @@ fn read_module(file: &Path) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]
@@ -173,31 +175,37 @@ mod tests {
     }
 
     #[test]
-    fn the_archive_is_one_that_busybox_reads() {
+    fn the_archive_has_directories_before_what_is_in_them() {
         let mut initramfs = Initramfs::default();
         initramfs.file("/init", 0o755, b"#!/bin/sh\n".to_vec());
         initramfs.file("/etc/deep/file", 0o640, vec![7; 5]);
-        let file = std::env::temp_dir().join(format!("initramfs-test-{}", std::process::id()));
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("initramfs");
         initramfs.write(&file).unwrap();
-        let archive = fs::read(&file).unwrap();
-        fs::remove_file(&file).unwrap();
-        let list = Command::new("busybox")
-            .args(["cpio", "-tv"])
-            .stdin(archive)
-            .run()
-            .unwrap();
-        let names: Vec<_> = list
-            .lines()
-            .map(|line| line.rsplit(' ').next().unwrap())
-            .collect();
+
+        let mut archive = fs::File::open(&file).unwrap();
+        let mut entries = Vec::new();
+        loop {
+            let mut reader = newc::Reader::new(archive).unwrap();
+            let entry = reader.entry();
+            if entry.is_trailer() {
+                break;
+            }
+            let (name, mode) = (entry.name().to_owned(), entry.mode());
+            let mut contents = Vec::new();
+            reader.read_to_end(&mut contents).unwrap();
+            entries.push((name, mode, contents));
+            archive = reader.finish().unwrap();
+        }
+        let entry = |name: &str, mode, contents: &[u8]| (name.to_owned(), mode, contents.to_vec());
         assert_eq!(
-            names,
-            ["etc", "etc/deep", "etc/deep/file", "init"],
-            "{list}"
-        );
-        assert!(
-            list.contains("-rw-r-----") && list.contains("drwxr-xr-x"),
-            "{list}"
+            entries,
+            [
+                entry("etc", 0o040_755, b""),
+                entry("etc/deep", 0o040_755, b""),
+                entry("etc/deep/file", 0o100_640, &[7; 5]),
+                entry("init", 0o100_755, b"#!/bin/sh\n"),
+            ]
         );
     }
 }
