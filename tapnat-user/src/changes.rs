@@ -7,7 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result, bail};
+use aya::programs::{
+    ProgramError, TcAttachType,
+    links::Link as _,
+    tc::{self, SchedClassifierLink, TcHandle},
+};
 
 use crate::{
     host::{
@@ -72,6 +77,40 @@ impl RealHost {
             self.netlink.set_down(device).await.map(done_if)
         } else {
             Ok(Reverted::NotThere)
+        }
+    }
+
+    async fn remove_clsact(&self, device: &Device) -> Result<Reverted> {
+        if !self.netlink.has_clsact(device).await? {
+            return Ok(Reverted::NotThere);
+        }
+        if self.netlink.clsact_filters(device).await? > 0 {
+            return Ok(Reverted::LeftAlone(format!(
+                "clsact stays on {device}: somebody else has filters in it"
+            )));
+        }
+        self.netlink.remove_clsact(device).await.map(done_if)
+    }
+
+    async fn remove_filter(&self, device: &Device, priority: u16, handle: u16) -> Result<Reverted> {
+        let links = self.netlink.links().await?;
+        let Some(link) = links.into_iter().find(|link| link.index == device.index) else {
+            return Ok(Reverted::NotThere);
+        };
+        let filter = SchedClassifierLink::attached(
+            &link.name,
+            TcAttachType::Ingress,
+            priority,
+            TcHandle::new(0, handle),
+            None,
+        );
+        match filter
+            .map_err(Error::from)
+            .and_then(|filter| filter.detach().map_err(Error::from))
+        {
+            Ok(()) => Ok(Reverted::Done),
+            Err(error) if means_no_filter(&error) => Ok(Reverted::NotThere),
+            Err(error) => Err(error.context(format!("cannot take the filter from {device}"))),
         }
     }
 
@@ -143,6 +182,10 @@ impl Host for RealHost {
                 let reserved = reserved_ports()?.union(ports);
                 write_sysctl(&Sysctl::local_reserved_ports(), &reserved.to_string())
             }
+            Change::AddClsact { device } => add_clsact(device),
+            Change::AddFilter { device, .. } => {
+                bail!("the filter of {device} is not put there with its program")
+            }
             Change::PinDirectory { path } => make_directory(path),
         }
     }
@@ -158,9 +201,31 @@ impl Host for RealHost {
             Change::SetUp { device } => self.set_down(device).await,
             Change::SetSysctl { sysctl, old, new } => restore_sysctl(sysctl, old, new),
             Change::ReservePorts { ports } => self.release_ports(ports),
+            Change::AddClsact { device } => self.remove_clsact(device).await,
+            Change::AddFilter {
+                device,
+                priority,
+                handle,
+            } => self.remove_filter(device, *priority, *handle).await,
             Change::PinDirectory { path } => remove_directory(path),
         }
     }
+}
+
+fn add_clsact(device: &Device) -> Result<()> {
+    tc::qdisc_add_clsact(&device.name)
+        .with_context(|| format!("cannot put clsact on {device}: the kernel lacks NET_SCH_INGRESS"))
+}
+
+/// The kernel says `EINVAL` where there is no clsact, `ENOENT` where there is no such filter.
+fn means_no_filter(error: &Error) -> bool {
+    let Some(ProgramError::NetlinkError(error)) = error.downcast_ref() else {
+        return false;
+    };
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
+    )
 }
 
 fn done_if(there: bool) -> Reverted {

@@ -1,17 +1,26 @@
 //! What an instance is asked to do, before it is compared with the host: values that are right by
 //! themselves. Where they came from, command line or file, does not show here.
 
-use std::{net::Ipv4Addr, ops::RangeInclusive, str::FromStr};
+use std::{fmt, net::Ipv4Addr, num::NonZeroU32, ops::RangeInclusive, str::FromStr, time::Duration};
 
-use anyhow::{Context as _, Error, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
+use clap::ValueEnum;
 use ipnet::{IpNet, Ipv4Net};
+use tapnat_common::{
+    abi::{Filtering, MappingMode, Timeouts},
+    time::Ticks,
+};
 
 use crate::{host::tap::Queues, instance::InstanceName};
 
-/// Ports that no guest gets unless asked for: a low source port means privilege to some servers.
-pub const DEFAULT_PORTS: RangeInclusive<u16> = 1024..=65535;
-/// Sessions that the tables have room for.
-pub const DEFAULT_MAX_SESSIONS: u32 = 65536;
+/// Ports that guests may get unless told otherwise. Those from 512 to 1023 go only to guests that
+/// use such a port themselves (RFC 4787 REQ-3a), as clients of NFS do; those below belong to
+/// servers.
+pub const DEFAULT_PORTS: RangeInclusive<u16> = 512..=65535;
+/// Sessions that the tables have room for unless told otherwise.
+pub const DEFAULT_MAX_SESSIONS: u32 = 131_072;
+/// More sessions than this do not fit the tables' sizes.
+pub const MOST_SESSIONS: u32 = 1 << 24;
 
 /// `IFNAMSIZ` without the terminating zero.
 const LONGEST_DEVICE_NAME: usize = 15;
@@ -28,47 +37,194 @@ pub struct Config {
     /// Ports of the outside addresses that guests may get.
     pub ports: RangeInclusive<u16>,
     pub max_sessions: u32,
+    /// None means no limit.
+    pub guest_max_sessions: Option<NonZeroU32>,
+    pub timeouts: Timeouts,
+    pub filtering: PerProtocol<Filtering>,
+    pub mapping: PerProtocol<MappingMode>,
+    /// Whether packets from outside keep sessions other than TCP alive (RFC 4787 REQ-6).
+    pub inbound_refresh: bool,
     /// Count packets and bytes of each session.
     pub count: bool,
     /// Log packets from the datapath.
     pub verbose: bool,
     /// How many queues a tap that tapnat creates can have.
     pub tap_queues: Queues,
-    /// Leave the datapath in place when the process ends.
-    pub keep: bool,
+    pub attach: Attach,
 }
 
-/// A device that guests are behind, and the host's addresses on it.
+/// A mode for TCP and one for everything else.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct PerProtocol<T> {
+    pub tcp: T,
+    pub udp: T,
+}
+
+/// A mode for some protocols, in the form `MODE`, `tcp=MODE` or `udp=MODE`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Choice<T> {
+    tcp: bool,
+    udp: bool,
+    mode: T,
+}
+
+impl<T> Choice<T> {
+    fn parse(text: &str, parse: impl Fn(&str) -> Result<T>) -> Result<Self> {
+        let (tcp, udp, mode) = match text.split_once('=') {
+            None => (true, true, text),
+            Some(("tcp", mode)) => (true, false, mode),
+            Some(("udp", mode)) => (false, true, mode),
+            Some((other, mode)) => {
+                bail!("'{other}' is not a protocol here: write tcp={mode} or udp={mode}")
+            }
+        };
+        Ok(Self {
+            tcp,
+            udp,
+            mode: parse(mode)?,
+        })
+    }
+}
+
+impl<T: Copy + Default> PerProtocol<T> {
+    /// The default with these choices applied one after the other.
+    #[must_use]
+    pub fn choose(choices: &[Choice<T>]) -> Self {
+        choices.iter().fold(Self::default(), |chosen, choice| Self {
+            tcp: if choice.tcp { choice.mode } else { chosen.tcp },
+            udp: if choice.udp { choice.mode } else { chosen.udp },
+        })
+    }
+}
+
+/// Reads a choice of a filtering behaviour.
+///
+/// # Errors
+///
+/// When it has another form, or names no behaviour.
+pub fn parse_filtering_choice(text: &str) -> Result<Choice<Filtering>> {
+    Choice::parse(text, parse_filtering)
+}
+
+/// Reads a choice of a mapping behaviour.
+///
+/// # Errors
+///
+/// When it has another form, or names no behaviour.
+pub fn parse_mapping_choice(text: &str) -> Result<Choice<MappingMode>> {
+    Choice::parse(text, parse_mapping)
+}
+
+fn parse_filtering(name: &str) -> Result<Filtering> {
+    [
+        Filtering::EndpointIndependent,
+        Filtering::AddressDependent,
+        Filtering::AddressAndPortDependent,
+    ]
+    .into_iter()
+    .find(|mode| filtering_label(*mode) == name)
+    .ok_or_else(|| {
+        anyhow!(
+            "'{name}' is not a filtering behaviour: use endpoint-independent, address-dependent or \
+             address-and-port-dependent"
+        )
+    })
+}
+
+/// The name of a filtering behaviour (RFC 4787 section 5).
+#[must_use]
+pub fn filtering_label(mode: Filtering) -> &'static str {
+    match mode {
+        Filtering::EndpointIndependent => "endpoint-independent",
+        Filtering::AddressDependent => "address-dependent",
+        Filtering::AddressAndPortDependent => "address-and-port-dependent",
+    }
+}
+
+fn parse_mapping(name: &str) -> Result<MappingMode> {
+    [
+        MappingMode::EndpointIndependent,
+        MappingMode::AddressAndPortDependent,
+    ]
+    .into_iter()
+    .find(|mode| mapping_label(*mode) == name)
+    .ok_or_else(|| {
+        anyhow!(
+            "'{name}' is not a mapping behaviour: use endpoint-independent or \
+                 address-and-port-dependent"
+        )
+    })
+}
+
+/// The name of a mapping behaviour (RFC 4787 section 4.1).
+#[must_use]
+pub fn mapping_label(mode: MappingMode) -> &'static str {
+    match mode {
+        MappingMode::EndpointIndependent => "endpoint-independent",
+        MappingMode::AddressAndPortDependent => "address-and-port-dependent",
+    }
+}
+
+/// Reads a length of time: a number of seconds, or numbers with units such as `5m` or `2h 4m`.
+///
+/// # Errors
+///
+/// When it is neither, or too short to be told from nothing.
+pub fn parse_duration(text: &str) -> Result<Ticks> {
+    let duration = match text.parse::<u32>() {
+        Ok(seconds) => Duration::from_secs(seconds.into()),
+        Err(_) => humantime::parse_duration(text)
+            .with_context(|| format!("'{text}' is not a length of time: write 300, 300s or 5m"))?,
+    };
+    ensure!(
+        duration >= Duration::from_secs(1),
+        "{text} is too short: one second is the least"
+    );
+    Ok(Ticks::from_milliseconds(
+        u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+    ))
+}
+
+/// How the datapath gets hold of packets.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Attach {
+    /// TCX where the kernel has it (6.6), else clsact.
+    #[default]
+    Auto,
+    Tcx,
+    Clsact,
+}
+
+/// A device that guests are behind, and the host's address on it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Inside {
     pub device: DeviceName,
-    /// None given means those that the device has already.
-    pub addresses: Vec<Ipv4Net>,
+    /// None given means the one that the device has already.
+    pub address: Option<Ipv4Net>,
 }
 
 impl FromStr for Inside {
     type Err = Error;
 
-    /// Reads `DEVICE` or `DEVICE=ADDRESS/PREFIX[,ADDRESS/PREFIX..]`.
+    /// Reads `DEVICE` or `DEVICE=ADDRESS/PREFIX`.
     fn from_str(text: &str) -> Result<Self> {
-        let (device, addresses) = match text.split_once('=') {
-            None => (text, Vec::new()),
-            Some((device, list)) => (
-                device,
-                list.split(',')
-                    .map(parse_host_address)
-                    .collect::<Result<_>>()?,
-            ),
+        let (device, address) = match text.split_once('=') {
+            None => (text, None),
+            Some((device, address)) => (device, Some(parse_host_address(address)?)),
         };
         Ok(Self {
             device: device.parse()?,
-            addresses,
+            address,
         })
     }
 }
 
 /// Reads the address of a host with the length of its network's prefix.
 fn parse_host_address(text: &str) -> Result<Ipv4Net> {
+    ensure!(
+        !text.contains(','),
+        "'{text}' is a list: an inside device has one network; give the next one a device of its own"
+    );
     ensure!(
         !text.is_empty(),
         "there is no address after '=': write tap0=10.0.0.1/24"
@@ -157,8 +313,8 @@ impl FromStr for DeviceName {
     }
 }
 
-impl std::fmt::Display for DeviceName {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for DeviceName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
     }
 }
@@ -171,14 +327,59 @@ mod tests {
     fn reads_inside_devices() {
         let inside: Inside = "tap0=10.0.0.1/24".parse().unwrap();
         assert_eq!(inside.device.as_str(), "tap0");
-        assert_eq!(
-            inside.addresses,
-            ["10.0.0.1/24".parse::<Ipv4Net>().unwrap()]
-        );
-        let inside: Inside = "br0.5=10.0.0.1/24,192.168.7.1/31".parse().unwrap();
-        assert_eq!(inside.addresses.len(), 2);
+        assert_eq!(inside.address, Some("10.0.0.1/24".parse().unwrap()));
+        let inside: Inside = "br0.5=192.168.7.1/31".parse().unwrap();
+        assert_eq!(inside.device.as_str(), "br0.5");
         let inside: Inside = "virbr0".parse().unwrap();
-        assert!(inside.addresses.is_empty());
+        assert_eq!(inside.address, None);
+    }
+
+    #[test]
+    fn reads_lengths_of_time() {
+        for (text, seconds) in [("300", 300), ("300s", 300), ("5m", 300), ("2h 4m", 7440)] {
+            assert_eq!(
+                parse_duration(text).unwrap(),
+                Ticks::from_seconds(seconds),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            parse_duration("1500ms").unwrap(),
+            Ticks::from_milliseconds(1500)
+        );
+        for text in ["", "0", "999ms", "5", "-1", "5 parsecs"] {
+            assert_eq!(parse_duration(text).is_err(), text != "5", "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_a_mode_for_each_protocol() {
+        let parse = |text: &str| {
+            let choices: Result<Vec<_>> = text.split(',').map(parse_filtering_choice).collect();
+            choices.map(|choices| PerProtocol::choose(&choices))
+        };
+        assert_eq!(
+            parse("udp=endpoint-independent").unwrap(),
+            PerProtocol {
+                tcp: Filtering::AddressDependent,
+                udp: Filtering::EndpointIndependent,
+            }
+        );
+        let mixed = parse("endpoint-independent,tcp=address-and-port-dependent").unwrap();
+        assert_eq!(mixed.tcp, Filtering::AddressAndPortDependent);
+        assert_eq!(mixed.udp, Filtering::EndpointIndependent);
+        for text in ["x", "icmp=address-dependent", "tcp=", "tcp"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        for mode in [
+            MappingMode::EndpointIndependent,
+            MappingMode::AddressAndPortDependent,
+        ] {
+            assert_eq!(
+                parse_mapping_choice(mapping_label(mode)).unwrap().mode,
+                mode
+            );
+        }
     }
 
     #[test]
@@ -194,6 +395,7 @@ mod tests {
             ("tap0=127.0.0.1/8", "use a private one"),
             ("tap0=224.0.0.1/24", "use a private one"),
             ("tap0=fd00::1/64", "give an IPv4 address"),
+            ("tap0=10.0.0.1/24,10.0.1.1/24", "a device of its own"),
             ("a-very-long-device-name", "15 letters"),
             ("ta/p", "use letters"),
             ("..", "use letters"),

@@ -11,10 +11,18 @@ use std::{
 };
 
 use anyhow::{Context as _, Error, Result, ensure};
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+
+use crate::host::bpffs;
 
 const RUN_DIRECTORY: &str = "/run/tapnat";
 const PIN_DIRECTORY: &str = "tapnat";
+const LOCK_FILE: &str = "lock";
+/// There while the BPF file system is one that tapnat mounted.
+const MOUNTED_FILE: &str = "bpffs-mounted";
 const LONGEST_NAME: usize = 32;
 
 /// The name of an instance. It is a directory's name, also in the BPF file system, which forbids
@@ -57,6 +65,33 @@ impl InstanceName {
     pub fn all_pinned(bpffs: &Path) -> Result<Vec<Self>> {
         names_in(&bpffs.join(PIN_DIRECTORY))
     }
+}
+
+/// Mounts the BPF file system if it is missing, and notes that before. Returns its path.
+///
+/// # Errors
+///
+/// When it cannot be mounted.
+pub fn bpffs_or_mount() -> Result<PathBuf> {
+    if let Some(path) = bpffs::find() {
+        return Ok(path);
+    }
+    let marker = Path::new(RUN_DIRECTORY).join(MOUNTED_FILE);
+    File::create(&marker).with_context(|| format!("cannot write {}", marker.display()))?;
+    bpffs::mount()
+}
+
+/// Unmounts the BPF file system if tapnat mounted it and nothing is pinned there any more.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn unmount_bpffs() -> Result<()> {
+    let marker = Path::new(RUN_DIRECTORY).join(MOUNTED_FILE);
+    if marker.exists() && (bpffs::unmount_if_empty()? || bpffs::find().is_none()) {
+        fs::remove_file(&marker).with_context(|| format!("cannot remove {}", marker.display()))?;
+    }
+    Ok(())
 }
 
 fn names_in(directory: &Path) -> Result<Vec<InstanceName>> {
@@ -112,9 +147,19 @@ impl Lock {
     /// When `/run` cannot be written to.
     pub fn instance(name: &InstanceName) -> Result<Result<Self, Holder>> {
         Self::acquire(
-            &name.run_directory().join("lock"),
+            &name.run_directory().join(LOCK_FILE),
             FlockOperation::NonBlockingLockExclusive,
         )
+    }
+
+    /// The process that has the instance's lock, if one has.
+    #[must_use]
+    pub fn holder(name: &InstanceName) -> Option<Holder> {
+        let mut file = File::open(name.run_directory().join(LOCK_FILE)).ok()?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => Some(Holder::read(&mut file)),
+            _ => None,
+        }
     }
 
     /// Locks all instances against beginning and ending, for the short time in which a process
@@ -124,7 +169,7 @@ impl Lock {
     ///
     /// When `/run` cannot be written to.
     pub fn all_instances() -> Result<Self> {
-        let path = Path::new(RUN_DIRECTORY).join("lock");
+        let path = Path::new(RUN_DIRECTORY).join(LOCK_FILE);
         match Self::acquire(&path, FlockOperation::LockExclusive)? {
             Ok(lock) => Ok(lock),
             Err(holder) => Err(Error::msg(format!(
@@ -166,8 +211,8 @@ impl Lock {
             };
             match flock(&file, operation) {
                 Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Err(Holder::read(&mut file))),
-                Err(rustix::io::Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK) => return Ok(Err(Holder::read(&mut file))),
+                Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
             // The previous holder may have removed the file while we waited: then ours is a lock

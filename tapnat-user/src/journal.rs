@@ -47,6 +47,14 @@ pub enum Change {
     },
     /// Ports were added to `net.ipv4.ip_local_reserved_ports`.
     ReservePorts { ports: PortSet },
+    /// The clsact queueing discipline was put on a device.
+    AddClsact { device: Device },
+    /// A filter was put in a device's clsact, where arriving packets pass.
+    AddFilter {
+        device: Device,
+        priority: u16,
+        handle: u16,
+    },
     /// A directory for maps and links was made in the BPF file system.
     PinDirectory { path: PathBuf },
 }
@@ -70,7 +78,11 @@ impl Change {
                     address: other_address,
                 },
             ) => device.index == other_device.index && address == other_address,
-            (Self::SetUp { device }, Self::SetUp { device: other }) => device.index == other.index,
+            (Self::SetUp { device }, Self::SetUp { device: other })
+            | (Self::AddClsact { device }, Self::AddClsact { device: other })
+            | (Self::AddFilter { device, .. }, Self::AddFilter { device: other, .. }) => {
+                device.index == other.index
+            }
             (Self::SetSysctl { sysctl, .. }, Self::SetSysctl { sysctl: other, .. }) => {
                 sysctl == other
             }
@@ -245,13 +257,13 @@ impl Journal {
         self.record.changes.iter().map(|entry| &entry.change)
     }
 
-    /// Records a change and then makes it. A change that was recorded before, by this process or by
-    /// an earlier one, is not recorded twice.
+    /// Records a change that the caller makes right afterwards. A change that was recorded before,
+    /// by this process or by an earlier one, is not recorded twice. Returns its place in the record.
     ///
     /// # Errors
     ///
-    /// When the file cannot be written, in which case nothing is changed, or when the change fails.
-    pub async fn make(&mut self, change: Change, host: &impl Host) -> Result<()> {
+    /// When the file cannot be written: then the change must not be made.
+    pub fn record(&mut self, change: Change) -> Result<usize> {
         let earlier = self
             .record
             .changes
@@ -272,6 +284,16 @@ impl Journal {
             self.record.changes.len() - 1
         };
         self.save()?;
+        Ok(position)
+    }
+
+    /// Records a change and then makes it.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written, in which case nothing is changed, or when the change fails.
+    pub async fn make(&mut self, change: Change, host: &impl Host) -> Result<()> {
+        let position = self.record(change)?;
         let entry = &mut self.record.changes[position];
         let recorded = entry.change.clone();
         host.make(&mut entry.change).await?;
@@ -658,7 +680,17 @@ mod tests {
                 device: device.clone(),
                 address: "10.0.0.1/24".parse().unwrap(),
             },
-            Change::SetUp { device },
+            Change::SetUp {
+                device: device.clone(),
+            },
+            Change::AddClsact {
+                device: device.clone(),
+            },
+            Change::AddFilter {
+                device,
+                priority: 1,
+                handle: 1,
+            },
             forwarding("tap0", "0", "1"),
             Change::ReservePorts {
                 ports: "36864-60999".parse().unwrap(),

@@ -1,9 +1,15 @@
 //! tapnat, user side: what the `tapnat` binary does, as a library.
 
 pub mod changes;
+pub mod cli;
 pub mod config;
+pub mod daemon;
+pub mod datapath;
 pub mod host;
 pub mod instance;
 pub mod journal;
+pub mod logs;
 pub mod ports;
 pub mod preflight;
+pub mod tables;
+pub mod view;

@@ -1,1 +1,96 @@
-fn main() {}
+//! The `tapnat` binary: the command line of `tapnat_user`, its errors on one line, its exit code.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use tapnat_user::cli::Cli;
+
+/// The command line was wrong.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            // There is nobody else to tell.
+            let _ = writeln!(io::stderr(), "tapnat: {}", on_one_line(&error));
+            return ExitCode::from(USAGE);
+        }
+        // Help or the version was asked for.
+        Err(error) => error.exit(),
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // There is nobody else to tell.
+            let _ = writeln!(io::stderr(), "tapnat: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is wrong and what may have been meant, without the usage, which `--help` shows.
+fn on_one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let paragraphs = text
+        .split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|paragraph| {
+            !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more information")
+        })
+        .collect::<Vec<_>>()
+        .join("; ");
+    paragraphs
+        .strip_prefix("error: ")
+        .unwrap_or(&paragraphs)
+        .to_owned()
+}
+
+fn run(cli: Cli) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?
+        .block_on(cli.execute())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage_error(arguments: &[&str]) -> String {
+        let arguments = std::iter::once(&"tapnat").chain(arguments);
+        let text = on_one_line(&Cli::try_parse_from(arguments).unwrap_err());
+        assert!(!text.contains('\n'), "{text}");
+        text
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_told_on_one_line() {
+        assert_eq!(
+            usage_error(&["run"]),
+            "the following required arguments were not provided: --inside \
+             <DEVICE[=ADDRESS/PREFIX]>"
+        );
+        let text = usage_error(&["run", "--inside", "tap0=10.0.0.1"]);
+        assert!(
+            text.ends_with(
+                "10.0.0.1 has no prefix length: write 10.0.0.1/24 for a network of 254 guests"
+            ),
+            "{text}"
+        );
+        let text = usage_error(&["run", "--inside", "tap0=10.0.0.1/24", "--uplnk", "eth0"]);
+        assert!(text.contains("tip:") && text.contains("--uplink"), "{text}");
+        assert!(usage_error(&["flow"]).contains("flows"));
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

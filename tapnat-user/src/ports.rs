@@ -204,44 +204,49 @@ pub fn parse_ephemeral(text: &str) -> Result<RangeInclusive<u16>> {
 /// How the ports are divided between the host and the guests.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Division {
-    /// Ports of the NAT's range that no guest may get.
+    /// Ports that the host keeps, whether or not they are in the NAT's range.
     pub host: PortSet,
     /// Ports that the host's own connections have to stop using, because guests may get them.
     pub reserve: PortSet,
 }
 
 impl Division {
-    /// Divides the ports of `nat`. The host keeps the first 4096 free ports of its `ephemeral`
-    /// range for new connections, everything in `reserved` by its operator, and what it has `in_use`
-    /// now; the rest of the ephemeral range has to be reserved for the guests.
-    ///
-    /// # Errors
-    ///
-    /// When nothing of `nat` is left to the guests.
+    /// Divides the ports. The host keeps the first 4096 free ports of its `ephemeral` range for new
+    /// connections, and everything that its operator `reserved`; the rest of the ephemeral range has
+    /// to be reserved for the guests as far as it is in the NAT's range.
+    #[must_use]
     pub fn new(
         nat: &RangeInclusive<u16>,
         ephemeral: &RangeInclusive<u16>,
         reserved: &PortSet,
-        in_use: &[u16],
-    ) -> Result<Self> {
+    ) -> Self {
         let free = ephemeral.clone().filter(|port| !reserved.contains(*port));
         let share: PortSet = free.clone().take(HOST_SHARE).collect();
         let reserve = free
             .filter(|port| nat.contains(port) && !share.contains(*port))
-            .collect::<PortSet>();
-        let host: PortSet = share
-            .iter()
-            .chain(reserved.iter())
-            .chain(in_use.iter().copied())
-            .filter(|port| nat.contains(port))
             .collect();
+        Self {
+            host: share.union(reserved),
+            reserve,
+        }
+    }
+
+    /// Every port that no guest may get: those of the host, and those outside the NAT's range.
+    ///
+    /// # Errors
+    ///
+    /// When that is all of them.
+    pub fn withheld(&self, nat: &RangeInclusive<u16>) -> Result<PortSet> {
+        let outside: PortSet = (0..=u16::MAX).filter(|port| !nat.contains(port)).collect();
+        let withheld = self.host.union(&outside);
         ensure!(
-            host.len() < nat.len(),
-            "no port of {}-{} is left for the guests: the host keeps {host}; pass other --ports",
+            nat.clone().any(|port| !withheld.contains(port)),
+            "no port of {}-{} is left for the guests: the host keeps {}; pass other --ports",
             nat.start(),
-            nat.end()
+            nat.end(),
+            self.host
         );
-        Ok(Self { host, reserve })
+        Ok(withheld)
     }
 }
 
@@ -289,44 +294,44 @@ mod tests {
 
     #[test]
     fn the_host_keeps_the_start_of_its_range_and_reserves_the_rest() {
-        let division =
-            Division::new(&(1024..=65535), &(32768..=60999), &set(""), &[22, 8080]).unwrap();
-        assert_eq!(division.host.to_string(), "8080,32768-36863");
+        let mut division = Division::new(&(1024..=65535), &(32768..=60999), &set(""));
+        assert_eq!(division.host.to_string(), "32768-36863");
         assert_eq!(division.reserve.to_string(), "36864-60999");
+        division.host.extend([22, 8080]);
+        let withheld = division.withheld(&(1024..=65535)).unwrap();
+        assert_eq!(withheld.to_string(), "0-1023,8080,32768-36863");
     }
 
     #[test]
     fn what_the_operator_reserved_stays_reserved_and_does_not_shrink_the_share() {
-        let division = Division::new(
-            &(1024..=65535),
-            &(32768..=60999),
-            &set("32768-33767,5000"),
-            &[],
-        )
-        .unwrap();
+        let reserved = set("32768-33767,5000");
+        let division = Division::new(&(1024..=65535), &(32768..=60999), &reserved);
         assert_eq!(division.host.to_string(), "5000,32768-37863");
         assert_eq!(division.reserve.to_string(), "37864-60999");
     }
 
     #[test]
     fn a_range_apart_from_the_hosts_needs_no_reservation() {
-        let division = Division::new(&(61000..=65535), &(32768..=60999), &set(""), &[]).unwrap();
+        let division = Division::new(&(61000..=65535), &(32768..=60999), &set(""));
         assert!(division.reserve.is_empty());
-        assert!(division.host.is_empty());
+        assert_eq!(
+            division.withheld(&(61000..=65535)).unwrap().to_string(),
+            "0-60999"
+        );
     }
 
     #[test]
     fn a_short_ephemeral_range_stays_with_the_host_whole() {
-        let division = Division::new(&(1024..=65535), &(40000..=41000), &set(""), &[]).unwrap();
+        let division = Division::new(&(1024..=65535), &(40000..=41000), &set(""));
         assert_eq!(division.host.to_string(), "40000-41000");
         assert!(division.reserve.is_empty());
     }
 
     #[test]
     fn refuses_when_no_port_is_left() {
-        let error = Division::new(&(32768..=33000), &(32768..=60999), &set(""), &[])
-            .unwrap_err()
-            .to_string();
+        let range = 32768..=33000;
+        let division = Division::new(&range, &(32768..=60999), &set(""));
+        let error = division.withheld(&range).unwrap_err().to_string();
         assert!(
             error.contains("32768-33000") && error.contains("--ports"),
             "{error}"

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Result, bail, ensure};
 use ipnet::{IpNet, Ipv4Net};
+use tapnat_common::abi::MAX_OUTSIDE_ADDRESSES;
 
 use crate::{
     config::{Config, DeviceName, Inside},
@@ -45,8 +46,8 @@ pub struct PlannedInside {
     pub name: DeviceName,
     /// None means that a tap is to be created.
     pub link: Option<Link>,
-    /// The host's addresses on it, never empty.
-    pub addresses: Vec<Ipv4Net>,
+    /// The host's address on it.
+    pub address: Ipv4Net,
 }
 
 impl Facts {
@@ -67,8 +68,8 @@ impl Facts {
             let planned = self.inside(inside, uplink)?;
             ensure!(
                 insides.iter().all(|earlier| earlier.name != planned.name),
-                "{} is given twice as an inside device: give it once, with all its addresses \
-                 ({0}=10.0.0.1/24,10.0.1.1/24)",
+                "{} is given twice as an inside device: it has one network; give the other one a \
+                 device of its own",
                 planned.name
             );
             check_overlap(&planned, uplink, &outside_addresses, &insides)?;
@@ -121,25 +122,20 @@ impl Facts {
 
     fn outside_addresses(&self, config: &Config, uplink: &Link) -> Result<Vec<Ipv4Addr>> {
         if !config.outside_addresses.is_empty() {
-            let mut addresses = config.outside_addresses.clone();
-            addresses.dedup();
-            return Ok(addresses);
+            let addresses = &config.outside_addresses;
+            ensure!(
+                addresses.len() <= MAX_OUTSIDE_ADDRESSES,
+                "{} outside addresses are too many: {MAX_OUTSIDE_ADDRESSES} are the most",
+                addresses.len()
+            );
+            return Ok(addresses.clone());
         }
         let source = self
             .default_route
             .filter(|route| route.device_index == uplink.index)
             .and_then(|route| route.source)
             .filter(|source| uplink.ipv4().any(|(net, _)| net.addr() == *source));
-        let first = || {
-            let usable = |secondary| {
-                uplink
-                    .ipv4()
-                    .find(move |(_, address)| address.global && address.secondary == secondary)
-            };
-            usable(false)
-                .or_else(|| usable(true))
-                .map(|(net, _)| net.addr())
-        };
+        let first = || uplink.primary_ipv4().map(|net| net.addr());
         match source.or_else(first) {
             Some(address) => Ok(vec![address]),
             None => bail!(
@@ -157,33 +153,35 @@ impl Facts {
              such as --inside tap0=10.0.0.1/24"
         );
         let Some(link) = self.link(name.as_str()) else {
-            ensure!(
-                !inside.addresses.is_empty(),
-                "there is no device called {name}: {}, or give the address that a new tap gets \
-                 (--inside {name}=10.0.0.1/24)",
-                self.suggest(name.as_str())
-            );
-            let addresses = inside.addresses.clone();
+            let Some(address) = inside.address else {
+                bail!(
+                    "there is no device called {name}: {}; to have a tap created, give its address \
+                     (--inside {name}=10.0.0.1/24)",
+                    self.suggest(name.as_str())
+                );
+            };
             return Ok(PlannedInside {
                 name: name.clone(),
                 link: None,
-                addresses,
+                address,
             });
         };
         self.check_kind(link)?;
         self.check_free(link)?;
-        let mut addresses = inside.addresses.clone();
-        if addresses.is_empty() {
-            addresses.extend(link.ipv4().filter(|(_, it)| it.global).map(|(net, _)| net));
-        }
-        ensure!(
-            !addresses.is_empty(),
-            "inside device {name} has no IPv4 address: give it one (--inside {name}=10.0.0.1/24)"
-        );
+        let own = || {
+            link.ipv4()
+                .find(|(_, it)| it.global && !it.secondary)
+                .map(|(net, _)| net)
+        };
+        let Some(address) = inside.address.or_else(own) else {
+            bail!(
+                "inside device {name} has no IPv4 address: give it one (--inside {name}=10.0.0.1/24)"
+            );
+        };
         Ok(PlannedInside {
             name: name.clone(),
             link: Some(link.clone()),
-            addresses,
+            address,
         })
     }
 
@@ -265,21 +263,19 @@ impl Facts {
             ));
         }
         for inside in insides {
-            for net in &inside.addresses {
-                let other = self
-                    .links
-                    .iter()
-                    .filter(|link| link.name != inside.name.as_str())
-                    .find(|link| link.up && link.ipv4().any(|(other, _)| overlap(*net, other)));
-                if let Some(other) = other {
-                    warnings.push(format!(
-                        "the inside network {} of {} overlaps a network of {}: this host reaches \
-                         only one of them",
-                        net.trunc(),
-                        inside.name,
-                        other.name
-                    ));
-                }
+            let other = self.links.iter().find(|link| {
+                link.name != inside.name.as_str()
+                    && link.up
+                    && link.ipv4().any(|(other, _)| overlap(inside.address, other))
+            });
+            if let Some(other) = other {
+                warnings.push(format!(
+                    "the inside network {} of {} overlaps a network of {}: this host reaches only \
+                     one of them",
+                    inside.address.trunc(),
+                    inside.name,
+                    other.name
+                ));
             }
         }
         warnings
@@ -293,36 +289,30 @@ fn check_overlap(
     outside_addresses: &[Ipv4Addr],
     earlier: &[PlannedInside],
 ) -> Result<()> {
-    let name = &inside.name;
-    for net in &inside.addresses {
-        let network = net.trunc();
-        if let Some((outside, _)) = uplink.ipv4().find(|(other, _)| overlap(*net, *other)) {
-            bail!(
-                "the inside network {network} of {name} overlaps {} of the uplink {}: give {name} \
-                 another network",
-                outside.trunc(),
-                uplink.name
-            );
-        }
-        if let Some(address) = outside_addresses
-            .iter()
-            .find(|address| network.contains(*address))
-        {
-            bail!(
-                "the outside address {address} is in the inside network {network} of {name}: give \
-                 {name} another network"
-            );
-        }
-        let other = earlier
-            .iter()
-            .find(|other| other.addresses.iter().any(|other| overlap(*net, *other)));
-        if let Some(other) = other {
-            bail!(
-                "the inside network {network} of {name} overlaps that of {}: give each inside \
-                 device a network of its own, or join them with a bridge",
-                other.name
-            );
-        }
+    let (name, network) = (&inside.name, inside.address.trunc());
+    if let Some((outside, _)) = uplink.ipv4().find(|(other, _)| overlap(network, *other)) {
+        bail!(
+            "the inside network {network} of {name} overlaps {} of the uplink {}: give {name} \
+             another network",
+            outside.trunc(),
+            uplink.name
+        );
+    }
+    if let Some(address) = outside_addresses
+        .iter()
+        .find(|address| network.contains(*address))
+    {
+        bail!(
+            "the outside address {address} is in the inside network {network} of {name}: give \
+             {name} another network"
+        );
+    }
+    if let Some(other) = earlier.iter().find(|other| overlap(network, other.address)) {
+        bail!(
+            "the inside network {network} of {name} overlaps that of {}: give each inside device a \
+             network of its own, or join them with a bridge",
+            other.name
+        );
     }
     Ok(())
 }
@@ -332,21 +322,23 @@ fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
 }
 
 impl PlannedInside {
-    /// The addresses that the device does not have yet.
-    pub fn missing_addresses(&self) -> impl Iterator<Item = IpNet> {
-        self.addresses.iter().copied().map(IpNet::V4).filter(|net| {
-            self.link
-                .as_ref()
-                .is_none_or(|link| link.addresses.iter().all(|it| it.net != *net))
-        })
+    /// Whether the address has to be put on the device.
+    #[must_use]
+    pub fn lacks_address(&self) -> bool {
+        let net = IpNet::V4(self.address);
+        self.link
+            .as_ref()
+            .is_none_or(|link| link.addresses.iter().all(|it| it.net != net))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tapnat_common::abi::Timeouts;
+
     use super::*;
     use crate::{
-        config::{DEFAULT_MAX_SESSIONS, DEFAULT_PORTS},
+        config::{Attach, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, PerProtocol},
         host::{
             netlink::{Address, Device},
             tap::Queues,
@@ -407,10 +399,15 @@ mod tests {
             outside_addresses: Vec::new(),
             ports: DEFAULT_PORTS,
             max_sessions: DEFAULT_MAX_SESSIONS,
+            guest_max_sessions: None,
+            timeouts: Timeouts::default(),
+            filtering: PerProtocol::default(),
+            mapping: PerProtocol::default(),
+            inbound_refresh: false,
             count: false,
             verbose: false,
             tap_queues: Queues::Multi,
-            keep: false,
+            attach: Attach::Auto,
         }
     }
 
@@ -428,12 +425,9 @@ mod tests {
         assert_eq!(plan.uplink.name, "eth0");
         assert_eq!(plan.outside_addresses, [Ipv4Addr::new(192, 0, 2, 10)]);
         assert!(plan.insides[0].link.is_none());
-        assert_eq!(plan.insides[0].missing_addresses().count(), 1);
-        assert_eq!(
-            plan.insides[1].addresses,
-            ["192.168.122.1/24".parse().unwrap()]
-        );
-        assert_eq!(plan.insides[1].missing_addresses().count(), 0);
+        assert!(plan.insides[0].lacks_address());
+        assert_eq!(plan.insides[1].address, "192.168.122.1/24".parse().unwrap());
+        assert!(!plan.insides[1].lacks_address());
         assert_eq!(plan.warnings, Vec::<String>::new());
     }
 
@@ -490,7 +484,7 @@ mod tests {
         );
         let error = refusal(&facts(), &config(&["virbr1"]));
         assert!(
-            error.contains("did you mean virbr0?") && error.contains("new tap"),
+            error.contains("did you mean virbr0?") && error.contains("tap created"),
             "{error}"
         );
     }
@@ -524,7 +518,7 @@ mod tests {
         for inside in [
             "tap0=192.0.2.129/25",
             "tap0=192.0.0.1/16",
-            "tap0=10.0.0.1/24,198.51.100.2/30",
+            "tap0=198.51.100.2/30",
         ] {
             let error = refusal(&facts(), &config(&[inside]));
             assert!(error.contains("of the uplink eth0"), "{error}");

@@ -41,7 +41,7 @@ fn is_bpffs(path: &Path) -> bool {
 }
 
 /// Mounts the BPF file system in its usual place and returns the path to it. The mount is made in
-/// the first process's mount namespace, where it outlives this one.
+/// the first process's mount namespace, where it outlives this one, unless that is out of reach.
 ///
 /// # Errors
 ///
@@ -67,11 +67,7 @@ pub fn mount() -> Result<PathBuf> {
 /// When it cannot be listed, and without `CAP_SYS_ADMIN`.
 pub fn unmount_if_empty() -> Result<bool> {
     let Some(root) = find() else { return Ok(false) };
-    let occupied = fs::read_dir(&root)
-        .with_context(|| format!("cannot list {}", root.display()))?
-        .next()
-        .is_some();
-    if occupied {
+    if is_occupied(&root).with_context(|| format!("cannot list {}", root.display()))? {
         return Ok(false);
     }
     match in_init_namespace(|| {
@@ -83,11 +79,23 @@ pub fn unmount_if_empty() -> Result<bool> {
     }
 }
 
+fn is_occupied(root: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(root)? {
+        // Names with dots are the kernel's own (`bpf_lookup()` in `kernel/bpf/inode.c`).
+        if !entry?.file_name().as_encoded_bytes().contains(&b'.') {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Runs `action` in the mount namespace of the first process, on a thread of its own where that is
 /// not the caller's, since a thread cannot come back.
 fn in_init_namespace(action: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
-    if fs::read_link(INIT_NAMESPACE)? == fs::read_link(OWN_NAMESPACE)? {
-        return action();
+    match fs::read_link(INIT_NAMESPACE) {
+        Ok(init) if init != fs::read_link(OWN_NAMESPACE)? => {}
+        // Here already, or in a container that has no way out of its own.
+        _ => return action(),
     }
     let namespace = File::open(INIT_NAMESPACE)?;
     thread::scope(|scope| {

@@ -68,6 +68,9 @@ impl NetworkNamespace {
     ///
     /// When `/proc` cannot be listed.
     pub fn find(&self) -> Result<Option<PathBuf>> {
+        if *self == Self::current()? {
+            return Ok(Some(OWN.into()));
+        }
         let named = fs::read_dir(NAMED)
             .into_iter()
             .flatten()

@@ -14,9 +14,13 @@ use rtnetlink::{
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+        tc::{TcAttribute, TcHandle},
     },
 };
 use serde::{Deserialize, Serialize};
+
+/// The kind of the queueing discipline that TC programs attach to without TCX.
+const CLSACT: &str = "clsact";
 
 /// A network device as the journal remembers it. The index stands for one device for as long as
 /// its namespace lives; the name is for people, and may have changed.
@@ -94,6 +98,16 @@ impl Link {
                 IpNet::V4(net) => Some((net, address)),
                 IpNet::V6(_) => None,
             })
+    }
+
+    /// The first IPv4 address that the world can answer to.
+    #[must_use]
+    pub fn primary_ipv4(&self) -> Option<Ipv4Net> {
+        let usable = |secondary| {
+            self.ipv4()
+                .find(move |(_, address)| address.global && address.secondary == secondary)
+        };
+        usable(false).or_else(|| usable(true)).map(|(net, _)| net)
     }
 }
 
@@ -281,6 +295,70 @@ impl Netlink {
         gone_is_false(self.handle.link().del(device.index).execute().await)
             .with_context(|| format!("cannot remove {device}"))
     }
+
+    /// Whether a device has the clsact queueing discipline, which TC programs attach to where the
+    /// kernel has no TCX.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to list them.
+    pub async fn has_clsact(&self, device: &Device) -> Result<bool> {
+        let disciplines: Vec<_> = self
+            .handle
+            .qdisc()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(plain)
+            .context("cannot list the queueing disciplines")?;
+        let clsact = TcAttribute::Kind(CLSACT.to_owned());
+        Ok(disciplines.iter().any(|discipline| {
+            discipline.header.index.cast_unsigned() == device.index
+                && discipline.attributes.contains(&clsact)
+        }))
+    }
+
+    /// How many filters a device has in its clsact queueing discipline, both ways.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to list them.
+    pub async fn clsact_filters(&self, device: &Device) -> Result<usize> {
+        let mut filters = 0;
+        let get = || self.handle.traffic_filter(device.index.cast_signed()).get();
+        for request in [get().ingress(), get().egress()] {
+            let found: Vec<_> = request
+                .execute()
+                .try_collect()
+                .await
+                .map_err(plain)
+                .with_context(|| format!("cannot list the filters of {device}"))?;
+            filters += found.len();
+        }
+        Ok(filters)
+    }
+
+    /// Removes the clsact queueing discipline from a device with everything in it. `false` when it
+    /// or the device is gone already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, as without `CAP_NET_ADMIN`.
+    pub async fn remove_clsact(&self, device: &Device) -> Result<bool> {
+        let mut request = self.handle.qdisc().del(device.index.cast_signed());
+        let message = request.message_mut();
+        message.header.parent = TcHandle::CLSACT;
+        message.header.handle = TcHandle {
+            major: TcHandle::CLSACT.major,
+            minor: 0,
+        };
+        message
+            .attributes
+            .push(TcAttribute::Kind(CLSACT.to_owned()));
+        gone_is_false(request.execute().await)
+            .with_context(|| format!("cannot remove clsact from {device}"))
+    }
 }
 
 /// Turns the netlink library's error, which prints whole messages, into the operating system's.
@@ -300,7 +378,7 @@ fn gone_is_false(result: Result<(), Error>) -> Result<bool> {
 }
 
 fn means_gone(message: &ErrorMessage) -> bool {
-    [libc::ENODEV, libc::EADDRNOTAVAIL].contains(&-message.raw_code())
+    [libc::ENODEV, libc::ENOENT, libc::EADDRNOTAVAIL].contains(&-message.raw_code())
 }
 
 fn link(message: LinkMessage) -> Option<Link> {

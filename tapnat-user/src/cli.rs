@@ -1,0 +1,119 @@
+//! The command line: what `tapnat` understands, one file for each verb. Reads arguments and prints
+//! results; the work is done elsewhere.
+
+mod down;
+mod flows;
+mod mappings;
+mod print;
+mod run;
+mod status;
+
+use std::io;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    host::bpffs,
+    instance::InstanceName,
+    tables::{PinnedTables, Unusable},
+};
+
+/// NAT for virtual machines on tap devices, in eBPF.
+///
+/// Exit codes: 0 when all went well, 1 on a failure, 2 when the command line is wrong.
+#[derive(Debug, Parser)]
+#[command(name = "tapnat", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Translate packets until a signal comes, then take everything away
+    Run(Box<run::Arguments>),
+    /// Show the sessions of an instance
+    Flows(flows::Arguments),
+    /// Show the mappings of inside to outside endpoints
+    Mappings(mappings::Arguments),
+    /// Show what an instance does and how it fares
+    Status(status::Arguments),
+    /// End an instance and take everything away that it changed
+    Down(down::Arguments),
+}
+
+/// Which instance is meant.
+#[derive(Clone, Debug, Args)]
+struct Instance {
+    /// The instance's name
+    #[arg(long = "instance", value_name = "NAME", default_value = "default")]
+    name: InstanceName,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Args)]
+struct Format {
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl Cli {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    ///
+    /// With a sentence that says what went wrong, why, and the way out.
+    pub async fn execute(self) -> Result<()> {
+        let result = match self.command {
+            Command::Run(arguments) => arguments.execute().await,
+            Command::Flows(arguments) => arguments.execute(),
+            Command::Mappings(arguments) => arguments.execute(),
+            Command::Status(arguments) => arguments.execute(),
+            Command::Down(arguments) => arguments.execute().await,
+        };
+        match result {
+            // Whoever read our output has seen enough.
+            Err(error) if is_broken_pipe(&error) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+impl Instance {
+    /// Opens the instance's pinned tables.
+    fn tables(&self) -> Result<PinnedTables> {
+        let Some(root) = bpffs::find() else {
+            bail!(
+                "there is no tapnat instance '{}': no BPF file system is mounted, so there is none \
+                 at all; start one with `tapnat run`",
+                self.name
+            );
+        };
+        let directory = self.name.pin_directory(&root).join("maps");
+        match PinnedTables::open(&directory) {
+            Ok(tables) => Ok(tables),
+            Err(Unusable::Missing) => {
+                let others = InstanceName::all_pinned(&root)
+                    .context("cannot look for instances: run as root")?;
+                let way_out = if others.is_empty() {
+                    "start it with `tapnat run`".to_owned()
+                } else {
+                    let names: Vec<_> = others.iter().map(InstanceName::as_str).collect();
+                    format!("pass --instance with one of {}", names.join(", "))
+                };
+                bail!("there is no tapnat instance '{}': {way_out}", self.name)
+            }
+            Err(reason) => Err(reason.explain(&directory)),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `tapnat status`: one instance as a whole.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::{Format, Instance, print};
+use crate::{
+    instance::Lock,
+    journal::Journal,
+    view::{DeviceView, Status, StatusSource, TablesView},
+};
+
+/// The JSON is one object with the version of all of tapnat's JSON in `schema`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    instance: Instance,
+    #[command(flatten)]
+    format: Format,
+}
+
+impl Arguments {
+    pub fn execute(self) -> Result<()> {
+        let status = self.status()?;
+        if self.format.json {
+            print::json(&status)
+        } else {
+            print::text(&describe(&status)?)
+        }
+    }
+
+    fn status(&self) -> Result<Status> {
+        let name = &self.instance.name;
+        let tables = self.instance.tables()?;
+        // Only for the names; what the datapath does is in the tables alone.
+        let journal = Journal::load(name).unwrap_or(None);
+        let name_of = |index| {
+            let claims = journal.as_ref()?.claims();
+            Some(
+                claims
+                    .iter()
+                    .find(|claim| claim.device.index == index)?
+                    .device
+                    .name
+                    .clone(),
+            )
+        };
+        let devices = tables
+            .devices()?
+            .into_iter()
+            .map(|(index, device)| DeviceView::new(name_of(index), index, &device))
+            .collect();
+        Ok(Status::from(StatusSource {
+            instance: name.to_string(),
+            process: Lock::holder(name).and_then(|holder| holder.0),
+            settings: tables.settings()?,
+            devices,
+            tables: TablesView {
+                sessions: tables.session_usage()?.into(),
+                mappings: tables.mapping_usage()?.into(),
+                guests: tables.guest_usage()?.into(),
+            },
+            counters: tables.counters()?,
+        }))
+    }
+}
+
+fn describe(status: &Status) -> Result<String> {
+    let mut text = String::new();
+    let process = match status.process {
+        Some(process) => format!("running (process {process})"),
+        None => "translating without a process".to_owned(),
+    };
+    writeln!(text, "instance {}: {process}", status.instance)?;
+    for device in &status.devices {
+        let fallback = format!("#{}", device.index);
+        writeln!(
+            text,
+            "  {:<8} {:<15} {}/{} mtu {}",
+            device.role,
+            device.name.as_ref().unwrap_or(&fallback),
+            device.address,
+            device.prefix_length,
+            device.mtu
+        )?;
+    }
+    let outside: Vec<_> = status
+        .outside_addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let outside = if outside.is_empty() {
+        "none".to_owned()
+    } else {
+        outside.join(", ")
+    };
+    writeln!(text, "  outside  {outside}")?;
+    for (name, modes) in [
+        ("mapping", &status.mapping),
+        ("filtering", &status.filtering),
+    ] {
+        if modes.tcp == modes.udp {
+            writeln!(text, "{name}: {}", modes.tcp)?;
+        } else {
+            writeln!(text, "{name}: tcp {}, others {}", modes.tcp, modes.udp)?;
+        }
+    }
+    let timeouts = &status.timeouts;
+    writeln!(
+        text,
+        "timeouts: tcp {}s (opening and closing {}s), udp {}s, icmp {}s, others {}s",
+        timeouts.tcp_established,
+        timeouts.tcp_transitory,
+        timeouts.udp,
+        timeouts.icmp,
+        timeouts.other
+    )?;
+    let tables = &status.tables;
+    for (name, usage) in [
+        ("sessions", tables.sessions),
+        ("mappings", tables.mappings),
+        ("guests", tables.guests),
+    ] {
+        writeln!(text, "{name}: {} of {}", usage.used, usage.capacity)?;
+    }
+    writeln!(text, "packets:")?;
+    for reason in status.reasons.iter().filter(|reason| reason.packets > 0) {
+        writeln!(
+            text,
+            "  {:<8} {:<26} {:>12} packets {:>15} bytes",
+            reason.outcome, reason.reason, reason.packets, reason.bytes
+        )?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,776 @@
+//! The life of an instance: it starts, adopts what an earlier process left, serves until it is told
+//! to end, and takes everything away. Owns the order of these steps; each of them is another
+//! module's.
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::{
+    process::{
+        Pid, PidfdFlags, Resource, Rlimit, Signal, geteuid, pidfd_open, pidfd_send_signal,
+        setrlimit,
+    },
+    time::{ClockId, clock_gettime},
+};
+use tapnat_common::{
+    abi::{self, ABI_VERSION, MAX_OUTSIDE_ADDRESSES, Settings, role, setting_flags},
+    net::Be32,
+    ports::Reserved,
+    time::Instant,
+};
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+
+use crate::{
+    changes::{RealHost, read_sysctl},
+    config::Config,
+    datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
+    host::{
+        bpffs, capabilities,
+        events::Events,
+        namespace::NetworkNamespace,
+        netlink::{Link, LinkLayer, Netlink},
+        sockets,
+        sysctl::Sysctl,
+        systemd,
+    },
+    instance::{InstanceName, Lock, bpffs_or_mount, unmount_bpffs},
+    journal::{Change, Claim, Journal, Role},
+    logs::Logs,
+    ports::{Division, PortSet, parse_ephemeral},
+    preflight::{Facts, Plan, PlannedInside},
+    tables::PinnedTables,
+};
+
+/// How long a process that was told to end may take.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+const END_POLL: Duration = Duration::from_millis(20);
+
+/// How `tapnat run` begins and ends.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Options {
+    /// Leave the datapath in place at the end.
+    pub keep: bool,
+    /// Take away what an earlier process left, with its sessions, before the start.
+    pub fresh: bool,
+}
+
+/// Runs an instance until a signal ends it.
+///
+/// # Errors
+///
+/// When it cannot start, in which case nothing is left behind, or when something cannot be taken
+/// away at the end.
+pub async fn run(config: &Config, options: Options) -> Result<()> {
+    check_privileges()?;
+    check_kernel()?;
+    // From here on a signal waits until the start is done, and then ends what was started.
+    let mut signals = EndSignals::new()?;
+    if options.fresh {
+        down(&config.instance).await?;
+    }
+    let mut daemon = Daemon::start(config).await?;
+    daemon.announce()?;
+    daemon.serve(&mut signals).await;
+    if options.keep {
+        let name = &config.instance;
+        warn(&format!(
+            "packets go on being translated; `tapnat down --instance {name}` ends that"
+        ));
+        return Ok(());
+    }
+    daemon.end().await
+}
+
+/// Ends an instance, whether a process serves it or not, and takes everything away that it changed.
+/// An instance that does not exist is no error.
+///
+/// # Errors
+///
+/// When its process does not end, when its changes were made in another network namespace, or when
+/// some could not be taken back.
+pub async fn down(instance: &InstanceName) -> Result<bool> {
+    check_privileges()?;
+    let lock = end_process(instance).await?;
+    let everyone = Lock::all_instances()?;
+    let journal = Journal::load(instance)?;
+    let pins = bpffs::find()
+        .map(|root| instance.pin_directory(&root))
+        .filter(|path| path.exists());
+    let existed = journal.is_some() || pins.is_some();
+    let host = RealHost::new(instance.clone(), Netlink::open()?);
+    let mut journal = match journal {
+        Some(journal) => journal,
+        None => Journal::begin(instance)?,
+    };
+    check_namespace(instance, &mut journal)?;
+    if let Some(path) = pins {
+        journal.record(Change::PinDirectory { path })?;
+    }
+    take_away(journal, &host, lock, everyone).await?;
+    Ok(existed)
+}
+
+/// Locks the instance, after ending the process that has the lock.
+async fn end_process(instance: &InstanceName) -> Result<Lock> {
+    let mut told = false;
+    let deadline = tokio::time::Instant::now() + END_TIMEOUT;
+    loop {
+        let holder = match Lock::instance(instance)? {
+            Ok(lock) => return Ok(lock),
+            Err(holder) => holder,
+        };
+        ensure!(
+            tokio::time::Instant::now() < deadline,
+            "the process of the tapnat instance '{instance}'{holder} does not end: kill it \
+             (`kill -KILL`), then repeat `tapnat down --instance {instance}`"
+        );
+        if let Some(process) = holder.0.and_then(Pid::from_raw)
+            && !told
+        {
+            let told_how = pidfd_open(process, PidfdFlags::empty())
+                .and_then(|process| pidfd_send_signal(process, Signal::TERM));
+            match told_how {
+                Ok(()) => told = true,
+                // It ended just now, and the lock is free.
+                Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => {
+                    bail!(
+                        "cannot end the process of the tapnat instance '{instance}'{holder}: {error}"
+                    )
+                }
+            }
+        }
+        tokio::time::sleep(END_POLL).await;
+    }
+}
+
+/// Says where an instance of another network namespace can be ended. If that namespace is gone, the
+/// changes in it are gone too, and forgotten.
+fn check_namespace(instance: &InstanceName, journal: &mut Journal) -> Result<()> {
+    let namespace = journal.network_namespace();
+    if namespace == NetworkNamespace::current()? {
+        return Ok(());
+    }
+    if let Some(path) = namespace.find()? {
+        bail!(
+            "the tapnat instance '{instance}' belongs to another network namespace: end it there \
+             (`nsenter --net={} tapnat down --instance {instance}`), or choose another name",
+            path.display()
+        );
+    }
+    journal.forget_namespace();
+    Ok(())
+}
+
+/// Reverts every change and removes every file of an instance.
+async fn take_away(
+    mut journal: Journal,
+    host: &RealHost,
+    lock: Lock,
+    everyone: Lock,
+) -> Result<()> {
+    for note in journal.revert_from(0, host).await? {
+        warn(&note);
+    }
+    journal.remove()?;
+    unmount_bpffs()?;
+    lock.remove()?;
+    everyone.remove()
+}
+
+/// Refuses to begin without the privileges that will be needed.
+fn check_privileges() -> Result<()> {
+    let missing = capabilities::missing(bpffs::find().is_none())?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(", ");
+    if geteuid().is_root() {
+        bail!("root lacks {missing} here: run tapnat outside the container, or grant it these");
+    }
+    bail!("tapnat must run as root, or with {missing}: try `sudo tapnat ..`")
+}
+
+/// Says something that the user should know, on the standard error.
+pub fn warn(message: &str) {
+    // There is nobody else to tell.
+    let _ = writeln!(io::stderr(), "tapnat: {message}");
+}
+
+/// Signals that end the process.
+struct EndSignals {
+    streams: [SignalStream; 3],
+}
+
+impl EndSignals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            streams: [
+                listen(SignalKind::interrupt())?,
+                listen(SignalKind::terminate())?,
+                listen(SignalKind::hangup())?,
+            ],
+        })
+    }
+
+    async fn received(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.streams;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// What the datapath was told of the network when it was last looked at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Surroundings {
+    devices: Vec<(u32, abi::Device)>,
+    outside: Vec<Be32>,
+}
+
+/// A running instance.
+struct Daemon {
+    config: Config,
+    plan: Plan,
+    host: RealHost,
+    journal: Journal,
+    lock: Lock,
+    datapath: Datapath,
+    tables: PinnedTables,
+    logs: Option<Logs>,
+    events: Events,
+    known: Surroundings,
+}
+
+/// What a start has when everything is in place.
+struct Prepared {
+    plan: Plan,
+    datapath: Datapath,
+    tables: PinnedTables,
+    logs: Option<Logs>,
+    known: Surroundings,
+}
+
+impl Daemon {
+    async fn start(config: &Config) -> Result<Self> {
+        let instance = &config.instance;
+        let everyone = Lock::all_instances()?;
+        let lock = match Lock::instance(instance)? {
+            Ok(lock) => lock,
+            Err(holder) => bail!(
+                "the tapnat instance '{instance}' is running already{holder}: choose another name \
+                 (--instance NAME), or end it (`tapnat down --instance {instance}`)"
+            ),
+        };
+        let host = RealHost::new(instance.clone(), Netlink::open()?);
+        // Before anything is read, so that no change falls between.
+        let events = Events::listen()?;
+        let left = Journal::load(instance)?;
+        let adopting = left.is_some();
+        let mut journal = match left {
+            Some(journal) => journal,
+            None => Journal::begin(instance)?,
+        };
+        check_namespace(instance, &mut journal)?;
+        let mark = journal.changes().len();
+        match prepare(config, &host, &mut journal).await {
+            Ok(prepared) => {
+                drop(everyone);
+                Ok(Self {
+                    config: config.clone(),
+                    plan: prepared.plan,
+                    host,
+                    journal,
+                    lock,
+                    datapath: prepared.datapath,
+                    tables: prepared.tables,
+                    logs: prepared.logs,
+                    events,
+                    known: prepared.known,
+                })
+            }
+            Err(error) => {
+                let reverted = if adopting {
+                    journal.revert_from(mark, &host).await.map(|_| ())
+                } else {
+                    take_away(journal, &host, lock, everyone).await
+                };
+                if let Err(error) = reverted {
+                    warn(&format!("{error:#}"));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Tells whoever waits that packets are translated.
+    fn announce(&self) -> Result<()> {
+        let insides: Vec<_> = self
+            .plan
+            .insides
+            .iter()
+            .map(|inside| format!("{} {}", inside.name, inside.address))
+            .collect();
+        let outside: Vec<_> = self
+            .plan
+            .outside_addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let summary = format!(
+            "{} -> {} {}",
+            insides.join(", "),
+            self.plan.uplink.name,
+            outside.join(", ")
+        );
+        let mut output = io::stdout();
+        let printed = writeln!(output, "tapnat ready: {summary}").and_then(|()| output.flush());
+        match printed {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                return Err(error).context("cannot write to the standard output");
+            }
+            _ => {}
+        }
+        systemd::ready(&summary)
+    }
+
+    /// Follows the network until a signal comes.
+    async fn serve(&mut self, signals: &mut EndSignals) {
+        loop {
+            tokio::select! {
+                () = signals.received() => return,
+                () = self.events.changed() => {
+                    if let Err(error) = self.follow().await {
+                        warn(&format!("{error:#}"));
+                    }
+                }
+                () = print(&mut self.logs) => {}
+            }
+        }
+    }
+
+    /// Tells the datapath what the network looks like now.
+    async fn follow(&mut self) -> Result<()> {
+        let links = self.host.netlink().links().await?;
+        let known = surroundings(&self.config, &self.plan, &links);
+        let mut settings = self.tables.settings()?;
+        if known != self.known {
+            if known.outside.is_empty() && !self.known.outside.is_empty() {
+                warn(&format!(
+                    "uplink {} lost its IPv4 address: no new sessions until it has one",
+                    self.plan.uplink.name
+                ));
+            }
+            self.tables.set_devices(&known.devices)?;
+            set_outside(&mut settings, &known.outside);
+            self.known = known;
+        }
+        settings.generation = settings.generation.wrapping_add(1);
+        self.tables.set_settings(&settings)
+    }
+
+    /// Takes everything away.
+    async fn end(self) -> Result<()> {
+        if let Err(error) = systemd::stopping() {
+            warn(&format!("{error:#}"));
+        }
+        // Nothing may hold the programs and tables when their pins go.
+        drop((self.datapath, self.tables, self.logs));
+        let everyone = Lock::all_instances()?;
+        take_away(self.journal, &self.host, self.lock, everyone).await
+    }
+}
+
+async fn print(logs: &mut Option<Logs>) {
+    match logs {
+        Some(logs) => logs.print().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Brings the host into the state in which packets are translated.
+async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Result<Prepared> {
+    let facts = facts(config, host).await?;
+    let plan = facts.plan(config)?;
+    let tcx = uses_tcx(config.attach)?;
+    for warning in &plan.warnings {
+        warn(warning);
+    }
+    let pins_path = config.instance.pin_directory(&bpffs_or_mount()?);
+    for inside in &plan.insides {
+        prepare_inside(config, inside, host, journal).await?;
+    }
+    let links = host.netlink().links().await?;
+    journal.set_claims(claims(&plan, &links))?;
+    for inside in &plan.insides {
+        set_sysctl(
+            &Sysctl::forwarding(inside.name.as_str()),
+            "1",
+            host,
+            journal,
+        )
+        .await?;
+    }
+    let withheld = divide_ports(config, host, journal).await?;
+
+    let change = Change::PinDirectory {
+        path: pins_path.clone(),
+    };
+    if pins_path.exists() {
+        journal.record(change)?;
+    } else {
+        journal.make(change, host).await?;
+    }
+    let known = surroundings(config, &plan, &links);
+    let hooks = hooks(&plan, &links)?;
+    let pins = Pins::new(pins_path);
+    let adopted = pins.adoptable()?;
+    let generation = match &adopted {
+        None => {
+            pins.clear()?;
+            0
+        }
+        Some(tables) => {
+            check_capacity(config, tables)?;
+            tables.settings()?.generation.wrapping_add(1)
+        }
+    };
+    drop(adopted);
+    // Kernels before 5.11 count tables as locked memory.
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let _ = setrlimit(Resource::Memlock, unlimited);
+    let mut datapath = Datapath::open(pins.clone(), config)?;
+    let logs = config
+        .verbose
+        .then(|| Logs::read(datapath.ebpf()))
+        .transpose()?;
+    datapath.load_programs(&hooks)?;
+    let mut tables = open_tables(&pins.tables())?;
+    tables.set_devices(&known.devices)?;
+    tables.set_reserved(&reserved(&withheld), &known.outside)?;
+    tables.set_settings(&settings(config, &known.outside, generation))?;
+    for hook in &hooks {
+        if tcx {
+            datapath.attach_tcx(hook)?;
+        } else {
+            attach_clsact(&mut datapath, hook, host, journal).await?;
+        }
+    }
+    datapath.forget_others(if tcx { &hooks } else { &[] })?;
+    for note in journal.revert_unwanted(host).await? {
+        warn(&note);
+    }
+    Ok(Prepared {
+        plan,
+        datapath,
+        tables,
+        logs,
+        known,
+    })
+}
+
+async fn facts(config: &Config, host: &RealHost) -> Result<Facts> {
+    let here = NetworkNamespace::current()?;
+    let mut taken = Vec::new();
+    for other in InstanceName::all()?
+        .into_iter()
+        .filter(|name| *name != config.instance)
+    {
+        if let Some(journal) = Journal::load(&other)?.filter(|it| it.network_namespace() == here) {
+            taken.extend(
+                journal
+                    .claims()
+                    .iter()
+                    .map(|claim| (other.clone(), claim.clone())),
+            );
+        }
+    }
+    Ok(Facts {
+        links: host.netlink().links().await?,
+        default_route: host.netlink().default_route().await?,
+        taken,
+    })
+}
+
+/// Creates an inside device, gives it its address and sets it up, as far as that is not so already.
+async fn prepare_inside(
+    config: &Config,
+    inside: &PlannedInside,
+    host: &RealHost,
+    journal: &mut Journal,
+) -> Result<()> {
+    let name = inside.name.as_str();
+    let create = Change::CreateTap {
+        name: name.to_owned(),
+        queues: config.tap_queues,
+        index: None,
+    };
+    let link = if let Some(link) = &inside.link {
+        journal.keep(&create);
+        link.clone()
+    } else {
+        journal.make(create, host).await?;
+        host.netlink()
+            .link(name)
+            .await?
+            .with_context(|| format!("the tap {name} vanished while it was created"))?
+    };
+    let device = link.device();
+    let add = Change::AddAddress {
+        device: device.clone(),
+        address: inside.address.into(),
+    };
+    if inside.lacks_address() {
+        journal.make(add, host).await?;
+    } else {
+        journal.keep(&add);
+    }
+    let set_up = Change::SetUp { device };
+    if link.up {
+        journal.keep(&set_up);
+        Ok(())
+    } else {
+        journal.make(set_up, host).await
+    }
+}
+
+async fn set_sysctl(
+    sysctl: &Sysctl,
+    value: &str,
+    host: &RealHost,
+    journal: &mut Journal,
+) -> Result<()> {
+    let old = read_sysctl(sysctl)?;
+    let right = old == value;
+    let change = Change::SetSysctl {
+        sysctl: sysctl.clone(),
+        old,
+        new: value.to_owned(),
+    };
+    if right {
+        journal.keep(&change);
+        Ok(())
+    } else {
+        journal.make(change, host).await
+    }
+}
+
+/// Divides the ports between host and guests, and reserves the guests'. Returns those that no guest
+/// may get.
+async fn divide_ports(config: &Config, host: &RealHost, journal: &mut Journal) -> Result<PortSet> {
+    let ephemeral = parse_ephemeral(&read_sysctl(&Sysctl::local_port_range())?)?;
+    let operators = host.reserved_by_operator(journal)?;
+    let mut division = Division::new(&config.ports, &ephemeral, &operators);
+    if !division.reserve.is_empty() {
+        journal
+            .make(
+                Change::ReservePorts {
+                    ports: division.reserve.clone(),
+                },
+                host,
+            )
+            .await?;
+    }
+    // Only now: what is reserved cannot come into use any more.
+    division.host.extend(sockets::ports_in_use()?);
+    division.withheld(&config.ports)
+}
+
+fn claims(plan: &Plan, links: &[Link]) -> Vec<Claim> {
+    let uplink = Claim {
+        device: plan.uplink.device(),
+        role: Role::Uplink,
+    };
+    let insides = plan.insides.iter().filter_map(|inside| {
+        let link = links
+            .iter()
+            .find(|link| link.name == inside.name.as_str())?;
+        Some(Claim {
+            device: link.device(),
+            role: Role::Inside,
+        })
+    });
+    std::iter::once(uplink).chain(insides).collect()
+}
+
+fn hooks(plan: &Plan, links: &[Link]) -> Result<Vec<Hook>> {
+    let uplink = Hook {
+        device: plan.uplink.device(),
+        role: Role::Uplink,
+        ethernet: plan.uplink.layer == LinkLayer::Ethernet,
+    };
+    let mut hooks = vec![uplink];
+    for inside in &plan.insides {
+        let link = links
+            .iter()
+            .find(|link| link.name == inside.name.as_str())
+            .with_context(|| format!("{} vanished during the start: try again", inside.name))?;
+        hooks.push(Hook {
+            device: link.device(),
+            role: Role::Inside,
+            ethernet: link.layer == LinkLayer::Ethernet,
+        });
+    }
+    Ok(hooks)
+}
+
+async fn attach_clsact(
+    datapath: &mut Datapath,
+    hook: &Hook,
+    host: &RealHost,
+    journal: &mut Journal,
+) -> Result<()> {
+    let device = &hook.device;
+    let qdisc = Change::AddClsact {
+        device: device.clone(),
+    };
+    if host.netlink().has_clsact(device).await? {
+        journal.keep(&qdisc);
+    } else {
+        journal.make(qdisc, host).await?;
+    }
+    let filter = Change::AddFilter {
+        device: device.clone(),
+        priority: FILTER_PRIORITY,
+        handle: FILTER_HANDLE,
+    };
+    let maybe_there = journal.changes().any(|change| change.same_target(&filter));
+    journal.record(filter)?;
+    datapath.attach_clsact(hook, maybe_there)
+}
+
+fn check_capacity(config: &Config, tables: &PinnedTables) -> Result<()> {
+    let capacity = tables.session_capacity()?;
+    ensure!(
+        capacity == config.max_sessions,
+        "the sessions that are there are in tables for {capacity}, and --max-sessions asks for {}: \
+         pass --max-sessions {capacity} to go on with them, or --fresh to end them",
+        config.max_sessions
+    );
+    Ok(())
+}
+
+fn open_tables(directory: &Path) -> Result<PinnedTables> {
+    PinnedTables::open_unfilled(directory).map_err(|reason| reason.explain(directory))
+}
+
+fn reserved(withheld: &PortSet) -> Reserved {
+    let mut reserved = Reserved::default();
+    for port in withheld.iter() {
+        reserved.reserve(port);
+    }
+    reserved
+}
+
+fn settings(config: &Config, outside: &[Be32], generation: u16) -> Settings {
+    let mut settings = Settings {
+        abi_version: ABI_VERSION,
+        flags: if config.inbound_refresh {
+            setting_flags::INBOUND_REFRESH
+        } else {
+            0
+        },
+        timeouts: config.timeouts,
+        guest_max_sessions: config.guest_max_sessions.map_or(0, Into::into),
+        generation,
+        filtering_tcp: config.filtering.tcp as u8,
+        filtering_udp: config.filtering.udp as u8,
+        mapping_tcp: config.mapping.tcp as u8,
+        mapping_udp: config.mapping.udp as u8,
+        ..Settings::default()
+    };
+    set_outside(&mut settings, outside);
+    settings
+}
+
+fn set_outside(settings: &mut Settings, outside: &[Be32]) {
+    settings.outside = [Be32::ZERO; MAX_OUTSIDE_ADDRESSES];
+    settings.outside_count = 0;
+    for (place, address) in settings.outside.iter_mut().zip(outside) {
+        *place = *address;
+        settings.outside_count += 1;
+    }
+}
+
+/// What the datapath has to know of the network as `links` shows it.
+fn surroundings(config: &Config, plan: &Plan, links: &[Link]) -> Surroundings {
+    let uplink = links.iter().find(|link| link.index == plan.uplink.index);
+    let outside: Vec<Be32> = if !config.outside_addresses.is_empty() {
+        config
+            .outside_addresses
+            .iter()
+            .map(|address| Be32::from(*address))
+            .collect()
+    } else if let Some(uplink) = uplink {
+        let has = |address| uplink.ipv4().any(|(net, _)| net.addr() == address);
+        let kept = plan
+            .outside_addresses
+            .iter()
+            .copied()
+            .find(|address| has(*address));
+        kept.or_else(|| uplink.primary_ipv4().map(|net| net.addr()))
+            .map(Be32::from)
+            .into_iter()
+            .collect()
+    } else {
+        Vec::new()
+    };
+    let mut devices: Vec<_> = plan
+        .insides
+        .iter()
+        .filter_map(|inside| {
+            let link = links
+                .iter()
+                .find(|link| link.name == inside.name.as_str())?;
+            Some((
+                link.index,
+                device(
+                    link,
+                    inside.address.addr().into(),
+                    inside.address.prefix_len(),
+                    role::INSIDE,
+                ),
+            ))
+        })
+        .collect();
+    if let Some(uplink) = uplink {
+        let own = uplink.primary_ipv4();
+        let address = own
+            .map(|net| Be32::from(net.addr()))
+            .or(outside.first().copied());
+        let length = own.map_or(32, |net| net.prefix_len());
+        devices.push((
+            uplink.index,
+            device(uplink, address.unwrap_or_default(), length, role::UPLINK),
+        ));
+    }
+    Surroundings { devices, outside }
+}
+
+fn device(link: &Link, address: Be32, prefix_length: u8, role: u8) -> abi::Device {
+    abi::Device {
+        address,
+        mask: Be32::mask(prefix_length),
+        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        role,
+        ethernet: u8::from(link.layer == LinkLayer::Ethernet),
+    }
+}
+
+/// The datapath's clock.
+#[must_use]
+pub fn now() -> Instant {
+    let now = clock_gettime(ClockId::Monotonic);
+    let nanoseconds = now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned();
+    Instant::from_nanoseconds(nanoseconds)
+}

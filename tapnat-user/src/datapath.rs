@@ -1,0 +1,464 @@
+//! Loads the eBPF programs, pins their tables and links, and attaches them. Owns what lies under
+//! the instance's directory in the BPF file system; what the tables hold is [`crate::tables`]'.
+//!
+//! The pins outlive the process: packets go on being translated when it is killed, and the next one
+//! adopts the tables and replaces the programs without a packet being lost.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Error, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{MapError, ProgramArray},
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    },
+    sys::SyscallError,
+    util::KernelVersion,
+};
+use aya_log::Level;
+use tapnat_common::abi::{globals, maps, programs, stages};
+
+use crate::{
+    config::{Attach, Config},
+    host::netlink::Device,
+    journal::Role,
+    tables::{PinnedTables, Unusable},
+};
+
+/// Where the filter stands in clsact: late, so that filters of others come first.
+pub const FILTER_PRIORITY: u16 = 40_000;
+/// The filter's number at that priority.
+pub const FILTER_HANDLE: u16 = 1;
+
+/// Mappings need at most as many entries as there are sessions, and there are seldom more than one
+/// outside address has ports.
+const ENOUGH_MAPPINGS: u32 = 65_536;
+
+/// The directories of one instance's pins.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    directory: PathBuf,
+}
+
+impl Pins {
+    /// In `directory`, which is the instance's own and lies in the BPF file system.
+    #[must_use]
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Where the tables are pinned, each by its name.
+    #[must_use]
+    pub fn tables(&self) -> PathBuf {
+        self.directory.join("maps")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+
+    /// Where the tables of programs are pinned, one for each generation of programs: those that are
+    /// attached must not go on to programs of another generation, not even while they are replaced.
+    fn stages(&self) -> PathBuf {
+        self.directory.join("stages")
+    }
+
+    fn link(&self, role: Role, device: &Device) -> PathBuf {
+        self.links()
+            .join(format!("{}-{}", role_label(role), device.index))
+    }
+
+    /// The tables that an earlier process left, or `None` when it left none that were ever used.
+    ///
+    /// # Errors
+    ///
+    /// When there are tables that this process must not use.
+    pub fn adoptable(&self) -> Result<Option<PinnedTables>> {
+        match PinnedTables::open(&self.tables()) {
+            Ok(tables) => Ok(Some(tables)),
+            Err(Unusable::Missing | Unusable::Unfinished) => Ok(None),
+            Err(Unusable::OtherVersion) => bail!(
+                "{} holds the tables of another version of tapnat: pass --fresh to end its sessions \
+                 and start anew, or `tapnat down` to only take it away",
+                self.directory.display()
+            ),
+            Err(Unusable::Refused(error)) => Err(error),
+        }
+    }
+
+    /// Removes everything pinned, which detaches the programs too.
+    ///
+    /// # Errors
+    ///
+    /// When something cannot be removed.
+    pub fn clear(&self) -> Result<()> {
+        for directory in [self.links(), self.stages(), self.tables()] {
+            match fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("cannot remove {}", directory.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&self) -> Result<()> {
+        for directory in [self.tables(), self.stages(), self.links()] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&directory)
+                .with_context(|| format!("cannot create {}", directory.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// A device to attach to.
+#[derive(Clone, Debug)]
+pub struct Hook {
+    pub device: Device,
+    pub role: Role,
+    /// Whether its frames have an Ethernet header.
+    pub ethernet: bool,
+}
+
+impl Hook {
+    fn program(&self) -> &'static str {
+        match (self.role, self.ethernet) {
+            (Role::Inside, true) => programs::INSIDE_ETHERNET,
+            (Role::Inside, false) => programs::INSIDE_RAW,
+            (Role::Uplink, true) => programs::OUTSIDE_ETHERNET,
+            (Role::Uplink, false) => programs::OUTSIDE_RAW,
+        }
+    }
+}
+
+fn role_label(role: Role) -> &'static str {
+    match role {
+        Role::Inside => "inside",
+        Role::Uplink => "uplink",
+    }
+}
+
+fn kernel_is_at_least(major: u8, minor: u8) -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
+}
+
+/// Whether TCX is used, or clsact.
+///
+/// # Errors
+///
+/// When the kernel has no TCX and it was insisted on.
+pub fn uses_tcx(attach: Attach) -> Result<bool> {
+    let has_tcx = kernel_is_at_least(6, 6);
+    match attach {
+        Attach::Auto => Ok(has_tcx),
+        Attach::Clsact => Ok(false),
+        Attach::Tcx if has_tcx => Ok(true),
+        Attach::Tcx => {
+            bail!("this kernel has no TCX, which came with Linux 6.6: pass --attach auto")
+        }
+    }
+}
+
+/// The loaded programs of one instance.
+#[derive(Debug)]
+pub struct Datapath {
+    ebpf: Ebpf,
+    pins: Pins,
+    /// The pin of this generation's table of programs.
+    stages: PathBuf,
+}
+
+/// The programs that others go on to, with their places in the table.
+const STAGES: [(u32, &str); stages::COUNT as usize] = [
+    (stages::EXCEPTIONAL, programs::EXCEPTIONAL),
+    (stages::START, programs::START),
+];
+
+impl Datapath {
+    /// Creates and pins the tables, or takes those that are pinned already. The programs are not
+    /// loaded yet.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, as it does for want of memory.
+    pub fn open(pins: Pins, config: &Config) -> Result<Self> {
+        pins.create()?;
+        let directory = pins.tables();
+        let halves = config.max_sessions.saturating_mul(2);
+        let mappings = match config.max_sessions {
+            few @ ..=ENOUGH_MAPPINGS => few,
+            many => ENOUGH_MAPPINGS.max(many / 2),
+        };
+        let level = if config.verbose {
+            Level::Debug as u8
+        } else {
+            0
+        };
+        let count = u8::from(config.count);
+        let coarse = u8::from(kernel_is_at_least(5, 11));
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(globals::COUNT_TRAFFIC, &count, true)
+            .override_global(globals::COARSE_CLOCK, &coarse, true)
+            .override_global(aya_log::LEVEL, &level, true)
+            .map_max_entries(maps::SESSIONS, halves)
+            .map_max_entries(maps::MAPPINGS, mappings)
+            .map_max_entries(maps::INSIDE, mappings)
+            .map_max_entries(maps::PERMISSIONS, config.max_sessions);
+        for name in maps::ALL.iter().filter(|name| **name != maps::STAGES) {
+            loader.map_pin_path(name, directory.join(name));
+        }
+        let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tapnat"));
+        let ebpf = loader.load(object).map_err(explain_load)?;
+        let stages = unused_in(&pins.stages())?;
+        Ok(Self { ebpf, pins, stages })
+    }
+
+    /// The log of the programs, to be read while they run.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Loads the programs that these devices need, without attaching them.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel's verifier refuses one.
+    pub fn load_programs(&mut self, hooks: &[Hook]) -> Result<()> {
+        let mut names: Vec<_> = hooks.iter().map(Hook::program).collect();
+        names.extend(STAGES.map(|(_, name)| name));
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            self.program(name)?
+                .load()
+                .map_err(|error| explain_refusal(name, error))?;
+        }
+        self.fill_stages()
+    }
+
+    /// The kernel empties a table of programs when no process and no pin holds it any more.
+    fn fill_stages(&mut self) -> Result<()> {
+        let table = self
+            .ebpf
+            .take_map(maps::STAGES)
+            .context("the datapath has no stages")?;
+        let mut table = ProgramArray::try_from(table).context("the datapath has no stages")?;
+        for (place, name) in STAGES {
+            let program = self.program(name)?;
+            let descriptor = program
+                .fd()
+                .with_context(|| format!("{name} is not loaded"))?;
+            table
+                .set(place, descriptor, 0)
+                .context("cannot fill the table of programs")?;
+        }
+        table
+            .pin(&self.stages)
+            .with_context(|| format!("cannot pin {}", self.stages.display()))
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        self.ebpf
+            .program_mut(name)
+            .with_context(|| format!("the datapath has no program {name}: rebuild tapnat"))?
+            .try_into()
+            .with_context(|| format!("the program {name} is no TC classifier: rebuild tapnat"))
+    }
+
+    /// Attaches the program of a device through TCX, in place of that which an earlier process of
+    /// this instance attached there.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, or the link cannot be pinned.
+    pub fn attach_tcx(&mut self, hook: &Hook) -> Result<()> {
+        let path = self.pins.link(hook.role, &hook.device);
+        let program = self.program(hook.program())?;
+        match PinnedLink::from_pin(&path) {
+            Ok(pinned) => {
+                if replace_program(program, pinned)
+                    .with_context(|| format!("cannot replace the program on {}", hook.device))?
+                {
+                    return Ok(());
+                }
+                fs::remove_file(&path)
+                    .with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+            Err(LinkError::SyscallError(SyscallError { io_error, .. }))
+                if io_error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot open {}", path.display()));
+            }
+        }
+        let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let attached = program
+            .attach_with_options(&hook.device.name, TcAttachType::Ingress, options)
+            .and_then(|id| program.take_link(id))
+            .with_context(|| format!("cannot attach to {}", hook.device))?;
+        let link: FdLink = attached.try_into()?;
+        link.pin(&path)
+            .with_context(|| format!("cannot pin {}", path.display()))?;
+        Ok(())
+    }
+
+    /// Attaches the program of a device as a filter in its clsact, in place of the one that is there
+    /// if `replace` says that this may be this instance's.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach_clsact(&mut self, hook: &Hook, replace: bool) -> Result<()> {
+        let program = self.program(hook.program())?;
+        let handle = TcHandle::new(0, FILTER_HANDLE);
+        let name = &hook.device.name;
+        if replace {
+            let there = SchedClassifierLink::attached(
+                name,
+                TcAttachType::Ingress,
+                FILTER_PRIORITY,
+                handle,
+                None,
+            )
+            .with_context(|| format!("cannot attach to {name}"))?;
+            if let Ok(id) = program.attach_to_link(there) {
+                // Forgotten, not dropped: dropping it would detach the filter.
+                std::mem::forget(program.take_link(id)?);
+                return Ok(());
+            }
+        }
+        let options = TcAttachOptions::Netlink(NlOptions {
+            priority: FILTER_PRIORITY,
+            handle,
+            ..NlOptions::default()
+        });
+        let id = program
+            .attach_with_options(name, TcAttachType::Ingress, options)
+            .with_context(|| format!("cannot attach to {name}"))?;
+        std::mem::forget(program.take_link(id)?);
+        Ok(())
+    }
+
+    /// Detaches what an earlier process attached through TCX to devices that are not among these, and
+    /// lets go of the programs that it had attached.
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be removed.
+    pub fn forget_others(&self, hooks: &[Hook]) -> Result<()> {
+        let wanted: Vec<_> = hooks
+            .iter()
+            .map(|hook| self.pins.link(hook.role, &hook.device))
+            .collect();
+        remove_all_but(&wanted, &self.pins.links())?;
+        remove_all_but(std::slice::from_ref(&self.stages), &self.pins.stages())
+    }
+}
+
+/// A name in a directory that nothing there has.
+fn unused_in(directory: &Path) -> Result<PathBuf> {
+    (0..u16::MAX)
+        .map(|number| directory.join(number.to_string()))
+        .find(|path| !path.exists())
+        .with_context(|| format!("{} is full", directory.display()))
+}
+
+fn remove_all_but(wanted: &[PathBuf], directory: &Path) -> Result<()> {
+    let listing = || format!("cannot list {}", directory.display());
+    for entry in fs::read_dir(directory).with_context(listing)? {
+        let path = entry.with_context(listing)?.path();
+        if !wanted.contains(&path) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// `false` when the device went away under the link.
+fn replace_program(program: &mut SchedClassifier, pinned: PinnedLink) -> Result<bool> {
+    let link: SchedClassifierLink = FdLink::from(pinned).try_into()?;
+    match program.attach_to_link(link) {
+        Ok(id) => {
+            // The pin keeps the link.
+            drop(program.take_link(id)?);
+            Ok(true)
+        }
+        Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.raw_os_error() == Some(libc::ENOLINK) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What to do about tables that cannot be created.
+fn explain_load(error: EbpfError) -> Error {
+    match &error {
+        EbpfError::MapError(MapError::CreateError { name, io_error }) => {
+            let way_out = match io_error.raw_os_error() {
+                Some(libc::ENOMEM | libc::E2BIG) => "pass a smaller --max-sessions",
+                Some(libc::EPERM) => "run as root, or raise the limit on locked memory",
+                _ => "tapnat needs Linux 5.10 or later",
+            };
+            anyhow!("cannot create the table {name}: {io_error}: {way_out}")
+        }
+        _ => anyhow!(error).context("cannot load the datapath"),
+    }
+}
+
+/// How the lines begin that the verifier writes after its verdict.
+const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
+
+/// The verifier's last word, on one line.
+fn explain_refusal(name: &str, error: ProgramError) -> Error {
+    match &error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            let last = log
+                .lines()
+                .map(str::trim)
+                .rev()
+                .find(|line| !line.is_empty() && !STATISTICS.iter().any(|it| line.starts_with(it)))
+                .unwrap_or("it gives no reason");
+            anyhow!(
+                "the kernel refuses the program {name}: {io_error}: {last}: tapnat supports Linux \
+                 5.10 and later; please report this with the output of `uname -a`"
+            )
+        }
+        _ => anyhow!(error).context(format!("cannot load the program {name}")),
+    }
+}
+
+/// The BTF of the running kernel, without which the programs cannot be loaded.
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Says that the kernel has no BTF, if so.
+///
+/// # Errors
+///
+/// When it has none.
+pub fn check_kernel() -> Result<()> {
+    if Path::new(KERNEL_BTF).exists() {
+        return Ok(());
+    }
+    bail!(
+        "this kernel has no BTF ({KERNEL_BTF} is missing): use a distribution's kernel, or build \
+         one with CONFIG_DEBUG_INFO_BTF=y"
+    )
+}

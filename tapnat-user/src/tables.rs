@@ -1,0 +1,358 @@
+//! The pinned tables, as user space reads and writes them. The only place of the user side that
+//! touches a map; what the entries mean is [`tapnat_common`]'s, how they look to people is
+//! [`crate::view`]'s.
+
+mod batch;
+
+use std::{io, path::Path};
+
+use anyhow::{Context as _, Error, Result, anyhow};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray},
+};
+use tapnat_common::{
+    abi::{
+        ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Session, Settings, maps,
+    },
+    net::Be32,
+    ports::{Class, PortSet, Reserved, SETS, set_index},
+    verdict::Reason,
+};
+
+use self::batch::for_each;
+
+/// Why pinned tables cannot be used.
+#[derive(Debug)]
+pub enum Unusable {
+    /// Nothing is pinned there.
+    Missing,
+    /// Pinned, but a start was cut short before they were filled.
+    Unfinished,
+    /// Another version of tapnat pinned them.
+    OtherVersion,
+    /// The kernel refuses to open them.
+    Refused(Error),
+}
+
+impl Unusable {
+    /// The reason in a sentence, for tables in `directory` that should be there.
+    #[must_use]
+    pub fn explain(self, directory: &Path) -> Error {
+        let directory = directory.display();
+        match self {
+            Self::Missing => anyhow!("no tables are pinned in {directory}: start `tapnat run`"),
+            Self::Unfinished => anyhow!(
+                "a start of tapnat was cut short before it filled the tables in {directory}: start \
+                 it again, or `tapnat down`"
+            ),
+            Self::OtherVersion => anyhow!(
+                "{directory} holds the tables of another version of tapnat: use that version, or \
+                 `tapnat down` and start anew"
+            ),
+            Self::Refused(error) => error,
+        }
+    }
+}
+
+/// How many entries a table has and can have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Usage {
+    pub used: u64,
+    pub capacity: u32,
+}
+
+/// The tables of one instance.
+pub struct PinnedTables {
+    settings: Array<MapData, Settings>,
+    sessions: HashMap<MapData, FlowKey, Session>,
+    mappings: HashMap<MapData, EndpointKey, Mapping>,
+    guests: HashMap<MapData, Be32, Guest>,
+    devices: HashMap<MapData, u32, Device>,
+    ports: Array<MapData, PortSet>,
+    reserved: Array<MapData, Reserved>,
+    counters: PerCpuArray<MapData, Counter>,
+}
+
+impl PinnedTables {
+    /// Opens the tables pinned in `directory`, if they are of this version's layout and filled.
+    ///
+    /// # Errors
+    ///
+    /// With the reason why they cannot be used.
+    pub fn open(directory: &Path) -> Result<Self, Unusable> {
+        // Of every version, the settings begin with the version.
+        let settings: Array<_, Settings> = open(directory, maps::SETTINGS)?;
+        match settings.get(&0, 0).map(|settings| settings.abi_version) {
+            Ok(ABI_VERSION) => Self::open_unfilled(directory),
+            Ok(0) => Err(Unusable::Unfinished),
+            Ok(_) => Err(Unusable::OtherVersion),
+            Err(error) => Err(Unusable::Refused(anyhow!(error))),
+        }
+    }
+
+    /// As [`Self::open`], but of tables whose settings are not written yet.
+    ///
+    /// # Errors
+    ///
+    /// With the reason why they cannot be used.
+    pub fn open_unfilled(directory: &Path) -> Result<Self, Unusable> {
+        Ok(Self {
+            settings: open(directory, maps::SETTINGS)?,
+            sessions: open(directory, maps::SESSIONS)?,
+            mappings: open(directory, maps::MAPPINGS)?,
+            guests: open(directory, maps::GUESTS)?,
+            devices: open(directory, maps::DEVICES)?,
+            ports: open(directory, maps::PORTS)?,
+            reserved: open(directory, maps::RESERVED)?,
+            counters: open(directory, maps::COUNTERS)?,
+        })
+    }
+
+    /// What the operator set.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn settings(&self) -> Result<Settings> {
+        self.settings.get(&0, 0).context("cannot read the settings")
+    }
+
+    /// Sets what the operator set. The datapath translates from then on.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_settings(&mut self, settings: &Settings) -> Result<()> {
+        self.settings
+            .set(0, settings, 0)
+            .context("cannot write the settings")
+    }
+
+    /// Every device that the datapath knows, with its interface index.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn devices(&self) -> Result<Vec<(u32, Device)>> {
+        let mut devices: Vec<_> = self
+            .devices
+            .iter()
+            .collect::<Result<_, _>>()
+            .context("cannot read the table of devices")?;
+        devices.sort_by_key(|(index, _)| *index);
+        Ok(devices)
+    }
+
+    /// Makes these the devices that the datapath knows.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_devices(&mut self, devices: &[(u32, Device)]) -> Result<()> {
+        for (index, device) in devices {
+            self.devices
+                .insert(index, device, 0)
+                .context("cannot write the table of devices")?;
+        }
+        for (index, _) in self.devices()? {
+            if devices.iter().all(|(known, _)| *known != index) {
+                self.devices
+                    .remove(&index)
+                    .context("cannot write the table of devices")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps ports of TCP and UDP from being handed out, and marks as taken those that the mappings
+    /// of the `outside` addresses have. Identifiers of ICMP queries are not withheld.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_reserved(&mut self, withheld: &Reserved, outside: &[Be32]) -> Result<()> {
+        let mut sets = vec![PortSet::default(); SETS as usize];
+        let nothing = Reserved::default();
+        let classes = [
+            (Class::Tcp, withheld),
+            (Class::Udp, withheld),
+            (Class::Icmp, &nothing),
+        ];
+        for (address, _) in (0u32..).zip(outside) {
+            for (class, reserved) in classes {
+                for (parity, set) in (0..).zip(reserved.sets()) {
+                    if let Some(place) = sets.get_mut(set_index(address, class, parity) as usize) {
+                        *place = set;
+                    }
+                }
+            }
+        }
+        self.for_each_mapping(|endpoint, _| {
+            let port = endpoint.port.get();
+            let address = (0..)
+                .zip(outside)
+                .find(|(_, address)| **address == endpoint.address);
+            if let (Some((address, _)), Some(class)) = (address, Class::of(endpoint.protocol))
+                && let Some(set) = sets.get_mut(set_index(address, class, port) as usize)
+            {
+                set.take(port);
+            }
+            Ok(())
+        })?;
+        for (class, reserved) in classes {
+            self.reserved
+                .set(class as u32, reserved, 0)
+                .context("cannot write the reserved ports")?;
+        }
+        for (index, set) in (0..).zip(&sets) {
+            self.ports
+                .set(index, set, 0)
+                .context("cannot write the sets of ports")?;
+        }
+        Ok(())
+    }
+
+    /// Calls `visit` with every half of a session.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, or when `visit` fails.
+    pub fn for_each_half(&self, visit: impl FnMut(&FlowKey, &Session) -> Result<()>) -> Result<()> {
+        for_each(self.sessions.map(), visit)
+    }
+
+    /// The half of a session that arrives with this key.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn half(&self, key: &FlowKey) -> Result<Option<Session>> {
+        match self.sessions.get(key, 0) {
+            Ok(session) => Ok(Some(session)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("cannot read the table of sessions"),
+        }
+    }
+
+    /// Calls `visit` with every mapping, by its outside endpoint.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, or when `visit` fails.
+    pub fn for_each_mapping(
+        &self,
+        visit: impl FnMut(&EndpointKey, &Mapping) -> Result<()>,
+    ) -> Result<()> {
+        for_each(self.mappings.map(), visit)
+    }
+
+    /// How many packets and bytes left the datapath for each reason, in the order of the reasons.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn counters(&self) -> Result<Vec<(Reason, Counter)>> {
+        Reason::ALL
+            .iter()
+            .map(|reason| {
+                let values = self
+                    .counters
+                    .get(&(*reason as u32), 0)
+                    .context("cannot read the counters")?;
+                let sum = values
+                    .iter()
+                    .fold(Counter::default(), |sum, value| Counter {
+                        packets: sum.packets + value.packets,
+                        bytes: sum.bytes + value.bytes,
+                    });
+                Ok((*reason, sum))
+            })
+            .collect()
+    }
+
+    /// Sessions, each of which has two entries.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn session_usage(&self) -> Result<Usage> {
+        let halves = usage(&self.sessions)?;
+        Ok(Usage {
+            used: halves.used.div_ceil(2),
+            capacity: halves.capacity / 2,
+        })
+    }
+
+    /// How many sessions there can be.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn session_capacity(&self) -> Result<u32> {
+        Ok(capacity(self.sessions.map())? / 2)
+    }
+
+    /// Endpoint-independent mappings.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn mapping_usage(&self) -> Result<Usage> {
+        usage(&self.mappings)
+    }
+
+    /// Guests that were seen.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn guest_usage(&self) -> Result<Usage> {
+        usage(&self.guests)
+    }
+}
+
+fn usage<K: Pod + Default, V: Pod + Default>(map: &HashMap<MapData, K, V>) -> Result<Usage> {
+    let mut used = 0;
+    for_each(map.map(), |_: &K, _: &V| {
+        used += 1;
+        Ok(())
+    })?;
+    Ok(Usage {
+        used,
+        capacity: capacity(map.map())?,
+    })
+}
+
+fn capacity(map: &MapData) -> Result<u32> {
+    Ok(map
+        .info()
+        .context("the kernel does not describe a table")?
+        .max_entries())
+}
+
+/// Opens one table, whatever its type: [`Map`]'s conversions check the sizes.
+fn open<T: TryFrom<Map, Error = MapError>>(directory: &Path, name: &str) -> Result<T, Unusable> {
+    let data = match MapData::from_pin(directory.join(name)) {
+        Ok(data) => data,
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            return Err(Unusable::Missing);
+        }
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            let directory = directory.display();
+            return Err(Unusable::Refused(anyhow!(
+                "permission denied to open the tables in {directory}: run as root"
+            )));
+        }
+        Err(error) => {
+            return Err(Unusable::Refused(
+                anyhow!(error).context(format!("cannot open the pinned table {name}")),
+            ));
+        }
+    };
+    Map::from_map_data(data)
+        .and_then(T::try_from)
+        .map_err(|_| Unusable::OtherVersion)
+}

@@ -1,0 +1,606 @@
+//! What the tables say, for people and for programs: plain values with names and units, made from
+//! the tables' entries without a kernel. Their serialisation is the JSON that `--json` prints; a
+//! field is never renamed or given another meaning without a new [`SCHEMA`].
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tapnat_common::{
+    abi::{
+        Counter, Device, EndpointKey, FlowKey, Mapping, Session, Settings, mapping_flags, role,
+        session_flags, setting_flags,
+    },
+    nat::{
+        REFRESH_AFTER,
+        session::{Half, last_kept, state, timeout},
+    },
+    net::{Be16, Be32, protocol},
+    time::{Instant, Ticks},
+    verdict::{Outcome, Reason},
+};
+
+use crate::{
+    config::{filtering_label, mapping_label},
+    tables::Usage,
+};
+
+/// The version of everything that `--json` prints.
+pub const SCHEMA: u32 = 1;
+
+/// An address and a port. For ICMP queries the port of the side that asked is the query's
+/// identifier and that of the other side 0; protocols without ports have 0.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct Endpoint {
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+impl Endpoint {
+    fn new(address: Be32, port: Be16) -> Self {
+        Self {
+            address: Ipv4Addr::from(address).into(),
+            port: port.get(),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.address, self.port).fmt(formatter)
+    }
+}
+
+/// A number for each direction.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct Directions {
+    /// From the guest.
+    pub outbound: u64,
+    /// To the guest.
+    pub inbound: u64,
+}
+
+/// A session, seen from the guest that it belongs to. One between two guests over an outside
+/// address is shown from the side of the guest that began it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Flow {
+    pub protocol: String,
+    /// The guest.
+    pub inside: Endpoint,
+    /// What the world sees in its place.
+    pub outside: Endpoint,
+    /// Whom the guest talks to.
+    pub remote: Endpoint,
+    /// `opening`, `established`, `closing` or `reset` for TCP, else `one-way` or `two-way`.
+    pub state: &'static str,
+    /// Since the last packet of either direction, to within a second.
+    pub idle_seconds: u64,
+    /// Until the session ends if no packet comes.
+    pub expires_in_seconds: u64,
+    /// Absent when sessions are not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<Directions>,
+    /// Of IP packets, headers included. Absent when sessions are not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Directions>,
+}
+
+impl Flow {
+    /// The session that this half belongs to, at `now`. None when the session is shown from its
+    /// other half, and when it is past its time and counts as absent.
+    #[must_use]
+    pub fn from_half(
+        key: &FlowKey,
+        half: &Session,
+        twin: Option<&Session>,
+        settings: &Settings,
+        now: Instant,
+    ) -> Option<Self> {
+        key.arrival.device()?;
+        let between_guests = half.flags & session_flags::TO_INSIDE != 0;
+        if between_guests && half.flags & session_flags::INITIATOR == 0 {
+            return None;
+        }
+        let number = key.arrival.protocol();
+        let one = Half::from(half);
+        let other = twin.map_or(one, Half::from);
+        let state = state(number, one, other);
+        let inbound_refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
+        let kept = last_kept(number, one, other, inbound_refresh);
+        let expires_at = kept
+            .after(timeout(number, state, &settings.timeouts))
+            .after(REFRESH_AFTER);
+        if !now.is_before(expires_at) {
+            return None;
+        }
+        let twin = twin.copied().unwrap_or_default();
+        let counted = half.packets != 0 || twin.packets != 0;
+        Some(Self {
+            protocol: protocol_label(number),
+            inside: Endpoint::new(key.source, key.source_port),
+            outside: Endpoint::new(half.source, half.source_port),
+            remote: Endpoint::new(key.destination, key.destination_port),
+            state: state.label(),
+            idle_seconds: seconds(now.since(one.last_seen.later_of(other.last_seen))),
+            expires_in_seconds: seconds_left(expires_at.since(now)),
+            packets: counted.then_some(Directions {
+                outbound: half.packets,
+                inbound: twin.packets,
+            }),
+            bytes: counted.then_some(Directions {
+                outbound: half.bytes,
+                inbound: twin.bytes,
+            }),
+        })
+    }
+}
+
+/// An endpoint-independent mapping.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct MappingView {
+    pub protocol: String,
+    pub inside: Endpoint,
+    pub outside: Endpoint,
+    /// `dynamic`, or `static` for one that the operator made.
+    pub kind: &'static str,
+    /// Sessions that stand on it.
+    pub sessions: u32,
+    /// Null for one that stays.
+    pub expires_in_seconds: Option<u64>,
+}
+
+impl MappingView {
+    /// The mapping with this outside endpoint, at `now`. None when it is past its time.
+    #[must_use]
+    pub fn new(outside: &EndpointKey, mapping: &Mapping, now: Instant) -> Option<Self> {
+        let stays = mapping.flags & mapping_flags::STATIC != 0;
+        if !stays && !now.is_before(mapping.expires_at) {
+            return None;
+        }
+        Some(Self {
+            protocol: protocol_label(outside.protocol),
+            inside: Endpoint::new(mapping.inside.address, mapping.inside.port),
+            outside: Endpoint::new(outside.address, outside.port),
+            kind: if stays { "static" } else { "dynamic" },
+            sessions: mapping.sessions,
+            expires_in_seconds: (!stays).then(|| seconds_left(mapping.expires_at.since(now))),
+        })
+    }
+}
+
+/// An instance as a whole.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Status {
+    pub schema: u32,
+    pub instance: String,
+    /// The process of `tapnat run`; null when none runs and the datapath works by itself.
+    pub process: Option<i32>,
+    pub abi_version: u32,
+    pub outside_addresses: Vec<Ipv4Addr>,
+    pub devices: Vec<DeviceView>,
+    pub timeouts: TimeoutsView,
+    pub filtering: Modes,
+    pub mapping: Modes,
+    /// Whether packets from outside keep sessions other than TCP alive.
+    pub inbound_refresh: bool,
+    /// Sessions that one guest may have; null for no limit.
+    pub guest_max_sessions: Option<u32>,
+    pub tables: TablesView,
+    pub reasons: Vec<ReasonView>,
+}
+
+/// A device that the datapath works on.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct DeviceView {
+    /// Null when this host does not know it by a name.
+    pub name: Option<String>,
+    pub index: u32,
+    /// `inside` or `uplink`.
+    pub role: &'static str,
+    /// The host's address on it.
+    pub address: Ipv4Addr,
+    /// Of the network that guests have their addresses from.
+    pub prefix_length: u32,
+    /// Bytes.
+    pub mtu: u16,
+    /// `ethernet`, or `none` where packets begin with the IP header.
+    pub link_layer: &'static str,
+}
+
+impl DeviceView {
+    #[must_use]
+    pub fn new(name: Option<String>, index: u32, device: &Device) -> Self {
+        Self {
+            name,
+            index,
+            role: if device.role == role::UPLINK {
+                "uplink"
+            } else {
+                "inside"
+            },
+            address: device.address.into(),
+            prefix_length: device.mask.get().count_ones(),
+            mtu: device.mtu,
+            link_layer: if device.ethernet == 0 {
+                "none"
+            } else {
+                "ethernet"
+            },
+        }
+    }
+}
+
+/// Timeouts in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TimeoutsView {
+    pub udp: f64,
+    pub tcp_established: f64,
+    pub tcp_transitory: f64,
+    pub icmp: f64,
+    pub other: f64,
+    pub port_rest: f64,
+    pub fragment: f64,
+}
+
+/// A behaviour for TCP, and for everything else.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct Modes {
+    pub tcp: &'static str,
+    pub udp: &'static str,
+}
+
+/// How full the tables are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct TablesView {
+    pub sessions: UsageView,
+    pub mappings: UsageView,
+    pub guests: UsageView,
+}
+
+/// How full one table is. What is past its time and not yet collected counts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct UsageView {
+    pub used: u64,
+    pub capacity: u32,
+}
+
+impl From<Usage> for UsageView {
+    fn from(usage: Usage) -> Self {
+        Self {
+            used: usage.used,
+            capacity: usage.capacity,
+        }
+    }
+}
+
+/// How many packets left the datapath for one reason.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct ReasonView {
+    pub reason: &'static str,
+    /// `pass`, `drop`, `refuse` (dropped, and the sender told) or `forward`.
+    pub outcome: &'static str,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+impl ReasonView {
+    #[must_use]
+    pub fn new(reason: Reason, counter: Counter) -> Self {
+        Self {
+            reason: reason.label(),
+            outcome: match reason.outcome() {
+                Outcome::Pass => "pass",
+                Outcome::Drop => "drop",
+                Outcome::Refuse => "refuse",
+                Outcome::Forward => "forward",
+            },
+            packets: counter.packets,
+            bytes: counter.bytes,
+        }
+    }
+}
+
+/// What a [`Status`] is made of, as read.
+#[derive(Clone, Debug)]
+pub struct StatusSource {
+    pub instance: String,
+    pub process: Option<i32>,
+    pub settings: Settings,
+    pub devices: Vec<DeviceView>,
+    pub tables: TablesView,
+    pub counters: Vec<(Reason, Counter)>,
+}
+
+impl From<StatusSource> for Status {
+    fn from(source: StatusSource) -> Self {
+        let settings = source.settings;
+        let timeouts = settings.timeouts;
+        let (tcp, udp) = (protocol::TCP, protocol::UDP);
+        Self {
+            schema: SCHEMA,
+            instance: source.instance,
+            process: source.process,
+            abi_version: settings.abi_version,
+            outside_addresses: settings
+                .outside
+                .iter()
+                .take(settings.outside_count as usize)
+                .map(|address| Ipv4Addr::from(*address))
+                .collect(),
+            devices: source.devices,
+            timeouts: TimeoutsView {
+                udp: exact_seconds(timeouts.udp),
+                tcp_established: exact_seconds(timeouts.tcp_established),
+                tcp_transitory: exact_seconds(timeouts.tcp_transitory),
+                icmp: exact_seconds(timeouts.icmp),
+                other: exact_seconds(timeouts.other),
+                port_rest: exact_seconds(timeouts.port_rest),
+                fragment: exact_seconds(timeouts.fragment),
+            },
+            filtering: Modes {
+                tcp: filtering_label(settings.filtering(tcp)),
+                udp: filtering_label(settings.filtering(udp)),
+            },
+            mapping: Modes {
+                tcp: mapping_label(settings.mapping(tcp)),
+                udp: mapping_label(settings.mapping(udp)),
+            },
+            inbound_refresh: settings.flags & setting_flags::INBOUND_REFRESH != 0,
+            guest_max_sessions: Some(settings.guest_max_sessions).filter(|most| *most != 0),
+            tables: source.tables,
+            reasons: source
+                .counters
+                .into_iter()
+                .map(|(reason, counter)| ReasonView::new(reason, counter))
+                .collect(),
+        }
+    }
+}
+
+/// The name of an IP protocol, or its number where it has no name here.
+#[must_use]
+pub fn protocol_label(number: u8) -> String {
+    match number {
+        protocol::ICMP => "icmp".to_owned(),
+        protocol::TCP => "tcp".to_owned(),
+        protocol::UDP => "udp".to_owned(),
+        protocol::GRE => "gre".to_owned(),
+        protocol::ESP => "esp".to_owned(),
+        protocol::SCTP => "sctp".to_owned(),
+        protocol::UDP_LITE => "udp-lite".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn seconds(ticks: Ticks) -> u64 {
+    ticks.milliseconds() / 1000
+}
+
+/// Rounded up, so that what still lives never shows 0.
+fn seconds_left(ticks: Ticks) -> u64 {
+    ticks.milliseconds().div_ceil(1000)
+}
+
+/// To a hundredth: a tick is longer than a millisecond, and was rounded up.
+fn exact_seconds(ticks: Ticks) -> f64 {
+    Duration::from_millis(ticks.milliseconds() / 10 * 10).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tapnat_common::abi::{ABI_VERSION, Arrival, NextHop, Timeouts, tcp_state};
+
+    use super::*;
+
+    const TAP: u32 = 7;
+
+    fn settings() -> Settings {
+        Settings {
+            abi_version: ABI_VERSION,
+            timeouts: Timeouts::default(),
+            ..Settings::default()
+        }
+    }
+
+    fn address(text: &str) -> Be32 {
+        text.parse::<Ipv4Addr>().unwrap().into()
+    }
+
+    fn at(seconds: u32) -> Instant {
+        Instant::default().after(Ticks::from_seconds(seconds))
+    }
+
+    /// The guest's half of a session to 198.51.100.7:443, last seen at second 1000, and its twin.
+    fn session(protocol: u8) -> (FlowKey, Session, Session) {
+        let key = FlowKey {
+            source: address("10.0.0.2"),
+            destination: address("198.51.100.7"),
+            source_port: Be16::new(40000),
+            destination_port: Be16::new(443),
+            arrival: Arrival::inside(TAP.try_into().unwrap(), protocol),
+        };
+        let half = Session {
+            source: address("192.0.2.10"),
+            destination: key.destination,
+            source_port: Be16::new(41000),
+            destination_port: key.destination_port,
+            last_seen: at(1000),
+            tcp: tcp_state::STEADY,
+            flags: session_flags::INITIATOR,
+            ..Session::default()
+        };
+        let twin = Session {
+            source: key.destination,
+            destination: key.source,
+            source_port: key.destination_port,
+            destination_port: key.source_port,
+            next_hop: NextHop {
+                device: TAP,
+                ..NextHop::default()
+            },
+            last_seen: at(1004),
+            tcp: tcp_state::STEADY,
+            flags: session_flags::TO_INSIDE,
+            ..Session::default()
+        };
+        (key, half, twin)
+    }
+
+    #[test]
+    fn a_flow_as_json() {
+        let (key, mut half, mut twin) = session(protocol::TCP);
+        (half.packets, half.bytes) = (3, 180);
+        (twin.packets, twin.bytes) = (2, 3000);
+        let flow = Flow::from_half(
+            &key,
+            &half,
+            Some(&twin),
+            &settings(),
+            at(1010).after(Ticks::new(100)),
+        )
+        .unwrap();
+        assert_eq!(
+            serde_json::to_value(&flow).unwrap(),
+            json!({
+                "protocol": "tcp",
+                "inside": {"address": "10.0.0.2", "port": 40000},
+                "outside": {"address": "192.0.2.10", "port": 41000},
+                "remote": {"address": "198.51.100.7", "port": 443},
+                "state": "established",
+                "idle_seconds": 6,
+                "expires_in_seconds": 7435,
+                "packets": {"outbound": 3, "inbound": 2},
+                "bytes": {"outbound": 180, "inbound": 3000},
+            })
+        );
+    }
+
+    #[test]
+    fn without_counting_there_are_no_counts() {
+        let (key, half, twin) = session(protocol::TCP);
+        let flow = Flow::from_half(&key, &half, Some(&twin), &settings(), at(1010)).unwrap();
+        let json = serde_json::to_value(&flow).unwrap();
+        assert!(
+            json.get("packets").is_none() && json.get("bytes").is_none(),
+            "{json}"
+        );
+    }
+
+    #[test]
+    fn each_session_is_shown_once() {
+        let (key, half, twin) = session(protocol::UDP);
+        let twin_key = half.twin_key(&key);
+        assert_eq!(twin_key.arrival.device(), None);
+        assert!(Flow::from_half(&twin_key, &twin, Some(&half), &settings(), at(1010)).is_none());
+        // Between guests both halves arrive on inside devices.
+        let mut half = half;
+        half.flags |= session_flags::TO_INSIDE;
+        half.next_hop.device = TAP + 1;
+        let twin_key = half.twin_key(&key);
+        assert_eq!(twin_key.arrival.device().map(Into::into), Some(TAP + 1));
+        assert!(Flow::from_half(&key, &half, Some(&twin), &settings(), at(1010)).is_some());
+        assert!(Flow::from_half(&twin_key, &twin, Some(&half), &settings(), at(1010)).is_none());
+    }
+
+    #[test]
+    fn what_is_past_its_time_is_not_shown() {
+        let (key, half, mut twin) = session(protocol::UDP);
+        let shown = |now, twin: &Session| {
+            Flow::from_half(&key, &half, Some(twin), &settings(), at(now)).is_some()
+        };
+        assert!(shown(1299, &twin));
+        // The reply at second 1004 does not keep it (RFC 4787 REQ-6).
+        assert!(!shown(1302, &twin));
+        twin.tcp = 0;
+        let flow = Flow::from_half(&key, &half, Some(&twin), &settings(), at(1010)).unwrap();
+        assert_eq!(flow.state, "one-way");
+        assert!(Flow::from_half(&key, &half, None, &settings(), at(1010)).is_some());
+    }
+
+    #[test]
+    fn a_mapping_as_json() {
+        let outside = EndpointKey::new(address("192.0.2.10"), Be16::new(41000), protocol::UDP);
+        let mut mapping = Mapping {
+            inside: EndpointKey::new(address("10.0.0.2"), Be16::new(40000), protocol::UDP),
+            expires_at: at(1300),
+            sessions: 2,
+            ..Mapping::default()
+        };
+        let view = MappingView::new(&outside, &mapping, at(1000)).unwrap();
+        assert_eq!(
+            serde_json::to_value(&view).unwrap(),
+            json!({
+                "protocol": "udp",
+                "inside": {"address": "10.0.0.2", "port": 40000},
+                "outside": {"address": "192.0.2.10", "port": 41000},
+                "kind": "dynamic",
+                "sessions": 2,
+                "expires_in_seconds": 300,
+            })
+        );
+        assert_eq!(MappingView::new(&outside, &mapping, at(1301)), None);
+        mapping.flags = mapping_flags::STATIC;
+        let view = MappingView::new(&outside, &mapping, at(1301)).unwrap();
+        assert_eq!((view.kind, view.expires_in_seconds), ("static", None));
+    }
+
+    #[test]
+    fn a_status_says_what_was_set() {
+        let mut settings = settings();
+        settings.outside[0] = address("192.0.2.10");
+        settings.outside_count = 1;
+        settings.filtering_tcp = 1;
+        settings.mapping_udp = 1;
+        let usage = UsageView {
+            used: 1,
+            capacity: 2,
+        };
+        let status = Status::from(StatusSource {
+            instance: "default".to_owned(),
+            process: None,
+            settings,
+            devices: vec![DeviceView::new(
+                Some("tap0".to_owned()),
+                TAP,
+                &Device {
+                    address: address("10.0.0.1"),
+                    mask: Be32::mask(24),
+                    mtu: 1500,
+                    role: role::INSIDE,
+                    ethernet: 1,
+                },
+            )],
+            tables: TablesView {
+                sessions: usage,
+                mappings: usage,
+                guests: usage,
+            },
+            counters: vec![(
+                Reason::Truncated,
+                Counter {
+                    packets: 5,
+                    bytes: 300,
+                },
+            )],
+        });
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["schema"], SCHEMA);
+        assert_eq!(json["outside_addresses"], json!(["192.0.2.10"]));
+        assert_eq!(json["devices"][0]["prefix_length"], 24);
+        assert_eq!(json["timeouts"]["tcp_established"], json!(7440.0));
+        assert_eq!(
+            json["filtering"],
+            json!({"tcp": "address-dependent", "udp": "endpoint-independent"})
+        );
+        assert_eq!(json["mapping"]["udp"], "address-and-port-dependent");
+        assert_eq!(json["guest_max_sessions"], json!(null));
+        assert_eq!(
+            json["reasons"],
+            json!([{"reason": "truncated", "outcome": "drop", "packets": 5, "bytes": 300}])
+        );
+    }
+}
