@@ -9,6 +9,7 @@ use core::num::NonZeroU32;
 
 use crate::{
     checksum::Delta,
+    frame::LinkAddresses,
     net::{Be16, Be32},
     time::{Instant, Ticks},
 };
@@ -62,6 +63,8 @@ pub mod programs {
     pub const EXCEPTIONAL: &str = "exceptional";
     /// Packets without a session.
     pub const START: &str = "start";
+    /// Packets that open a session.
+    pub const OPEN: &str = "open";
 }
 
 /// Places in [`maps::STAGES`]: the programs that others go on to.
@@ -70,7 +73,9 @@ pub mod stages {
     pub const EXCEPTIONAL: u32 = 0;
     /// [`super::programs::START`].
     pub const START: u32 = 1;
-    pub const COUNT: u32 = 2;
+    /// [`super::programs::OPEN`].
+    pub const OPEN: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
 /// Constants that the loader sets before the programs are loaded.
@@ -199,9 +204,8 @@ pub mod tcp_state {
 pub struct NextHop {
     /// Interface index.
     pub device: u32,
-    /// The neighbour's link address, then our device's: the first 12 bytes of
-    /// the Ethernet header.
-    pub link: [[u8; 6]; 2],
+    /// The neighbour's link address, then our device's.
+    pub link: LinkAddresses,
 }
 
 /// One direction of a session, the value of [`maps::SESSIONS`]: all that an

@@ -7,21 +7,82 @@ use network_types::{ip::Ipv4Hdr, tcp::TcpHdr};
 
 use crate::checksum::Delta;
 
-/// A header that can be read from any address: bytes only, no padding.
+/// A header: bytes only, no padding.
 ///
 /// # Safety
-/// The type has alignment 1 or is read unaligned only, has no padding, and
-/// every bit pattern is a value of it.
-pub unsafe trait Header: Copy {}
+/// Every bit pattern is a value of the type, and of its `Words`; both have the
+/// same size.
+pub unsafe trait Header: Copy {
+    /// The same bytes, in the widest pieces that the kernel's program should
+    /// load and store: its compiler takes bytes one by one where it knows of no
+    /// alignment, while the machines that run it do not mind.
+    type Words: Copy;
+}
 
-// SAFETY: arrays of bytes, and `repr(C)` structs of them.
-unsafe impl<const N: usize> Header for [u8; N] {}
-// SAFETY: as above.
-unsafe impl<const N: usize, const M: usize> Header for [[u8; N]; M] {}
-// SAFETY: as above.
-unsafe impl Header for Ipv4Hdr {}
-// SAFETY: as above.
-unsafe impl Header for TcpHdr {}
+macro_rules! headers {
+    ($($header:ty as $words:ty,)*) => {
+        $(
+            const _: () = assert!(size_of::<$header>() == size_of::<$words>());
+            // SAFETY: integers and arrays of them, of the same size.
+            unsafe impl Header for $header {
+                type Words = $words;
+            }
+        )*
+    };
+}
+
+headers! {
+    [u8; 1] as u8,
+    [u8; 2] as u16,
+    [u8; 4] as u32,
+    [u8; 8] as [u32; 2],
+    [u8; 28] as [u32; 7],
+    [[u8; 2]; 2] as u32,
+    [[u8; 4]; 3] as [u32; 3],
+    LinkAddresses as [u32; 3],
+    Ipv4Hdr as [u32; 5],
+    TcpHdr as [u32; 5],
+}
+
+/// The first 12 bytes of an Ethernet header: destination, then source.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkAddresses([u32; 3]);
+
+impl LinkAddresses {
+    #[inline(always)]
+    #[must_use]
+    pub const fn new([a, b, c, d, e, f]: [u8; 6], [g, h, i, j, k, l]: [u8; 6]) -> Self {
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+        ])
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn destination(self) -> [u8; 6] {
+        let [a, b, c, d] = self.0[0].to_ne_bytes();
+        let [e, f, ..] = self.0[1].to_ne_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn source(self) -> [u8; 6] {
+        let [_, _, a, b] = self.0[1].to_ne_bytes();
+        let [c, d, e, f] = self.0[2].to_ne_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// For the way back.
+    #[inline(always)]
+    #[must_use]
+    pub const fn swapped(self) -> Self {
+        Self::new(self.source(), self.destination())
+    }
+}
 
 /// A packet in memory. Offsets count from the first byte of the frame.
 pub trait Frame {

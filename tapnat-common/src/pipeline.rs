@@ -74,17 +74,28 @@ pub fn exceptional<F: Frame, T: Tables>(
     Some(carry_out(frame, device, tables, (packet, plan), reason))
 }
 
-/// Decides about a packet without a session, and rewrites it if it goes on.
+/// Decides about a packet without a session; `None` if it is for [`open`].
 /// `packet` and `plan` are as [`exceptional`] left them.
 #[inline(always)]
-pub fn start<F: Frame, T: Tables>(
+pub fn start<T: Tables>(
+    device: Option<NonZeroU32>,
+    tables: &T,
+    packet: &Packet,
+    plan: &mut Plan,
+) -> Option<Reason> {
+    nat::start(packet, device, tables, plan)
+}
+
+/// Makes the session that [`start`] planned, and rewrites its first packet.
+#[inline(always)]
+pub fn open<F: Frame, T: Tables>(
     frame: &mut F,
     device: Option<NonZeroU32>,
     tables: &T,
     packet: &Packet,
     plan: &mut Plan,
 ) -> Reason {
-    let reason = nat::start(packet, device, tables, plan);
+    let reason = nat::open(packet, device, tables, plan);
     carry_out(frame, device, tables, (packet, plan), reason)
 }
 

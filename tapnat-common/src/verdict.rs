@@ -5,7 +5,8 @@
 //! version, and a label never changes its meaning.
 
 use crate::{
-    abi::Session,
+    abi::{EndpointKey, Session},
+    nat::Route,
     net::{Be32, icmp},
     rewrite::Rewrite,
 };
@@ -157,6 +158,34 @@ reasons! {
 }
 
 
+/// A session about to be made, as its first packet's half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// What to say of the packet once the session is made.
+    pub reason: Reason,
+    /// What become of the packet's source and destination.
+    pub source: EndpointKey,
+    pub destination: EndpointKey,
+    /// [`crate::abi::session_flags`] of this half, `INITIATOR` aside.
+    pub flags: u8,
+    pub route: Route,
+    /// [`crate::abi::Settings::generation`] of the route.
+    pub generation: u16,
+}
+
+impl Default for Opening {
+    fn default() -> Self {
+        Self {
+            reason: Reason::SessionConflict,
+            source: EndpointKey::default(),
+            destination: EndpointKey::default(),
+            flags: 0,
+            route: Route::default(),
+            generation: 0,
+        }
+    }
+}
+
 /// The particulars of an exit, beside its [`Reason`]: filled in as far as the
 /// reason's outcome needs them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,6 +196,8 @@ pub struct Plan {
     pub error_source: Be32,
     /// For [`Reason::FragmentationNeeded`]: the MTU of the way out in bytes.
     pub mtu: u16,
+    /// For a new session: what to make.
+    pub opening: Opening,
     /// For a new session: the half whose packet is here, and its twin.
     pub halves: [Session; 2],
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use core::ptr;
 use tapnat_common::{
     abi::NextHop,
-    frame::Frame,
+    frame::{Frame, LinkAddresses},
     parse::Packet,
     refusal::{self, HEADER_LENGTH, Refusal},
 };
@@ -59,8 +59,8 @@ fn answer(skb: &mut Skb, packet: &Packet, refusal: &Refusal) -> Option<i32> {
     }
     skb.store(link, &header)?;
     if link != 0 {
-        let [destination, source] = skb.load::<[[u8; 6]; 2]>(0)?;
-        skb.store(0, &[source, destination])?;
+        let link = skb.load::<LinkAddresses>(0)?;
+        skb.store(0, &link.swapped())?;
     }
     // SAFETY: no preconditions.
     Some(unsafe { bpf_redirect(skb.device(), 0) } as i32)

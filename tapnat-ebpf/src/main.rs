@@ -73,29 +73,45 @@ pub fn outside_raw(context: TcContext) -> i32 {
 /// Packets that are not of an established session.
 #[classifier]
 pub fn exceptional(context: TcContext) -> i32 {
-    let Some(scratch) = scratch() else { return TC_ACT_SHOT };
-    let device = NonZeroU32::new(scratch.device);
-    let mut skb = Skb::new(context.skb.skb, scratch.link_length);
-    let kernel = Kernel::new(context.skb.skb, scratch.link_length == ETHERNET, now());
-    let Scratch { packet, plan, .. } = scratch;
-    *packet = Packet::default();
-    *plan = Plan::default();
-    match pipeline::exceptional(&mut skb, device, &kernel, packet, plan) {
-        Some(reason) => leave(&context, &mut skb, &kernel, reason),
-        None => go_on(&context, stages::START),
-    }
+    stage(&context, |skb, device, kernel, scratch| {
+        scratch.packet = Packet::default();
+        scratch.plan = Plan::default();
+        pipeline::exceptional(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
+            .ok_or(stages::START)
+    })
 }
 
 /// Packets without a session.
 #[classifier]
 pub fn start(context: TcContext) -> i32 {
+    stage(&context, |_, device, kernel, scratch| {
+        pipeline::start(device, kernel, &scratch.packet, &mut scratch.plan).ok_or(stages::OPEN)
+    })
+}
+
+/// Packets that open a session.
+#[classifier]
+pub fn open(context: TcContext) -> i32 {
+    stage(&context, |skb, device, kernel, scratch| {
+        Ok(pipeline::open(skb, device, kernel, &scratch.packet, &mut scratch.plan))
+    })
+}
+
+/// Runs a program that others go on to. `decide` gives the packet's reason to
+/// leave, or the next stage.
+#[inline(always)]
+fn stage(
+    context: &TcContext,
+    decide: impl FnOnce(&mut Skb, Option<NonZeroU32>, &Kernel, &mut Scratch) -> Result<Reason, u32>,
+) -> i32 {
     let Some(scratch) = scratch() else { return TC_ACT_SHOT };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
     let kernel = Kernel::new(context.skb.skb, scratch.link_length == ETHERNET, now());
-    let reason =
-        pipeline::start(&mut skb, device, &kernel, &scratch.packet, &mut scratch.plan);
-    leave(&context, &mut skb, &kernel, reason)
+    match decide(&mut skb, device, &kernel, scratch) {
+        Ok(reason) => leave(context, &mut skb, &kernel, reason, scratch),
+        Err(next) => go_on(context, next),
+    }
 }
 
 #[inline(always)]
@@ -136,8 +152,13 @@ fn scratch<'a>() -> Option<&'a mut Scratch> {
 
 /// Counts the packet's reason and lets it leave accordingly.
 #[inline(always)]
-fn leave(context: &TcContext, skb: &mut Skb, kernel: &Kernel, reason: Reason) -> i32 {
-    let Some(Scratch { device, packet, plan, .. }) = scratch() else { return TC_ACT_SHOT };
+fn leave(
+    context: &TcContext,
+    skb: &mut Skb,
+    kernel: &Kernel,
+    reason: Reason,
+    Scratch { device, packet, plan, .. }: &Scratch,
+) -> i32 {
     note(context, reason, packet, skb.length());
     match reason.outcome() {
         Outcome::Pass => TC_ACT_OK,

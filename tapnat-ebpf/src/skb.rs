@@ -52,10 +52,14 @@ impl Skb {
         if offset > FIRST_HEADERS {
             return None;
         }
+        // Volatile, so that each comparison has loads of its own: the verifier
+        // follows a pointer that was loaded, not one copied as 32 bits, which
+        // is what the compiler takes it for.
         // SAFETY: the context is valid for the program's run.
-        let data = unsafe { (*self.context).data } as usize as *mut u8;
+        let data = unsafe { (&raw const (*self.context).data).read_volatile() } as usize as *mut u8;
         // SAFETY: as above.
-        let end = unsafe { (*self.context).data_end } as usize as *mut u8;
+        let end =
+            unsafe { (&raw const (*self.context).data_end).read_volatile() } as usize as *mut u8;
         let start = data.wrapping_add(offset as usize);
         if start.wrapping_add(size_of::<T>()) > end { None } else { Some(start.cast()) }
     }
@@ -90,15 +94,20 @@ impl Frame for Skb {
     #[inline(always)]
     fn load<T: Header>(&self, offset: u32) -> Option<T> {
         let at = self.at::<T>(offset)?;
-        // SAFETY: within the packet; a `Header` has any bytes for a value.
-        Some(unsafe { at.read_unaligned() })
+        // SAFETY: within the packet, and any bytes are a value. Not aligned, but
+        // the kernels' machines load so all the same, and the verifier checks.
+        let words = unsafe { at.cast::<T::Words>().read() };
+        // SAFETY: the same size, and any bytes are a value of a `Header`.
+        Some(unsafe { core::mem::transmute_copy(&words) })
     }
 
     #[inline(always)]
     fn store<T: Header>(&mut self, offset: u32, header: &T) -> Option<()> {
         let at = self.at::<T>(offset)?;
-        // SAFETY: within the packet, which the verifier lets TC programs write.
-        unsafe { at.write_unaligned(*header) };
+        // SAFETY: the same size, and any bytes are a value of its words.
+        let words: T::Words = unsafe { core::mem::transmute_copy(header) };
+        // SAFETY: within the packet, which TC programs may write; as for loads.
+        unsafe { at.cast::<T::Words>().write(words) };
         Some(())
     }
 

@@ -22,7 +22,8 @@ use tapnat_common::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
         PermissionKey, Session, Settings,
     },
-    nat::{Insert, Route, Tables},
+    frame::LinkAddresses,
+    nat::{Fate, Insert, Route, Tables},
     net::{Be32, protocol},
     parse::Packet,
     ports::{PortSet, Reserved},
@@ -58,7 +59,7 @@ impl Kernel {
         let size = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: the context is valid, the query is a whole bpf_fib_lookup.
         let result = unsafe { fib_lookup(self.context.cast(), query, size, flags) };
-        let Ok(result) = u32::try_from(result) else { return Route::Local };
+        let Ok(result) = u32::try_from(result) else { return Route::default() };
         let device = self.device(query.ifindex);
         let device_mtu = device.map_or(0, |device| device.mtu);
         match result {
@@ -68,16 +69,17 @@ impl Kernel {
                 // Kernels before 5.12 leave the length where the MTU belongs.
                 let mtu = if route_mtu > 1 { route_mtu } else { device_mtu };
                 let linked = self.ethernet && device.is_some_and(|device| device.ethernet != 0);
-                let next_hop = NextHop { device: query.ifindex, link: [query.dmac, query.smac] };
-                Route::Via { next_hop, linked, mtu }
+                let link = LinkAddresses::new(query.dmac, query.smac);
+                let next_hop = NextHop { device: query.ifindex, link };
+                Route { fate: Fate::Onward, next_hop, linked, mtu }
             }
             BPF_FIB_LKUP_RET_NO_NEIGH => {
-                let next_hop = NextHop { device: query.ifindex, link: [[0; 6]; 2] };
-                Route::Via { next_hop, linked: false, mtu: device_mtu }
+                let next_hop = NextHop { device: query.ifindex, ..NextHop::default() };
+                Route { fate: Fate::Onward, next_hop, linked: false, mtu: device_mtu }
             }
-            BPF_FIB_LKUP_RET_FWD_DISABLED => Route::Disabled,
+            BPF_FIB_LKUP_RET_FWD_DISABLED => Route { fate: Fate::Disabled, ..Route::default() },
             // Local, unreachable, prohibited, encapsulated: the kernel's to do.
-            0..=u32::MAX => Route::Local,
+            0..=u32::MAX => Route::default(),
         }
     }
 }

@@ -104,8 +104,10 @@ fn allocate<T: Tables>(
         let set = tables
             .ports(set_index(pool.index, class, wanted))
             .ok_or(Reason::PortsExhausted)?;
-        let Some(port) = set.find(wanted, tables.random()) else { continue };
-        if let Some(taken) = take(mapping, &pool, port, tables) {
+        let mut port = 0;
+        if set.find_into(wanted, tables.random(), &mut port)
+            && let Some(taken) = take(mapping, &pool, port, tables)
+        {
             return taken;
         }
     }

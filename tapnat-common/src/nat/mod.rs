@@ -13,7 +13,7 @@ mod start;
 
 pub use errors::decide_error;
 pub use fragments::remember;
-pub use start::start;
+pub use start::{open, start};
 
 use core::num::NonZeroU32;
 
@@ -46,14 +46,26 @@ pub enum Insert {
 }
 
 /// Where a packet would go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// On by a device. `linked`: the next hop's link addresses are known.
-    Via { next_hop: NextHop, linked: bool, mtu: u16 },
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// On by a device.
+    Onward,
     /// To the host itself, or nowhere: the kernel must deal with it.
+    #[default]
     Local,
     /// The kernel does not look routes up for this device.
     Disabled,
+}
+
+/// A route. All but the fate is for [`Fate::Onward`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    pub fate: Fate,
+    pub next_hop: NextHop,
+    /// The next hop's link addresses are known.
+    pub linked: bool,
+    /// Of the way out, in bytes.
+    pub mtu: u16,
 }
 
 /// The tables, the kernel's knowledge, time and chance, as far as the NAT uses
@@ -212,15 +224,15 @@ fn renew_next_hop<T: Tables>(
     } else {
         match key.arrival.device() {
             Some(device) => tables.route_from(device, packet),
-            None => Route::Local,
+            None => Route::default(),
         }
     };
-    match route {
-        Route::Via { next_hop, linked, mtu } => {
-            session.next_hop = next_hop;
-            session.mtu = mtu;
+    match route.fate {
+        Fate::Onward => {
+            session.next_hop = route.next_hop;
+            session.mtu = route.mtu;
             session.generation = generation;
-            if linked {
+            if route.linked {
                 session.flags |= session_flags::NEXT_HOP_KNOWN;
             } else {
                 session.flags &= !session_flags::NEXT_HOP_KNOWN;
@@ -228,10 +240,10 @@ fn renew_next_hop<T: Tables>(
             Ok(())
         }
         // What is known of the way keeps the session going, if it is known.
-        Route::Disabled if session.mtu != 0 => Ok(()),
-        Route::Disabled => Err(Reason::ForwardingDisabled),
+        Fate::Disabled if session.mtu != 0 => Ok(()),
+        Fate::Disabled => Err(Reason::ForwardingDisabled),
         // What became of the route is the kernel's to say, to the sender.
-        Route::Local => Err(Reason::NoRoute),
+        Fate::Local => Err(Reason::NoRoute),
     }
 }
 

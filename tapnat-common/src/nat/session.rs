@@ -6,13 +6,13 @@
 use super::{Insert, REFRESH_AFTER, Tables, filter, mapping};
 use crate::{
     abi::{
-        EndpointKey, FlowKey, NextHop, Session, Timeouts, session_flags, setting_flags, tcp_state,
+        EndpointKey, FlowKey, Session, Timeouts, session_flags, setting_flags, tcp_state,
     },
     checksum::Delta,
-    net::{Be16, Be32, protocol},
+    net::protocol,
     parse::{Packet, Part, Transport, tcp_flags},
     time::{Instant, Ticks},
-    verdict::Reason,
+    verdict::{Opening, Reason},
 };
 
 /// The state of a session, for timeouts and for people.
@@ -243,26 +243,16 @@ pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T
     filter::permit(&outside, remote, until, tables);
 }
 
-/// A session about to be made: the half whose packet is here.
-pub(super) struct Opening<'a> {
-    pub key: &'a FlowKey,
-    /// What the packet's source and destination become.
-    pub source: (Be32, Be16),
-    pub destination: (Be32, Be16),
-    /// [`session_flags`] of this half, `INITIATOR` aside.
-    pub flags: u8,
-    pub next_hop: NextHop,
-    pub linked: bool,
-    pub mtu: u16,
-    pub generation: u16,
-}
-
 /// The two halves of a new session: this one's, then its twin's.
 #[inline(always)]
-pub(super) fn halves(opening: &Opening<'_>, packet: &Packet, now: Instant) -> [Session; 2] {
-    let key = opening.key;
-    let (source, source_port) = opening.source;
-    let (destination, destination_port) = opening.destination;
+pub(super) fn halves(
+    opening: &Opening,
+    packet: &Packet,
+    key: &FlowKey,
+    now: Instant,
+) -> [Session; 2] {
+    let EndpointKey { address: source, port: source_port, .. } = opening.source;
+    let EndpointKey { address: destination, port: destination_port, .. } = opening.destination;
     let addresses = Delta::of_address(key.source, source)
         .and(Delta::of_address(key.destination, destination));
     let ports = Delta::of_word(key.source_port, source_port)
@@ -278,9 +268,9 @@ pub(super) fn halves(opening: &Opening<'_>, packet: &Packet, now: Instant) -> [S
         destination_port,
         address_delta: addresses.stored(),
         port_delta: ports.stored(),
-        next_hop: opening.next_hop,
+        next_hop: opening.route.next_hop,
         last_seen: now,
-        mtu: opening.mtu,
+        mtu: opening.route.mtu,
         generation: opening.generation,
         tcp: first_state(packet),
         flags: opening.flags | session_flags::INITIATOR,
@@ -293,7 +283,7 @@ pub(super) fn halves(opening: &Opening<'_>, packet: &Packet, now: Instant) -> [S
         MAX_WINDOW_SCALE
     };
     note_window_scale(&mut forward, scale);
-    if opening.linked {
+    if opening.route.linked {
         forward.flags |= session_flags::NEXT_HOP_KNOWN;
     }
     let mut back = Session {

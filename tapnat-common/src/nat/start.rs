@@ -4,44 +4,34 @@
 use core::num::NonZeroU32;
 
 use super::{
-    Route, Tables, check_size, filter, mapping,
-    session::{self, Opening},
+    Fate, Route, Tables, check_size, filter, mapping,
+    session,
 };
 use crate::{
     abi::{
-        EndpointKey, FlowKey, Mapping, MappingMode, NextHop, Settings, role, session_flags,
+        EndpointKey, FlowKey, Mapping, MappingMode, Settings, role, session_flags,
     },
     net::{Be32, protocol},
     parse::{Packet, Transport, tcp_flags},
     rewrite::Rewrite,
-    verdict::{Plan, Reason},
+    verdict::{Opening, Plan, Reason},
 };
 
-/// Decides about a packet without a session.
+/// Decides about a packet without a session; `None` if it is to have one, which
+/// is then [`open`]'s to make as the plan says.
 #[inline(always)]
 pub fn start<T: Tables>(
     packet: &Packet,
     device: Option<NonZeroU32>,
     tables: &T,
     plan: &mut Plan,
-) -> Reason {
+) -> Option<Reason> {
     let key = packet.key(device);
-    match device {
+    let opening = match device {
         Some(device) => from_inside(packet, &key, device, tables, plan),
         None => from_outside(packet, &key, tables, plan),
-    }
-}
-
-/// Where a session from inside leads.
-struct Way {
-    next_hop: NextHop,
-    linked: bool,
-    mtu: u16,
-    /// The guest's endpoint behind an outside one (RFC 4787 REQ-9), or the
-    /// packet's own destination.
-    destination: EndpointKey,
-    flags: u8,
-    reason: Reason,
+    };
+    opening.err()
 }
 
 #[inline(always)]
@@ -51,110 +41,72 @@ fn from_inside<T: Tables>(
     device: NonZeroU32,
     tables: &T,
     plan: &mut Plan,
-) -> Reason {
+) -> Result<(), Reason> {
     let (Some(settings), Some(inside)) = (tables.settings(), tables.device(device.get())) else {
-        return Reason::NoMapping;
+        return Err(Reason::NoMapping);
     };
     if is_multicast(packet) {
-        return Reason::NotUnicast;
+        return Err(Reason::NotUnicast);
     }
     if inside.address == packet.source || !packet.source.same_network(inside.address, inside.mask) {
-        return Reason::SpoofedSource;
+        return Err(Reason::SpoofedSource);
     }
     if packet.destination.is_unroutable() {
-        return Reason::UnroutableDestination;
+        return Err(Reason::UnroutableDestination);
     }
+    // To a guest behind an outside endpoint (RFC 4787 REQ-9), or to the world.
+    // An outside address without a mapping is the host's: it is its own, too.
+    let mut destination = key.destination_endpoint();
     let hairpin = settings.is_outside(packet.destination);
-    let way = if hairpin { way_back(key, tables) } else { way_out(packet, key, device, tables) };
-    let way = match way {
-        Ok(way) => way,
-        Err(reason) => return reason,
+    let route = if hairpin {
+        let Some(target) = live_mapping(&destination, tables) else { return Err(Reason::ForTheHost) };
+        destination = target.inside;
+        route_in(target, key.source, tables)
+    } else {
+        tables.route_from(device, packet)
     };
-    if let Err(reason) = may_start(packet, key, settings, tables) {
-        return reason;
+    let is_uplink =
+        || tables.device(route.next_hop.device).is_some_and(|way| way.role == role::UPLINK);
+    match route.fate {
+        Fate::Onward if hairpin || is_uplink() => {}
+        Fate::Onward | Fate::Local => return Err(Reason::ForTheHost),
+        Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
-    if let Err(reason) = check_size(packet, way.mtu, plan) {
-        return reason;
+    may_start(packet, key, settings, tables)?;
+    check_size(packet, route.mtu, plan)?;
+    let pool = mapping::outside_address(key.source, settings)?;
+    if hairpin && !filter::admits(&key.destination_endpoint(), pool.address, tables) {
+        return Err(Reason::Filtered);
     }
-    let source = match outside_endpoint(packet, key, device, tables) {
-        Ok(source) => source,
-        Err(reason) => return reason,
+    let source = outside_endpoint(packet, key, device, tables)?;
+    let (flags, reason) = if hairpin {
+        (source.flags | session_flags::TO_INSIDE, Reason::HairpinStarted)
+    } else {
+        (source.flags, Reason::SessionStarted)
     };
-    if hairpin && !filter::admits(&key.destination_endpoint(), source.outside.address, tables) {
-        return Reason::Filtered;
-    }
-    let opening = Opening {
-        key,
-        source: (source.outside.address, source.outside.port),
-        destination: (way.destination.address, way.destination.port),
-        flags: way.flags | source.flags,
-        next_hop: way.next_hop,
-        linked: way.linked,
-        mtu: way.mtu,
+    plan.opening = Opening {
+        reason,
+        source: source.outside,
+        destination,
+        flags,
+        route,
         generation: settings.generation,
     };
-    open(&opening, packet, way.reason, tables, plan)
+    Ok(())
 }
 
-/// To the world, if the route leaves by an uplink.
 #[inline(always)]
-fn way_out<T: Tables>(
-    packet: &Packet,
-    key: &FlowKey,
-    device: NonZeroU32,
-    tables: &T,
-) -> Result<Way, Reason> {
-    match tables.route_from(device, packet) {
-        Route::Via { next_hop, linked, mtu }
-            if tables.device(next_hop.device).is_some_and(|way| way.role == role::UPLINK) =>
-        {
-            Ok(Way {
-                next_hop,
-                linked,
-                mtu,
-                destination: key.destination_endpoint(),
-                flags: 0,
-                reason: Reason::SessionStarted,
-            })
-        }
-        Route::Via { .. } | Route::Local => Err(Reason::ForTheHost),
-        Route::Disabled => Err(Reason::ForwardingDisabled),
-    }
+fn live_mapping<'a, T: Tables>(outside: &EndpointKey, tables: &'a T) -> Option<&'a Mapping> {
+    let mapping = tables.mapping(outside)?;
+    if mapping::is_expired(mapping, tables.now()) { None } else { Some(mapping) }
 }
 
-/// To the guest that has the outside endpoint. Without one it is the host's:
-/// the outside address is its own, too.
+/// The way to the guest that a mapping stands for.
 #[inline(always)]
-fn way_back<T: Tables>(key: &FlowKey, tables: &T) -> Result<Way, Reason> {
-    let target = tables.mapping(&key.destination_endpoint()).ok_or(Reason::ForTheHost)?;
-    if mapping::is_expired(target, tables.now()) {
-        return Err(Reason::ForTheHost);
-    }
-    way_in(target, key.source, Reason::HairpinStarted, tables)
-}
-
-/// To the guest that a mapping stands for.
-#[inline(always)]
-fn way_in<T: Tables>(
-    target: &Mapping,
-    source: Be32,
-    reason: Reason,
-    tables: &T,
-) -> Result<Way, Reason> {
-    let destination = target.inside;
-    let device = target.device;
-    match tables.route_on(device, source, destination.address) {
-        Route::Via { next_hop, linked, mtu } => Ok(Way {
-            next_hop: NextHop { device, ..next_hop },
-            linked,
-            mtu,
-            destination,
-            flags: session_flags::TO_INSIDE,
-            reason,
-        }),
-        Route::Local => Err(Reason::NoRoute),
-        Route::Disabled => Err(Reason::ForwardingDisabled),
-    }
+fn route_in<T: Tables>(target: &Mapping, source: Be32, tables: &T) -> Route {
+    let mut route = tables.route_on(target.device, source, target.inside.address);
+    route.next_hop.device = target.device;
+    route
 }
 
 #[inline(always)]
@@ -266,9 +218,6 @@ fn outside_endpoint<T: Tables>(
         .after(session::timeout(packet.protocol, first, &settings.timeouts))
         .after(super::REFRESH_AFTER);
     let outside = mapping::of(&inside, device, until, tables)?;
-    if !filter::permit(&outside, key.destination, until, tables) {
-        return Err(Reason::MappingTableFull);
-    }
     Ok(Outside { outside, flags: 0 })
 }
 
@@ -278,60 +227,58 @@ fn from_outside<T: Tables>(
     key: &FlowKey,
     tables: &T,
     plan: &mut Plan,
-) -> Reason {
+) -> Result<(), Reason> {
     let destination = key.destination_endpoint();
     let remote = key.source_endpoint();
-    let (Some(settings), Some(target)) = (tables.settings(), tables.mapping(&destination)) else {
-        return Reason::NoMapping;
+    let (Some(settings), Some(target)) = (tables.settings(), live_mapping(&destination, tables))
+    else {
+        return Err(Reason::NoMapping);
     };
-    if mapping::is_expired(target, tables.now()) {
-        return Reason::NoMapping;
-    }
     if destination.protocol != protocol::ICMP && tables.host_socket(&destination, &remote) {
-        return Reason::HostSocket;
+        return Err(Reason::HostSocket);
     }
     if !filter::admits(&destination, remote.address, tables) {
-        return Reason::Filtered;
+        return Err(Reason::Filtered);
     }
-    if let Err(reason) = may_start(packet, key, settings, tables) {
-        return reason;
+    may_start(packet, key, settings, tables)?;
+    let route = route_in(target, key.source, tables);
+    match route.fate {
+        Fate::Onward => {}
+        Fate::Local => return Err(Reason::NoRoute),
+        Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
-    let way = match way_in(target, key.source, Reason::SessionAdmitted, tables) {
-        Ok(way) => way,
-        Err(reason) => return reason,
-    };
-    if let Err(reason) = check_size(packet, way.mtu, plan) {
-        return reason;
-    }
-    let opening = Opening {
-        key,
-        source: (key.source, key.source_port),
-        destination: (way.destination.address, way.destination.port),
-        flags: way.flags,
-        next_hop: way.next_hop,
-        linked: way.linked,
-        mtu: way.mtu,
+    check_size(packet, route.mtu, plan)?;
+    plan.opening = Opening {
+        reason: Reason::SessionAdmitted,
+        source: remote,
+        destination: target.inside,
+        flags: session_flags::TO_INSIDE,
+        route,
         generation: settings.generation,
     };
-    open(&opening, packet, way.reason, tables, plan)
+    Ok(())
 }
 
-/// Makes the session and sends its first packet on.
-#[inline(never)]
-fn open<T: Tables>(
-    opening: &Opening<'_>,
+/// Makes the session that [`start`] has planned.
+#[inline(always)]
+pub fn open<T: Tables>(
     packet: &Packet,
-    reason: Reason,
+    device: Option<NonZeroU32>,
     tables: &T,
     plan: &mut Plan,
 ) -> Reason {
-    plan.halves = session::halves(opening, packet, tables.now());
+    let key = packet.key(device);
+    plan.halves = session::halves(&plan.opening, packet, &key, tables.now());
     let [forward, back] = &plan.halves;
     plan.rewrite = Rewrite::of(forward, true);
-    match session::insert(opening.key, forward, back, tables) {
-        Ok(()) => reason,
+    match session::insert(&key, forward, back, tables) {
+        Ok(()) => {
+            // Until the first packet back, only this one lets an answer in.
+            session::keep_alive(&key, forward, tables);
+            plan.opening.reason
+        }
         // Another CPU had a packet of this session at the same time.
-        Err(Reason::SessionConflict) if tables.session(opening.key).is_some() => Reason::Translated,
+        Err(Reason::SessionConflict) if tables.session(&key).is_some() => Reason::Translated,
         Err(reason) => reason,
     }
 }
