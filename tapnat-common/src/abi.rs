@@ -48,8 +48,18 @@ pub mod maps {
 
     /// Every pinned map.
     pub const ALL: &[&str] = &[
-        SETTINGS, SESSIONS, MAPPINGS, INSIDE, PERMISSIONS, FRAGMENTS, GUESTS, DEVICES, PORTS,
-        RESERVED, COUNTERS, STAGES,
+        SETTINGS,
+        SESSIONS,
+        MAPPINGS,
+        INSIDE,
+        PERMISSIONS,
+        FRAGMENTS,
+        GUESTS,
+        DEVICES,
+        PORTS,
+        RESERVED,
+        COUNTERS,
+        STAGES,
     ];
 }
 
@@ -63,6 +73,8 @@ pub mod programs {
     pub const EXCEPTIONAL: &str = "exceptional";
     /// Packets without a session.
     pub const START: &str = "start";
+    /// Packets that open a session with a mapping.
+    pub const MAP: &str = "map";
     /// Packets that open a session.
     pub const OPEN: &str = "open";
 }
@@ -73,9 +85,11 @@ pub mod stages {
     pub const EXCEPTIONAL: u32 = 0;
     /// [`super::programs::START`].
     pub const START: u32 = 1;
+    /// [`super::programs::MAP`].
+    pub const MAP: u32 = 2;
     /// [`super::programs::OPEN`].
-    pub const OPEN: u32 = 2;
-    pub const COUNT: u32 = 3;
+    pub const OPEN: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 /// Constants that the loader sets before the programs are loaded.
@@ -114,7 +128,10 @@ impl Arrival {
 
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the low 8 bits are asked for")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low 8 bits are asked for"
+    )]
     pub const fn protocol(self) -> u8 {
         self.0 as u8
     }
@@ -151,7 +168,11 @@ impl FlowKey {
     #[inline(always)]
     #[must_use]
     pub const fn destination_endpoint(&self) -> EndpointKey {
-        EndpointKey::new(self.destination, self.destination_port, self.arrival.protocol())
+        EndpointKey::new(
+            self.destination,
+            self.destination_port,
+            self.arrival.protocol(),
+        )
     }
 }
 
@@ -169,7 +190,12 @@ impl EndpointKey {
     #[inline(always)]
     #[must_use]
     pub const fn new(address: Be32, port: Be16, protocol: u8) -> Self {
-        Self { address, port, protocol, _zero: 0 }
+        Self {
+            address,
+            port,
+            protocol,
+            _zero: 0,
+        }
     }
 }
 
@@ -483,8 +509,11 @@ impl Settings {
     #[inline(always)]
     #[must_use]
     pub const fn filtering(&self, protocol: u8) -> Filtering {
-        let number =
-            if protocol == crate::net::protocol::TCP { self.filtering_tcp } else { self.filtering_udp };
+        let number = if protocol == crate::net::protocol::TCP {
+            self.filtering_tcp
+        } else {
+            self.filtering_udp
+        };
         match number {
             0 => Filtering::EndpointIndependent,
             1 => Filtering::AddressDependent,
@@ -496,8 +525,11 @@ impl Settings {
     #[inline(always)]
     #[must_use]
     pub const fn mapping(&self, protocol: u8) -> MappingMode {
-        let number =
-            if protocol == crate::net::protocol::TCP { self.mapping_tcp } else { self.mapping_udp };
+        let number = if protocol == crate::net::protocol::TCP {
+            self.mapping_tcp
+        } else {
+            self.mapping_udp
+        };
         match number {
             0 => MappingMode::EndpointIndependent,
             1..=u8::MAX => MappingMode::AddressAndPortDependent,
@@ -535,7 +567,21 @@ mod pod {
         };
     }
     pod!(
-        Arrival, Be32, Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping,
-        Permission, PermissionKey, Session, Settings, crate::ports::PortSet, crate::ports::Reserved,
+        Arrival,
+        Be32,
+        Counter,
+        Device,
+        EndpointKey,
+        FlowKey,
+        Fragment,
+        FragmentKey,
+        Guest,
+        Mapping,
+        Permission,
+        PermissionKey,
+        Session,
+        Settings,
+        crate::ports::PortSet,
+        crate::ports::Reserved,
     );
 }

@@ -82,7 +82,9 @@ impl Delta {
 #[inline(always)]
 #[must_use]
 pub const fn finish(sum: u32) -> Be16 {
-    let folded = Delta(((sum & 0xffff) + (sum >> 16)) & 0x1_ffff).folded().stored();
+    let folded = Delta(((sum & 0xffff) + (sum >> 16)) & 0x1_ffff)
+        .folded()
+        .stored();
     Be16::from_bytes((!folded).to_ne_bytes())
 }
 

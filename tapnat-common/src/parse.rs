@@ -291,9 +291,9 @@ fn read_transport<F: Frame>(
                     packet.transport = Transport::IcmpReply;
                     packet.destination_port = identifier;
                 }
-                icmp::DESTINATION_UNREACHABLE
-                | icmp::TIME_EXCEEDED
-                | icmp::PARAMETER_PROBLEM => packet.transport = Transport::IcmpError,
+                icmp::DESTINATION_UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM => {
+                    packet.transport = Transport::IcmpError
+                }
                 0..=u8::MAX => packet.transport = Transport::IcmpOther,
             }
         }
@@ -319,7 +319,9 @@ fn read_window_scale<F: Frame>(frame: &F, start: u32, end: u32) -> u8 {
         if offset >= end {
             break;
         }
-        let Some([kind]) = frame.read::<[u8; 1]>(offset) else { break };
+        let Some([kind]) = frame.read::<[u8; 1]>(offset) else {
+            break;
+        };
         if kind == END {
             break;
         }
@@ -327,7 +329,9 @@ fn read_window_scale<F: Frame>(frame: &F, start: u32, end: u32) -> u8 {
             offset += 1;
             continue;
         }
-        let Some([length]) = frame.read::<[u8; 1]>(offset + 1) else { break };
+        let Some([length]) = frame.read::<[u8; 1]>(offset + 1) else {
+            break;
+        };
         if length < 2 || length > 40 {
             break;
         }
@@ -425,10 +429,9 @@ pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reas
             }
         }
         Transport::AddressOnly => {}
-        Transport::IcmpReply
-        | Transport::IcmpError
-        | Transport::IcmpOther
-        | Transport::Unknown => return Err(unusable),
+        Transport::IcmpReply | Transport::IcmpError | Transport::IcmpOther | Transport::Unknown => {
+            return Err(unusable);
+        }
     }
     Ok(quoted)
 }
@@ -442,7 +445,9 @@ fn verify_header<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Re
         if word * 4 >= length {
             break;
         }
-        let bytes = frame.read::<[[u8; 2]; 2]>(offset + word * 4).ok_or(Reason::ErrorUnusable)?;
+        let bytes = frame
+            .read::<[[u8; 2]; 2]>(offset + word * 4)
+            .ok_or(Reason::ErrorUnusable)?;
         sum += u32::from(Be16::from_bytes(bytes[0]).raw());
         sum += u32::from(Be16::from_bytes(bytes[1]).raw());
     }

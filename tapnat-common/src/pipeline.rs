@@ -9,7 +9,7 @@ use crate::{
     nat::{self, Tables},
     parse::{self, Packet, Part, Transport},
     rewrite::{self, Rewrite},
-    verdict::{Outcome, Plan, Reason},
+    verdict::{Next, Outcome, Plan, Reason},
 };
 
 /// Link, IP and transport header, and the same of a quoted packet, at their
@@ -42,7 +42,9 @@ pub fn established<F: Frame, T: Tables>(
     if parse::parse(frame, &mut packet).is_err() || packet.transport == Transport::IcmpError {
         return Quick::Not;
     }
-    let Some(session) = nat::established(&packet, device, tables) else { return Quick::Not };
+    let Some(session) = nat::established(&packet, device, tables) else {
+        return Quick::Not;
+    };
     let rewrite = Rewrite::of(session, false);
     match rewrite::apply(frame, &packet, &rewrite) {
         Some(()) => Quick::Onward(rewrite.next_hop, rewrite.resolve),
@@ -51,7 +53,7 @@ pub fn established<F: Frame, T: Tables>(
 }
 
 /// Decides about a packet that [`established`] left, and rewrites it if it goes
-/// on; `None` if it is for [`start`].
+/// on.
 ///
 /// `packet` becomes what was read of it, `plan` what is to be done with it.
 #[inline(always)]
@@ -61,29 +63,37 @@ pub fn exceptional<F: Frame, T: Tables>(
     tables: &T,
     packet: &mut Packet,
     plan: &mut Plan,
-) -> Option<Reason> {
+) -> Next {
     // The headers may be there, but not in one piece.
     frame.pull(ALL_HEADERS);
     if let Err(reason) = parse::parse(frame, packet) {
-        return Some(reason);
+        return Next::Leave(reason);
     }
     if packet.transport == Transport::IcmpError {
-        return Some(translate_error(frame, packet, device, tables, plan));
+        return Next::Leave(translate_error(frame, packet, device, tables, plan));
     }
-    let reason = nat::resume(packet, device, tables, plan)?;
-    Some(carry_out(frame, device, tables, (packet, plan), reason))
+    match nat::resume(packet, device, tables, plan) {
+        Some(reason) => Next::Leave(carry_out(frame, device, tables, (packet, plan), reason)),
+        None => Next::Start,
+    }
 }
 
-/// Decides about a packet without a session; `None` if it is for [`open`].
-/// `packet` and `plan` are as [`exceptional`] left them.
+/// Decides about a packet without a session, and plans one. `packet` and `plan`
+/// are as [`exceptional`] left them.
 #[inline(always)]
 pub fn start<T: Tables>(
     device: Option<NonZeroU32>,
     tables: &T,
     packet: &Packet,
     plan: &mut Plan,
-) -> Option<Reason> {
+) -> Next {
     nat::start(packet, device, tables, plan)
+}
+
+/// Finds or makes the mapping for the session that [`start`] planned.
+#[inline(always)]
+pub fn map<T: Tables>(tables: &T, plan: &mut Plan) -> Next {
+    nat::map(tables, plan)
 }
 
 /// Makes the session that [`start`] planned, and rewrites its first packet.
@@ -94,9 +104,9 @@ pub fn open<F: Frame, T: Tables>(
     tables: &T,
     packet: &Packet,
     plan: &mut Plan,
-) -> Reason {
+) -> Next {
     let reason = nat::open(packet, device, tables, plan);
-    carry_out(frame, device, tables, (packet, plan), reason)
+    Next::Leave(carry_out(frame, device, tables, (packet, plan), reason))
 }
 
 #[inline(always)]

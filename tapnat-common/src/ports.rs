@@ -34,12 +34,12 @@ impl Class {
     }
 }
 
-/// The index of the [`PortSet`] for the ports of one parity, of one class, of
+/// The index of the [`PortSet`] for the ports of one parity, of one [`Class`], of
 /// the outside address with this index in the pool.
 #[inline(always)]
 #[must_use]
-pub const fn set_index(address: u32, class: Class, parity: u16) -> u32 {
-    (address * CLASSES + class as u32) * 2 + (parity & 1) as u32
+pub const fn set_index(address: u32, class: u32, parity: u16) -> u32 {
+    (address * CLASSES + class) * 2 + (parity & 1) as u32
 }
 
 /// The number of [`PortSet`]s.
@@ -64,7 +64,10 @@ pub struct PortSet {
 
 impl Default for PortSet {
     fn default() -> Self {
-        Self { full: [0; SUMMARIES], words: [0; WORDS] }
+        Self {
+            full: [0; SUMMARIES],
+            words: [0; WORDS],
+        }
     }
 }
 
@@ -96,7 +99,9 @@ impl PortSet {
     /// Whether the port (of this set's parity) is marked as taken.
     #[must_use]
     pub fn is_taken(&self, port: u16) -> bool {
-        self.words.get(usize::from(port >> 7)).is_some_and(|word| word >> (port >> 1 & 63) & 1 == 1)
+        self.words
+            .get(usize::from(port >> 7))
+            .is_some_and(|word| word >> (port >> 1 & 63) & 1 == 1)
     }
 
     #[inline(always)]
@@ -123,8 +128,11 @@ impl PortSet {
     pub(crate) fn find_into(&mut self, wanted: u16, random: u32, port: &mut u16) -> bool {
         let low = wanted < 1024;
         let chance = random as usize;
-        let start =
-            if low { chance % LOW_WORDS } else { LOW_WORDS + chance % (WORDS - LOW_WORDS) };
+        let start = if low {
+            chance % LOW_WORDS
+        } else {
+            LOW_WORDS + chance % (WORDS - LOW_WORDS)
+        };
         // One more than there are: the first one's low part comes last.
         for step in 0..=SUMMARIES {
             let summary = ((start >> 6) + step) & (SUMMARIES - 1);
@@ -139,13 +147,17 @@ impl PortSet {
             if step == 0 {
                 usable &= u64::MAX << (start & 63);
             }
-            let Some(full) = self.full.get(summary) else { break };
+            let Some(full) = self.full.get(summary) else {
+                break;
+            };
             let free = !full & usable;
             if free == 0 {
                 continue;
             }
             let index = (summary << 6) | free.trailing_zeros() as usize;
-            let Some(word) = self.words.get(index) else { break };
+            let Some(word) = self.words.get(index) else {
+                break;
+            };
             let free = !word;
             if free == 0 {
                 // Two CPUs took the last two ports at once; set it right.
@@ -172,7 +184,9 @@ pub struct Reserved {
 
 impl Default for Reserved {
     fn default() -> Self {
-        Self { words: [0; 65536 / 64] }
+        Self {
+            words: [0; 65536 / 64],
+        }
     }
 }
 
@@ -187,7 +201,9 @@ impl Reserved {
     #[inline(always)]
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
-        self.words.get(usize::from(port >> 6)).is_some_and(|word| word >> (port & 63) & 1 == 1)
+        self.words
+            .get(usize::from(port >> 6))
+            .is_some_and(|word| word >> (port & 63) & 1 == 1)
     }
 
     /// The two sets, even ports then odd ones, in which just these are taken.
@@ -218,7 +234,10 @@ mod tests {
                 set.take(port);
             }
             for random in [0, 1, 77, 400, 0xffff_ffff, 0x1234_5678] {
-                assert_eq!(set.find(if last < 1024 { 2 } else { 2000 }, random), Some(last));
+                assert_eq!(
+                    set.find(if last < 1024 { 2 } else { 2000 }, random),
+                    Some(last)
+                );
                 assert_eq!(set.find(if last < 1024 { 2000 } else { 2 }, random), None);
             }
             set.take(last);
@@ -235,7 +254,9 @@ mod tests {
             *word = u64::MAX;
         }
         // Each look repairs what it stumbles on, so the end is reached.
-        let looks = (0..100).take_while(|random| set.find(2000, *random * 9999).is_none()).count();
+        let looks = (0..100)
+            .take_while(|random| set.find(2000, *random * 9999).is_none())
+            .count();
         assert_eq!(looks, 100);
         assert!(set.full.iter().any(|summary| *summary != 0));
     }

@@ -22,16 +22,27 @@ const TIME_TO_LIVE: u8 = 64;
 #[must_use]
 pub const fn quoted_length(packet: &Packet) -> u32 {
     let most = packet.header_length + 20;
-    let some = if packet.length < most { packet.length } else { most };
+    let some = if packet.length < most {
+        packet.length
+    } else {
+        most
+    };
     // Whole words, which the checksum is taken of.
-    if some > packet.header_length + 8 { some & !3 } else { some }
+    if some > packet.header_length + 8 {
+        some & !3
+    } else {
+        some
+    }
 }
 
 /// Whether the sender may be told (RFC 1122 section 3.2.2): not about an ICMP
 /// error, a later fragment, or a source that is no single host.
 #[must_use]
 pub const fn may_answer(packet: &Packet) -> bool {
-    let about_error = matches!(packet.transport, Transport::IcmpError | Transport::IcmpOther);
+    let about_error = matches!(
+        packet.transport,
+        Transport::IcmpError | Transport::IcmpOther
+    );
     !about_error && !matches!(packet.part, Part::Later) && !packet.source.is_unroutable()
 }
 
@@ -57,16 +68,46 @@ pub fn build<F: Frame>(
 ) -> Option<[u8; HEADER_LENGTH as usize]> {
     let quoted = quoted_length(packet);
     let [mtu_high, mtu_low] = Be16::new(refusal.mtu).bytes();
-    let icmp = [refusal.icmp_type, refusal.code, 0, 0, 0, 0, mtu_high, mtu_low];
-    let sum = add(add(quoted_sum(frame, packet, quoted)?, [icmp[0], icmp[1]]), [mtu_high, mtu_low]);
+    let icmp = [
+        refusal.icmp_type,
+        refusal.code,
+        0,
+        0,
+        0,
+        0,
+        mtu_high,
+        mtu_low,
+    ];
+    let sum = add(
+        add(quoted_sum(frame, packet, quoted)?, [icmp[0], icmp[1]]),
+        [mtu_high, mtu_low],
+    );
     let [check_high, check_low] = checksum::finish(sum).bytes();
 
     let length = Be16::new((HEADER_LENGTH + quoted) as u16).bytes();
     let from = refusal.from.bytes();
     let to = packet.source.bytes();
     let mut ip = [
-        0x45, 0, length[0], length[1], 0, 0, 0, 0, TIME_TO_LIVE, protocol::ICMP, 0, 0, from[0],
-        from[1], from[2], from[3], to[0], to[1], to[2], to[3],
+        0x45,
+        0,
+        length[0],
+        length[1],
+        0,
+        0,
+        0,
+        0,
+        TIME_TO_LIVE,
+        protocol::ICMP,
+        0,
+        0,
+        from[0],
+        from[1],
+        from[2],
+        from[3],
+        to[0],
+        to[1],
+        to[2],
+        to[3],
     ];
     let mut header_sum = add(add(0, [ip[0], ip[1]]), length);
     header_sum = add(header_sum, [TIME_TO_LIVE, protocol::ICMP]);

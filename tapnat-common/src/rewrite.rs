@@ -54,14 +54,24 @@ const TIME_TO_LIVE: u32 = 8;
 pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Option<()> {
     if let Some(offset) = packet.checksum_offset() {
         let covers_addresses = matches!(packet.transport, Transport::Tcp | Transport::Udp);
-        let addresses = if covers_addresses { rewrite.address_delta } else { Delta::ZERO };
+        let addresses = if covers_addresses {
+            rewrite.address_delta
+        } else {
+            Delta::ZERO
+        };
         let zero_means_none = packet.protocol == protocol::UDP;
         frame.update_checksum(offset, addresses, rewrite.port_delta, zero_means_none)?;
     }
     if packet.part != Part::Later {
         store_ports(frame, packet, rewrite)?;
     }
-    store_network(frame, packet, rewrite.source, rewrite.destination, rewrite.address_delta)
+    store_network(
+        frame,
+        packet,
+        rewrite.source,
+        rewrite.destination,
+        rewrite.address_delta,
+    )
 }
 
 /// Writes the ports where this transport has them.
@@ -69,12 +79,14 @@ pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Opt
 fn store_ports<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Option<()> {
     let offset = packet.transport_offset();
     match packet.transport {
-        Transport::Tcp | Transport::Udp => {
-            frame.store(offset, &[rewrite.source_port.bytes(), rewrite.destination_port.bytes()])
-        }
-        Transport::IcmpQuery => {
-            frame.store(offset + ICMP_IDENTIFIER, &rewrite.source_port.bytes())
-        }
+        Transport::Tcp | Transport::Udp => frame.store(
+            offset,
+            &[
+                rewrite.source_port.bytes(),
+                rewrite.destination_port.bytes(),
+            ],
+        ),
+        Transport::IcmpQuery => frame.store(offset + ICMP_IDENTIFIER, &rewrite.source_port.bytes()),
         Transport::IcmpReply => {
             frame.store(offset + ICMP_IDENTIFIER, &rewrite.destination_port.bytes())
         }
@@ -121,7 +133,10 @@ fn store_network<F: Frame>(
         Be16::from_bytes([time_to_live, protocol]),
         Be16::from_bytes([fewer, protocol]),
     );
-    let [check_high, check_low] = address_delta.and(hop).apply(Be16::from_bytes(check)).bytes();
+    let [check_high, check_low] = address_delta
+        .and(hop)
+        .apply(Be16::from_bytes(check))
+        .bytes();
     let first = [fewer, protocol, check_high, check_low];
     frame.store(offset, &[first, source.bytes(), destination.bytes()])
 }
@@ -155,7 +170,11 @@ pub fn apply_error<F: Frame>(
 
     if let Some(offset) = quoted.checksum_offset {
         let covers_addresses = matches!(quoted.transport, Transport::Tcp | Transport::Udp);
-        let delta = if covers_addresses { addresses.and(ports) } else { ports };
+        let delta = if covers_addresses {
+            addresses.and(ports)
+        } else {
+            ports
+        };
         let old = Be16::from_bytes(frame.read::<[u8; 2]>(offset)?);
         let absent = quoted.protocol == protocol::UDP && old == Be16::ZERO;
         if !absent {
@@ -164,7 +183,10 @@ pub fn apply_error<F: Frame>(
             changed = changed.and(Delta::of_word(old, new));
         }
     }
-    if !matches!(quoted.transport, Transport::PortsFixed | Transport::AddressOnly) {
+    if !matches!(
+        quoted.transport,
+        Transport::PortsFixed | Transport::AddressOnly
+    ) {
         changed = changed.and(ports);
     }
     write_quoted_ports(frame, quoted, rewrite)?;

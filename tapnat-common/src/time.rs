@@ -32,7 +32,11 @@ impl Instant {
     #[must_use]
     pub const fn since(self, earlier: Self) -> Ticks {
         let passed = self.0.wrapping_sub(earlier.0).cast_signed();
-        if passed < 0 { Ticks(0) } else { Ticks(passed.cast_unsigned()) }
+        if passed < 0 {
+            Ticks(0)
+        } else {
+            Ticks(passed.cast_unsigned())
+        }
     }
 
     #[inline(always)]
@@ -68,8 +72,14 @@ impl Ticks {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "capped just before")]
     pub const fn from_milliseconds(milliseconds: u64) -> Self {
-        let ticks = milliseconds.saturating_mul(1_000_000).div_ceil(1 << TICK_SHIFT);
-        if ticks > Self::MAX.0 as u64 { Self::MAX } else { Self(ticks as u32) }
+        let ticks = milliseconds
+            .saturating_mul(1_000_000)
+            .div_ceil(1 << TICK_SHIFT);
+        if ticks > Self::MAX.0 as u64 {
+            Self::MAX
+        } else {
+            Self(ticks as u32)
+        }
     }
 
     #[must_use]
@@ -105,7 +115,11 @@ mod tests {
         let after = before.after(Ticks::new(10));
         assert_eq!(after.since(before), Ticks::new(10));
         assert!(before.is_before(after));
-        assert_eq!(before.since(after), Ticks::new(0), "a stamp ahead of us is not an age");
+        assert_eq!(
+            before.since(after),
+            Ticks::new(0),
+            "a stamp ahead of us is not an age"
+        );
         assert_eq!(before.later_of(after), after);
     }
 

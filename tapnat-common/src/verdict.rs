@@ -9,6 +9,7 @@ use crate::{
     nat::Route,
     net::{Be32, icmp},
     rewrite::Rewrite,
+    time::Instant,
 };
 
 /// The kind of exit that a reason belongs to.
@@ -72,7 +73,10 @@ impl Reason {
                 Self::FragmentationNeeded => {
                     (icmp::DESTINATION_UNREACHABLE, icmp::FRAGMENTATION_NEEDED)
                 }
-                _ => (icmp::DESTINATION_UNREACHABLE, icmp::ADMINISTRATIVELY_PROHIBITED),
+                _ => (
+                    icmp::DESTINATION_UNREACHABLE,
+                    icmp::ADMINISTRATIVELY_PROHIBITED,
+                ),
             }),
         }
     }
@@ -157,6 +161,18 @@ reasons! {
     RewriteFailed = Drop "rewrite-failed",
 }
 
+/// What follows a stage of [`crate::pipeline`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The packet leaves the datapath.
+    Leave(Reason),
+    /// On to [`crate::pipeline::start`].
+    Start,
+    /// On to [`crate::pipeline::map`].
+    Map,
+    /// On to [`crate::pipeline::open`].
+    Open,
+}
 
 /// A session about to be made, as its first packet's half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +187,11 @@ pub struct Opening {
     pub route: Route,
     /// [`crate::abi::Settings::generation`] of the route.
     pub generation: u16,
+    /// For a new mapping: whose, where its owner is, and until when it lives.
+    pub inside: EndpointKey,
+    pub device: u32,
+    pub until: Instant,
+    pub class: u32,
 }
 
 impl Default for Opening {
@@ -182,6 +203,10 @@ impl Default for Opening {
             flags: 0,
             route: Route::default(),
             generation: 0,
+            inside: EndpointKey::default(),
+            device: 0,
+            until: Instant::default(),
+            class: 0,
         }
     }
 }

@@ -30,7 +30,7 @@ use tapnat_common::{
     pipeline::{self, Quick},
     refusal::Refusal,
     time::Instant,
-    verdict::{Outcome, Plan, Reason},
+    verdict::{Next, Outcome, Plan, Reason},
 };
 
 use crate::{maps::Scratch, skb::Skb, tables::Kernel};
@@ -77,7 +77,6 @@ pub fn exceptional(context: TcContext) -> i32 {
         scratch.packet = Packet::default();
         scratch.plan = Plan::default();
         pipeline::exceptional(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
-            .ok_or(stages::START)
     })
 }
 
@@ -85,7 +84,15 @@ pub fn exceptional(context: TcContext) -> i32 {
 #[classifier]
 pub fn start(context: TcContext) -> i32 {
     stage(&context, |_, device, kernel, scratch| {
-        pipeline::start(device, kernel, &scratch.packet, &mut scratch.plan).ok_or(stages::OPEN)
+        pipeline::start(device, kernel, &scratch.packet, &mut scratch.plan)
+    })
+}
+
+/// Packets that open a session with a mapping.
+#[classifier]
+pub fn map(context: TcContext) -> i32 {
+    stage(&context, |_, _, kernel, scratch| {
+        pipeline::map(kernel, &mut scratch.plan)
     })
 }
 
@@ -93,24 +100,27 @@ pub fn start(context: TcContext) -> i32 {
 #[classifier]
 pub fn open(context: TcContext) -> i32 {
     stage(&context, |skb, device, kernel, scratch| {
-        Ok(pipeline::open(skb, device, kernel, &scratch.packet, &mut scratch.plan))
+        pipeline::open(skb, device, kernel, &scratch.packet, &mut scratch.plan)
     })
 }
 
-/// Runs a program that others go on to. `decide` gives the packet's reason to
-/// leave, or the next stage.
+/// Runs a program that others go on to.
 #[inline(always)]
 fn stage(
     context: &TcContext,
-    decide: impl FnOnce(&mut Skb, Option<NonZeroU32>, &Kernel, &mut Scratch) -> Result<Reason, u32>,
+    decide: impl FnOnce(&mut Skb, Option<NonZeroU32>, &Kernel, &mut Scratch) -> Next,
 ) -> i32 {
-    let Some(scratch) = scratch() else { return TC_ACT_SHOT };
+    let Some(scratch) = scratch() else {
+        return TC_ACT_SHOT;
+    };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
     let kernel = Kernel::new(context.skb.skb, scratch.link_length == ETHERNET, now());
     match decide(&mut skb, device, &kernel, scratch) {
-        Ok(reason) => leave(context, &mut skb, &kernel, reason, scratch),
-        Err(next) => go_on(context, next),
+        Next::Leave(reason) => leave(context, &mut skb, &kernel, reason, scratch),
+        Next::Start => go_on(context, stages::START),
+        Next::Map => go_on(context, stages::MAP),
+        Next::Open => go_on(context, stages::OPEN),
     }
 }
 
@@ -122,7 +132,9 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
     match pipeline::established(&mut skb, device, &kernel) {
         Quick::Onward(next_hop, resolve) => emit::forward(&mut skb, &next_hop, resolve),
         Quick::Not => {
-            let Some(scratch) = scratch() else { return TC_ACT_SHOT };
+            let Some(scratch) = scratch() else {
+                return TC_ACT_SHOT;
+            };
             scratch.device = device.map_or(0, NonZeroU32::get);
             scratch.link_length = link_length;
             go_on(context, stages::EXCEPTIONAL)
@@ -157,7 +169,12 @@ fn leave(
     skb: &mut Skb,
     kernel: &Kernel,
     reason: Reason,
-    Scratch { device, packet, plan, .. }: &Scratch,
+    Scratch {
+        device,
+        packet,
+        plan,
+        ..
+    }: &Scratch,
 ) -> i32 {
     note(context, reason, packet, skb.length());
     match reason.outcome() {
@@ -183,7 +200,12 @@ fn refusal(
 ) -> Option<Refusal> {
     let (icmp_type, code) = reason.icmp_error()?;
     let from = nat::refusal_source(packet, device, kernel)?;
-    Some(Refusal { icmp_type, code, mtu, from })
+    Some(Refusal {
+        icmp_type,
+        code,
+        mtu,
+        from,
+    })
 }
 
 /// The datapath's clock. See `tapnat_common::time`.

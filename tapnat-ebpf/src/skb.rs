@@ -28,7 +28,10 @@ impl Skb {
     /// `context` is the program's argument.
     #[inline(always)]
     pub const fn new(context: *mut __sk_buff, link_length: u32) -> Self {
-        Self { context, link_length }
+        Self {
+            context,
+            link_length,
+        }
     }
 
     #[inline(always)]
@@ -61,7 +64,11 @@ impl Skb {
         let end =
             unsafe { (&raw const (*self.context).data_end).read_volatile() } as usize as *mut u8;
         let start = data.wrapping_add(offset as usize);
-        if start.wrapping_add(size_of::<T>()) > end { None } else { Some(start.cast()) }
+        if start.wrapping_add(size_of::<T>()) > end {
+            None
+        } else {
+            Some(start.cast())
+        }
     }
 }
 
@@ -141,7 +148,11 @@ impl Frame for Skb {
         ports: Delta,
         zero_means_none: bool,
     ) -> Option<()> {
-        let zero = if zero_means_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let zero = if zero_means_none {
+            u64::from(BPF_F_MARK_MANGLED_0)
+        } else {
+            0
+        };
         // A size of 0 in the flags makes the second number a difference.
         if !addresses.is_nothing() {
             let flags = u64::from(BPF_F_PSEUDO_HDR) | zero;

@@ -3,9 +3,9 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_ANY, BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, __sk_buff, bpf_fib_lookup,
-        bpf_sock_tuple,
+        __sk_buff, BPF_ANY, BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST,
+        bpf_fib_lookup, bpf_sock_tuple,
     },
     helpers::generated::{
         bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_sk_lookup_udp, bpf_sk_release,
@@ -46,7 +46,11 @@ pub struct Kernel {
 impl Kernel {
     #[inline(always)]
     pub const fn new(context: *mut __sk_buff, ethernet: bool, now: Instant) -> Self {
-        Self { context, ethernet, now }
+        Self {
+            context,
+            ethernet,
+            now,
+        }
     }
 
     /// Asks the kernel's routing, as for a packet that came in on `device`, or
@@ -59,7 +63,9 @@ impl Kernel {
         let size = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: the context is valid, the query is a whole bpf_fib_lookup.
         let result = unsafe { fib_lookup(self.context.cast(), query, size, flags) };
-        let Ok(result) = u32::try_from(result) else { return Route::default() };
+        let Ok(result) = u32::try_from(result) else {
+            return Route::default();
+        };
         let device = self.device(query.ifindex);
         let device_mtu = device.map_or(0, |device| device.mtu);
         match result {
@@ -70,14 +76,33 @@ impl Kernel {
                 let mtu = if route_mtu > 1 { route_mtu } else { device_mtu };
                 let linked = self.ethernet && device.is_some_and(|device| device.ethernet != 0);
                 let link = LinkAddresses::new(query.dmac, query.smac);
-                let next_hop = NextHop { device: query.ifindex, link };
-                Route { fate: Fate::Onward, next_hop, linked, mtu }
+                let next_hop = NextHop {
+                    device: query.ifindex,
+                    link,
+                };
+                Route {
+                    fate: Fate::Onward,
+                    next_hop,
+                    linked,
+                    mtu,
+                }
             }
             BPF_FIB_LKUP_RET_NO_NEIGH => {
-                let next_hop = NextHop { device: query.ifindex, ..NextHop::default() };
-                Route { fate: Fate::Onward, next_hop, linked: false, mtu: device_mtu }
+                let next_hop = NextHop {
+                    device: query.ifindex,
+                    ..NextHop::default()
+                };
+                Route {
+                    fate: Fate::Onward,
+                    next_hop,
+                    linked: false,
+                    mtu: device_mtu,
+                }
             }
-            BPF_FIB_LKUP_RET_FWD_DISABLED => Route { fate: Fate::Disabled, ..Route::default() },
+            BPF_FIB_LKUP_RET_FWD_DISABLED => Route {
+                fate: Fate::Disabled,
+                ..Route::default()
+            },
             // Local, unreachable, prohibited, encapsulated: the kernel's to do.
             0..=u32::MAX => Route::default(),
         }

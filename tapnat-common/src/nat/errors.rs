@@ -44,17 +44,17 @@ pub fn decide_error<T: Tables>(
     }
     plan.rewrite = Rewrite::of(session, false);
     // An inside address must not show; a router outside keeps its own.
-    plan.error_source = if device.is_some() { session.source } else { packet.source };
+    plan.error_source = if device.is_some() {
+        session.source
+    } else {
+        packet.source
+    };
     Reason::ErrorTranslated
 }
 
 /// An error about nothing of ours: the host's, if it is for the host.
 #[inline(always)]
-fn without_session<T: Tables>(
-    packet: &Packet,
-    device: Option<NonZeroU32>,
-    tables: &T,
-) -> Reason {
+fn without_session<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T) -> Reason {
     match device {
         None => Reason::NoMapping,
         Some(device) => match tables.device(device.get()) {

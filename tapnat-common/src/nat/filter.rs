@@ -2,9 +2,7 @@
 
 use super::{Insert, Tables};
 use crate::{
-    abi::{
-        EndpointKey, Filtering, Permission, PermissionKey, mapping_flags,
-    },
+    abi::{EndpointKey, Filtering, Permission, PermissionKey, mapping_flags},
     net::Be32,
     time::Instant,
 };
@@ -19,12 +17,17 @@ pub(super) fn permit<T: Tables>(
     until: Instant,
     tables: &T,
 ) -> bool {
-    let Some(settings) = tables.settings() else { return false };
+    let Some(settings) = tables.settings() else {
+        return false;
+    };
     match settings.filtering(outside.protocol) {
         Filtering::EndpointIndependent | Filtering::AddressAndPortDependent => return true,
         Filtering::AddressDependent => {}
     }
-    let key = PermissionKey { outside: *outside, remote };
+    let key = PermissionKey {
+        outside: *outside,
+        remote,
+    };
     if let Some(permission) = tables.permission(&key) {
         permission.expires_at = permission.expires_at.later_of(until);
         return true;
@@ -34,11 +37,7 @@ pub(super) fn permit<T: Tables>(
 
 /// Whether the mapping lets `remote` start a session from outside.
 #[inline(always)]
-pub(super) fn admits<T: Tables>(
-    outside: &EndpointKey,
-    remote: Be32,
-    tables: &T,
-) -> bool {
+pub(super) fn admits<T: Tables>(outside: &EndpointKey, remote: Be32, tables: &T) -> bool {
     let (Some(settings), Some(mapping)) = (tables.settings(), tables.mapping(outside)) else {
         return false;
     };
@@ -50,7 +49,10 @@ pub(super) fn admits<T: Tables>(
         // The session's own key is address and port; no session, no entry.
         Filtering::AddressAndPortDependent => false,
         Filtering::AddressDependent => tables
-            .permission(&PermissionKey { outside: *outside, remote })
+            .permission(&PermissionKey {
+                outside: *outside,
+                remote,
+            })
             .is_some_and(|permission| tables.now().is_before(permission.expires_at)),
     }
 }

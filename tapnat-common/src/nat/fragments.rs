@@ -23,7 +23,9 @@ const fn key_of(packet: &Packet, arrival: Arrival) -> FragmentKey {
 /// Remembers the ports of a first fragment that was sent on.
 #[inline(always)]
 pub fn remember<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T) {
-    let Some(settings) = tables.settings() else { return };
+    let Some(settings) = tables.settings() else {
+        return;
+    };
     let fragment = Fragment {
         source_port: packet.source_port,
         destination_port: packet.destination_port,

@@ -1,23 +1,21 @@
 //! Endpoint-independent mappings and the choice of outside ports.
 
-use core::num::NonZeroU32;
-
 use super::{Insert, Tables};
 use crate::{
     abi::{EndpointKey, Mapping, Settings, mapping_flags},
     net::{Be16, Be32, protocol},
-    ports::{Class, set_index},
+    ports::set_index,
     time::Instant,
-    verdict::Reason,
+    verdict::{Opening, Reason},
 };
 
 /// Free ports of a set that are tried before the search gives up: the sets are
 /// hints, and each miss corrects one.
-const TRIES: u32 = 4;
+const TRIES: u32 = 8;
 
 /// Ports looked at for an expired mapping when the sets say that all are taken:
 /// without user space's sweep nobody else gives them back.
-const EXPIRED_TRIES: u32 = 8;
+const EXPIRED_TRIES: u32 = 16;
 
 /// Whether the mapping no longer counts.
 #[inline(always)]
@@ -51,119 +49,117 @@ pub(super) fn outside_address(inside: Be32, settings: &Settings) -> Result<Outsi
     let hash = u64::from(inside.get().wrapping_mul(0x9e37_79b9));
     let index = (hash * u64::from(settings.outside_count)) >> 32;
     match settings.outside.get(index as usize) {
-        Some(address) if *address != Be32::ZERO => {
-            Ok(OutsideAddress { index: index as u32, address: *address })
-        }
+        Some(address) if *address != Be32::ZERO => Ok(OutsideAddress {
+            index: index as u32,
+            address: *address,
+        }),
         Some(_) | None => Err(Reason::NoOutsideAddress),
     }
 }
 
-/// The outside endpoint of an inside one: the mapping that is there, or a new
-/// one that lives until `until`.
-#[inline(never)]
-pub(super) fn of<T: Tables>(
-    inside: &EndpointKey,
-    device: NonZeroU32,
-    until: Instant,
-    tables: &T,
-) -> Result<EndpointKey, Reason> {
-    if let Some(outside) = tables.outside_of(inside)
+/// The outside endpoint for a session: of the mapping that is there, or of a
+/// new one.
+#[inline(always)]
+pub(super) fn of<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Reason> {
+    let inside = opening.inside;
+    if let Some(outside) = tables.outside_of(&inside)
         && let Some(mapping) = tables.mapping(&outside)
-        && mapping.inside == *inside
+        && mapping.inside == inside
     {
         // Also one that is expired: nobody else has taken its port.
-        mapping.device = device.get();
-        mapping.expires_at = mapping.expires_at.later_of(until);
+        mapping.device = opening.device;
+        mapping.expires_at = mapping.expires_at.later_of(opening.until);
         return Ok(outside);
     }
-    let mapping = Mapping { inside: *inside, device: device.get(), expires_at: until, ..Mapping::default() };
-    allocate(&mapping, tables)
+    allocate(opening, tables)
 }
 
 /// Takes an outside port: the inside one if it is free, else a random one of
 /// the same parity and range (RFC 4787 REQ-3 and REQ-4, RFC 6056), at last of
 /// the other parity.
-#[inline(never)]
-fn allocate<T: Tables>(
-    mapping: &Mapping,
-    tables: &T,
-) -> Result<EndpointKey, Reason> {
+#[inline(always)]
+fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Reason> {
     let settings = tables.settings().ok_or(Reason::NoOutsideAddress)?;
-    let pool = outside_address(mapping.inside.address, settings)?;
-    let class = Class::of(mapping.inside.protocol).ok_or(Reason::ProtocolNotCarried)?;
-    let wanted = mapping.inside.port.get();
-    let reserved = tables.reserved(class as u32).ok_or(Reason::PortsExhausted)?;
-    if wanted != 0
-        && !reserved.contains(wanted)
-        && let Some(taken) = take(mapping, &pool, wanted, tables)
-    {
-        return taken;
-    }
-    for attempt in 0..TRIES * 2 {
-        let wanted = if attempt < TRIES { wanted } else { wanted ^ 1 };
-        let set = tables
-            .ports(set_index(pool.index, class, wanted))
-            .ok_or(Reason::PortsExhausted)?;
-        let mut port = 0;
-        if set.find_into(wanted, tables.random(), &mut port)
-            && let Some(taken) = take(mapping, &pool, port, tables)
-        {
-            return taken;
+    let pool = outside_address(opening.inside.address, settings)?;
+    let mapping = Mapping {
+        inside: opening.inside,
+        device: opening.device,
+        expires_at: opening.until,
+        ..Mapping::default()
+    };
+    let class = opening.class;
+    let inside_port = opening.inside.port.get();
+    let reserved = tables.reserved(class).ok_or(Reason::PortsExhausted)?;
+    for attempt in 0..=TRIES * 2 + EXPIRED_TRIES {
+        let mut port = inside_port;
+        let usable = if attempt == 0 {
+            port != 0 && !reserved.contains(port)
+        } else if attempt <= TRIES * 2 {
+            let wanted = if attempt <= TRIES {
+                inside_port
+            } else {
+                inside_port ^ 1
+            };
+            let index = set_index(pool.index, class, wanted);
+            let set = tables.ports(index).ok_or(Reason::PortsExhausted)?;
+            set.find_into(wanted, tables.random(), &mut port)
+        } else {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "the low 16 bits are as random"
+            )]
+            let random = tables.random() as u16;
+            port = if inside_port < 1024 {
+                random & 1023
+            } else {
+                random | 1024
+            };
+            !reserved.contains(port)
+        };
+        if !usable {
+            continue;
         }
-    }
-    for _ in 0..EXPIRED_TRIES {
-        #[expect(clippy::cast_possible_truncation, reason = "the low 16 bits are as random")]
-        let random = tables.random() as u16;
-        let port = if wanted < 1024 { random & 1023 } else { random | 1024 };
-        if !reserved.contains(port)
-            && let Some(taken) = take(mapping, &pool, port, tables)
-        {
-            return taken;
+        let outside = EndpointKey::new(pool.address, Be16::new(port), mapping.inside.protocol);
+        if let Some(set) = tables.ports(set_index(pool.index, class, port)) {
+            // Ours from now on, or somebody's already.
+            set.take(port);
+        }
+        match take(&mapping, &outside, tables) {
+            Insert::Done => return Ok(outside),
+            Insert::Exists => {}
+            Insert::Full => return Err(Reason::MappingTableFull),
         }
     }
     Err(Reason::PortsExhausted)
 }
 
-/// Tries to take one port: `None` when somebody has it.
+/// Tries to take one port.
 #[inline(never)]
-fn take<T: Tables>(
-    mapping: &Mapping,
-    pool: &OutsideAddress,
-    port: u16,
-    tables: &T,
-) -> Option<Result<EndpointKey, Reason>> {
-    let outside = EndpointKey::new(pool.address, Be16::new(port), mapping.inside.protocol);
-    if let Some(class) = Class::of(mapping.inside.protocol)
-        && let Some(set) = tables.ports(set_index(pool.index, class, port))
-    {
-        // Ours now, or somebody's already.
-        set.take(port);
-    }
+fn take<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> Insert {
     let nobody = EndpointKey::new(Be32::ZERO, Be16::ZERO, outside.protocol);
-    if outside.protocol != protocol::ICMP && tables.host_socket(&outside, &nobody) {
-        return None;
+    if outside.protocol != protocol::ICMP && tables.host_socket(outside, &nobody) {
+        return Insert::Exists;
     }
-    let mut inserted = tables.insert_mapping(&outside, mapping);
-    if inserted == Insert::Exists {
-        let old = *tables.mapping(&outside)?;
-        let settings = tables.settings()?;
-        let now = tables.now();
-        let rested = !now.is_before(old.expires_at.after(settings.timeouts.port_rest));
-        let same_guest = old.inside.address == mapping.inside.address;
-        if !is_expired(&old, now) || !(rested || same_guest) || !tables.remove_mapping(&outside) {
-            return None;
-        }
-        inserted = tables.insert_mapping(&outside, mapping);
+    let mut inserted = tables.insert_mapping(outside, mapping);
+    if inserted == Insert::Exists && make_room(mapping, outside, tables) {
+        inserted = tables.insert_mapping(outside, mapping);
     }
-    match inserted {
-        Insert::Exists => None,
-        Insert::Full => Some(Err(Reason::MappingTableFull)),
-        Insert::Done => match tables.set_outside_of(&mapping.inside, &outside) {
-            Insert::Done | Insert::Exists => Some(Ok(outside)),
-            Insert::Full => {
-                tables.remove_mapping(&outside);
-                Some(Err(Reason::MappingTableFull))
-            }
-        },
+    if inserted == Insert::Done && tables.set_outside_of(&mapping.inside, outside) == Insert::Full {
+        tables.remove_mapping(outside);
+        return Insert::Full;
     }
+    inserted
+}
+
+/// Removes the mapping in the way if it is over, and has rested if another
+/// guest had it. Of two who try, one succeeds.
+#[inline(always)]
+fn make_room<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> bool {
+    let (Some(old), Some(settings)) = (tables.mapping(outside), tables.settings()) else {
+        return false;
+    };
+    let now = tables.now();
+    let rested = !now.is_before(old.expires_at.after(settings.timeouts.port_rest));
+    let same_guest = old.inside.address == mapping.inside.address;
+    is_expired(old, now) && (rested || same_guest) && tables.remove_mapping(outside)
 }

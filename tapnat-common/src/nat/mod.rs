@@ -13,7 +13,7 @@ mod start;
 
 pub use errors::decide_error;
 pub use fragments::remember;
-pub use start::{open, start};
+pub use start::{map, open, start};
 
 use core::num::NonZeroU32;
 
@@ -73,7 +73,10 @@ pub struct Route {
 ///
 /// Values are shared with other CPUs, which may write them at any time; each
 /// field is read or written once where that matters.
-#[expect(clippy::mut_from_ref, reason = "values lie in the kernel's maps, not in self")]
+#[expect(
+    clippy::mut_from_ref,
+    reason = "values lie in the kernel's maps, not in self"
+)]
 pub trait Tables {
     fn settings(&self) -> Option<&Settings>;
     fn device(&self, index: u32) -> Option<&Device>;

@@ -5,9 +5,7 @@
 
 use super::{Insert, REFRESH_AFTER, Tables, filter, mapping};
 use crate::{
-    abi::{
-        EndpointKey, FlowKey, Session, Timeouts, session_flags, setting_flags, tcp_state,
-    },
+    abi::{EndpointKey, FlowKey, Session, Timeouts, session_flags, setting_flags, tcp_state},
     checksum::Delta,
     net::protocol,
     parse::{Packet, Part, Transport, tcp_flags},
@@ -57,7 +55,11 @@ pub struct Half {
 impl From<&Session> for Half {
     #[inline(always)]
     fn from(session: &Session) -> Self {
-        Self { last_seen: session.last_seen, tcp: session.tcp, flags: session.flags }
+        Self {
+            last_seen: session.last_seen,
+            tcp: session.tcp,
+            flags: session.flags,
+        }
     }
 }
 
@@ -76,7 +78,11 @@ const RESET_GRACE: Ticks = Ticks::new(2048);
 #[must_use]
 pub const fn state(number: u8, one: Half, other: Half) -> State {
     if number != protocol::TCP {
-        return if one.tcp & other.tcp & SEEN != 0 { State::TwoWay } else { State::OneWay };
+        return if one.tcp & other.tcp & SEEN != 0 {
+            State::TwoWay
+        } else {
+            State::OneWay
+        };
     }
     if is_reset(one, other) || is_reset(other, one) {
         State::Reset
@@ -128,11 +134,15 @@ pub const fn last_kept(number: u8, one: Half, other: Half, inbound_refresh: bool
 /// Whether the session that this half belongs to has outlived its timeout.
 #[inline(always)]
 pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
-    let Some(settings) = tables.settings() else { return false };
+    let Some(settings) = tables.settings() else {
+        return false;
+    };
     let number = key.arrival.protocol();
     let one = Half::from(session);
     // A half whose twin is gone lives and dies by itself.
-    let other = tables.session(&session.twin_key(key)).map_or(one, |twin| Half::from(&*twin));
+    let other = tables
+        .session(&session.twin_key(key))
+        .map_or(one, |twin| Half::from(&*twin));
     let refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
     let kept = last_kept(number, one, other, refresh);
     let allowed = timeout(number, state(number, one, other), &settings.timeouts);
@@ -153,7 +163,9 @@ pub(super) fn follow<T: Tables>(
         session.tcp |= SEEN;
         return session.tcp != before;
     }
-    let Some(twin) = tables.session(twin_key) else { return false };
+    let Some(twin) = tables.session(twin_key) else {
+        return false;
+    };
     let flags = packet.segment.flags;
     if flags & tcp_flags::RST != 0 {
         if is_in_window(packet, session, twin) {
@@ -211,14 +223,20 @@ fn is_in_window(packet: &Packet, session: &Session, twin: &Session) -> bool {
     }
     let scale = twin.flags >> session_flags::WINDOW_SCALE_SHIFT;
     let window = u32::from(twin.window.get()) << (scale & 15);
-    let ahead = packet.segment.sequence.get().wrapping_sub(twin.acknowledged.get());
+    let ahead = packet
+        .segment
+        .sequence
+        .get()
+        .wrapping_sub(twin.acknowledged.get());
     ahead <= window
 }
 
 /// Lets the mapping and the permission that the session stands on live on.
 #[inline(always)]
 pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
-    let Some(settings) = tables.settings() else { return };
+    let Some(settings) = tables.settings() else {
+        return;
+    };
     let number = key.arrival.protocol();
     let from_outside = key.arrival.device().is_none();
     let refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
@@ -228,7 +246,9 @@ pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T
         return;
     }
     let one = Half::from(session);
-    let other = tables.session(&session.twin_key(key)).map_or(one, |twin| Half::from(&*twin));
+    let other = tables
+        .session(&session.twin_key(key))
+        .map_or(one, |twin| Half::from(&*twin));
     let allowed = timeout(number, state(number, one, other), &settings.timeouts);
     let until = tables.now().after(allowed).after(REFRESH_AFTER);
     let (outside, remote) = if from_outside {
@@ -251,14 +271,22 @@ pub(super) fn halves(
     key: &FlowKey,
     now: Instant,
 ) -> [Session; 2] {
-    let EndpointKey { address: source, port: source_port, .. } = opening.source;
-    let EndpointKey { address: destination, port: destination_port, .. } = opening.destination;
-    let addresses = Delta::of_address(key.source, source)
-        .and(Delta::of_address(key.destination, destination));
+    let EndpointKey {
+        address: source,
+        port: source_port,
+        ..
+    } = opening.source;
+    let EndpointKey {
+        address: destination,
+        port: destination_port,
+        ..
+    } = opening.destination;
+    let addresses =
+        Delta::of_address(key.source, source).and(Delta::of_address(key.destination, destination));
     let ports = Delta::of_word(key.source_port, source_port)
         .and(Delta::of_word(key.destination_port, destination_port));
-    let back_addresses = Delta::of_address(source, key.source)
-        .and(Delta::of_address(destination, key.destination));
+    let back_addresses =
+        Delta::of_address(source, key.source).and(Delta::of_address(destination, key.destination));
     let back_ports = Delta::of_word(source_port, key.source_port)
         .and(Delta::of_word(destination_port, key.destination_port));
     let mut forward = Session {
@@ -341,11 +369,7 @@ pub(super) fn insert<T: Tables>(
 
 /// Inserts one half; an expired session in its place makes way.
 #[inline(never)]
-fn insert_half<T: Tables>(
-    key: &FlowKey,
-    session: &Session,
-    tables: &T,
-) -> Result<(), Reason> {
+fn insert_half<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> Result<(), Reason> {
     for _ in 0..2 {
         match tables.insert_session(key, session) {
             Insert::Done => {
@@ -354,7 +378,9 @@ fn insert_half<T: Tables>(
             }
             Insert::Full => return Err(Reason::SessionTableFull),
             Insert::Exists => {
-                let Some(old) = tables.session(key) else { continue };
+                let Some(old) = tables.session(key) else {
+                    continue;
+                };
                 if !is_expired(key, old, tables) {
                     return Err(Reason::SessionConflict);
                 }
@@ -390,11 +416,7 @@ fn count<T: Tables>(key: &FlowKey, session: &Session, more: bool, tables: &T) {
     }
     tables.count_on_guest(key.source, more);
     if session.flags & session_flags::UNMAPPED == 0 {
-        let outside = EndpointKey::new(
-            session.source,
-            session.source_port,
-            key.arrival.protocol(),
-        );
+        let outside = EndpointKey::new(session.source, session.source_port, key.arrival.protocol());
         tables.count_on_mapping(&outside, more);
     }
 }

@@ -3,35 +3,46 @@
 
 use core::num::NonZeroU32;
 
-use super::{
-    Fate, Route, Tables, check_size, filter, mapping,
-    session,
-};
+use super::{Fate, Route, Tables, check_size, filter, mapping, session};
 use crate::{
-    abi::{
-        EndpointKey, FlowKey, Mapping, MappingMode, Settings, role, session_flags,
-    },
+    abi::{EndpointKey, FlowKey, Mapping, MappingMode, Settings, role, session_flags},
     net::{Be32, protocol},
     parse::{Packet, Transport, tcp_flags},
+    ports::Class,
     rewrite::Rewrite,
-    verdict::{Opening, Plan, Reason},
+    verdict::{Next, Opening, Plan, Reason},
 };
 
-/// Decides about a packet without a session; `None` if it is to have one, which
-/// is then [`open`]'s to make as the plan says.
+/// Decides about a packet without a session. If it is to have one, that is then
+/// [`open`]'s to make as the plan says, after [`map`] if it needs a mapping.
 #[inline(always)]
 pub fn start<T: Tables>(
     packet: &Packet,
     device: Option<NonZeroU32>,
     tables: &T,
     plan: &mut Plan,
-) -> Option<Reason> {
+) -> Next {
     let key = packet.key(device);
-    let opening = match device {
+    let next = match device {
         Some(device) => from_inside(packet, &key, device, tables, plan),
         None => from_outside(packet, &key, tables, plan),
     };
-    opening.err()
+    match next {
+        Ok(next) => next,
+        Err(reason) => Next::Leave(reason),
+    }
+}
+
+/// Finds or makes the mapping that the plan needs.
+#[inline(always)]
+pub fn map<T: Tables>(tables: &T, plan: &mut Plan) -> Next {
+    match mapping::of(&plan.opening, tables) {
+        Ok(outside) => {
+            plan.opening.source = outside;
+            Next::Open
+        }
+        Err(reason) => Next::Leave(reason),
+    }
 }
 
 #[inline(always)]
@@ -41,7 +52,7 @@ fn from_inside<T: Tables>(
     device: NonZeroU32,
     tables: &T,
     plan: &mut Plan,
-) -> Result<(), Reason> {
+) -> Result<Next, Reason> {
     let (Some(settings), Some(inside)) = (tables.settings(), tables.device(device.get())) else {
         return Err(Reason::NoMapping);
     };
@@ -59,14 +70,19 @@ fn from_inside<T: Tables>(
     let mut destination = key.destination_endpoint();
     let hairpin = settings.is_outside(packet.destination);
     let route = if hairpin {
-        let Some(target) = live_mapping(&destination, tables) else { return Err(Reason::ForTheHost) };
+        let Some(target) = live_mapping(&destination, tables) else {
+            return Err(Reason::ForTheHost);
+        };
         destination = target.inside;
         route_in(target, key.source, tables)
     } else {
         tables.route_from(device, packet)
     };
-    let is_uplink =
-        || tables.device(route.next_hop.device).is_some_and(|way| way.role == role::UPLINK);
+    let is_uplink = || {
+        tables
+            .device(route.next_hop.device)
+            .is_some_and(|way| way.role == role::UPLINK)
+    };
     match route.fate {
         Fate::Onward if hairpin || is_uplink() => {}
         Fate::Onward | Fate::Local => return Err(Reason::ForTheHost),
@@ -78,27 +94,47 @@ fn from_inside<T: Tables>(
     if hairpin && !filter::admits(&key.destination_endpoint(), pool.address, tables) {
         return Err(Reason::Filtered);
     }
-    let source = outside_endpoint(packet, key, device, tables)?;
     let (flags, reason) = if hairpin {
-        (source.flags | session_flags::TO_INSIDE, Reason::HairpinStarted)
+        (session_flags::TO_INSIDE, Reason::HairpinStarted)
     } else {
-        (source.flags, Reason::SessionStarted)
+        (0, Reason::SessionStarted)
     };
+    let inside = key.source_endpoint();
     plan.opening = Opening {
         reason,
-        source: source.outside,
+        source: EndpointKey::new(pool.address, inside.port, inside.protocol),
         destination,
         flags,
         route,
         generation: settings.generation,
+        ..Opening::default()
     };
-    Ok(())
+    if is_unmapped(packet, settings) {
+        // The twin's insert decides whether the port is free for this remote.
+        plan.opening.flags |= session_flags::UNMAPPED;
+        return Ok(Next::Open);
+    }
+    let first = if packet.protocol == protocol::TCP {
+        session::State::Opening
+    } else {
+        session::State::OneWay
+    };
+    let lifetime = session::timeout(packet.protocol, first, &settings.timeouts);
+    plan.opening.inside = inside;
+    plan.opening.device = device.get();
+    plan.opening.until = tables.now().after(lifetime).after(super::REFRESH_AFTER);
+    plan.opening.class = Class::of(packet.protocol).ok_or(Reason::ProtocolNotCarried)? as u32;
+    Ok(Next::Map)
 }
 
 #[inline(always)]
 fn live_mapping<'a, T: Tables>(outside: &EndpointKey, tables: &'a T) -> Option<&'a Mapping> {
     let mapping = tables.mapping(outside)?;
-    if mapping::is_expired(mapping, tables.now()) { None } else { Some(mapping) }
+    if mapping::is_expired(mapping, tables.now()) {
+        None
+    } else {
+        Some(mapping)
+    }
 }
 
 /// The way to the guest that a mapping stands for.
@@ -141,10 +177,7 @@ fn may_start<T: Tables>(
                 return Err(Reason::NoSession);
             }
         }
-        Transport::Udp
-        | Transport::IcmpQuery
-        | Transport::PortsFixed
-        | Transport::AddressOnly => {}
+        Transport::Udp | Transport::IcmpQuery | Transport::PortsFixed | Transport::AddressOnly => {}
     }
     if key.arrival.device().is_some() {
         may_have_more(key, settings, tables)?;
@@ -154,11 +187,7 @@ fn may_start<T: Tables>(
 
 /// Whether the guest may have one more session (RFC 6888 REQ-4).
 #[inline(always)]
-fn may_have_more<T: Tables>(
-    key: &FlowKey,
-    settings: &Settings,
-    tables: &T,
-) -> Result<(), Reason> {
+fn may_have_more<T: Tables>(key: &FlowKey, settings: &Settings, tables: &T) -> Result<(), Reason> {
     let Some(guest) = tables.guest(key.source) else {
         return Err(Reason::GuestTableFull);
     };
@@ -168,12 +197,6 @@ fn may_have_more<T: Tables>(
         return Err(Reason::GuestSessionLimit);
     }
     Ok(())
-}
-
-/// The outside endpoint of a new session, and its flags.
-struct Outside {
-    outside: EndpointKey,
-    flags: u8,
 }
 
 /// Whether this session goes without an endpoint-independent mapping.
@@ -194,40 +217,12 @@ const fn is_unmapped(packet: &Packet, settings: &Settings) -> bool {
 }
 
 #[inline(always)]
-fn outside_endpoint<T: Tables>(
-    packet: &Packet,
-    key: &FlowKey,
-    device: NonZeroU32,
-    tables: &T,
-) -> Result<Outside, Reason> {
-    let settings = tables.settings().ok_or(Reason::NoOutsideAddress)?;
-    let inside = key.source_endpoint();
-    if is_unmapped(packet, settings) {
-        // The twin's insert decides whether the port is free for this remote.
-        let pool = mapping::outside_address(inside.address, settings)?;
-        let outside = EndpointKey::new(pool.address, inside.port, inside.protocol);
-        return Ok(Outside { outside, flags: session_flags::UNMAPPED });
-    }
-    let first = if packet.protocol == protocol::TCP {
-        session::State::Opening
-    } else {
-        session::State::OneWay
-    };
-    let until = tables
-        .now()
-        .after(session::timeout(packet.protocol, first, &settings.timeouts))
-        .after(super::REFRESH_AFTER);
-    let outside = mapping::of(&inside, device, until, tables)?;
-    Ok(Outside { outside, flags: 0 })
-}
-
-#[inline(always)]
 fn from_outside<T: Tables>(
     packet: &Packet,
     key: &FlowKey,
     tables: &T,
     plan: &mut Plan,
-) -> Result<(), Reason> {
+) -> Result<Next, Reason> {
     let destination = key.destination_endpoint();
     let remote = key.source_endpoint();
     let (Some(settings), Some(target)) = (tables.settings(), live_mapping(&destination, tables))
@@ -255,8 +250,9 @@ fn from_outside<T: Tables>(
         flags: session_flags::TO_INSIDE,
         route,
         generation: settings.generation,
+        ..Opening::default()
     };
-    Ok(())
+    Ok(Next::Open)
 }
 
 /// Makes the session that [`start`] has planned.
