@@ -1,0 +1,118 @@
+//! An instance of the built `tapnat` on a host of the testbed, taken away
+//! when the test is done with it.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tapnat_testbed::{
+    Namespace,
+    process::{Command, Process},
+};
+
+/// Where the built program is found, see `cargo xtask test`.
+const PROGRAM: &str = "TAPNAT_BIN";
+/// How long a start or an end may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+static COUNTER: AtomicU32 = AtomicU32::new(0);
+
+/// A name for an instance and the host that it runs on.
+#[derive(Debug)]
+pub struct Instance {
+    host: Namespace,
+    name: String,
+}
+
+impl Instance {
+    /// Chooses a name that no other test has. Starts nothing.
+    #[must_use]
+    pub fn new(host: &Namespace) -> Self {
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        Self {
+            host: host.clone(),
+            name: format!("test-{}-{number}", std::process::id()),
+        }
+    }
+
+    /// The name, for `--instance`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its maps and links are pinned while it is up.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf/tapnat").join(&self.name)
+    }
+
+    /// Where its lock and its journal are while it is up.
+    #[must_use]
+    pub fn run_directory(&self) -> PathBuf {
+        Path::new("/run/tapnat").join(&self.name)
+    }
+
+    /// A verb of the program for this instance, to be run on the host.
+    ///
+    /// # Errors
+    /// The program is not known.
+    pub fn command(&self, verb: &str) -> Result<Command> {
+        self.command_in(&self.host, verb)
+    }
+
+    /// A verb of the program for this instance, to be run on another host.
+    ///
+    /// # Errors
+    /// The program is not known.
+    pub fn command_in(&self, host: &Namespace, verb: &str) -> Result<Command> {
+        Ok(host
+            .command(program()?)
+            .args([verb, "--instance", &self.name])
+            .timeout(PATIENCE))
+    }
+
+    /// Starts `tapnat run` with these arguments and waits until it is ready.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn start(&self, arguments: &[&str]) -> Result<Process> {
+        let mut process = self.command("run")?.args(arguments).spawn()?;
+        process.wait_for_line(PATIENCE, |line| line.starts_with("tapnat ready"))?;
+        Ok(process)
+    }
+
+    /// What a verb prints.
+    ///
+    /// # Errors
+    /// It fails; the error quotes what it said.
+    pub fn ask(&self, verb: &str, arguments: &[&str]) -> Result<String> {
+        self.command(verb)?.args(arguments).run()
+    }
+
+    /// What a verb prints with `--json`.
+    ///
+    /// # Errors
+    /// It fails, or prints something else.
+    pub fn ask_json(&self, verb: &str) -> Result<serde_json::Value> {
+        let text = self.ask(verb, &["--json"])?;
+        serde_json::from_str(&text).with_context(|| format!("`tapnat {verb} --json`: {text}"))
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // The test has its verdict already; the next run would not mind.
+        let _ = self.command("down").and_then(Command::output);
+    }
+}
+
+fn program() -> Result<OsString> {
+    env::var_os(PROGRAM)
+        .with_context(|| format!("{PROGRAM} is not set: run the tests with `cargo xtask test`"))
+}

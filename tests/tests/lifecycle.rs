@@ -1,0 +1,351 @@
+//! An instance comes and goes and leaves the host as it was, however it ends;
+//! what it had is there for the next one.
+
+use std::{
+    fs,
+    os::unix::{fs::MetadataExt as _, net::UnixDatagram},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use tapnat_testbed::{
+    Namespace,
+    snapshot::Snapshot,
+    topology::{Inside, Topology},
+};
+use tapnat_tests::instance::{Instance, PATIENCE};
+
+/// A host with an uplink, a guest on a veth, and no instance.
+fn world() -> Result<Topology> {
+    Topology::builder().inside(Inside::Veth).build()
+}
+
+/// The guest's veth, and a tap that is to be created.
+const BOTH: [&str; 4] = [
+    "--inside",
+    "veth0=10.0.0.1/24",
+    "--inside",
+    "tap9=10.0.9.1/24",
+];
+
+fn same(before: &Snapshot, instance: &Instance, host: &Namespace) -> Result<()> {
+    let after = Snapshot::take(host, &instance.pins())?;
+    if let Some(difference) = before.difference(&after) {
+        anyhow::bail!("the host is not as it was:\n{difference}");
+    }
+    for path in [instance.pins(), instance.run_directory()] {
+        ensure!(!path.exists(), "{} is still there", path.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn an_ended_instance_leaves_nothing_behind() -> Result<()> {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for attach in ["tcx", "clsact"] {
+            let world = world()?;
+            let instance = Instance::new(&world.host);
+            let before = Snapshot::take(&world.host, &instance.pins())?;
+            let mut process = instance.start(&[&BOTH[..], &["--attach", attach]].concat())?;
+            let during = Snapshot::take(&world.host, &instance.pins())?;
+            ensure!(before.difference(&during).is_some(), "nothing was done");
+            process.signal(signal)?;
+            let status = process.wait(PATIENCE)?;
+            ensure!(status.success(), "{status}: {}", process.stderr());
+            same(&before, &instance, &world.host)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn down_ends_a_running_instance() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let before = Snapshot::take(&world.host, &instance.pins())?;
+    let mut process = instance.start(&BOTH)?;
+    instance.ask("down", &[])?;
+    ensure!(process.wait(PATIENCE)?.success(), "{}", process.stderr());
+    same(&before, &instance, &world.host)?;
+    // There is nothing left to do, which is no failure.
+    instance.ask("down", &[])?;
+    Ok(())
+}
+
+#[test]
+fn down_undoes_a_start_that_was_killed_anywhere() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let before = Snapshot::take(&world.host, &instance.pins())?;
+    // As long as a whole start takes here, in steps.
+    let start = std::time::Instant::now();
+    instance.start(&BOTH)?.signal(Signal::SIGKILL)?;
+    let whole = start.elapsed();
+    instance.ask("down", &[])?;
+    same(&before, &instance, &world.host)?;
+    for step in 0..20 {
+        let mut process = instance.command("run")?.args(BOTH).spawn()?;
+        thread::sleep(whole * step / 20);
+        process.signal(Signal::SIGKILL)?;
+        process.wait(PATIENCE)?;
+        instance.ask("down", &[])?;
+        same(&before, &instance, &world.host).with_context(|| format!("killed at step {step}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_signal_during_the_start_ends_it_cleanly() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let before = Snapshot::take(&world.host, &instance.pins())?;
+    let mut process = instance.command("run")?.args(BOTH).spawn()?;
+    while process.is_running() && !instance.run_directory().join("changes.json").exists() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    process.signal(Signal::SIGTERM)?;
+    ensure!(process.wait(PATIENCE)?.success(), "{}", process.stderr());
+    same(&before, &instance, &world.host)
+}
+
+/// What stays the same while one instance takes over from another: the links'
+/// identities, and the tables'.
+fn identities(instance: &Instance) -> Result<Vec<(PathBuf, u64)>> {
+    let mut identities = Vec::new();
+    for directory in ["links", "maps"] {
+        for entry in fs::read_dir(instance.pins().join(directory))? {
+            let path = entry?.path();
+            let inode = fs::metadata(&path)?.ino();
+            identities.push((path, inode));
+        }
+    }
+    identities.sort();
+    Ok(identities)
+}
+
+#[test]
+fn the_next_instance_takes_over_from_a_killed_one() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let before = Snapshot::take(&world.host, &instance.pins())?;
+    let mut first = instance.start(&BOTH)?;
+    first.signal(Signal::SIGKILL)?;
+    first.wait(PATIENCE)?;
+    let left = instance.ask_json("status")?;
+    ensure!(left["process"].is_null(), "{left}");
+    let there = identities(&instance)?;
+    ensure!(!there.is_empty(), "nothing was left");
+
+    let mut second = instance.start(&BOTH)?;
+    ensure!(
+        identities(&instance)? == there,
+        "links or tables were made anew"
+    );
+    let status = instance.ask_json("status")?;
+    ensure!(status["process"] == second.id(), "{status}");
+    ensure!(status["devices"] == left["devices"], "{status}");
+
+    // Taken over once more, by one that does without the tap.
+    second.signal(Signal::SIGKILL)?;
+    second.wait(PATIENCE)?;
+    let mut third = instance.start(&BOTH[..2])?;
+    ensure!(world.host.device_index("tap9")?.is_none(), "the tap stayed");
+    ensure!(third.terminate(PATIENCE)?.success(), "{}", third.stderr());
+    same(&before, &instance, &world.host)
+}
+
+#[test]
+fn a_kept_datapath_stays_until_down() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let before = Snapshot::take(&world.host, &instance.pins())?;
+    let mut process = instance.start(&[&BOTH[..], &["--keep"]].concat())?;
+    ensure!(
+        process.terminate(PATIENCE)?.success(),
+        "{}",
+        process.stderr()
+    );
+    let status = instance.ask_json("status")?;
+    ensure!(status["process"].is_null(), "{status}");
+    ensure!(
+        status["devices"]
+            .as_array()
+            .is_some_and(|devices| devices.len() == 3),
+        "{status}"
+    );
+    instance.ask("down", &[])?;
+    same(&before, &instance, &world.host)
+}
+
+#[test]
+fn a_kept_datapath_of_another_size_is_only_replaced_when_asked() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    instance
+        .start(&[&BOTH[..], &["--keep", "--max-sessions", "100"]].concat())?
+        .terminate(PATIENCE)?;
+    let other = [&BOTH[..], &["--max-sessions", "200"]].concat();
+    let refused = instance.command("run")?.args(&other).output()?;
+    ensure!(
+        !refused.status.success() && refused.stderr.contains("--fresh"),
+        "{refused:?}"
+    );
+    let capacity = |status: &serde_json::Value| status["tables"]["sessions"]["capacity"].clone();
+    ensure!(
+        capacity(&instance.ask_json("status")?) == 100,
+        "the refusal changed something"
+    );
+    let _process = instance.start(&[&other[..], &["--fresh"]].concat())?;
+    ensure!(
+        capacity(&instance.ask_json("status")?) == 200,
+        "the old tables stayed"
+    );
+    Ok(())
+}
+
+#[test]
+fn down_elsewhere_says_where_to_go() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let before = Snapshot::take(&world.host, &instance.pins())?;
+    let mut process = instance.start(&BOTH)?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    let refused = instance.command_in(&world.world, "down")?.output()?;
+    let way = format!("nsenter --net={} tapnat down", world.host.path().display());
+    ensure!(
+        !refused.status.success() && refused.stderr.contains(&way),
+        "{refused:?}"
+    );
+    ensure!(instance.pins().exists(), "the refusal took something away");
+    instance.ask("down", &[])?;
+    same(&before, &instance, &world.host)
+}
+
+#[test]
+fn what_belonged_to_a_namespace_that_is_gone_can_be_taken_away() -> Result<()> {
+    let world = world()?;
+    let elsewhere = Namespace::new("elsewhere")?;
+    let instance = Instance::new(&elsewhere);
+    let mut process = instance
+        .command_in(&world.host, "run")?
+        .args(BOTH)
+        .spawn()?;
+    process.wait_for_line(PATIENCE, |line| line.starts_with("tapnat ready"))?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    drop(world);
+    instance.ask("down", &[])?;
+    ensure!(
+        !instance.pins().exists() && !instance.run_directory().exists(),
+        "something is left"
+    );
+    Ok(())
+}
+
+#[test]
+fn instances_run_side_by_side_in_namespaces_with_the_same_devices() -> Result<()> {
+    let worlds = [world()?, world()?];
+    let instances = [
+        Instance::new(&worlds[0].host),
+        Instance::new(&worlds[1].host),
+    ];
+    let mut processes = Vec::new();
+    for instance in &instances {
+        processes.push(instance.start(&BOTH)?);
+    }
+    for instance in &instances {
+        let status = instance.ask_json("status")?;
+        ensure!(status["instance"] == instance.name(), "{status}");
+    }
+    for process in &mut processes {
+        ensure!(
+            process.terminate(PATIENCE)?.success(),
+            "{}",
+            process.stderr()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn two_instances_of_one_host_share_the_reserved_ports() -> Result<()> {
+    const KEY: &str = "net.ipv4.ip_local_reserved_ports";
+    let world = world()?;
+    world.host.sysctl(KEY, "40000")?;
+    // A second way out, for the second instance.
+    world.host.add_veth("uplink1", &world.world, "world1")?;
+    world.host.ip("address add 192.0.2.129/25 dev uplink1")?;
+    world.host.ip("link set uplink1 up")?;
+    let (one, other) = (Instance::new(&world.host), Instance::new(&world.host));
+    let mut first = one.start(&BOTH[..2])?;
+    let reserved = world.host.read_sysctl(KEY)?;
+    ensure!(reserved.trim() == "36864-60999", "{reserved}");
+    let mut second = other.start(&[&BOTH[2..], &["--uplink", "uplink1"]].concat())?;
+    ensure!(first.terminate(PATIENCE)?.success(), "{}", first.stderr());
+    ensure!(
+        world.host.read_sysctl(KEY)? == reserved,
+        "the second's ports were given back"
+    );
+    // The operator adds one meanwhile.
+    world.host.sysctl(KEY, "36864-60999,63000")?;
+    ensure!(second.terminate(PATIENCE)?.success(), "{}", second.stderr());
+    let reserved = world.host.read_sysctl(KEY)?;
+    ensure!(reserved.trim() == "40000,63000", "{reserved}");
+    Ok(())
+}
+
+#[test]
+fn a_setting_that_somebody_changed_meanwhile_is_left_alone() -> Result<()> {
+    const KEY: &str = "net.ipv4.conf.veth0.forwarding";
+    let world = world()?;
+    world.host.sysctl(KEY, "0")?;
+    let instance = Instance::new(&world.host);
+    let mut process = instance.start(&BOTH[..2])?;
+    ensure!(
+        world.host.read_sysctl(KEY)?.trim() == "1",
+        "forwarding is off"
+    );
+    world.host.sysctl(KEY, "2")?;
+    let status = process.terminate(PATIENCE)?;
+    ensure!(
+        status.success() && process.stderr().contains(KEY),
+        "{}",
+        process.stderr()
+    );
+    ensure!(
+        world.host.read_sysctl(KEY)?.trim() == "2",
+        "it was restored"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_service_manager_is_told() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let path = std::env::temp_dir().join(format!("{}.sock", instance.name()));
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut process = instance
+        .command("run")?
+        .args(BOTH)
+        .env("NOTIFY_SOCKET", &path)
+        .spawn()?;
+    let mut told = String::new();
+    for word in ["READY=1", "STOPPING=1"] {
+        let mut buffer = [0; 1024];
+        let length = socket.recv(&mut buffer)?;
+        told = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        ensure!(told.lines().any(|line| line == word), "{told}");
+        if word == "READY=1" {
+            process.signal(Signal::SIGTERM)?;
+        }
+    }
+    fs::remove_file(&path)?;
+    ensure!(process.wait(PATIENCE)?.success(), "{told}");
+    Ok(())
+}
