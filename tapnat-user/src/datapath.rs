@@ -184,6 +184,8 @@ pub struct Datapath {
 const STAGES: [(u32, &str); stages::COUNT as usize] = [
     (stages::EXCEPTIONAL, programs::EXCEPTIONAL),
     (stages::START, programs::START),
+    (stages::MAP, programs::MAP),
+    (stages::OPEN, programs::OPEN),
 ];
 
 impl Datapath {

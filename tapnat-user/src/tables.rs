@@ -182,7 +182,7 @@ impl PinnedTables {
         for (address, _) in (0u32..).zip(outside) {
             for (class, reserved) in classes {
                 for (parity, set) in (0..).zip(reserved.sets()) {
-                    if let Some(place) = sets.get_mut(set_index(address, class, parity) as usize) {
+                    if let Some(place) = sets.get_mut(set_index(address, class as u32, parity) as usize) {
                         *place = set;
                     }
                 }
@@ -194,7 +194,7 @@ impl PinnedTables {
                 .zip(outside)
                 .find(|(_, address)| **address == endpoint.address);
             if let (Some((address, _)), Some(class)) = (address, Class::of(endpoint.protocol))
-                && let Some(set) = sets.get_mut(set_index(address, class, port) as usize)
+                && let Some(set) = sets.get_mut(set_index(address, class as u32, port) as usize)
             {
                 set.take(port);
             }
