@@ -182,7 +182,9 @@ impl PinnedTables {
         for (address, _) in (0u32..).zip(outside) {
             for (class, reserved) in classes {
                 for (parity, set) in (0..).zip(reserved.sets()) {
-                    if let Some(place) = sets.get_mut(set_index(address, class as u32, parity) as usize) {
+                    if let Some(place) =
+                        sets.get_mut(set_index(address, class as u32, parity) as usize)
+                    {
                         *place = set;
                     }
                 }

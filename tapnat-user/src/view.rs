@@ -379,9 +379,13 @@ fn seconds(ticks: Ticks) -> u64 {
     ticks.milliseconds() / 1000
 }
 
-/// Rounded up, so that what still lives never shows 0.
+/// Rounded up, and without the time by which the datapath's stamps may be late, which everything
+/// lives on.
 fn seconds_left(ticks: Ticks) -> u64 {
-    ticks.milliseconds().div_ceil(1000)
+    ticks
+        .milliseconds()
+        .saturating_sub(REFRESH_AFTER.milliseconds())
+        .div_ceil(1000)
 }
 
 /// To a hundredth: a tick is longer than a millisecond, and was rounded up.
@@ -472,7 +476,7 @@ mod tests {
                 "remote": {"address": "198.51.100.7", "port": 443},
                 "state": "established",
                 "idle_seconds": 6,
-                "expires_in_seconds": 7435,
+                "expires_in_seconds": 7434,
                 "packets": {"outbound": 3, "inbound": 2},
                 "bytes": {"outbound": 180, "inbound": 3000},
             })

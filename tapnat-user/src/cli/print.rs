@@ -63,7 +63,7 @@ impl<'a> List<'a> {
             output.write_all(b"[").context(OUTPUT)?;
             Form::Json { empty: true }
         } else {
-            let mut table = layout(columns);
+            let mut table = Table::new();
             table.set_header(columns.iter().map(|column| column.title));
             Form::Table(Box::new(table))
         };
@@ -98,8 +98,8 @@ impl<'a> List<'a> {
                 if table.row_count() < ROWS {
                     return Ok(());
                 }
-                write_table(&mut self.output, table)?;
-                **table = layout(self.columns);
+                write_table(&mut self.output, self.columns, table)?;
+                **table = Table::new();
                 Ok(())
             }
         }
@@ -111,13 +111,13 @@ impl<'a> List<'a> {
     ///
     /// When the standard output cannot be written to.
     pub fn end(mut self) -> Result<()> {
-        match &self.form {
+        match &mut self.form {
             Form::Json { empty } => {
                 let end: &[u8] = if *empty { b"]\n" } else { b"\n]\n" };
                 self.output.write_all(end).context(OUTPUT)?;
             }
             Form::Table(table) if table.header().is_some() || table.row_count() > 0 => {
-                write_table(&mut self.output, table)?;
+                write_table(&mut self.output, self.columns, table)?;
             }
             Form::Table(_) => {}
         }
@@ -127,23 +127,14 @@ impl<'a> List<'a> {
 
 const OUTPUT: &str = "cannot write to the standard output";
 
-fn layout(columns: &[Column]) -> Table {
-    let mut table = Table::new();
+fn write_table(output: &mut impl io::Write, columns: &[Column], table: &mut Table) -> Result<()> {
     table.load_preset(presets::NOTHING);
-    table.set_constraints(
-        columns
-            .iter()
-            .map(|column| ColumnConstraint::LowerBoundary(Width::Fixed(column.width))),
-    );
     for (column, layout) in columns.iter().zip(table.column_iter_mut()) {
         layout
-            .set_padding((0, 2))
+            .set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(column.width)))
+            .set_padding((0, 1))
             .set_cell_alignment(column.alignment);
     }
-    table
-}
-
-fn write_table(output: &mut impl io::Write, table: &Table) -> Result<()> {
     for line in table.lines() {
         writeln!(output, "{}", line.trim_end()).context(OUTPUT)?;
     }
