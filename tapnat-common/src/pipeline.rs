@@ -92,8 +92,8 @@ pub fn start<T: Tables>(
 
 /// Finds or makes the mapping for the session that [`start`] planned.
 #[inline(always)]
-pub fn map<T: Tables>(tables: &T, plan: &mut Plan) -> Next {
-    nat::map(tables, plan)
+pub fn map<T: Tables>(tables: &T, packet: &Packet, plan: &mut Plan) -> Next {
+    nat::map(packet, tables, plan)
 }
 
 /// Makes the session that [`start`] planned, and rewrites its first packet.

@@ -92,7 +92,7 @@ pub fn start(context: TcContext) -> i32 {
 #[classifier]
 pub fn map(context: TcContext) -> i32 {
     stage(&context, |_, _, kernel, scratch| {
-        pipeline::map(kernel, &mut scratch.plan)
+        pipeline::map(kernel, &scratch.packet, &mut scratch.plan)
     })
 }
 

@@ -1,9 +1,10 @@
 //! Endpoint-independent mappings and the choice of outside ports.
 
-use super::{Insert, Tables};
+use super::{Insert, Tables, session};
 use crate::{
-    abi::{EndpointKey, Mapping, Settings, mapping_flags},
+    abi::{Arrival, EndpointKey, FlowKey, Mapping, Settings, mapping_flags},
     net::{Be16, Be32, protocol},
+    parse::Packet,
     ports::set_index,
     time::Instant,
     verdict::{Opening, Reason},
@@ -16,6 +17,9 @@ const TRIES: u32 = 8;
 /// Ports looked at for an expired mapping when the sets say that all are taken:
 /// without user space's sweep nobody else gives them back.
 const EXPIRED_TRIES: u32 = 16;
+
+/// Ports tried for a session without a mapping.
+const UNMAPPED_TRIES: u32 = 24;
 
 /// Whether the mapping no longer counts.
 #[inline(always)]
@@ -128,6 +132,49 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
             Insert::Done => return Ok(outside),
             Insert::Exists => {}
             Insert::Full => return Err(Reason::MappingTableFull),
+        }
+    }
+    Err(Reason::PortsExhausted)
+}
+
+/// An outside endpoint that no session with this remote has yet (address- and
+/// port-dependent mapping): the inside port if possible, else a random one of
+/// the same parity and range. The twin's insert decides.
+#[inline(always)]
+pub(super) fn unmapped_port<T: Tables>(
+    packet: &Packet,
+    opening: &Opening,
+    tables: &T,
+) -> Result<EndpointKey, Reason> {
+    let reserved = tables.reserved(opening.class).ok_or(Reason::PortsExhausted)?;
+    let inside_port = packet.source_port.get();
+    for attempt in 0..UNMAPPED_TRIES {
+        let mut port = inside_port;
+        if attempt != 0 {
+            #[expect(clippy::cast_possible_truncation, reason = "the low 16 bits are as random")]
+            let random = tables.random() as u16;
+            port = if inside_port < 1024 { random & 1023 } else { random | 1024 };
+            port = port & !1 | inside_port & 1;
+        }
+        if port == 0 || reserved.contains(port) {
+            continue;
+        }
+        let mut outside = opening.source;
+        outside.port = Be16::new(port);
+        let back = FlowKey {
+            source: packet.destination,
+            destination: outside.address,
+            source_port: packet.destination_port,
+            destination_port: outside.port,
+            arrival: Arrival::outside(outside.protocol),
+        };
+        let taken = match tables.session(&back) {
+            Some(session) => !session::is_expired(&back, session, tables),
+            None => false,
+        };
+        let remote = EndpointKey::new(back.source, back.source_port, outside.protocol);
+        if !taken && tables.mapping(&outside).is_none() && !tables.host_socket(&outside, &remote) {
+            return Ok(outside);
         }
     }
     Err(Reason::PortsExhausted)

@@ -33,10 +33,16 @@ pub fn start<T: Tables>(
     }
 }
 
-/// Finds or makes the mapping that the plan needs.
+/// Finds or makes the mapping that the plan needs, or the outside port that it
+/// needs without one.
 #[inline(always)]
-pub fn map<T: Tables>(tables: &T, plan: &mut Plan) -> Next {
-    match mapping::of(&plan.opening, tables) {
+pub fn map<T: Tables>(packet: &Packet, tables: &T, plan: &mut Plan) -> Next {
+    let outside = if plan.opening.flags & session_flags::UNMAPPED == 0 {
+        mapping::of(&plan.opening, tables)
+    } else {
+        mapping::unmapped_port(packet, &plan.opening, tables)
+    };
+    match outside {
         Ok(outside) => {
             plan.opening.source = outside;
             Next::Open
@@ -109,10 +115,15 @@ fn from_inside<T: Tables>(
         generation: settings.generation,
         ..Opening::default()
     };
-    if is_unmapped(packet, settings) {
-        // The twin's insert decides whether the port is free for this remote.
+    let Some(class) = Class::of(packet.protocol) else {
+        // By address only: the twin's insert decides whether it is free.
         plan.opening.flags |= session_flags::UNMAPPED;
         return Ok(Next::Open);
+    };
+    plan.opening.class = class as u32;
+    if settings.mapping(packet.protocol) == MappingMode::AddressAndPortDependent {
+        plan.opening.flags |= session_flags::UNMAPPED;
+        return Ok(Next::Map);
     }
     let first = if packet.protocol == protocol::TCP {
         session::State::Opening
@@ -123,7 +134,6 @@ fn from_inside<T: Tables>(
     plan.opening.inside = inside;
     plan.opening.device = device.get();
     plan.opening.until = tables.now().after(lifetime).after(super::REFRESH_AFTER);
-    plan.opening.class = Class::of(packet.protocol).ok_or(Reason::ProtocolNotCarried)? as u32;
     Ok(Next::Map)
 }
 
@@ -197,23 +207,6 @@ fn may_have_more<T: Tables>(key: &FlowKey, settings: &Settings, tables: &T) -> R
         return Err(Reason::GuestSessionLimit);
     }
     Ok(())
-}
-
-/// Whether this session goes without an endpoint-independent mapping.
-#[inline(always)]
-const fn is_unmapped(packet: &Packet, settings: &Settings) -> bool {
-    match packet.transport {
-        Transport::PortsFixed | Transport::AddressOnly => true,
-        Transport::Tcp | Transport::Udp => match settings.mapping(packet.protocol) {
-            MappingMode::EndpointIndependent => false,
-            MappingMode::AddressAndPortDependent => true,
-        },
-        Transport::IcmpQuery
-        | Transport::IcmpReply
-        | Transport::IcmpError
-        | Transport::IcmpOther
-        | Transport::Unknown => false,
-    }
 }
 
 #[inline(always)]
