@@ -371,11 +371,12 @@ const ICMP_HEADER: u32 = 8;
 ///
 /// # Errors
 /// [`Reason::ErrorUnusable`] when it quotes too little, a later fragment or a
-/// protocol without sessions; [`Reason::ErrorBadChecksum`] when the quoted
-/// header's checksum is wrong (RFC 5508 REQ-3).
+/// protocol without sessions; [`Reason::ErrorBadChecksum`] when its checksum or
+/// that of the quoted header is wrong (RFC 5508 REQ-3).
 #[inline(always)]
 pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reason> {
     let unusable = Reason::ErrorUnusable;
+    verify_error(frame, packet)?;
     let network_offset = packet.transport_offset() + ICMP_HEADER;
     let header = frame.read::<Ipv4Hdr>(network_offset).ok_or(unusable)?;
     let header_length = u32::from(header.vihl & 0x0f) * 4;
@@ -390,7 +391,7 @@ pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reas
     if transport_offset + 8 > end {
         return Err(unusable);
     }
-    verify_header(frame, network_offset, header_length)?;
+    verify_sum(frame, network_offset, header_length)?;
     let start = frame.read::<[u8; 8]>(transport_offset).ok_or(unusable)?;
     let mut quoted = Quoted {
         source: Be32::from_bytes(header.src_addr),
@@ -436,20 +437,45 @@ pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reas
     Ok(quoted)
 }
 
-/// Checks the checksum of a quoted IPv4 header.
+/// The longest ICMP error whose checksum is verified, in bytes. Routers send 576
+/// at most, with what they quote (RFC 1812 section 4.3.2.3).
+const LONGEST_ERROR: u32 = 1480;
+
+/// Checks the checksum of the ICMP error itself (RFC 5508 REQ-3).
 #[inline(always)]
-fn verify_header<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reason> {
+fn verify_error<F: Frame>(frame: &F, packet: &Packet) -> Result<(), Reason> {
+    let length = packet.length - packet.header_length;
+    if length > LONGEST_ERROR {
+        return Err(Reason::ErrorUnusable);
+    }
+    verify_sum(frame, packet.transport_offset(), length)
+}
+
+/// Checks that the bytes sum up to a right checksum: `length` of them, at most
+/// [`LONGEST_ERROR`].
+#[inline(never)]
+fn verify_sum<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reason> {
+    const STEP: u32 = 4;
     let mut sum = 0u32;
-    // 15 words of 32 bits are the longest header there is.
-    for word in 0..15u32 {
-        if word * 4 >= length {
+    for step in 0..LONGEST_ERROR / STEP {
+        let at = step * STEP;
+        if at + STEP > length {
             break;
         }
-        let bytes = frame
-            .read::<[[u8; 2]; 2]>(offset + word * 4)
-            .ok_or(Reason::ErrorUnusable)?;
-        sum += u32::from(Be16::from_bytes(bytes[0]).raw());
-        sum += u32::from(Be16::from_bytes(bytes[1]).raw());
+        let words =
+            frame.read::<[[u8; 2]; 2]>(offset + at).ok_or(Reason::ErrorUnusable)?;
+        sum += u32::from(Be16::from_bytes(words[0]).raw());
+        sum += u32::from(Be16::from_bytes(words[1]).raw());
+    }
+    // What does not fill a word is filled up with zeros.
+    for odd in 0..STEP - 1 {
+        let at = (length & !(STEP - 1)) + odd;
+        if at >= length {
+            break;
+        }
+        let [byte] = frame.read::<[u8; 1]>(offset + at).ok_or(Reason::ErrorUnusable)?;
+        let word = if odd % 2 == 0 { [byte, 0] } else { [0, byte] };
+        sum += u32::from(Be16::from_bytes(word).raw());
     }
     if crate::checksum::finish(sum) == Be16::ZERO {
         Ok(())
