@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use tapnat_testbed::{
     Namespace,
     snapshot::Snapshot,
-    topology::{Inside, Topology},
+    topology::{Inside, Topology, WORLD_ADDRESSES},
 };
 use tapnat_tests::instance::{Instance, PATIENCE};
 
@@ -155,6 +155,40 @@ fn the_next_instance_takes_over_from_a_killed_one() -> Result<()> {
     ensure!(world.host.device_index("tap9")?.is_none(), "the tap stayed");
     ensure!(third.terminate(PATIENCE)?.success(), "{}", third.stderr());
     same(&before, &instance, &world.host)
+}
+
+#[test]
+fn no_packet_is_lost_while_processes_are_killed_and_replaced() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let mut process = instance.start(&BOTH)?;
+    let guest = &world
+        .guests
+        .first()
+        .context("the world has no guest")?
+        .namespace;
+    let ping = |count: u32| {
+        let count = count.to_string();
+        let destination = WORLD_ADDRESSES[0].to_string();
+        guest
+            .command("ping")
+            .args(["-i", "0.005", "-W", "5", "-c", &count, &destination])
+    };
+    ping(1).run()?;
+    let mut pings = ping(600).spawn()?;
+    while pings.is_running() {
+        process.signal(Signal::SIGKILL)?;
+        process.wait(PATIENCE)?;
+        ping(1).run().context("a new session without a process")?;
+        process = instance.start(&BOTH)?;
+    }
+    pings.wait(PATIENCE)?;
+    let said = pings.stdout();
+    ensure!(
+        said.contains("600 packets transmitted, 600 received"),
+        "{said}"
+    );
+    Ok(())
 }
 
 #[test]

@@ -13,15 +13,15 @@ use crate::{
 };
 
 const COLUMNS: [Column; 9] = [
-    Column::text("PROTOCOL", 10),
-    Column::text("INSIDE", 23),
-    Column::text("OUTSIDE", 23),
-    Column::text("REMOTE", 23),
-    Column::text("STATE", 13),
-    Column::number("IDLE", 8),
-    Column::number("EXPIRES", 9),
-    Column::number("PACKETS", 12),
-    Column::number("BYTES", 12),
+    Column::text("PROTOCOL", 8),
+    Column::text("INSIDE", 21),
+    Column::text("OUTSIDE", 21),
+    Column::text("REMOTE", 21),
+    Column::text("STATE", 11),
+    Column::number("IDLE", 6),
+    Column::number("EXPIRES", 7),
+    Column::number("PACKETS", 11),
+    Column::number("BYTES", 11),
 ];
 
 /// The JSON is an array of objects: `protocol`, `inside`, `outside` and `remote` (each an `address`

@@ -10,12 +10,12 @@ use super::{
 use crate::{daemon::now, view::MappingView};
 
 const COLUMNS: [Column; 6] = [
-    Column::text("PROTOCOL", 10),
-    Column::text("INSIDE", 23),
-    Column::text("OUTSIDE", 23),
-    Column::text("KIND", 9),
-    Column::number("SESSIONS", 10),
-    Column::number("EXPIRES", 9),
+    Column::text("PROTOCOL", 8),
+    Column::text("INSIDE", 21),
+    Column::text("OUTSIDE", 21),
+    Column::text("KIND", 7),
+    Column::number("SESSIONS", 8),
+    Column::number("EXPIRES", 7),
 ];
 
 /// The JSON is an array of objects: `protocol`, `inside` and `outside` (each an `address` and a

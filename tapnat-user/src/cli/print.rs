@@ -1,37 +1,38 @@
 //! Prints lists of any length: as a table for people, as a JSON array for programs. Rows are written
-//! as they come, so that a million of them need no memory and the first is there at once.
+//! as they come, so that a million of them need no memory and the first is there at once; columns
+//! have fixed widths for that.
 
 use std::io::{self, BufWriter, StdoutLock, Write as _};
 
 use anyhow::{Context as _, Result};
-use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
 use serde::Serialize;
 
-/// Rows that are laid out together.
-const ROWS: usize = 256;
+const OUTPUT: &str = "cannot write to the standard output";
 
-/// A column of a table. Text that is longer than `width` pushes the rest of its block aside.
+/// A column of a table. Text that is wider pushes the rest of its row aside.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
-    pub title: &'static str,
-    pub width: u16,
-    pub alignment: CellAlignment,
+    title: &'static str,
+    width: usize,
+    is_number: bool,
 }
 
 impl Column {
-    pub const fn text(title: &'static str, width: u16) -> Self {
+    /// Aligned to the left.
+    pub const fn text(title: &'static str, width: usize) -> Self {
         Self {
             title,
             width,
-            alignment: CellAlignment::Left,
+            is_number: false,
         }
     }
 
-    pub const fn number(title: &'static str, width: u16) -> Self {
+    /// Aligned to the right.
+    pub const fn number(title: &'static str, width: usize) -> Self {
         Self {
             title,
             width,
-            alignment: CellAlignment::Right,
+            is_number: true,
         }
     }
 }
@@ -39,16 +40,12 @@ impl Column {
 /// A list that is being printed to the standard output.
 pub struct List<'a> {
     output: BufWriter<StdoutLock<'static>>,
-    columns: &'a [Column],
-    form: Form,
+    form: Form<'a>,
 }
 
-enum Form {
-    /// The rows that are not written yet, and maybe the header.
-    Table(Box<Table>),
-    Json {
-        empty: bool,
-    },
+enum Form<'a> {
+    Table(&'a [Column]),
+    Json { empty: bool },
 }
 
 impl<'a> List<'a> {
@@ -59,18 +56,22 @@ impl<'a> List<'a> {
     /// When the standard output cannot be written to.
     pub fn begin(json: bool, columns: &'a [Column]) -> Result<Self> {
         let mut output = BufWriter::new(io::stdout().lock());
-        let form = if json {
+        if json {
             output.write_all(b"[").context(OUTPUT)?;
-            Form::Json { empty: true }
-        } else {
-            let mut table = Table::new();
-            table.set_header(columns.iter().map(|column| column.title));
-            Form::Table(Box::new(table))
-        };
+            return Ok(Self {
+                output,
+                form: Form::Json { empty: true },
+            });
+        }
+        write_row(
+            &mut output,
+            columns,
+            columns.iter().map(|column| column.title),
+        )
+        .context(OUTPUT)?;
         Ok(Self {
             output,
-            columns,
-            form,
+            form: Form::Table(columns),
         })
     }
 
@@ -84,24 +85,17 @@ impl<'a> List<'a> {
         value: &T,
         cells: impl FnOnce(&T) -> Vec<String>,
     ) -> Result<()> {
+        let output = &mut self.output;
         match &mut self.form {
             Form::Json { empty } => {
                 let separator: &[u8] = if *empty { b"\n" } else { b",\n" };
                 *empty = false;
-                self.output.write_all(separator).context(OUTPUT)?;
-                serde_json::to_writer(&mut self.output, value)
+                output.write_all(separator).context(OUTPUT)?;
+                serde_json::to_writer(output, value)
                     .map_err(io::Error::from)
                     .context(OUTPUT)
             }
-            Form::Table(table) => {
-                table.add_row(cells(value));
-                if table.row_count() < ROWS {
-                    return Ok(());
-                }
-                write_table(&mut self.output, self.columns, table)?;
-                **table = Table::new();
-                Ok(())
-            }
+            Form::Table(columns) => write_row(output, columns, cells(value)).context(OUTPUT),
         }
     }
 
@@ -111,34 +105,31 @@ impl<'a> List<'a> {
     ///
     /// When the standard output cannot be written to.
     pub fn end(mut self) -> Result<()> {
-        match &mut self.form {
-            Form::Json { empty } => {
-                let end: &[u8] = if *empty { b"]\n" } else { b"\n]\n" };
-                self.output.write_all(end).context(OUTPUT)?;
-            }
-            Form::Table(table) if table.header().is_some() || table.row_count() > 0 => {
-                write_table(&mut self.output, self.columns, table)?;
-            }
-            Form::Table(_) => {}
+        if let Form::Json { empty } = self.form {
+            let end: &[u8] = if empty { b"]\n" } else { b"\n]\n" };
+            self.output.write_all(end).context(OUTPUT)?;
         }
         self.output.flush().context(OUTPUT)
     }
 }
 
-const OUTPUT: &str = "cannot write to the standard output";
-
-fn write_table(output: &mut impl io::Write, columns: &[Column], table: &mut Table) -> Result<()> {
-    table.load_preset(presets::NOTHING);
-    for (column, layout) in columns.iter().zip(table.column_iter_mut()) {
-        layout
-            .set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(column.width)))
-            .set_padding((0, 1))
-            .set_cell_alignment(column.alignment);
+fn write_row(
+    output: &mut impl io::Write,
+    columns: &[Column],
+    cells: impl IntoIterator<Item = impl AsRef<str>>,
+) -> io::Result<()> {
+    for (position, (column, cell)) in columns.iter().zip(cells).enumerate() {
+        let (cell, width) = (cell.as_ref(), column.width);
+        let separator = if position == 0 { "" } else { "  " };
+        if column.is_number {
+            write!(output, "{separator}{cell:>width$}")?;
+        } else if position + 1 == columns.len() {
+            write!(output, "{separator}{cell}")?;
+        } else {
+            write!(output, "{separator}{cell:<width$}")?;
+        }
     }
-    for line in table.lines() {
-        writeln!(output, "{}", line.trim_end()).context(OUTPUT)?;
-    }
-    Ok(())
+    writeln!(output)
 }
 
 /// Prints one JSON value, over several lines.
@@ -167,4 +158,26 @@ pub fn text(text: &str) -> Result<()> {
         .write_all(text.as_bytes())
         .and_then(|()| output.flush())
         .context(OUTPUT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_line_up_and_end_without_blanks() {
+        let columns = [
+            Column::text("NAME", 6),
+            Column::number("COUNT", 5),
+            Column::text("TO", 4),
+        ];
+        let mut output = Vec::new();
+        write_row(&mut output, &columns, columns.map(|column| column.title)).unwrap();
+        write_row(&mut output, &columns, ["a", "7", "b"]).unwrap();
+        write_row(&mut output, &columns, ["longer-name", "123456", "b"]).unwrap();
+        assert_eq!(
+            String::from_utf8(output).unwrap(),
+            "NAME    COUNT  TO\na           7  b\nlonger-name  123456  b\n"
+        );
+    }
 }

@@ -1,0 +1,239 @@
+//! What `flows`, `mappings` and `status` say about real traffic, with and
+//! without a process, from the pinned tables alone.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tapnat_testbed::{
+    topology::{Guest, HOST_ADDRESS, Inside, Topology, WORLD_ADDRESSES},
+    traffic::{TcpReflector, TcpSession, UdpReflector, reflect_udp, udp_socket},
+};
+use tapnat_tests::instance::{Instance, PATIENCE};
+
+const ARGUMENTS: [&str; 2] = ["--inside", "veth0=10.0.0.1/24"];
+
+fn world() -> Result<Topology> {
+    Topology::builder().inside(Inside::Veth).build()
+}
+
+fn guest(world: &Topology) -> Result<&Guest> {
+    world.guests.first().context("the world has no guest")
+}
+
+fn server() -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(WORLD_ADDRESSES[0]), 0)
+}
+
+fn endpoint(value: &Value) -> Result<SocketAddr> {
+    let address = value["address"].as_str().context("no address")?.parse()?;
+    let port = u16::try_from(value["port"].as_u64().context("no port")?)?;
+    Ok(SocketAddr::new(address, port))
+}
+
+/// The objects of this protocol in an array.
+fn of<'a>(list: &'a Value, protocol: &str) -> Result<Vec<&'a Value>> {
+    let list = list
+        .as_array()
+        .with_context(|| format!("not an array: {list}"))?;
+    Ok(list
+        .iter()
+        .filter(|entry| entry["protocol"] == protocol)
+        .collect())
+}
+
+#[test]
+fn sessions_and_mappings_are_shown_as_they_are_on_the_wire() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let mut process = instance.start(&ARGUMENTS)?;
+    let guest = guest(&world)?;
+    let tcp = TcpReflector::start(&world.world, server())?;
+    let udp = UdpReflector::start(&world.world, server())?;
+    let session = TcpSession::open(&guest.namespace, None, tcp.address())?;
+    let socket = udp_socket(&guest.namespace, SocketAddr::new(guest.address.into(), 0))?;
+    let seen = reflect_udp(&socket, udp.address(), b"hello")?;
+    guest
+        .namespace
+        .exec(&format!("ping -c 1 -W 5 {}", WORLD_ADDRESSES[0]))?;
+
+    let check = || {
+        let flows = instance.ask_json("flows")?;
+        let mappings = instance.ask_json("mappings")?;
+        for (protocol, inside, outside, remote, state) in [
+            (
+                "tcp",
+                session.stream().local_addr()?,
+                session.seen(),
+                tcp.address(),
+                "established",
+            ),
+            ("udp", socket.local_addr()?, seen, udp.address(), "two-way"),
+        ] {
+            let found = of(&flows, protocol)?;
+            ensure!(found.len() == 1, "not one {protocol} flow: {flows}");
+            let flow = found[0];
+            ensure!(endpoint(&flow["inside"])? == inside, "{flow}");
+            ensure!(endpoint(&flow["outside"])? == outside, "{flow}");
+            ensure!(endpoint(&flow["remote"])? == remote, "{flow}");
+            ensure!(flow["state"] == state, "{flow}");
+            let (idle, left) = (
+                flow["idle_seconds"].as_u64(),
+                flow["expires_in_seconds"].as_u64(),
+            );
+            ensure!(
+                idle.is_some() && left.is_some_and(|left| left > 0),
+                "{flow}"
+            );
+            let found = of(&mappings, protocol)?;
+            ensure!(found.len() == 1, "not one {protocol} mapping: {mappings}");
+            ensure!(endpoint(&found[0]["inside"])? == inside, "{mappings}");
+            ensure!(endpoint(&found[0]["outside"])? == outside, "{mappings}");
+            ensure!(found[0]["sessions"] == 1, "{mappings}");
+        }
+        let pings = of(&flows, "icmp")?;
+        ensure!(pings.len() == 1, "not one ping: {flows}");
+        ensure!(
+            endpoint(&pings[0]["inside"])?.ip() == guest.address,
+            "{flows}"
+        );
+        ensure!(
+            endpoint(&pings[0]["outside"])?.ip() == HOST_ADDRESS,
+            "{flows}"
+        );
+        ensure!(
+            endpoint(&pings[0]["remote"])?.ip() == WORLD_ADDRESSES[0],
+            "{flows}"
+        );
+
+        let table = instance.ask("flows", &[])?;
+        ensure!(
+            table.lines().count() == 4,
+            "not a header and three rows:\n{table}"
+        );
+        ensure!(!table.contains('\u{1b}'), "colours in a pipe");
+        let row = table.lines().find(|line| line.starts_with("tcp"));
+        ensure!(
+            row.is_some_and(|row| row.contains(&session.seen().to_string())),
+            "{table}"
+        );
+
+        let status = instance.ask_json("status")?;
+        ensure!(status["tables"]["sessions"]["used"] == 3, "{status}");
+        ensure!(
+            status["outside_addresses"] == serde_json::json!([HOST_ADDRESS]),
+            "{status}"
+        );
+        Ok(())
+    };
+    check()?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    check().context("without a process")
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_failure() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let _process = instance.start(&ARGUMENTS)?;
+    for verb in ["flows", "flows --json", "status", "mappings --json"] {
+        // The reader is gone before the first byte.
+        let line = format!(
+            "exec 3> >(true); wait $!; \"$TAPNAT_BIN\" {verb} --instance {} >&3",
+            instance.name()
+        );
+        let output = world.host.command("bash").args(["-c", &line]).output()?;
+        ensure!(
+            output.status.success() && output.stderr.is_empty(),
+            "{verb}: {output:?}"
+        );
+    }
+    let line = format!(
+        "set -o pipefail; \"$TAPNAT_BIN\" flows --instance {} | head -n 1",
+        instance.name()
+    );
+    let output = world.host.command("bash").args(["-c", &line]).output()?;
+    ensure!(
+        output.status.success() && output.stdout.starts_with("PROTOCOL"),
+        "{output:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn timeouts_and_modes_are_those_that_were_asked_for() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let defaults = instance.start(&ARGUMENTS)?;
+    let status = instance.ask_json("status")?;
+    // RFC 4787 REQ-5, RFC 5382 REQ-5, RFC 5508 REQ-2.
+    for (timeout, seconds) in [
+        ("udp", 300.0),
+        ("tcp_established", 7440.0),
+        ("tcp_transitory", 240.0),
+        ("icmp", 60.0),
+    ] {
+        ensure!(status["timeouts"][timeout] == seconds, "{status}");
+    }
+    ensure!(
+        status["mapping"]["udp"] == "endpoint-independent",
+        "{status}"
+    );
+    ensure!(
+        status["filtering"]["udp"] == "address-dependent",
+        "{status}"
+    );
+    drop(defaults);
+    instance.ask("down", &[])?;
+
+    let asked = [
+        "--udp-timeout",
+        "2m",
+        "--tcp-established-timeout",
+        "7500",
+        "--tcp-transitory-timeout",
+        "1500ms",
+        "--filtering",
+        "endpoint-independent,tcp=address-and-port-dependent",
+        "--mapping",
+        "udp=address-and-port-dependent",
+        "--guest-max-sessions",
+        "7",
+        "--inbound-refresh",
+        "--max-sessions",
+        "1000",
+    ];
+    let _process = instance.start(&[&ARGUMENTS[..], &asked].concat())?;
+    let status = instance.ask_json("status")?;
+    for (timeout, seconds) in [
+        ("udp", 120.0),
+        ("tcp_established", 7500.0),
+        ("tcp_transitory", 1.5),
+    ] {
+        ensure!(status["timeouts"][timeout] == seconds, "{status}");
+    }
+    ensure!(
+        status["filtering"]["tcp"] == "address-and-port-dependent",
+        "{status}"
+    );
+    ensure!(
+        status["filtering"]["udp"] == "endpoint-independent",
+        "{status}"
+    );
+    ensure!(
+        status["mapping"]["tcp"] == "endpoint-independent",
+        "{status}"
+    );
+    ensure!(
+        status["mapping"]["udp"] == "address-and-port-dependent",
+        "{status}"
+    );
+    ensure!(
+        status["guest_max_sessions"] == 7 && status["inbound_refresh"] == true,
+        "{status}"
+    );
+    ensure!(status["tables"]["sessions"]["capacity"] == 1000, "{status}");
+    Ok(())
+}
