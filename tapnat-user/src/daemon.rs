@@ -86,7 +86,7 @@ pub async fn run(config: &Config, options: Options) -> Result<()> {
 }
 
 /// Ends an instance, whether a process serves it or not, and takes everything away that it changed.
-/// An instance that does not exist is no error.
+/// Returns whether there was anything to end; an instance that does not exist is no error.
 ///
 /// # Errors
 ///
@@ -94,13 +94,13 @@ pub async fn run(config: &Config, options: Options) -> Result<()> {
 /// some could not be taken back.
 pub async fn down(instance: &InstanceName) -> Result<bool> {
     check_privileges()?;
-    let lock = end_process(instance).await?;
+    let (lock, ended) = end_process(instance).await?;
     let everyone = Lock::all_instances()?;
     let journal = Journal::load(instance)?;
     let pins = bpffs::find()
         .map(|root| instance.pin_directory(&root))
         .filter(|path| path.exists());
-    let existed = journal.is_some() || pins.is_some();
+    let existed = ended || journal.is_some() || pins.is_some();
     let host = RealHost::new(instance.clone(), Netlink::open()?);
     let mut journal = match journal {
         Some(journal) => journal,
@@ -114,13 +114,13 @@ pub async fn down(instance: &InstanceName) -> Result<bool> {
     Ok(existed)
 }
 
-/// Locks the instance, after ending the process that has the lock.
-async fn end_process(instance: &InstanceName) -> Result<Lock> {
+/// Locks the instance, after ending the process that has the lock. Returns whether one had it.
+async fn end_process(instance: &InstanceName) -> Result<(Lock, bool)> {
     let mut told = false;
     let deadline = tokio::time::Instant::now() + END_TIMEOUT;
     loop {
         let holder = match Lock::instance(instance)? {
-            Ok(lock) => return Ok(lock),
+            Ok(lock) => return Ok((lock, told)),
             Err(holder) => holder,
         };
         ensure!(

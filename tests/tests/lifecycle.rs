@@ -67,11 +67,19 @@ fn down_ends_a_running_instance() -> Result<()> {
     let instance = Instance::new(&world.host);
     let before = Snapshot::take(&world.host, &instance.pins())?;
     let mut process = instance.start(&BOTH)?;
-    instance.ask("down", &[])?;
+    let output = instance.command("down")?.output()?;
+    ensure!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
     ensure!(process.wait(PATIENCE)?.success(), "{}", process.stderr());
     same(&before, &instance, &world.host)?;
-    // There is nothing left to do, which is no failure.
-    instance.ask("down", &[])?;
+    // There is nothing left to do, which is told but no failure.
+    let output = instance.command("down")?.output()?;
+    ensure!(
+        output.status.success() && output.stderr.contains("nothing"),
+        "{output:?}"
+    );
     Ok(())
 }
 
