@@ -16,6 +16,7 @@ use aya::programs::{
 
 use crate::{
     host::{
+        bpffs,
         namespace::NetworkNamespace,
         netlink::{Device, Netlink},
         sysctl::Sysctl,
@@ -46,6 +47,12 @@ impl RealHost {
     #[must_use]
     pub fn netlink(&self) -> &Netlink {
         &self.netlink
+    }
+
+    /// Where the instance's maps and links are, or would be, pinned. None without a BPF file system.
+    #[must_use]
+    pub fn pin_directory(&self) -> Option<PathBuf> {
+        bpffs::find().map(|root| self.instance.pin_directory(&root))
     }
 
     async fn remove_tap(&self, name: &str, index: Option<u32>) -> Result<Reverted> {
@@ -186,7 +193,10 @@ impl Host for RealHost {
             Change::AddFilter { device, .. } => {
                 bail!("the filter of {device} is not put there with its program")
             }
-            Change::PinDirectory { path } => make_directory(path),
+            Change::PinDirectory => match self.pin_directory() {
+                Some(path) => make_directory(&path),
+                None => bail!("the BPF file system was unmounted during the start: try again"),
+            },
         }
     }
 
@@ -207,7 +217,10 @@ impl Host for RealHost {
                 priority,
                 handle,
             } => self.remove_filter(device, *priority, *handle).await,
-            Change::PinDirectory { path } => remove_directory(path),
+            Change::PinDirectory => match self.pin_directory() {
+                Some(path) => remove_directory(&path),
+                None => Ok(Reverted::NotThere),
+            },
         }
     }
 }
@@ -283,7 +296,7 @@ fn make_directory(path: &Path) -> Result<()> {
         .with_context(|| format!("cannot create {}", path.display()))
 }
 
-fn remove_directory(path: &PathBuf) -> Result<Reverted> {
+fn remove_directory(path: &Path) -> Result<Reverted> {
     match fs::remove_dir_all(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Reverted::NotThere),

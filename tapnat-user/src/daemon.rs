@@ -97,18 +97,16 @@ pub async fn down(instance: &InstanceName) -> Result<bool> {
     let (lock, ended) = end_process(instance).await?;
     let everyone = Lock::all_instances()?;
     let journal = Journal::load(instance)?;
-    let pins = bpffs::find()
-        .map(|root| instance.pin_directory(&root))
-        .filter(|path| path.exists());
-    let existed = ended || journal.is_some() || pins.is_some();
     let host = RealHost::new(instance.clone(), Netlink::open()?);
+    let pinned = host.pin_directory().is_some_and(|path| path.exists());
+    let existed = ended || journal.is_some() || pinned;
     let mut journal = match journal {
         Some(journal) => journal,
         None => Journal::begin(instance)?,
     };
     check_namespace(instance, &mut journal)?;
-    if let Some(path) = pins {
-        journal.record(Change::PinDirectory { path })?;
+    if pinned {
+        journal.record(Change::PinDirectory)?;
     }
     take_away(journal, &host, lock, everyone).await?;
     Ok(existed)
@@ -420,13 +418,10 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let withheld = divide_ports(config, host, journal).await?;
 
-    let change = Change::PinDirectory {
-        path: pins_path.clone(),
-    };
     if pins_path.exists() {
-        journal.record(change)?;
+        journal.record(Change::PinDirectory)?;
     } else {
-        journal.make(change, host).await?;
+        journal.make(Change::PinDirectory, host).await?;
     }
     let known = surroundings(config, &plan, &links);
     let hooks = hooks(&plan, &links)?;

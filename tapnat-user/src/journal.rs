@@ -55,15 +55,16 @@ pub enum Change {
         priority: u16,
         handle: u16,
     },
-    /// A directory for maps and links was made in the BPF file system.
-    PinDirectory { path: PathBuf },
+    /// The instance's directory for maps and links was made in the BPF file system. Its path is not
+    /// recorded: it differs between mount namespaces.
+    PinDirectory,
 }
 
 impl Change {
     /// Whether the change is to one network namespace, and gone when that is gone.
     #[must_use]
     pub fn in_network_namespace(&self) -> bool {
-        !matches!(self, Self::PinDirectory { .. })
+        *self != Self::PinDirectory
     }
 
     /// Whether both change the same thing, possibly in different ways.
@@ -86,8 +87,8 @@ impl Change {
             (Self::SetSysctl { sysctl, .. }, Self::SetSysctl { sysctl: other, .. }) => {
                 sysctl == other
             }
-            (Self::ReservePorts { .. }, Self::ReservePorts { .. }) => true,
-            (Self::PinDirectory { path }, Self::PinDirectory { path: other }) => path == other,
+            (Self::ReservePorts { .. }, Self::ReservePorts { .. })
+            | (Self::PinDirectory, Self::PinDirectory) => true,
             _ => false,
         }
     }
@@ -695,9 +696,7 @@ mod tests {
             Change::ReservePorts {
                 ports: "36864-60999".parse().unwrap(),
             },
-            Change::PinDirectory {
-                path: "/sys/fs/bpf/tapnat/default".into(),
-            },
+            Change::PinDirectory,
         ];
         for change in &changes {
             let entry = Entry {
