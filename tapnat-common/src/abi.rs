@@ -32,6 +32,8 @@ pub mod maps {
     pub const PERMISSIONS: &str = "PERMISSIONS";
     /// [`super::FragmentKey`] to [`super::Fragment`].
     pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// [`super::HeldKey`] to [`super::Held`].
+    pub const HELD: &str = "HELD";
     /// Inside address to [`super::Guest`].
     pub const GUESTS: &str = "GUESTS";
     /// Interface index to [`super::Device`]. Written by user space only.
@@ -54,6 +56,7 @@ pub mod maps {
         INSIDE,
         PERMISSIONS,
         FRAGMENTS,
+        HELD,
         GUESTS,
         DEVICES,
         PORTS,
@@ -77,6 +80,8 @@ pub mod programs {
     pub const MAP: &str = "map";
     /// Packets that open a session.
     pub const OPEN: &str = "open";
+    /// First fragments, for which others wait.
+    pub const RELEASE: &str = "release";
 }
 
 /// Places in [`maps::STAGES`]: the programs that others go on to.
@@ -89,7 +94,9 @@ pub mod stages {
     pub const MAP: u32 = 2;
     /// [`super::programs::OPEN`].
     pub const OPEN: u32 = 3;
-    pub const COUNT: u32 = 4;
+    /// [`super::programs::RELEASE`].
+    pub const RELEASE: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 /// Constants that the loader sets before the programs are loaded.
@@ -234,6 +241,15 @@ pub struct NextHop {
     pub link: LinkAddresses,
 }
 
+impl NextHop {
+    /// Whether the link addresses are known.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_linked(&self) -> bool {
+        self.link != LinkAddresses::default()
+    }
+}
+
 /// One direction of a session, the value of [`maps::SESSIONS`]: all that an
 /// established packet needs, in one cache line.
 ///
@@ -360,13 +376,57 @@ pub struct FragmentKey {
     pub _zero: u16,
 }
 
-/// The ports that the datagram's first fragment carried.
+/// What became of a fragmented datagram's first fragment, and so becomes of the
+/// others: [`Fragment::fate`].
+pub mod fragment_fate {
+    /// It has not come yet: the others are held.
+    pub const UNKNOWN: u8 = 0;
+    /// Translated; the others belong to the session of the same ports.
+    pub const TRANSLATED: u8 = 1;
+    /// Passed to the host.
+    pub const HOST: u8 = 2;
+    pub const DROPPED: u8 = 3;
+}
+
+/// A datagram that comes in fragments.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
+    /// The ports that the first fragment carried.
     pub source_port: Be16,
     pub destination_port: Be16,
     pub expires_at: Instant,
+    /// Fragments that wait for the first one in [`maps::HELD`].
+    pub held: u32,
+    /// [`fragment_fate`].
+    pub fate: u8,
+    pub _zero: [u8; 3],
+    /// A bit for each 8 bytes of the datagram that have come by.
+    pub seen: [u64; 128],
+}
+
+/// The key of [`maps::HELD`]: a fragment that came before its first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HeldKey {
+    pub datagram: FragmentKey,
+    /// Counted in the order of arrival.
+    pub index: u32,
+}
+
+/// The longest frame that is held, in bytes.
+pub const HELD_BYTES: usize = 2044;
+
+/// At most so many fragments of one datagram are held: what 64 KiB take at an
+/// MTU of 1400 bytes and a little more.
+pub const MAX_HELD: u32 = 48;
+
+/// A frame that waits, as it arrived.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub length: u32,
+    pub bytes: [u8; HELD_BYTES],
 }
 
 /// What one inside address uses, the value of [`maps::GUESTS`].
@@ -545,6 +605,8 @@ const _: () = {
     assert!(size_of::<Mapping>() == 28);
     assert!(size_of::<PermissionKey>() == 12);
     assert!(size_of::<FragmentKey>() == 16);
+    assert!(size_of::<Fragment>() == 16 + 1024);
+    assert!(size_of::<HeldKey>() == 20);
     assert!(size_of::<Device>() == 12);
     assert!(size_of::<Settings>() == 4 + 4 + 28 + 64 + 4 + 4 + 8);
 };
@@ -552,8 +614,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Arrival, Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping,
-        Permission, PermissionKey, Session, Settings,
+        Arrival, Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held,
+        HeldKey, Mapping, Permission, PermissionKey, Session, Settings,
     };
     use crate::net::Be32;
 
@@ -568,6 +630,8 @@ mod pod {
     }
     pod!(
         Arrival,
+        Held,
+        HeldKey,
         Be32,
         Counter,
         Device,

@@ -80,6 +80,8 @@ pub struct Packet {
     pub part: Part,
     pub transport: Transport,
     pub identification: Be16,
+    /// Where in its datagram the payload lies, in units of 8 bytes.
+    pub fragment_offset: u16,
     /// Offset of the IP header, and its length.
     pub network_offset: u32,
     pub header_length: u32,
@@ -205,6 +207,7 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
         part,
         transport: transport_of(header.proto),
         identification: Be16::from_bytes(header.id),
+        fragment_offset: fragment & FRAGMENT_OFFSET,
         network_offset,
         header_length,
         length,
@@ -462,8 +465,9 @@ fn verify_sum<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reaso
         if at + STEP > length {
             break;
         }
-        let words =
-            frame.read::<[[u8; 2]; 2]>(offset + at).ok_or(Reason::ErrorUnusable)?;
+        let words = frame
+            .read::<[[u8; 2]; 2]>(offset + at)
+            .ok_or(Reason::ErrorUnusable)?;
         sum += u32::from(Be16::from_bytes(words[0]).raw());
         sum += u32::from(Be16::from_bytes(words[1]).raw());
     }
@@ -473,7 +477,9 @@ fn verify_sum<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reaso
         if at >= length {
             break;
         }
-        let [byte] = frame.read::<[u8; 1]>(offset + at).ok_or(Reason::ErrorUnusable)?;
+        let [byte] = frame
+            .read::<[u8; 1]>(offset + at)
+            .ok_or(Reason::ErrorUnusable)?;
         let word = if odd % 2 == 0 { [byte, 0] } else { [0, byte] };
         sum += u32::from(Be16::from_bytes(word).raw());
     }

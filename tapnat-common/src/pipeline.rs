@@ -7,7 +7,7 @@ use crate::{
     abi::NextHop,
     frame::Frame,
     nat::{self, Tables},
-    parse::{self, Packet, Part, Transport},
+    parse::{self, Packet, Transport},
     rewrite::{self, Rewrite},
     verdict::{Next, Outcome, Plan, Reason},
 };
@@ -73,7 +73,7 @@ pub fn exceptional<F: Frame, T: Tables>(
         return Next::Leave(translate_error(frame, packet, device, tables, plan));
     }
     match nat::resume(packet, device, tables, plan) {
-        Some(reason) => Next::Leave(carry_out(frame, device, tables, (packet, plan), reason)),
+        Some(reason) => Next::Leave(carry_out(frame, packet, plan, reason)),
         None => Next::Start,
     }
 }
@@ -106,22 +106,13 @@ pub fn open<F: Frame, T: Tables>(
     plan: &mut Plan,
 ) -> Next {
     let reason = nat::open(packet, device, tables, plan);
-    Next::Leave(carry_out(frame, device, tables, (packet, plan), reason))
+    Next::Leave(carry_out(frame, packet, plan, reason))
 }
 
 #[inline(always)]
-fn carry_out<F: Frame, T: Tables>(
-    frame: &mut F,
-    device: Option<NonZeroU32>,
-    tables: &T,
-    (packet, plan): (&Packet, &Plan),
-    reason: Reason,
-) -> Reason {
+fn carry_out<F: Frame>(frame: &mut F, packet: &Packet, plan: &Plan, reason: Reason) -> Reason {
     if reason.outcome() != Outcome::Forward {
         return reason;
-    }
-    if packet.part == Part::First {
-        nat::remember(packet, device, tables);
     }
     match rewrite::apply(frame, packet, &plan.rewrite) {
         Some(()) => reason,

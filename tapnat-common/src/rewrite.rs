@@ -65,13 +65,7 @@ pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Opt
     if packet.part != Part::Later {
         store_ports(frame, packet, rewrite)?;
     }
-    store_network(
-        frame,
-        packet,
-        rewrite.source,
-        rewrite.destination,
-        rewrite.address_delta,
-    )
+    apply_network(frame, packet.network_offset, rewrite)
 }
 
 /// Writes the ports where this transport has them.
@@ -117,16 +111,32 @@ fn write_quoted_ports<F: Frame>(frame: &mut F, quoted: &Quoted, rewrite: &Rewrit
     }
 }
 
+/// Translates the IP header only: all that there is to a later fragment.
+#[inline(always)]
+pub fn apply_network<F: Frame>(
+    frame: &mut F,
+    network_offset: u32,
+    rewrite: &Rewrite,
+) -> Option<()> {
+    store_network(
+        frame,
+        network_offset,
+        rewrite.source,
+        rewrite.destination,
+        rewrite.address_delta,
+    )
+}
+
 /// Writes the addresses and the time to live, one less, and their checksum.
 #[inline(always)]
 fn store_network<F: Frame>(
     frame: &mut F,
-    packet: &Packet,
+    network_offset: u32,
     source: Be32,
     destination: Be32,
     address_delta: Delta,
 ) -> Option<()> {
-    let offset = packet.network_offset + TIME_TO_LIVE;
+    let offset = network_offset + TIME_TO_LIVE;
     let [time_to_live, protocol, check @ ..] = frame.load::<[u8; 4]>(offset)?;
     let fewer = time_to_live.wrapping_sub(1);
     let hop = Delta::of_word(
@@ -204,5 +214,11 @@ pub fn apply_error<F: Frame>(
     frame.update_checksum(checksum, Delta::ZERO, changed, false)?;
     let outer = Delta::of_address(packet.source, source)
         .and(Delta::of_address(packet.destination, rewrite.destination));
-    store_network(frame, packet, source, rewrite.destination, outer)
+    store_network(
+        frame,
+        packet.network_offset,
+        source,
+        rewrite.destination,
+        outer,
+    )
 }

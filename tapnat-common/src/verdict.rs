@@ -20,6 +20,8 @@ pub enum Outcome {
     Drop,
     /// Dropped, and its sender told by ICMP where that is allowed.
     Refuse,
+    /// Kept until the first fragment of its datagram comes.
+    Hold,
     /// Translated and sent on.
     Forward,
 }
@@ -67,7 +69,7 @@ impl Reason {
     #[must_use]
     pub const fn icmp_error(self) -> Option<(u8, u8)> {
         match self.outcome() {
-            Outcome::Pass | Outcome::Drop | Outcome::Forward => None,
+            Outcome::Pass | Outcome::Drop | Outcome::Forward | Outcome::Hold => None,
             Outcome::Refuse => Some(match self {
                 Self::TimeToLiveExceeded => (icmp::TIME_EXCEEDED, 0),
                 Self::FragmentationNeeded => {
@@ -122,8 +124,17 @@ reasons! {
     FragmentationNeeded = Refuse "fragmentation-needed",
     /// Larger than the way out and allowed to be fragmented, which we could not.
     TooBigToFragment = Drop "too-big-to-fragment",
-    /// A part of a datagram whose first part has not come by.
-    FragmentUnknown = Drop "fragment-unknown",
+    /// A fragment that came before its datagram's first: it waits for it.
+    FragmentHeld = Hold "fragment-held",
+    /// A fragment that came before its datagram's first, and is too long or one
+    /// too many to wait.
+    FragmentNotHeld = Drop "fragment-not-held",
+    /// A fragment that repeats, or claims to be, bytes that came before.
+    FragmentOverlap = Drop "fragment-overlap",
+    /// A fragment that ends beyond the largest datagram.
+    FragmentBeyondEnd = Drop "fragment-beyond-end",
+    /// A fragment of a datagram whose first fragment was dropped.
+    FragmentOfDropped = Drop "fragment-of-dropped",
     /// A first fragment without the whole transport header.
     FragmentTooShort = Drop "fragment-too-short",
     /// TCP that neither opens nor belongs to a session: a lone RST or FIN.
@@ -221,6 +232,9 @@ pub struct Plan {
     pub error_source: Be32,
     /// For [`Reason::FragmentationNeeded`]: the MTU of the way out in bytes.
     pub mtu: u16,
+    /// For a fragment: how many of its datagram wait; of a held one, its own
+    /// place among them.
+    pub held: u32,
     /// For a new session: what to make.
     pub opening: Opening,
     /// For a new session: the half whose packet is here, and its twin.

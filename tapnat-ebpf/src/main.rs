@@ -23,10 +23,10 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tapnat_common::{
-    abi::stages,
+    abi::{HeldKey, stages},
     frame::Frame as _,
     nat,
-    parse::Packet,
+    parse::{Packet, Part},
     pipeline::{self, Quick},
     refusal::Refusal,
     time::Instant,
@@ -104,6 +104,19 @@ pub fn open(context: TcContext) -> i32 {
     })
 }
 
+/// First fragments, for which others wait.
+#[classifier]
+pub fn release(context: TcContext) -> i32 {
+    let Some(scratch) = scratch() else {
+        return TC_ACT_SHOT;
+    };
+    let device = NonZeroU32::new(scratch.device);
+    let mut skb = Skb::new(context.skb.skb, scratch.link_length);
+    let datagram = nat::datagram_key(&scratch.packet, device);
+    let to_host = scratch.plan.rewrite.next_hop.device == 0;
+    emit::release(&mut skb, scratch, datagram, to_host)
+}
+
 /// Runs a program that others go on to.
 #[inline(always)]
 fn stage(
@@ -115,7 +128,7 @@ fn stage(
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
-    let kernel = Kernel::new(context.skb.skb, scratch.link_length == ETHERNET, now());
+    let kernel = Kernel::new(context.skb.skb, now());
     match decide(&mut skb, device, &kernel, scratch) {
         Next::Leave(reason) => leave(context, &mut skb, &kernel, reason, scratch),
         Next::Start => go_on(context, stages::START),
@@ -128,7 +141,7 @@ fn stage(
 fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
     let mut skb = Skb::new(context.skb.skb, link_length);
     let device = NonZeroU32::new(skb.device()).filter(|_| is_inside);
-    let kernel = Kernel::new(context.skb.skb, link_length == ETHERNET, now());
+    let kernel = Kernel::new(context.skb.skb, now());
     match pipeline::established(&mut skb, device, &kernel) {
         Quick::Onward(next_hop, resolve) => emit::forward(&mut skb, &next_hop, resolve),
         Quick::Not => {
@@ -169,22 +182,35 @@ fn leave(
     skb: &mut Skb,
     kernel: &Kernel,
     reason: Reason,
-    Scratch {
-        device,
-        packet,
-        plan,
-        ..
-    }: &Scratch,
+    scratch: &mut Scratch,
 ) -> i32 {
+    let device = NonZeroU32::new(scratch.device);
+    let Scratch { packet, plan, .. } = scratch;
     note(context, reason, packet, skb.length());
+    nat::settle(packet, device, reason, kernel, plan);
+    if packet.part == Part::First && plan.held != 0 {
+        match reason.outcome() {
+            Outcome::Forward | Outcome::Pass => return go_on(context, stages::RELEASE),
+            Outcome::Drop | Outcome::Refuse | Outcome::Hold => {}
+        }
+    }
     match reason.outcome() {
         Outcome::Pass => TC_ACT_OK,
         Outcome::Drop => TC_ACT_SHOT,
-        Outcome::Refuse => {
-            match refusal(reason, packet, NonZeroU32::new(*device), kernel, plan.mtu) {
-                Some(refusal) => emit::refuse(skb, packet, &refusal),
-                None => TC_ACT_SHOT,
-            }
+        Outcome::Refuse => match refusal(reason, packet, device, kernel, plan.mtu) {
+            Some(refusal) => emit::refuse(skb, packet, &refusal),
+            None => TC_ACT_SHOT,
+        },
+        Outcome::Hold => {
+            let datagram = nat::datagram_key(packet, device);
+            emit::hold(
+                skb,
+                &HeldKey {
+                    datagram,
+                    index: plan.held,
+                },
+            );
+            TC_ACT_SHOT
         }
         Outcome::Forward => emit::forward(skb, &plan.rewrite.next_hop, plan.rewrite.resolve),
     }

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use tapnat_common::{
     abi::{
-        Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, Permission,
-        PermissionKey, Session, Settings, stages,
+        Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
+        Mapping, Permission, PermissionKey, Session, Settings, stages,
     },
     net::Be32,
     parse::Packet,
@@ -26,9 +26,18 @@ pub static MAPPINGS: HashMap<EndpointKey, Mapping, 65_536> = HashMap::new();
 pub static INSIDE: HashMap<EndpointKey, EndpointKey, 65_536> = HashMap::new();
 #[btf_map]
 pub static PERMISSIONS: HashMap<PermissionKey, Permission, 131_072> = HashMap::new();
-// The one table that may forget: a flood of fragments pushes out fragments.
+// The two tables that may forget: a flood of fragments pushes out fragments.
 #[btf_map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 4096> = LruHashMap::new();
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 2048> = LruHashMap::new();
+#[btf_map]
+pub static HELD: LruHashMap<HeldKey, Held, 512> = LruHashMap::new();
+/// Nothing ever written: what a new entry of [`FRAGMENTS`] is copied from, as it
+/// is longer than a stack.
+#[btf_map]
+pub static NO_FRAGMENT: Array<Fragment, 1> = Array::new();
+/// A frame on its way into [`HELD`].
+#[btf_map]
+pub static FRAME: PerCpuArray<Held, 1> = PerCpuArray::new();
 #[btf_map]
 pub static GUESTS: HashMap<Be32, Guest, 4096> = HashMap::new();
 #[btf_map]

@@ -6,7 +6,8 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
 };
 use tapnat_common::{
@@ -44,6 +45,37 @@ impl Skb {
     pub fn device(&self) -> u32 {
         // SAFETY: the context is valid for the program's run.
         unsafe { (*self.context).ifindex }
+    }
+
+    /// Copies the first `length` bytes out. `None` if they do not fit or are not
+    /// there.
+    #[inline(always)]
+    pub fn read_into<const N: usize>(&self, to: &mut [u8; N], length: u32) -> Option<()> {
+        if length == 0 || length > N as u32 {
+            return None;
+        }
+        let to = to.as_mut_ptr().cast();
+        // SAFETY: the helper checks the offset and writes `length` bytes.
+        let result = unsafe { bpf_skb_load_bytes(self.context.cast(), 0, to, length) };
+        (result == 0).then_some(())
+    }
+
+    /// Makes the packet consist of the first `length` of these bytes. `None` if
+    /// that failed; the packet may then be anything.
+    #[inline(always)]
+    pub fn replace_with<const N: usize>(&mut self, from: &[u8; N], length: u32) -> Option<()> {
+        if length == 0 || length > N as u32 {
+            return None;
+        }
+        // SAFETY: the context is valid; the helper checks the length.
+        if unsafe { bpf_skb_change_tail(self.context, length, 0) } != 0 {
+            return None;
+        }
+        let from = from.as_ptr().cast_mut().cast();
+        // SAFETY: the helper checks the offset and reads `length` bytes.
+        let result = unsafe { bpf_skb_store_bytes(self.context, 0, from, length, 0) };
+        self.pull(FIRST_HEADERS);
+        (result == 0).then_some(())
     }
 
     /// Where the header at `offset` lies, if it is in the linear part.

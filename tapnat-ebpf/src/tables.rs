@@ -38,19 +38,13 @@ const EEXIST: i32 = -17;
 /// The kernel's side of [`Tables`], for one packet.
 pub struct Kernel {
     context: *mut __sk_buff,
-    /// The packet came with an Ethernet header.
-    ethernet: bool,
     now: Instant,
 }
 
 impl Kernel {
     #[inline(always)]
-    pub const fn new(context: *mut __sk_buff, ethernet: bool, now: Instant) -> Self {
-        Self {
-            context,
-            ethernet,
-            now,
-        }
+    pub const fn new(context: *mut __sk_buff, now: Instant) -> Self {
+        Self { context, now }
     }
 
     /// Asks the kernel's routing, as for a packet that came in on `device`, or
@@ -74,7 +68,7 @@ impl Kernel {
                 let route_mtu = unsafe { query.__bindgen_anon_1.mtu_result };
                 // Kernels before 5.12 leave the length where the MTU belongs.
                 let mtu = if route_mtu > 1 { route_mtu } else { device_mtu };
-                let linked = self.ethernet && device.is_some_and(|device| device.ethernet != 0);
+                let linked = device.is_some_and(|device| device.ethernet != 0);
                 let link = LinkAddresses::new(query.dmac, query.smac);
                 let next_hop = NextHop {
                     device: query.ifindex,
@@ -211,14 +205,16 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn fragment(&self, key: &FragmentKey) -> Option<&Fragment> {
-        value(maps::FRAGMENTS.get_ptr_mut(key)).map(|fragment| &*fragment)
+    fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
+        value(maps::FRAGMENTS.get_ptr_mut(key))
     }
 
     #[inline(always)]
-    fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
-        // An LRU table makes room; if it cannot, later fragments are dropped.
-        let _ = maps::FRAGMENTS.insert(key, fragment, u64::from(BPF_ANY));
+    fn new_fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
+        let empty = maps::NO_FRAGMENT.get(0)?;
+        // If the table cannot make room, the look-up tells.
+        let _ = maps::FRAGMENTS.insert(key, empty, u64::from(BPF_ANY));
+        self.fragment(key)
     }
 
     #[inline(always)]

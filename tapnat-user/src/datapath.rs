@@ -186,6 +186,7 @@ const STAGES: [(u32, &str); stages::COUNT as usize] = [
     (stages::START, programs::START),
     (stages::MAP, programs::MAP),
     (stages::OPEN, programs::OPEN),
+    (stages::RELEASE, programs::RELEASE),
 ];
 
 impl Datapath {

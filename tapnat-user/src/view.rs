@@ -295,6 +295,7 @@ impl ReasonView {
                 Outcome::Pass => "pass",
                 Outcome::Drop => "drop",
                 Outcome::Refuse => "refuse",
+                Outcome::Hold => "hold",
                 Outcome::Forward => "forward",
             },
             packets: counter.packets,

@@ -146,14 +146,23 @@ pub(super) fn unmapped_port<T: Tables>(
     opening: &Opening,
     tables: &T,
 ) -> Result<EndpointKey, Reason> {
-    let reserved = tables.reserved(opening.class).ok_or(Reason::PortsExhausted)?;
+    let reserved = tables
+        .reserved(opening.class)
+        .ok_or(Reason::PortsExhausted)?;
     let inside_port = packet.source_port.get();
     for attempt in 0..UNMAPPED_TRIES {
         let mut port = inside_port;
         if attempt != 0 {
-            #[expect(clippy::cast_possible_truncation, reason = "the low 16 bits are as random")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "the low 16 bits are as random"
+            )]
             let random = tables.random() as u16;
-            port = if inside_port < 1024 { random & 1023 } else { random | 1024 };
+            port = if inside_port < 1024 {
+                random & 1023
+            } else {
+                random | 1024
+            };
             port = port & !1 | inside_port & 1;
         }
         if port == 0 || reserved.contains(port) {

@@ -12,7 +12,7 @@ pub mod session;
 mod start;
 
 pub use errors::decide_error;
-pub use fragments::remember;
+pub use fragments::{key_of as datagram_key, settle};
 pub use start::{map, open, start};
 
 use core::num::NonZeroU32;
@@ -101,9 +101,9 @@ pub trait Tables {
     /// Replaces what was there.
     fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert;
 
-    fn fragment(&self, key: &FragmentKey) -> Option<&Fragment>;
-    /// Replaces what was there.
-    fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+    fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;
+    /// A new entry, all zeros, that replaces what was there.
+    fn new_fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;
 
     /// What the guest uses; made on first use. `None` when the table is full.
     fn guest(&self, address: Be32) -> Option<&mut Guest>;
@@ -176,9 +176,7 @@ pub fn resume<T: Tables>(
     tables: &T,
     plan: &mut Plan,
 ) -> Option<Reason> {
-    if packet.part == Part::Later
-        && let Err(reason) = fragments::recall(packet, device, tables)
-    {
+    if let Err(reason) = fragments::enter(packet, device, tables, plan) {
         return Some(reason);
     }
     let settings = tables.settings()?;
