@@ -407,15 +407,6 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let links = host.netlink().links().await?;
     journal.set_claims(claims(&plan, &links))?;
-    for inside in &plan.insides {
-        set_sysctl(
-            &Sysctl::forwarding(inside.name.as_str()),
-            "1",
-            host,
-            journal,
-        )
-        .await?;
-    }
     let withheld = divide_ports(config, host, journal).await?;
 
     if pins_path.exists() {
@@ -460,6 +451,17 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         } else {
             attach_clsact(&mut datapath, hook, host, journal).await?;
         }
+    }
+    // Not before the programs are there: the host would send guests' packets
+    // on as they are.
+    for inside in &plan.insides {
+        set_sysctl(
+            &Sysctl::forwarding(inside.name.as_str()),
+            "1",
+            host,
+            journal,
+        )
+        .await?;
     }
     datapath.forget_others(if tcx { &hooks } else { &[] })?;
     for note in journal.revert_unwanted(host).await? {
