@@ -92,6 +92,9 @@ pub trait Frame {
     /// Bytes of link header before the IP header.
     fn link_length(&self) -> u32;
 
+    /// Whether the frame has a VLAN tag beside its bytes.
+    fn is_tagged(&self) -> bool;
+
     /// The size of each segment's payload when the kernel will cut this packet
     /// up later (GSO), else 0.
     fn segment_size(&self) -> u32;

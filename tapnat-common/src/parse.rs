@@ -161,6 +161,10 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// The exit of a packet that is not IPv4, or malformed.
 #[inline(always)]
 pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
+    // Another network's, which the host may have a device for.
+    if frame.is_tagged() {
+        return Err(Reason::NotIpv4);
+    }
     let network_offset = frame.link_length();
     if network_offset != 0 {
         let Some(ethertype) = frame.load::<[u8; 2]>(network_offset - 2) else {

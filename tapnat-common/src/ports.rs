@@ -183,10 +183,12 @@ pub struct Reserved {
 }
 
 impl Default for Reserved {
+    /// Nothing but 0, which is no port; and as an ICMP identifier it stands for
+    /// the host that answers.
     fn default() -> Self {
-        Self {
-            words: [0; 65536 / 64],
-        }
+        let mut words = [0; 65536 / 64];
+        words[0] = 1;
+        Self { words }
     }
 }
 

@@ -59,7 +59,7 @@ pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Opt
         } else {
             Delta::ZERO
         };
-        let zero_means_none = packet.protocol == protocol::UDP;
+        let zero_means_none = packet.transport == Transport::Udp;
         frame.update_checksum(offset, addresses, rewrite.port_delta, zero_means_none)?;
     }
     if packet.part != Part::Later {
@@ -188,7 +188,10 @@ pub fn apply_error<F: Frame>(
         let old = Be16::from_bytes(frame.read::<[u8; 2]>(offset)?);
         let absent = quoted.protocol == protocol::UDP && old == Be16::ZERO;
         if !absent {
-            let new = delta.apply(old);
+            let mut new = delta.apply(old);
+            if quoted.transport == Transport::Udp && new == Be16::ZERO {
+                new = Be16::new(0xffff);
+            }
             frame.write(offset, &new.bytes())?;
             changed = changed.and(Delta::of_word(old, new));
         }

@@ -85,7 +85,7 @@ impl Reason {
 }
 
 reasons! {
-    /// Not IPv4: ARP, IPv6 and the rest are the host's.
+    /// Not IPv4, or in a VLAN: ARP, IPv6 and the rest are the host's.
     NotIpv4 = Pass "not-ipv4",
     /// From a guest to an address of the host, or to a network that the host
     /// reaches otherwise than over the uplink.

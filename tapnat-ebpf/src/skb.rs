@@ -117,6 +117,12 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.context).vlan_present != 0 }
+    }
+
+    #[inline(always)]
     fn segment_size(&self) -> u32 {
         // SAFETY: the context is valid for the program's run.
         unsafe { (*self.context).gso_size }

@@ -190,8 +190,14 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn set_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert {
-        inserted(maps::INSIDE.insert(inside, outside, u64::from(BPF_ANY)))
+    fn insert_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert {
+        inserted(maps::INSIDE.insert(inside, outside, u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn remove_outside_of(&self, inside: &EndpointKey) {
+        // Gone already is as good.
+        let _ = maps::INSIDE.remove(inside);
     }
 
     #[inline(always)]

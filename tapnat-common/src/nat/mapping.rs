@@ -18,6 +18,9 @@ const TRIES: u32 = 8;
 /// without user space's sweep nobody else gives them back.
 const EXPIRED_TRIES: u32 = 16;
 
+/// Ports from here on are a range of their own, apart from the low ones.
+const HIGH: u16 = 1024;
+
 /// Ports tried for a session without a mapping.
 const UNMAPPED_TRIES: u32 = 24;
 
@@ -79,8 +82,8 @@ pub(super) fn of<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey
 }
 
 /// Takes an outside port: the inside one if it is free, else a random one of
-/// the same parity and range (RFC 4787 REQ-3 and REQ-4, RFC 6056), at last of
-/// the other parity.
+/// the same parity and range (RFC 4787 REQ-3 and REQ-4, RFC 6056), else of the
+/// other parity, at last of the other range.
 #[inline(always)]
 fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Reason> {
     let settings = tables.settings().ok_or(Reason::NoOutsideAddress)?;
@@ -94,30 +97,23 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
     let class = opening.class;
     let inside_port = opening.inside.port.get();
     let reserved = tables.reserved(class).ok_or(Reason::PortsExhausted)?;
-    for attempt in 0..=TRIES * 2 + EXPIRED_TRIES {
+    for attempt in 0..=TRIES * 3 + EXPIRED_TRIES {
         let mut port = inside_port;
         let usable = if attempt == 0 {
-            port != 0 && !reserved.contains(port)
-        } else if attempt <= TRIES * 2 {
+            !reserved.contains(port)
+        } else if attempt <= TRIES * 3 {
             let wanted = if attempt <= TRIES {
                 inside_port
-            } else {
+            } else if attempt <= TRIES * 2 {
                 inside_port ^ 1
+            } else {
+                inside_port | HIGH
             };
             let index = set_index(pool.index, class, wanted);
             let set = tables.ports(index).ok_or(Reason::PortsExhausted)?;
             set.find_into(wanted, tables.random(), &mut port)
         } else {
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "the low 16 bits are as random"
-            )]
-            let random = tables.random() as u16;
-            port = if inside_port < 1024 {
-                random & 1023
-            } else {
-                random | 1024
-            };
+            port = random_port(inside_port, tables);
             !reserved.contains(port)
         };
         if !usable {
@@ -129,12 +125,54 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
             set.take(port);
         }
         match take(&mapping, &outside, tables) {
-            Insert::Done => return Ok(outside),
+            Insert::Done => return enter(&mapping.inside, &outside, tables),
             Insert::Exists => {}
             Insert::Full => return Err(Reason::MappingTableFull),
         }
     }
     Err(Reason::PortsExhausted)
+}
+
+/// A random port of the same range.
+#[inline(always)]
+fn random_port<T: Tables>(inside_port: u16, tables: &T) -> u16 {
+    let random = tables.random();
+    let port = if inside_port < HIGH {
+        random % u32::from(HIGH)
+    } else {
+        u32::from(HIGH) + random % (65_536 - u32::from(HIGH))
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "below 65536")]
+    return port as u16;
+}
+
+/// Notes whose outside endpoint it is. Another CPU may have been mapping the
+/// same inside endpoint at the same time: the one that notes it first wins.
+#[inline(always)]
+fn enter<T: Tables>(
+    inside: &EndpointKey,
+    outside: &EndpointKey,
+    tables: &T,
+) -> Result<EndpointKey, Reason> {
+    let inserted = tables.insert_outside_of(inside, outside);
+    if inserted == Insert::Exists {
+        if let Some(first) = tables.outside_of(inside)
+            && tables.mapping(&first).is_some_and(|mapping| mapping.inside == *inside)
+        {
+            tables.remove_mapping(outside);
+            return Ok(first);
+        }
+        // What is noted there belongs to somebody else by now.
+        tables.remove_outside_of(inside);
+        if tables.insert_outside_of(inside, outside) == Insert::Done {
+            return Ok(*outside);
+        }
+    }
+    if inserted == Insert::Done {
+        return Ok(*outside);
+    }
+    tables.remove_mapping(outside);
+    Err(Reason::MappingTableFull)
 }
 
 /// An outside endpoint that no session with this remote has yet (address- and
@@ -165,7 +203,7 @@ pub(super) fn unmapped_port<T: Tables>(
             };
             port = port & !1 | inside_port & 1;
         }
-        if port == 0 || reserved.contains(port) {
+        if reserved.contains(port) {
             continue;
         }
         let mut outside = opening.source;
@@ -200,10 +238,6 @@ fn take<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> Inse
     if inserted == Insert::Exists && make_room(mapping, outside, tables) {
         inserted = tables.insert_mapping(outside, mapping);
     }
-    if inserted == Insert::Done && tables.set_outside_of(&mapping.inside, outside) == Insert::Full {
-        tables.remove_mapping(outside);
-        return Insert::Full;
-    }
     inserted
 }
 
@@ -217,5 +251,15 @@ fn make_room<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) ->
     let now = tables.now();
     let rested = !now.is_before(old.expires_at.after(settings.timeouts.port_rest));
     let same_guest = old.inside.address == mapping.inside.address;
-    is_expired(old, now) && (rested || same_guest) && tables.remove_mapping(outside)
+    if !is_expired(old, now) || !(rested || same_guest) {
+        return false;
+    }
+    let before = old.inside;
+    if !tables.remove_mapping(outside) {
+        return false;
+    }
+    if tables.outside_of(&before) == Some(*outside) {
+        tables.remove_outside_of(&before);
+    }
+    true
 }

@@ -94,8 +94,8 @@ pub trait Tables {
     fn count_on_mapping(&self, outside: &EndpointKey, more: bool);
     /// The outside endpoint of an inside one.
     fn outside_of(&self, inside: &EndpointKey) -> Option<EndpointKey>;
-    /// Replaces what was there.
-    fn set_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert;
+    fn insert_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert;
+    fn remove_outside_of(&self, inside: &EndpointKey);
 
     fn permission(&self, key: &PermissionKey) -> Option<&mut Permission>;
     /// Replaces what was there.

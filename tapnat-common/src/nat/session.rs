@@ -180,6 +180,7 @@ pub(super) fn follow<T: Tables>(
             State::Closing | State::Reset => {
                 // A new connection on the old ports (RFC 1122 section 4.2.2.13).
                 session.tcp = tcp_state::SYN;
+                note_window_scale(session, packet.segment.window_scale);
                 twin.tcp = 0;
                 twin.last_seen = tables.now();
                 return true;
@@ -231,6 +232,20 @@ fn is_in_window(packet: &Packet, session: &Session, twin: &Session) -> bool {
     ahead <= window
 }
 
+/// How long the session lives from now on, if no further packet comes.
+#[inline(always)]
+pub(super) fn lifetime<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> Ticks {
+    let number = key.arrival.protocol();
+    let one = Half::from(session);
+    let twin = tables.session(&session.twin_key(key));
+    let other = twin.map_or(one, |twin| Half::from(&*twin));
+    let allowed = match tables.settings() {
+        Some(settings) => timeout(number, state(number, one, other), &settings.timeouts),
+        None => Ticks::default(),
+    };
+    allowed.plus(REFRESH_AFTER)
+}
+
 /// Lets the mapping and the permission that the session stands on live on.
 #[inline(always)]
 pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
@@ -245,12 +260,7 @@ pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T
     {
         return;
     }
-    let one = Half::from(session);
-    let other = tables
-        .session(&session.twin_key(key))
-        .map_or(one, |twin| Half::from(&*twin));
-    let allowed = timeout(number, state(number, one, other), &settings.timeouts);
-    let until = tables.now().after(allowed).after(REFRESH_AFTER);
+    let until = tables.now().after(lifetime(key, session, tables));
     let (outside, remote) = if from_outside {
         (key.destination_endpoint(), key.source)
     } else {
@@ -357,6 +367,10 @@ pub(super) fn insert<T: Tables>(
     tables: &T,
 ) -> Result<(), Reason> {
     let back_key = forward.twin_key(key);
+    if back_key == *key {
+        // A guest's socket that talks to itself over its own mapping.
+        return insert_half(key, forward, tables);
+    }
     insert_half(&back_key, back, tables)?;
     if let Err(reason) = insert_half(key, forward, tables) {
         if tables.remove_session(&back_key) {

@@ -264,6 +264,13 @@ pub fn open<T: Tables>(
         Ok(()) => {
             // Until the first packet back, only this one lets an answer in.
             session::keep_alive(&key, forward, tables);
+            if device.is_none() {
+                // Nothing else holds the mapping of a session from outside as
+                // long as the session.
+                let lifetime = session::lifetime(&key, forward, tables);
+                let outside = key.destination_endpoint();
+                mapping::keep_until(&outside, tables.now().after(lifetime), tables);
+            }
             plan.opening.reason
         }
         // Another CPU had a packet of this session at the same time.
