@@ -34,6 +34,8 @@ pub mod maps {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`super::HeldKey`] to [`super::Held`].
     pub const HELD: &str = "HELD";
+    /// [`super::FlowKey`] to [`super::Unsolicited`].
+    pub const UNSOLICITED: &str = "UNSOLICITED";
     /// Inside address to [`super::Guest`].
     pub const GUESTS: &str = "GUESTS";
     /// Interface index to [`super::Device`]. Written by user space only.
@@ -57,6 +59,7 @@ pub mod maps {
         PERMISSIONS,
         FRAGMENTS,
         HELD,
+        UNSOLICITED,
         GUESTS,
         DEVICES,
         PORTS,
@@ -348,6 +351,20 @@ pub struct Mapping {
     pub flags: u8,
     pub _zero: [u8; 2],
 }
+
+/// A SYN from outside that nobody asked for, the value of [`maps::UNSOLICITED`],
+/// keyed as its session would be. The datapath adds them, user space answers
+/// and removes them (RFC 5382 REQ-4).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unsolicited {
+    pub arrived: Instant,
+    pub sequence: Be32,
+}
+
+/// How long a SYN from outside goes unanswered: a SYN from inside in that time
+/// makes it a simultaneous open (RFC 5382 REQ-4).
+pub const UNSOLICITED_WAIT: Ticks = Ticks::from_seconds(6);
 
 /// The key of [`maps::PERMISSIONS`]: a remote address that an inside endpoint
 /// has sent to (RFC 4787 section 5, address-dependent filtering).

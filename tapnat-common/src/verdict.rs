@@ -139,6 +139,10 @@ reasons! {
     FragmentTooShort = Drop "fragment-too-short",
     /// TCP that neither opens nor belongs to a session: a lone RST or FIN.
     NoSession = Drop "no-session",
+    /// A TCP SYN from outside to a port that is the NAT's, which nobody asked for:
+    /// answered after six seconds, unless a SYN from inside comes (RFC 5382
+    /// REQ-4).
+    UnsolicitedSyn = Drop "unsolicited-syn",
     /// The mapping's filter does not let this remote in.
     Filtered = Drop "filtered",
     /// No outside port is free; ICMP 3/13 was sent.

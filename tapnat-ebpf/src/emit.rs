@@ -125,8 +125,9 @@ pub fn release(skb: &mut Skb, scratch: &mut Scratch, datagram: FragmentKey, to_h
             break;
         }
         let key = HeldKey { datagram, index };
+        // Without one of its fragments the rest of the datagram is of no use.
         let Some(held) = maps::HELD.get_ptr(key) else {
-            continue;
+            break;
         };
         // SAFETY: the kernel keeps the value's memory for the program's run.
         let held = unsafe { &*held };
@@ -135,7 +136,7 @@ pub fn release(skb: &mut Skb, scratch: &mut Scratch, datagram: FragmentKey, to_h
         }
         let _ = maps::HELD.remove(key);
         if !to_host && rewrite::apply_network(skb, link_length, &plan.rewrite).is_none() {
-            continue;
+            break;
         }
         if send_clone(skb, &next_hop, to_host, (device, flags)).is_none() {
             break;

@@ -246,14 +246,15 @@ fn now() -> Instant {
     })
 }
 
-/// Counts and logs an exit that is not the usual one.
+/// Counts and logs an exit that is not the usual one. The log has the reason's
+/// number; user space prints its label.
 #[inline(always)]
 fn note(context: &TcContext, reason: Reason, packet: &Packet, bytes: u32) {
     count(reason, bytes);
     debug!(
         context,
         "{} {} {:i}:{} -> {:i}:{}",
-        reason.label(),
+        reason as u32,
         packet.protocol,
         packet.source.get(),
         packet.source_port.get(),

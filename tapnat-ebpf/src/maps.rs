@@ -8,7 +8,7 @@ use aya_ebpf::{
 use tapnat_common::{
     abi::{
         Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
-        Mapping, Permission, PermissionKey, Session, Settings, stages,
+        Mapping, Permission, PermissionKey, Session, Settings, Unsolicited, stages,
     },
     net::Be32,
     parse::Packet,
@@ -38,6 +38,9 @@ pub static NO_FRAGMENT: Array<Fragment, 1> = Array::new();
 /// A frame on its way into [`HELD`].
 #[btf_map]
 pub static FRAME: PerCpuArray<Held, 1> = PerCpuArray::new();
+// May forget as well: who floods SYNs loses the answers.
+#[btf_map]
+pub static UNSOLICITED: LruHashMap<FlowKey, Unsolicited, 1024> = LruHashMap::new();
 #[btf_map]
 pub static GUESTS: HashMap<Be32, Guest, 4096> = HashMap::new();
 #[btf_map]

@@ -20,7 +20,7 @@ use core::{
 use tapnat_common::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings,
+        PermissionKey, Session, Settings, Unsolicited,
     },
     frame::LinkAddresses,
     nat::{Fate, Insert, Route, Tables},
@@ -30,7 +30,7 @@ use tapnat_common::{
     time::Instant,
 };
 
-use crate::maps;
+use crate::{COUNT_TRAFFIC, maps};
 
 const AF_INET: u8 = 2;
 const EEXIST: i32 = -17;
@@ -211,6 +211,12 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited) {
+        // An answer that is lost is no loss.
+        let _ = maps::UNSOLICITED.insert(key, syn, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
         value(maps::FRAGMENTS.get_ptr_mut(key))
     }
@@ -304,6 +310,11 @@ impl Tables for Kernel {
     fn random(&self) -> u32 {
         // SAFETY: no preconditions.
         unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn counts_traffic(&self) -> bool {
+        COUNT_TRAFFIC.load() != 0
     }
 
     #[inline(always)]

@@ -12,17 +12,17 @@ use crate::{
 
 /// Free ports of a set that are tried before the search gives up: the sets are
 /// hints, and each miss corrects one.
-const TRIES: u32 = 8;
+const TRIES: u32 = 4;
 
 /// Ports looked at for an expired mapping when the sets say that all are taken:
 /// without user space's sweep nobody else gives them back.
-const EXPIRED_TRIES: u32 = 16;
+const EXPIRED_TRIES: u32 = 8;
 
 /// Ports from here on are a range of their own, apart from the low ones.
 const HIGH: u16 = 1024;
 
 /// Ports tried for a session without a mapping.
-const UNMAPPED_TRIES: u32 = 24;
+const UNMAPPED_TRIES: u32 = 16;
 
 /// Whether the mapping no longer counts.
 #[inline(always)]
@@ -157,7 +157,9 @@ fn enter<T: Tables>(
     let inserted = tables.insert_outside_of(inside, outside);
     if inserted == Insert::Exists {
         if let Some(first) = tables.outside_of(inside)
-            && tables.mapping(&first).is_some_and(|mapping| mapping.inside == *inside)
+            && tables
+                .mapping(&first)
+                .is_some_and(|mapping| mapping.inside == *inside)
         {
             tables.remove_mapping(outside);
             return Ok(first);

@@ -20,7 +20,7 @@ use core::num::NonZeroU32;
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings, session_flags, tcp_state,
+        PermissionKey, Session, Settings, Unsolicited, session_flags, tcp_state,
     },
     net::Be32,
     parse::{Packet, Part, Transport, tcp_flags},
@@ -101,6 +101,9 @@ pub trait Tables {
     /// Replaces what was there.
     fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert;
 
+    /// Replaces what was there, and may forget.
+    fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited);
+
     fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;
     /// A new entry, all zeros, that replaces what was there.
     fn new_fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;
@@ -122,6 +125,8 @@ pub trait Tables {
     fn host_socket(&self, local: &EndpointKey, remote: &EndpointKey) -> bool;
 
     fn random(&self) -> u32;
+    /// Whether each session's packets and bytes are counted.
+    fn counts_traffic(&self) -> bool;
     /// The time at which the packet came.
     fn now(&self) -> Instant;
 }
@@ -153,6 +158,7 @@ pub fn established<'a, T: Tables>(
         return None;
     }
     note_window(packet, session);
+    count(packet, session, tables);
     Some(session)
 }
 
@@ -162,6 +168,14 @@ fn note_window(packet: &Packet, session: &mut Session) {
     if packet.transport == Transport::Tcp && packet.segment.flags & tcp_flags::ACK != 0 {
         session.acknowledged = packet.segment.acknowledged;
         session.window = packet.segment.window;
+    }
+}
+
+#[inline(always)]
+pub(crate) fn count<T: Tables>(packet: &Packet, session: &mut Session, tables: &T) {
+    if tables.counts_traffic() {
+        session.packets += 1;
+        session.bytes += u64::from(packet.length);
     }
 }
 
@@ -202,6 +216,7 @@ pub fn resume<T: Tables>(
         session::keep_alive(key, session, tables);
     }
     note_window(packet, session);
+    count(packet, session, tables);
     Some(match check_size(packet, session.mtu, plan) {
         Ok(()) => {
             plan.rewrite = Rewrite::of(session, confirm);

@@ -5,7 +5,7 @@ use core::num::NonZeroU32;
 
 use super::{Fate, Route, Tables, check_size, filter, mapping, session};
 use crate::{
-    abi::{EndpointKey, FlowKey, Mapping, MappingMode, Settings, role, session_flags},
+    abi::{EndpointKey, FlowKey, Mapping, MappingMode, Settings, Unsolicited, role, session_flags},
     net::{Be32, protocol},
     parse::{Packet, Transport, tcp_flags},
     ports::Class,
@@ -218,16 +218,29 @@ fn from_outside<T: Tables>(
 ) -> Result<Next, Reason> {
     let destination = key.destination_endpoint();
     let remote = key.source_endpoint();
-    let (Some(settings), Some(target)) = (tables.settings(), live_mapping(&destination, tables))
-    else {
+    let settings = tables.settings().ok_or(Reason::NoMapping)?;
+    let target = live_mapping(&destination, tables);
+    let is_syn = packet.transport == Transport::Tcp
+        && packet.segment.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+    if target.is_none() && !(is_syn && is_ours(&destination, settings, tables)) {
         return Err(Reason::NoMapping);
-    };
+    }
     if destination.protocol != protocol::ICMP && tables.host_socket(&destination, &remote) {
         return Err(Reason::HostSocket);
     }
-    if !filter::admits(&destination, remote.address, tables) {
-        return Err(Reason::Filtered);
-    }
+    let Some(target) = target.filter(|_| filter::admits(&destination, remote.address, tables))
+    else {
+        if !is_syn {
+            return Err(Reason::Filtered);
+        }
+        let arrived = tables.now();
+        let syn = Unsolicited {
+            arrived,
+            sequence: packet.segment.sequence,
+        };
+        tables.note_unsolicited(key, &syn);
+        return Err(Reason::UnsolicitedSyn);
+    };
     may_start(packet, key, settings, tables)?;
     let route = route_in(target, key.source, tables);
     match route.fate {
@@ -248,6 +261,16 @@ fn from_outside<T: Tables>(
     Ok(Next::Open)
 }
 
+/// Whether the NAT may hand out this TCP port, so that a guest may yet send from
+/// it.
+#[inline(always)]
+fn is_ours<T: Tables>(outside: &EndpointKey, settings: &Settings, tables: &T) -> bool {
+    settings.is_outside(outside.address)
+        && tables
+            .reserved(Class::Tcp as u32)
+            .is_some_and(|reserved| !reserved.contains(outside.port.get()))
+}
+
 /// Makes the session that [`start`] has planned.
 #[inline(always)]
 pub fn open<T: Tables>(
@@ -258,6 +281,7 @@ pub fn open<T: Tables>(
 ) -> Reason {
     let key = packet.key(device);
     plan.halves = session::halves(&plan.opening, packet, &key, tables.now());
+    super::count(packet, &mut plan.halves[0], tables);
     let [forward, back] = &plan.halves;
     plan.rewrite = Rewrite::of(forward, true);
     match session::insert(&key, forward, back, tables) {
