@@ -403,6 +403,13 @@ impl Guest {
         self.cable.as_ref()
     }
 
+    /// Whether it is on a tap that the program under test makes, and not
+    /// plugged in yet: see [`Topology::plug_in`].
+    #[must_use]
+    pub fn is_unplugged(&self) -> bool {
+        self.socket.is_some()
+    }
+
     fn configure(&self) -> Result<()> {
         let Self {
             namespace,

@@ -1,4 +1,7 @@
-//! What the test programs share: the built `tapnat`, run on a host of the
-//! testbed.
+//! What the test programs share: the built `tapnat` run on a host of the
+//! testbed, worlds that it translates in, and packets sent and received
+//! there byte by byte.
 
 pub mod instance;
+pub mod wires;
+pub mod world;

@@ -1,0 +1,332 @@
+//! The ends of a world's wires: packets sent byte by byte as a guest or the
+//! world would, and everything that arrives there.
+//!
+//! The addresses here belong to no kernel, so that nobody answers but the
+//! test. What must not arrive is told without waiting: packets do not overtake
+//! each other, and a marker sent later does arrive.
+
+use std::{
+    cell::Cell,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tapnat_testbed::{
+    Namespace,
+    capture::{Capture, Captured, Direction, Partial},
+    packet::{self, Builder, Parsed},
+    topology::{GUEST_DEVICE, Topology, UPLINK},
+    traffic::FrameSender,
+};
+
+use crate::world::World;
+
+/// How long a packet may be under way on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The last byte of the address that a guest has besides its own.
+const SILENT_HOST: u8 = 77;
+/// Ports of the markers, which no test uses.
+const MARKER: [u16; 2] = [64_999, 9];
+
+/// An endpoint in the world that no kernel answers for: of the first such
+/// address, or the second.
+///
+/// # Panics
+/// There are two.
+#[must_use]
+pub fn remote(number: u8, port: u16) -> SocketAddr {
+    assert!(number < 2, "the world has two silent addresses");
+    SocketAddr::new(Ipv4Addr::new(203, 0, 113, SILENT_HOST + number).into(), port)
+}
+
+/// One end of a wire.
+#[derive(Debug)]
+pub struct Wire {
+    sender: FrameSender,
+    capture: Capture,
+    /// Our Ethernet address and that of the wire's other end.
+    ethernet: Option<[[u8; 6]; 2]>,
+    /// Packets of the capture that were looked at.
+    seen: Cell<usize>,
+}
+
+/// Everything that arrived at the ends of a world's wires.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrivals {
+    pub world: Vec<Parsed>,
+    /// By guest.
+    pub guests: Vec<Vec<Parsed>>,
+}
+
+/// The wires of a world.
+#[derive(Debug)]
+pub struct Wires {
+    pub world: Wire,
+    /// By guest.
+    pub guests: Vec<Wire>,
+    addresses: Vec<Ipv4Addr>,
+}
+
+impl Wire {
+    fn open(
+        namespace: &Namespace,
+        device: &str,
+        peer: &Namespace,
+        peer_device: &str,
+    ) -> Result<Self> {
+        let own = mac(namespace, device)?;
+        let ethernet = own.zip(mac(peer, peer_device)?);
+        // A host that forwarded would answer for the silent addresses.
+        namespace.sysctl("net.ipv4.ip_forward", "0")?;
+        Ok(Self {
+            sender: FrameSender::open(namespace, device)?,
+            capture: Capture::start(namespace, device)?,
+            ethernet: ethernet.map(|(own, peer)| [own, peer]),
+            seen: Cell::new(0),
+        })
+    }
+
+    /// Sends a packet to the wire's other end.
+    ///
+    /// # Errors
+    /// It is too long for the device, or the device is down.
+    pub fn send(&self, packet: &Builder) -> Result<()> {
+        self.send_all(packet, |packet| vec![packet.build()])
+    }
+
+    /// Sends what `frames` makes of a packet that has the Ethernet header it
+    /// needs here, in that order.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_all(
+        &self,
+        packet: &Builder,
+        frames: impl FnOnce(&Builder) -> Vec<Vec<u8>>,
+    ) -> Result<()> {
+        let mut packet = packet.clone();
+        if let Some([own, peer]) = self.ethernet {
+            packet = packet.ethernet(own, peer);
+        }
+        frames(&packet)
+            .iter()
+            .try_for_each(|frame| self.sender.send(frame))
+    }
+
+    /// The next packet that arrives, which must have right checksums.
+    ///
+    /// # Errors
+    /// None arrives, or one that cannot be read or has a wrong checksum.
+    pub fn receive(&self) -> Result<Parsed> {
+        self.receive_captured()?.parse()
+    }
+
+    /// The same with its bytes.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_captured(&self) -> Result<Captured> {
+        let mut looked_at = 0;
+        let packet = self.capture.wait_for(PATIENCE, |packet| {
+            looked_at += 1;
+            looked_at > self.seen.get() && packet.direction == Direction::In
+        })?;
+        self.seen.set(looked_at);
+        packet
+            .verify_checksums(Partial::Accept)
+            .with_context(|| packet.summary())?;
+        Ok(packet)
+    }
+
+    /// What arrives before the marker.
+    fn receive_until_marker(&self) -> Result<Vec<Parsed>> {
+        let mut packets = Vec::new();
+        loop {
+            let packet = self.receive()?;
+            if is_marker(&packet) {
+                return Ok(packets);
+            }
+            packets.push(packet);
+        }
+    }
+}
+
+fn is_marker(packet: &Parsed) -> bool {
+    packet.udp().is_some() && [packet.source().port(), packet.destination().port()].contains(&MARKER[1])
+}
+
+impl Wires {
+    /// Takes hold of the ends of a world's wires. Guests that share a bridge
+    /// have a wire each.
+    ///
+    /// # Errors
+    /// No root, or a device of the topology is missing.
+    pub fn open(world: &World) -> Result<Self> {
+        let Topology {
+            host,
+            guests,
+            router,
+            world: outer,
+            ..
+        } = &world.topology;
+        let (peer, peer_device) = match router {
+            Some(router) => (router, "outer0"),
+            None => (host, UPLINK),
+        };
+        let device = world.topology.world_device();
+        let world_wire = Wire::open(outer, device, peer, peer_device)?;
+        let mut wires = Self {
+            world: world_wire,
+            guests: Vec::new(),
+            addresses: Vec::new(),
+        };
+        for (number, guest) in guests.iter().enumerate() {
+            let wire = Wire::open(&guest.namespace, GUEST_DEVICE, host, &guest.inside_device)?;
+            let [a, b, c, _] = guest.address.octets();
+            // Guests on a bridge share a network.
+            let address = Ipv4Addr::new(a, b, c, SILENT_HOST + u8::try_from(number)?);
+            if wire.ethernet.is_some() {
+                let own = guest.namespace.mac_address(GUEST_DEVICE)?;
+                let device = &guest.inside_device;
+                host.ip(&format!(
+                    "neighbour replace {address} lladdr {own} nud permanent dev {device}"
+                ))?;
+            }
+            wires.guests.push(wire);
+            wires.addresses.push(address);
+        }
+        Ok(wires)
+    }
+
+    /// An endpoint of a guest that no kernel answers for.
+    ///
+    /// # Panics
+    /// There are fewer guests.
+    #[must_use]
+    pub fn inside(&self, guest: usize, port: u16) -> SocketAddr {
+        SocketAddr::new(self.addresses[guest].into(), port)
+    }
+
+    /// Sends a packet as a guest and returns what it arrives as in the world.
+    ///
+    /// # Errors
+    /// Nothing arrives there, or something with a wrong checksum.
+    pub fn out(&self, guest: usize, packet: &Builder) -> Result<Parsed> {
+        self.guests[guest].send(packet)?;
+        self.world.receive()
+    }
+
+    /// Sends a packet as the world and returns what it arrives as at a guest.
+    ///
+    /// # Errors
+    /// Nothing arrives there, or something with a wrong checksum.
+    pub fn back(&self, packet: &Builder, guest: usize) -> Result<Parsed> {
+        self.world.send(packet)?;
+        self.guests[guest].receive()
+    }
+
+    /// Sends a datagram as a guest and returns the outside endpoint that it
+    /// arrives from.
+    ///
+    /// # Errors
+    /// It does not arrive as it was sent.
+    pub fn map_udp(&self, guest: usize, port: u16, remote: SocketAddr) -> Result<SocketAddr> {
+        const PAYLOAD: &[u8] = b"mapping";
+        let inside = self.inside(guest, port);
+        let sent = packet::udp(inside, remote).payload(PAYLOAD);
+        let arrived = self.out(guest, &sent)?;
+        ensure!(
+            arrived.destination() == remote && arrived.payload == PAYLOAD,
+            "{inside} to {remote} arrived as {arrived:?}"
+        );
+        Ok(arrived.source())
+    }
+
+    /// Sends a datagram as the world and checks that it arrives at that port of
+    /// the guest.
+    ///
+    /// # Errors
+    /// It does not arrive as it was sent.
+    pub fn answer_udp(
+        &self,
+        remote: SocketAddr,
+        outside: SocketAddr,
+        guest: usize,
+        port: u16,
+    ) -> Result<()> {
+        const PAYLOAD: &[u8] = b"answer";
+        let inside = self.inside(guest, port);
+        let arrived = self.back(&packet::udp(remote, outside).payload(PAYLOAD), guest)?;
+        ensure!(
+            (arrived.source(), arrived.destination()) == (remote, inside)
+                && arrived.payload == PAYLOAD,
+            "{remote} to {outside} arrived as {arrived:?} and not at {inside}"
+        );
+        Ok(())
+    }
+
+    /// Everything that has arrived and was not looked at yet: all that what was
+    /// sent before can make arrive.
+    ///
+    /// # Errors
+    /// A marker does not come through, or something unreadable does.
+    pub fn arrivals(&self) -> Result<Arrivals> {
+        let mut world = Vec::new();
+        let mut guests = Vec::new();
+        for (number, wire) in self.guests.iter().enumerate() {
+            let markers = (self.inside(number, MARKER[0]), remote(0, MARKER[1]));
+            let marker = packet::udp(markers.0, markers.1);
+            wire.send(&marker)?;
+            let mut arrived = Vec::new();
+            let outside = loop {
+                let packet = self.world.receive()?;
+                if is_marker(&packet) {
+                    break packet.source();
+                }
+                arrived.push(packet);
+            };
+            world.extend(arrived);
+            self.world.send(&packet::udp(markers.1, outside))?;
+            guests.push(wire.receive_until_marker()?);
+        }
+        Ok(Arrivals { world, guests })
+    }
+
+    /// Checks that nothing has arrived anywhere that was not looked at.
+    ///
+    /// # Errors
+    /// Something has.
+    pub fn nothing_arrives(&self) -> Result<()> {
+        let Arrivals { world, guests } = self.arrivals()?;
+        ensure!(world.is_empty(), "arrived in the world: {world:?}");
+        ensure!(
+            guests.iter().all(Vec::is_empty),
+            "arrived at guests: {guests:?}"
+        );
+        Ok(())
+    }
+}
+
+/// The addresses of a packet's ends.
+#[must_use]
+pub fn ends(packet: &Parsed) -> (SocketAddr, SocketAddr) {
+    (packet.source(), packet.destination())
+}
+
+fn mac(namespace: &Namespace, device: &str) -> Result<Option<[u8; 6]>> {
+    // Devices without Ethernet have none.
+    let Ok(text) = namespace.mac_address(device) else {
+        return Ok(None);
+    };
+    let bytes: Result<Vec<_>, _> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect();
+    let bytes = bytes.with_context(|| format!("{device} has the address {text}"))?;
+    let bytes = bytes.try_into().ok();
+    Ok(Some(bytes.with_context(|| {
+        format!("{device} has the address {text}")
+    })?))
+}

@@ -1,0 +1,175 @@
+//! Guests reach the world, whatever joins them to the host and the host to the
+//! world, and every packet that arrives anywhere is right.
+
+use std::net::SocketAddr;
+
+use anyhow::{Result, ensure};
+use tapnat_testbed::{
+    capture::{Capture, Direction, Packets, Partial},
+    topology::{Builder, Inside, Tap, TapMaker, Topology, Uplink},
+    traffic::{
+        self, Amount, HttpServer, TcpReflector, TcpSession, UdpReflector, curl, iperf3, ping,
+        reflect_udp,
+    },
+};
+use tapnat_tests::world::{OUTSIDE, World, server};
+
+/// Enough for every window to fill.
+const BULK: u64 = 16 << 20;
+
+fn tap(tap: Tap) -> Builder {
+    Topology::builder().inside(Inside::Tap(tap))
+}
+
+/// Ping, UDP, TCP, HTTP and bulk from every guest, in captures on both sides
+/// of the host of which every checksum is verified.
+fn check_traffic(world: &World) -> Result<()> {
+    let Topology {
+        guests,
+        world: outer,
+        ..
+    } = &world.topology;
+    let udp = [
+        UdpReflector::start(outer, server(0, 3478))?,
+        UdpReflector::start(outer, server(1, 3479))?,
+    ];
+    let tcp = TcpReflector::start(outer, server(1, 7))?;
+    let http = HttpServer::start(outer, server(0, 80))?;
+    let payload = traffic::pattern(200_000);
+    let (peer, device) = world.topology.uplink_peer();
+    for guest in guests {
+        let captures = [
+            Capture::start(peer, device)?,
+            Capture::start(&guest.namespace, "lan0")?,
+        ];
+        let local = SocketAddr::new(guest.address.into(), 40_000);
+        let socket = traffic::udp_socket(&guest.namespace, local)?;
+        for server in &udp {
+            for length in [0, 1, 2, 1464, 1465] {
+                let seen = reflect_udp(&socket, server.address(), &payload[..length]);
+                ensure!(seen?.ip() == OUTSIDE, "translated to another address");
+            }
+        }
+        let mut session = TcpSession::open(&guest.namespace, Some(local), tcp.address())?;
+        ensure!(session.seen().ip() == OUTSIDE, "translated to another address");
+        session.exchange(&payload)?;
+        drop(session);
+        let url = format!("http://{}", http.address());
+        let seen = curl(&guest.namespace, &format!("{url}/"))?;
+        ensure!(seen.parse::<SocketAddr>()?.ip() == OUTSIDE, "seen as {seen}");
+        let body = curl(&guest.namespace, &format!("{url}/bytes/{}", payload.len()))?;
+        ensure!(body.as_bytes() == payload, "the body is corrupt");
+        for size in ["0", "56", "1472"] {
+            let ping = ping(&guest.namespace, server(0, 0).ip(), 3, &["-s", size])?;
+            ensure!(ping.received == 3, "{}", ping.output);
+        }
+        for options in [&[][..], &["-R"]] {
+            let bulk = iperf3(
+                &guest.namespace,
+                outer,
+                server(0, 5201),
+                Amount::Bytes(BULK),
+                options,
+            )?;
+            ensure!(bulk.sent >= BULK, "{bulk:?}");
+        }
+        for capture in captures {
+            check_packets(&capture.stop()?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Every checksum, and that the host is one hop.
+fn check_packets(packets: &Packets) -> Result<()> {
+    packets.verify_checksums(Partial::Accept)?;
+    for direction in [Direction::In, Direction::Out] {
+        let hops = match direction {
+            Direction::In => 1,
+            Direction::Out => 0,
+        };
+        let mut bulk = 0;
+        for packet in &packets.list {
+            let parsed = packet.parse()?;
+            // IGMP of a bridge.
+            let is_multicast = parsed.destination_address().is_multicast();
+            if packet.direction != direction || is_multicast {
+                continue;
+            }
+            ensure!(parsed.ttl() == 64 - hops, "{}", packet.summary());
+            bulk += parsed.payload.len();
+        }
+        // iperf3 does not wait for the end of what is under way.
+        ensure!(bulk as u64 > BULK / 2, "{direction:?}: {bulk} bytes");
+    }
+    Ok(())
+}
+
+#[test]
+fn guests_on_taps() -> Result<()> {
+    check_traffic(&World::start(tap(Tap::default()).guests(2), &[])?)
+}
+
+#[test]
+fn guests_on_taps_that_tapnat_makes() -> Result<()> {
+    let made = Tap {
+        made_by: TapMaker::Program,
+        ..Tap::default()
+    };
+    check_traffic(&World::start(tap(made), &[])?)
+}
+
+#[test]
+fn guests_on_taps_with_several_queues() -> Result<()> {
+    let queues = Tap {
+        queues: 2,
+        ..Tap::default()
+    };
+    check_traffic(&World::start(tap(queues), &[])?)
+}
+
+#[test]
+fn guests_with_an_old_card_without_offloads() -> Result<()> {
+    let old = Tap {
+        offloads: false,
+        ..Tap::default()
+    };
+    check_traffic(&World::start(tap(old), &[])?)
+}
+
+#[test]
+fn guests_on_veths() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Veth).guests(2);
+    check_traffic(&World::start(builder, &[])?)
+}
+
+#[test]
+fn guests_on_a_bridge() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Bridge).guests(2);
+    check_traffic(&World::start(builder, &[])?)
+}
+
+#[test]
+fn guests_on_tuns() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Tun);
+    check_traffic(&World::start(builder, &[])?)
+}
+
+#[test]
+fn an_uplink_without_ethernet() -> Result<()> {
+    check_traffic(&World::start(tap(Tap::default()).uplink(Uplink::Tun), &[])?)
+}
+
+#[test]
+fn no_ethernet_anywhere() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Tun).uplink(Uplink::Tun);
+    check_traffic(&World::start(builder, &[])?)
+}
+
+#[test]
+fn clsact_in_place_of_tcx() -> Result<()> {
+    check_traffic(&World::start(
+        tap(Tap::default()),
+        &["--attach", "clsact"],
+    )?)
+}
