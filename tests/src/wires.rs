@@ -7,7 +7,8 @@
 
 use std::{
     cell::Cell,
-    net::{Ipv4Addr, SocketAddr},
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
@@ -52,6 +53,18 @@ pub struct Wire {
     seen: Cell<usize>,
 }
 
+/// A packet put together from its fragments, or one that came whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whole {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub ttl: u8,
+    /// What follows the IP header: transport header and payload.
+    pub ip_payload: Vec<u8>,
+    /// The lengths of the IP packets that it came in, in their order.
+    pub pieces: Vec<usize>,
+}
+
 /// Everything that arrived at the ends of a world's wires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arrivals {
@@ -86,6 +99,25 @@ impl Wire {
             ethernet: ethernet.map(|(own, peer)| [own, peer]),
             seen: Cell::new(0),
         })
+    }
+
+    /// Takes hold of the world's end of its wire alone.
+    ///
+    /// # Errors
+    /// No root, or a device of the topology is missing.
+    pub fn of_world(world: &World) -> Result<Self> {
+        let Topology {
+            host,
+            router,
+            world: outer,
+            ..
+        } = &world.topology;
+        let (peer, peer_device) = match router {
+            Some(router) => (router, "outer0"),
+            None => (host, UPLINK),
+        };
+        let device = world.topology.world_device();
+        Self::open(outer, device, peer, peer_device)
     }
 
     /// Sends a packet to the wire's other end.
@@ -140,6 +172,44 @@ impl Wire {
         Ok(packet)
     }
 
+    /// The next packet that arrives, put together from its fragments, which
+    /// arrive in any order, but with nothing in between.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive), or the fragments are not of one packet,
+    /// or overlap.
+    pub fn receive_whole(&self) -> Result<Whole> {
+        let mut pieces = Vec::new();
+        let mut parts = BTreeMap::new();
+        let mut identification = None;
+        loop {
+            let packet = self.receive_captured()?;
+            let parsed = packet.parse()?;
+            let header = parsed.ipv4().context("not IPv4")?;
+            let its = (header.identification, header.source, header.destination);
+            ensure!(
+                *identification.get_or_insert(its) == its,
+                "in between: {}",
+                packet.summary()
+            );
+            let start = usize::from(header.fragment_offset.value()) * 8;
+            let length = usize::from(header.total_len);
+            let payload = packet.ip()[header.header_len()..length].to_vec();
+            pieces.push(length);
+            let is_new = parts.insert(start, (payload, header.more_fragments));
+            ensure!(is_new.is_none(), "twice: {}", packet.summary());
+            if let Some(ip_payload) = join(&parts) {
+                return Ok(Whole {
+                    source: parsed.source_address(),
+                    destination: parsed.destination_address(),
+                    ttl: parsed.ttl(),
+                    ip_payload,
+                    pieces,
+                });
+            }
+        }
+    }
+
     /// What arrives before the marker.
     fn receive_until_marker(&self) -> Result<Vec<Parsed>> {
         let mut packets = Vec::new();
@@ -153,6 +223,20 @@ impl Wire {
     }
 }
 
+/// The whole of which these are the parts by their offsets, if none is missing.
+fn join(parts: &BTreeMap<usize, (Vec<u8>, bool)>) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    let mut more_fragments = true;
+    for (start, (part, more)) in parts {
+        if *start != whole.len() {
+            return None;
+        }
+        whole.extend(part);
+        more_fragments = *more;
+    }
+    (!more_fragments).then_some(whole)
+}
+
 fn is_marker(packet: &Parsed) -> bool {
     packet.udp().is_some() && [packet.source().port(), packet.destination().port()].contains(&MARKER[1])
 }
@@ -164,21 +248,9 @@ impl Wires {
     /// # Errors
     /// No root, or a device of the topology is missing.
     pub fn open(world: &World) -> Result<Self> {
-        let Topology {
-            host,
-            guests,
-            router,
-            world: outer,
-            ..
-        } = &world.topology;
-        let (peer, peer_device) = match router {
-            Some(router) => (router, "outer0"),
-            None => (host, UPLINK),
-        };
-        let device = world.topology.world_device();
-        let world_wire = Wire::open(outer, device, peer, peer_device)?;
+        let Topology { host, guests, .. } = &world.topology;
         let mut wires = Self {
-            world: world_wire,
+            world: Wire::of_world(world)?,
             guests: Vec::new(),
             addresses: Vec::new(),
         };
@@ -315,7 +387,11 @@ pub fn ends(packet: &Parsed) -> (SocketAddr, SocketAddr) {
     (packet.source(), packet.destination())
 }
 
-fn mac(namespace: &Namespace, device: &str) -> Result<Option<[u8; 6]>> {
+/// The Ethernet address of a device, if it has one.
+///
+/// # Errors
+/// `ip` prints one that is none.
+pub fn mac(namespace: &Namespace, device: &str) -> Result<Option<[u8; 6]>> {
     // Devices without Ethernet have none.
     let Ok(text) = namespace.mac_address(device) else {
         return Ok(None);

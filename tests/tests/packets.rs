@@ -1,0 +1,351 @@
+//! Packets byte by byte: what arrives is what was sent with just the outside
+//! endpoint in place of the inside one, one hop later; and what must not
+//! arrive does not.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tapnat_testbed::{
+    cable::{self, Layer, TunTap},
+    capture::Captured,
+    packet::{self, Builder, Offload},
+    topology::{Inside, Topology},
+    traffic,
+};
+use tapnat_tests::{
+    wires::{self, Whole, Wire, Wires, remote},
+    world::{OUTSIDE, World, outside},
+};
+
+/// Payload lengths: nothing, odd and even, about the lengths that loops over
+/// a payload stop at, and the most that fits.
+const LENGTHS: [usize; 12] = [0, 1, 2, 3, 63, 64, 65, 127, 128, 513, 1000, 1452];
+
+/// Two guests on veths, the second of which always gets other ports than its
+/// own because the first has them.
+fn world() -> Result<(World, Wires)> {
+    let builder = Topology::builder().inside(Inside::Veth).guests(2);
+    let world = World::start(builder, &[])?;
+    let wires = Wires::open(&world)?;
+    Ok((world, wires))
+}
+
+/// Checks that a packet is this one, from the IP header on.
+fn check(packet: &Captured, expected: &Builder) -> Result<()> {
+    let expected = expected.build();
+    ensure!(
+        packet.ip().starts_with(&expected),
+        "arrived: {:02x?}\nexpected: {expected:02x?}",
+        packet.ip()
+    );
+    Ok(())
+}
+
+/// A kind of packet, made from its ends; of a query the identifier is the port
+/// of the inside one.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Udp,
+    UdpWithoutChecksum,
+    Tcp,
+    Echo,
+}
+
+const KINDS: [Kind; 4] = [Kind::Udp, Kind::UdpWithoutChecksum, Kind::Tcp, Kind::Echo];
+
+impl Kind {
+    /// From the inside, or from outside in its place.
+    fn out(self, source: SocketAddr, remote: SocketAddr) -> Builder {
+        match self {
+            Self::Udp => packet::udp(source, remote),
+            Self::UdpWithoutChecksum => packet::udp(source, remote).without_udp_checksum(),
+            Self::Tcp => packet::tcp(source, remote).with_tcp(|header| header.syn = true),
+            Self::Echo => packet::echo_request(source.ip(), remote.ip(), source.port(), 7),
+        }
+    }
+
+    /// To the outside, or inside in its place.
+    fn back(self, remote: SocketAddr, destination: SocketAddr) -> Builder {
+        match self {
+            Self::Udp | Self::UdpWithoutChecksum => self.out(remote, destination),
+            Self::Tcp => packet::tcp(remote, destination).with_tcp(|header| {
+                header.syn = true;
+                header.ack = true;
+            }),
+            Self::Echo => packet::echo_reply(remote.ip(), destination.ip(), destination.port(), 7),
+        }
+    }
+}
+
+/// Sends the packet that `with` makes of each kind both ways between both
+/// guests and the world, from this port on, and checks every byte.
+fn check_both_ways(wires: &Wires, port: u16, with: impl Fn(Builder) -> Builder) -> Result<()> {
+    for (port, kind) in (port..).zip(KINDS) {
+        let remote = remote(0, 53);
+        for guest in 0..2 {
+            let inside = wires.inside(guest, port);
+            wires.guests[guest].send(&with(kind.out(inside, remote)))?;
+            let arrived = wires.world.receive_captured()?;
+            let outside = arrived.parse()?.source();
+            let is_kept = outside.port() == port;
+            ensure!(
+                outside.ip() == OUTSIDE && is_kept == (guest == 0),
+                "{kind:?} of {inside} from {outside}"
+            );
+            check(&arrived, &with(kind.out(outside, remote)).ttl(63))?;
+
+            wires.world.send(&with(kind.back(remote, outside)))?;
+            let arrived = wires.guests[guest].receive_captured()?;
+            check(&arrived, &with(kind.back(remote, inside)).ttl(63))?;
+        }
+    }
+    wires.nothing_arrives()
+}
+
+#[test]
+fn payloads_of_any_length_are_kept() -> Result<()> {
+    let (_world, wires) = world()?;
+    for (port, length) in (40_000..).step_by(10).zip(LENGTHS) {
+        check_both_ways(&wires, port, |packet| {
+            packet.payload(&traffic::pattern(length))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn ip_options_are_kept() -> Result<()> {
+    const ROUTER_ALERT: [u8; 4] = [148, 4, 0, 0];
+    let (_world, wires) = world()?;
+    for (port, length) in (40_000..).step_by(10).zip([4, 8, 36, 40]) {
+        let mut options = vec![1; length - 4];
+        options.extend(ROUTER_ALERT);
+        check_both_ways(&wires, port, |packet| {
+            packet.options(&options).payload(b"with options")
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_dont_fragment_flag_and_the_identification_are_kept() -> Result<()> {
+    let (_world, wires) = world()?;
+    for (port, identification) in (40_000..).step_by(10).zip([0, 1, 0x8000, 0xffff]) {
+        check_both_ways(&wires, port, |packet| {
+            packet.dont_fragment().identification(identification)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_follows_the_packet_in_its_frame_changes_nothing() -> Result<()> {
+    let (_world, wires) = world()?;
+    let remote = remote(0, 53);
+    for (port, kind) in (40_000..).zip(KINDS) {
+        let inside = wires.inside(0, port);
+        let padded = |packet: &Builder| vec![[packet.build(), vec![0xa5; 18]].concat()];
+        wires.guests[0].send_all(&kind.out(inside, remote).payload(b"odd"), padded)?;
+        let arrived = wires.world.receive_captured()?;
+        let expected = kind.out(outside(port), remote).payload(b"odd");
+        check(&arrived, &expected.ttl(63))?;
+        let answer = kind.back(remote, outside(port)).payload(b"odd");
+        wires.world.send_all(&answer, padded)?;
+        let arrived = wires.guests[0].receive_captured()?;
+        check(&arrived, &kind.back(remote, inside).payload(b"odd").ttl(63))?;
+    }
+    Ok(())
+}
+
+/// The payload of two bytes with which a packet has this transport checksum.
+fn payload_for(kind: Kind, source: SocketAddr, remote: SocketAddr, checksum: u16) -> [u8; 2] {
+    let offset = match kind {
+        Kind::Tcp => 16,
+        Kind::Udp | Kind::UdpWithoutChecksum => 6,
+        Kind::Echo => 2,
+    };
+    let has_it = |payload: &[u8; 2]| {
+        let packet = kind.out(source, remote).payload(payload).build();
+        packet[20 + offset..][..2] == checksum.to_be_bytes()
+    };
+    (0..=u16::MAX)
+        .map(u16::to_be_bytes)
+        .find(has_it)
+        .expect("two bytes make every sum")
+}
+
+#[test]
+fn a_udp_checksum_that_comes_to_nothing_is_sent_as_all_ones() -> Result<()> {
+    let (_world, wires) = world()?;
+    let (source, translated, remote) = (wires.inside(0, 40_000), outside(40_000), remote(0, 53));
+    let payload = payload_for(Kind::Udp, translated, remote, 0xffff);
+    wires.guests[0].send(&packet::udp(source, remote).payload(&payload))?;
+    let expected = packet::udp(translated, remote).payload(&payload).ttl(63);
+    check(&wires.world.receive_captured()?, &expected)?;
+    // A checksum of all ones is one, and goes on as another.
+    let payload = payload_for(Kind::Udp, source, remote, 0xffff);
+    wires.guests[0].send(&packet::udp(source, remote).payload(&payload))?;
+    let expected = packet::udp(translated, remote).payload(&payload).ttl(63);
+    check(&wires.world.receive_captured()?, &expected)
+}
+
+#[test]
+fn other_checksums_that_come_to_nothing_are_zero() -> Result<()> {
+    let (_world, wires) = world()?;
+    let (source, translated, remote) = (wires.inside(0, 40_000), outside(40_000), remote(0, 53));
+    for kind in [Kind::Tcp, Kind::Echo] {
+        let payload = payload_for(kind, translated, remote, 0);
+        wires.guests[0].send(&kind.out(source, remote).payload(&payload))?;
+        let expected = kind.out(translated, remote).payload(&payload).ttl(63);
+        check(&wires.world.receive_captured()?, &expected)?;
+    }
+    // The same of the IP header's.
+    let kind = Kind::Udp;
+    let header_is_zero = |identification: &u32| {
+        let packet = kind.out(translated, remote).ttl(63);
+        packet.identification(*identification).build()[10..12] == [0, 0]
+    };
+    let identification = (0..=0xffff).find(header_is_zero);
+    let identification = identification.expect("every sum has its identification");
+    wires.guests[0].send(&kind.out(source, remote).identification(identification))?;
+    let expected = kind.out(translated, remote).ttl(63);
+    let expected = expected.identification(identification);
+    check(&wires.world.receive_captured()?, &expected)
+}
+
+/// A host whose tap is open here, in place of a guest, and the wire's end in
+/// the world.
+struct OpenTap {
+    tap: TunTap,
+    ethernet: [[u8; 6]; 2],
+    wire: Wire,
+    _world: World,
+}
+
+impl OpenTap {
+    const GUEST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 10)), 40_000);
+
+    fn new() -> Result<Self> {
+        let topology = Topology::builder().guests(0).build()?;
+        let tap = TunTap::create(
+            &topology.host,
+            "tap0",
+            cable::Options::new(Layer::Ethernet),
+        )?;
+        let own = [2, 0, 0, 0, 0, 10];
+        let peer = wires::mac(&topology.host, "tap0")?.context("a tap has a MAC address")?;
+        let world = World::start_in(topology, &["--inside", "tap0=10.0.0.1/24"])?;
+        world.topology.host.ip(
+            "neighbour replace 10.0.0.10 lladdr 02:00:00:00:00:0a nud permanent dev tap0",
+        )?;
+        Ok(Self {
+            tap,
+            ethernet: [own, peer],
+            wire: Wire::of_world(&world)?,
+            _world: world,
+        })
+    }
+
+    /// Hands a packet to the tap as a guest's virtio device does, and checks
+    /// what arrives in the world: the same, still to be completed.
+    fn check(&self, packet: &Builder, expected: &Builder, segment: Option<u16>) -> Result<()> {
+        let [own, peer] = self.ethernet;
+        let (offload, frame) = packet.clone().ethernet(own, peer).offloaded(segment);
+        for header_length in [offload.header_length, 14] {
+            // The kernel leaves what is behind this length in pages of its own,
+            // also headers.
+            let offload = Offload {
+                header_length,
+                ..offload
+            };
+            self.tap.send(offload, &frame)?;
+            let arrived = self.wire.receive_captured()?;
+            check(&arrived, &expected.clone().ttl(63).partial_checksum())?;
+            ensure!(
+                arrived.offload.gso == offload.gso && arrived.offload.checksum.is_some(),
+                "sent with {offload:?}, arrived with {:?}",
+                arrived.offload
+            );
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn checksums_that_are_yet_to_be_completed_stay_so() -> Result<()> {
+    let tap = OpenTap::new()?;
+    for kind in [Kind::Udp, Kind::Tcp] {
+        for length in LENGTHS {
+            let payload = traffic::pattern(length);
+            let packet = kind.out(OpenTap::GUEST, remote(0, 53)).payload(&payload);
+            let expected = kind.out(outside(40_000), remote(0, 53)).payload(&payload);
+            tap.check(&packet, &expected, None)?;
+            let options = [1; 8];
+            tap.check(&packet.options(&options), &expected.options(&options), None)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn unsegmented_packets_of_64_kilobytes_stay_whole() -> Result<()> {
+    let tap = OpenTap::new()?;
+    for kind in [Kind::Udp, Kind::Tcp] {
+        for (length, segment) in [(2000, 1000), (40_000, 1400), (64_000, 1448), (65_000, 1372)] {
+            let payload = traffic::pattern(length);
+            let packet = kind.out(OpenTap::GUEST, remote(0, 53)).payload(&payload);
+            let expected = kind.out(outside(40_000), remote(0, 53)).payload(&payload);
+            tap.check(&packet, &expected, Some(segment))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn packets_in_fragments_are_kept() -> Result<()> {
+    let (_world, wires) = world()?;
+    let lengths = [1473, 1474, 1475, 3000, 8000, 65_000];
+    for (port, length) in (40_000..).step_by(10).zip(lengths) {
+        let with = |packet: Builder| packet.payload(&traffic::pattern(length));
+        for (port, kind) in (port..).zip(KINDS) {
+            let remote = remote(0, 53);
+            for guest in 0..2 {
+                let inside = wires.inside(guest, port);
+                let sent = with(kind.out(inside, remote));
+                wires.guests[guest].send_all(&sent, |packet| packet.fragments(1500))?;
+                let arrived = wires.world.receive_whole()?;
+                let translated = if guest == 0 {
+                    outside(port)
+                } else {
+                    // The first guest's port cannot be this one's.
+                    let [high, low, ..] = arrived.ip_payload[..] else {
+                        bail!("{arrived:?}");
+                    };
+                    let port = match kind {
+                        Kind::Echo => [arrived.ip_payload[4], arrived.ip_payload[5]],
+                        _ => [high, low],
+                    };
+                    outside(u16::from_be_bytes(port))
+                };
+                check_whole(&arrived, &with(kind.out(translated, remote)))?;
+
+                let sent = with(kind.back(remote, translated));
+                wires.world.send_all(&sent, |packet| packet.fragments(1500))?;
+                let arrived = wires.guests[guest].receive_whole()?;
+                check_whole(&arrived, &with(kind.back(remote, inside)))?;
+            }
+        }
+    }
+    wires.nothing_arrives()
+}
+
+/// Checks that a packet that came in fragments is this one.
+fn check_whole(arrived: &Whole, expected: &Builder) -> Result<()> {
+    let expected = expected.clone().ttl(63).build();
+    ensure!(
+        arrived.ip_payload == expected[20..],
+        "arrived: {arrived:02x?}\nexpected: {expected:02x?}"
+    );
+    ensure!(arrived.ttl == 63 && arrived.pieces.len() > 1, "{arrived:?}");
+    Ok(())
+}
