@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use tapnat_testbed::{
     process::Process,
     topology::{Builder, Guest, HOST_ADDRESS, Topology, WORLD_ADDRESSES},
-    traffic,
+    traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 
 use crate::instance::{Instance, PATIENCE};
@@ -92,6 +92,27 @@ impl World {
     pub fn guest_socket(&self, number: usize, port: u16) -> Result<UdpSocket> {
         let local = self.guest_endpoint(number, port);
         traffic::udp_socket(&self.guest(number).namespace, local)
+    }
+
+    /// Sends a little of everything from each guest to the world and back.
+    ///
+    /// # Errors
+    /// Something does not get through.
+    pub fn check_reach(&self) -> Result<()> {
+        const PORT: u16 = 7;
+        let Topology { guests, world, .. } = &self.topology;
+        let tcp = TcpReflector::start(world, server(0, PORT))?;
+        let udp = UdpReflector::start(world, server(1, PORT))?;
+        for guest in guests {
+            let any_port = SocketAddr::new(guest.address.into(), 0);
+            let socket = traffic::udp_socket(&guest.namespace, any_port)?;
+            traffic::reflect_udp(&socket, udp.address(), &traffic::pattern(1000))?;
+            let mut session = TcpSession::open(&guest.namespace, None, tcp.address())?;
+            session.exchange(&traffic::pattern(100_000))?;
+            let ping = traffic::ping(&guest.namespace, server(0, 0).ip(), 1, &[])?;
+            ensure!(ping.received == 1, "{}", ping.output);
+        }
+        Ok(())
     }
 }
 

@@ -1,12 +1,12 @@
 //! Guests reach the world, whatever joins them to the host and the host to the
 //! world, and every packet that arrives anywhere is right.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr, thread};
 
 use anyhow::{Result, ensure};
 use tapnat_testbed::{
     capture::{Capture, Direction, Packets, Partial},
-    topology::{Builder, Inside, Tap, TapMaker, Topology, Uplink},
+    topology::{Builder, GATEWAY, HOST_ADDRESS, Inside, Tap, TapMaker, Topology},
     traffic::{
         self, Amount, HttpServer, TcpReflector, TcpSession, UdpReflector, curl, iperf3, ping,
         reflect_udp,
@@ -51,12 +51,18 @@ fn check_traffic(world: &World) -> Result<()> {
             }
         }
         let mut session = TcpSession::open(&guest.namespace, Some(local), tcp.address())?;
-        ensure!(session.seen().ip() == OUTSIDE, "translated to another address");
+        ensure!(
+            session.seen().ip() == OUTSIDE,
+            "translated to another address"
+        );
         session.exchange(&payload)?;
         drop(session);
         let url = format!("http://{}", http.address());
         let seen = curl(&guest.namespace, &format!("{url}/"))?;
-        ensure!(seen.parse::<SocketAddr>()?.ip() == OUTSIDE, "seen as {seen}");
+        ensure!(
+            seen.parse::<SocketAddr>()?.ip() == OUTSIDE,
+            "seen as {seen}"
+        );
         let body = curl(&guest.namespace, &format!("{url}/bytes/{}", payload.len()))?;
         ensure!(body.as_bytes() == payload, "the body is corrupt");
         for size in ["0", "56", "1472"] {
@@ -150,26 +156,66 @@ fn guests_on_a_bridge() -> Result<()> {
 }
 
 #[test]
-fn guests_on_tuns() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Tun);
-    check_traffic(&World::start(builder, &[])?)
-}
-
-#[test]
-fn an_uplink_without_ethernet() -> Result<()> {
-    check_traffic(&World::start(tap(Tap::default()).uplink(Uplink::Tun), &[])?)
-}
-
-#[test]
-fn no_ethernet_anywhere() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Tun).uplink(Uplink::Tun);
-    check_traffic(&World::start(builder, &[])?)
-}
-
-#[test]
 fn clsact_in_place_of_tcx() -> Result<()> {
-    check_traffic(&World::start(
-        tap(Tap::default()),
-        &["--attach", "clsact"],
-    )?)
+    check_traffic(&World::start(tap(Tap::default()), &["--attach", "clsact"])?)
+}
+
+#[test]
+fn a_bridge_as_uplink() -> Result<()> {
+    let topology = Topology::builder().build()?;
+    for line in [
+        "link add br1 type bridge",
+        "address flush dev uplink0",
+        "link set uplink0 master br1",
+        &format!("address add {HOST_ADDRESS}/24 dev br1"),
+        "link set br1 up",
+        &format!("route add default via {GATEWAY} dev br1"),
+    ] {
+        topology.host.ip(line)?;
+    }
+    check_traffic(&World::start_in(topology, &[])?)
+}
+
+/// Two processors choose an outside port for the same inside port at once, and
+/// open sessions to the same remote.
+#[test]
+fn guests_that_begin_at_the_same_time_do_not_get_the_same_ports() -> Result<()> {
+    const SESSIONS: u16 = 300;
+    let world = World::start(Topology::builder().inside(Inside::Veth).guests(2), &[])?;
+    let outer = &world.topology.world;
+    let udp = UdpReflector::start(outer, server(0, 7))?;
+    let tcp = TcpReflector::start(outer, server(0, 7))?;
+    let (world, udp, tcp) = (&world, &udp, &tcp);
+    let run = |number: usize| -> Result<Vec<[SocketAddr; 2]>> {
+        let mut sessions = Vec::new();
+        for port in 30_000..30_000 + SESSIONS {
+            let socket = world.guest_socket(number, port)?;
+            let seen = reflect_udp(&socket, udp.address(), &port.to_be_bytes())?;
+            let local = world.guest_endpoint(number, port);
+            let guest = &world.guest(number).namespace;
+            let mut session = TcpSession::open(guest, Some(local), tcp.address())?;
+            session.exchange(&port.to_be_bytes())?;
+            sessions.push((session, seen));
+        }
+        Ok(sessions
+            .iter()
+            .map(|(session, seen)| [session.seen(), *seen])
+            .collect())
+    };
+    let seen = thread::scope(|scope| {
+        let guests = [0, 1].map(|number| scope.spawn(move || run(number)));
+        guests
+            .into_iter()
+            .map(|guest| guest.join().expect("no guest panics"))
+            .collect::<Result<Vec<_>>>()
+    })?
+    .concat();
+    for protocol in 0..2 {
+        let distinct: BTreeSet<_> = seen.iter().map(|endpoints| endpoints[protocol]).collect();
+        ensure!(
+            distinct.len() == 2 * usize::from(SESSIONS),
+            "shared endpoints"
+        );
+    }
+    Ok(())
 }

@@ -227,17 +227,14 @@ impl OpenTap {
 
     fn new() -> Result<Self> {
         let topology = Topology::builder().guests(0).build()?;
-        let tap = TunTap::create(
-            &topology.host,
-            "tap0",
-            cable::Options::new(Layer::Ethernet),
-        )?;
+        let tap = TunTap::create(&topology.host, "tap0", cable::Options::new(Layer::Ethernet))?;
         let own = [2, 0, 0, 0, 0, 10];
         let peer = wires::mac(&topology.host, "tap0")?.context("a tap has a MAC address")?;
         let world = World::start_in(topology, &["--inside", "tap0=10.0.0.1/24"])?;
-        world.topology.host.ip(
-            "neighbour replace 10.0.0.10 lladdr 02:00:00:00:00:0a nud permanent dev tap0",
-        )?;
+        world
+            .topology
+            .host
+            .ip("neighbour replace 10.0.0.10 lladdr 02:00:00:00:00:0a nud permanent dev tap0")?;
         Ok(Self {
             tap,
             ethernet: [own, peer],
@@ -330,7 +327,9 @@ fn packets_in_fragments_are_kept() -> Result<()> {
                 check_whole(&arrived, &with(kind.out(translated, remote)))?;
 
                 let sent = with(kind.back(remote, translated));
-                wires.world.send_all(&sent, |packet| packet.fragments(1500))?;
+                wires
+                    .world
+                    .send_all(&sent, |packet| packet.fragments(1500))?;
                 let arrived = wires.guests[guest].receive_whole()?;
                 check_whole(&arrived, &with(kind.back(remote, inside)))?;
             }
