@@ -62,7 +62,7 @@ fn from_inside<T: Tables>(
     let (Some(settings), Some(inside)) = (tables.settings(), tables.device(device.get())) else {
         return Err(Reason::NoMapping);
     };
-    if is_multicast(packet) {
+    if is_local_broadcast(packet) {
         return Err(Reason::NotUnicast);
     }
     if inside.address == packet.source || !packet.source.same_network(inside.address, inside.mask) {
@@ -155,10 +155,10 @@ fn route_in<T: Tables>(target: &Mapping, source: Be32, tables: &T) -> Route {
     route
 }
 
+/// Multicast or the limited broadcast: between the guest and the host only.
 #[inline(always)]
-const fn is_multicast(packet: &Packet) -> bool {
-    let [first, ..] = packet.destination.bytes();
-    first >= 224
+const fn is_local_broadcast(packet: &Packet) -> bool {
+    matches!(packet.destination.bytes(), [224..=239, ..] | [255, 255, 255, 255])
 }
 
 /// What any first packet must fulfil, wherever it comes from.
