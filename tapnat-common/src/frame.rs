@@ -122,7 +122,8 @@ pub trait Frame {
     /// checksum, only the pseudo-header's part is there and only the addresses
     /// count.
     ///
-    /// `zero_means_none`: UDP, where 0 stays 0 and a sum of 0 becomes 0xffff.
+    /// `zero_means_none`: UDP and UDP-Lite, where 0 stays 0 and a sum of 0 becomes
+    /// 0xffff (RFC 768, RFC 3828 section 3.1).
     fn update_checksum(
         &mut self,
         offset: u32,

@@ -61,6 +61,9 @@ pub fn enter<T: Tables>(
             Ok(())
         }
         fragment_fate::UNKNOWN => {
+            if packet.time_to_live <= 1 {
+                return Err(Reason::TimeToLiveExceeded);
+            }
             let frame_length = packet.network_offset + packet.length;
             if fragment.held >= MAX_HELD || frame_length > HELD_BYTES as u32 {
                 return Err(Reason::FragmentNotHeld);
@@ -84,7 +87,9 @@ pub fn settle<T: Tables>(
     tables: &T,
     plan: &mut Plan,
 ) {
-    if packet.part != Part::First {
+    // A repeated first fragment says nothing about its datagram.
+    let repeated = matches!(reason, Reason::FragmentOverlap | Reason::FragmentBeyondEnd);
+    if packet.part != Part::First || repeated {
         return;
     }
     let Some(fragment) = tables.fragment(&key_of(packet, device)) else {

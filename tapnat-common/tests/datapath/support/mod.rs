@@ -1,0 +1,6 @@
+//! What the tests stand on: a host in memory.
+
+pub mod frame;
+pub mod network;
+pub mod table;
+pub mod world;

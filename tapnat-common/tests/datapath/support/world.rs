@@ -1,0 +1,784 @@
+//! Tables, routes, time and chance in memory, and packets run through them by
+//! the stages of the kernel's shell (`tapnat-ebpf/src/main.rs`).
+//!
+//! Every run checks what must hold whatever the test is about: see
+//! [`World::audit`] and [`World::check_sent`].
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    num::NonZeroU32,
+    sync::OnceLock,
+};
+
+use tapnat_common::{
+    abi::{
+        ABI_VERSION, Device, EndpointKey, Filtering, FlowKey, Fragment, FragmentKey, Guest,
+        HELD_BYTES, HeldKey, Mapping, MappingMode, NextHop, Permission, PermissionKey, Session,
+        Settings, Unsolicited, mapping_flags, role, session_flags, setting_flags,
+    },
+    frame::{Frame as _, LinkAddresses},
+    nat::{self, Fate, Insert, Route, Tables},
+    net::{Be16, Be32, protocol},
+    parse::{Packet, Part},
+    pipeline::{self, Quick},
+    ports::{CLASSES, Class, PortSet, Reserved, SETS, set_index},
+    refusal::{self, HEADER_LENGTH, Refusal},
+    rewrite,
+    time::{Instant, Ticks},
+    verdict::{Next, Outcome, Plan, Reason},
+};
+use tapnat_testbed::packet::checksum::{self, Expect};
+
+use super::{
+    frame::Bytes,
+    network::{HOST, OUTSIDE, SECOND_TAP, TAP, UPLINK, UPLINK_MTU},
+    table::Table,
+};
+
+/// A use of the tables by the datapath.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Lookup,
+    Insert,
+    Remove,
+    Count,
+}
+
+type Intruder = Box<dyn FnOnce(&World)>;
+
+/// A host with tapnat, as its packets see it.
+pub struct World {
+    settings: Table<(), Settings>,
+    devices: Table<u32, Device>,
+    pub sessions: Table<FlowKey, Session>,
+    pub mappings: Table<EndpointKey, Mapping>,
+    pub inside: Table<EndpointKey, EndpointKey>,
+    pub permissions: Table<PermissionKey, Permission>,
+    pub unsolicited: Table<FlowKey, Unsolicited>,
+    pub fragments: Table<FragmentKey, Fragment>,
+    pub held: RefCell<HashMap<HeldKey, Bytes>>,
+    pub guests: Table<Be32, Guest>,
+    ports: Table<u32, PortSet>,
+    reserved: Table<u32, Reserved>,
+    /// Routes by destination, where they are not the usual ones.
+    pub routes: RefCell<HashMap<Be32, Route>>,
+    /// Sockets of the host, by local and (zero for listeners) remote endpoint.
+    pub sockets: RefCell<Vec<(EndpointKey, EndpointKey)>>,
+    now: Cell<Instant>,
+    /// What [`Tables::random`] says next, before it goes on by itself.
+    pub chances: RefCell<VecDeque<u32>>,
+    random: Cell<u32>,
+    pub counts_traffic: Cell<bool>,
+    /// Since the last [`World::intrude`] or [`World::refuse_insert`].
+    operations: Cell<usize>,
+    inserts: Cell<usize>,
+    intruder: RefCell<Option<(usize, Intruder)>>,
+    refused_insert: Cell<Option<usize>>,
+    /// Packets that are being dealt with.
+    depth: Cell<u32>,
+}
+
+/// What became of a packet.
+#[derive(Debug)]
+pub struct Exit {
+    pub reason: Reason,
+    /// The first stage dealt with it alone.
+    pub quick: bool,
+    /// What leaves by a device: the packet, or an ICMP error about it.
+    pub sent: Option<Sent>,
+    /// Fragments that waited for the packet, as they leave after it: by the same
+    /// device, or up to the host.
+    pub released: Vec<Bytes>,
+}
+
+/// A frame that leaves.
+#[derive(Debug)]
+pub struct Sent {
+    pub device: u32,
+    /// The kernel looks the neighbour up.
+    pub resolve: bool,
+    pub frame: Bytes,
+}
+
+impl Exit {
+    /// The IP packet that was sent on for this reason, its checksum complete.
+    #[track_caller]
+    pub fn forwarded(self, reason: Reason) -> Vec<u8> {
+        assert_eq!(self.reason, reason);
+        assert_eq!(reason.outcome(), Outcome::Forward);
+        self.ip()
+    }
+
+    /// The ICMP error that was sent for this reason.
+    #[track_caller]
+    pub fn refused(self, reason: Reason) -> Vec<u8> {
+        assert_eq!(self.reason, reason);
+        assert_eq!(reason.outcome(), Outcome::Refuse);
+        self.ip()
+    }
+
+    #[track_caller]
+    fn ip(self) -> Vec<u8> {
+        let mut frame = self.sent.expect("something was sent").frame;
+        frame.complete();
+        frame.ip().to_vec()
+    }
+}
+
+impl World {
+    /// Two taps, an uplink, timeouts as by default, ports from 1024 on.
+    pub fn new() -> Self {
+        let world = Self {
+            settings: Table::new(),
+            devices: Table::new(),
+            sessions: Table::new(),
+            mappings: Table::new(),
+            inside: Table::new(),
+            permissions: Table::new(),
+            unsolicited: Table::new(),
+            fragments: Table::new(),
+            held: RefCell::default(),
+            guests: Table::new(),
+            ports: Table::new(),
+            reserved: Table::new(),
+            routes: RefCell::default(),
+            sockets: RefCell::default(),
+            now: Cell::new(Instant::from_nanoseconds(1 << 40)),
+            chances: RefCell::default(),
+            random: Cell::new(0x9e37_79b9),
+            counts_traffic: Cell::new(false),
+            operations: Cell::new(0),
+            inserts: Cell::new(0),
+            intruder: RefCell::default(),
+            refused_insert: Cell::new(None),
+            depth: Cell::new(0),
+        };
+        let mut settings = Settings {
+            abi_version: ABI_VERSION,
+            outside_count: 1,
+            generation: 7,
+            filtering_tcp: Filtering::AddressDependent as u8,
+            filtering_udp: Filtering::AddressDependent as u8,
+            ..Settings::default()
+        };
+        settings.outside[0] = OUTSIDE.into();
+        world.settings.set(&(), &settings);
+        let device = |address: [u8; 4], mtu, role| Device {
+            address: Be32::from_bytes(address),
+            mask: Be32::mask(24),
+            mtu,
+            role,
+            ethernet: 1,
+        };
+        let [first, second] = HOST;
+        let devices = [
+            (TAP, device(first, 1500, role::INSIDE)),
+            (SECOND_TAP, device(second, 1500, role::INSIDE)),
+            (UPLINK, device(OUTSIDE.octets(), UPLINK_MTU, role::UPLINK)),
+        ];
+        for (index, device) in devices {
+            world.devices.set(&index.get(), &device);
+        }
+        // The same for every world, and long in the making.
+        static LOW: OnceLock<(Reserved, [PortSet; 2])> = OnceLock::new();
+        let (reserved, sets) = LOW.get_or_init(|| {
+            let mut reserved = Reserved::default();
+            (0..1024).for_each(|port| reserved.reserve(port));
+            (reserved, reserved.sets())
+        });
+        world.set_reserved(reserved, sets);
+        world
+    }
+
+    /// Sets what the operator set.
+    pub fn set(&self, change: impl FnOnce(&mut Settings)) {
+        change(self.settings.get(&()).unwrap());
+    }
+
+    pub fn set_filtering(&self, filtering: Filtering) {
+        self.set(|settings| {
+            settings.filtering_tcp = filtering as u8;
+            settings.filtering_udp = filtering as u8;
+        });
+    }
+
+    pub fn set_mapping(&self, mode: MappingMode) {
+        self.set(|settings| {
+            settings.mapping_tcp = mode as u8;
+            settings.mapping_udp = mode as u8;
+        });
+    }
+
+    pub fn set_inbound_refresh(&self) {
+        self.set(|settings| settings.flags |= setting_flags::INBOUND_REFRESH);
+    }
+
+    pub fn set_device(&self, index: NonZeroU32, change: impl FnOnce(&mut Device)) {
+        change(self.devices.get(&index.get()).unwrap());
+    }
+
+    /// Keeps these ports of TCP and UDP from being handed out.
+    pub fn withhold(&self, withheld: impl Fn(&u16) -> bool) {
+        let mut reserved = Reserved::default();
+        for port in (0..=u16::MAX).filter(withheld) {
+            reserved.reserve(port);
+        }
+        self.set_reserved(&reserved, &reserved.sets());
+    }
+
+    fn set_reserved(&self, reserved: &Reserved, sets: &[PortSet; 2]) {
+        for (class, is_reserved) in [(Class::Tcp, true), (Class::Udp, true), (Class::Icmp, false)] {
+            let class = class as u32;
+            let nothing = (Reserved::default(), [PortSet::default(); 2]);
+            let (reserved, sets) = if is_reserved {
+                (reserved, sets)
+            } else {
+                (&nothing.0, &nothing.1)
+            };
+            self.reserved.set(&class, reserved);
+            for address in 0..SETS / CLASSES / 2 {
+                for (parity, set) in (0..).zip(sets) {
+                    self.ports.set(&set_index(address, class, parity), set);
+                }
+            }
+        }
+    }
+
+    /// The sets that say which ports of the first outside address are free.
+    pub fn port_set(&self, class: Class, port: u16) -> &mut PortSet {
+        self.ports.get(&set_index(0, class as u32, port)).unwrap()
+    }
+
+    pub fn timeouts(&self) -> tapnat_common::abi::Timeouts {
+        self.settings.get(&()).unwrap().timeouts
+    }
+
+    /// Lets time pass.
+    pub fn wait(&self, ticks: Ticks) {
+        self.now.set(self.now.get().after(ticks));
+    }
+
+    pub fn wait_seconds(&self, seconds: u32) {
+        self.wait(Ticks::from_seconds(seconds));
+    }
+
+    /// Lets another CPU act just before the operation of this number that the
+    /// next packet does.
+    pub fn intrude(&self, operation: usize, intruder: impl FnOnce(&Self) + 'static) {
+        self.operations.set(0);
+        self.intruder.replace(Some((operation, Box::new(intruder))));
+    }
+
+    /// Whether the intruder came to act.
+    pub fn intruded(&self) -> bool {
+        self.intruder.take().is_none()
+    }
+
+    /// Makes the insert of this number that the next packet does fail for want
+    /// of room.
+    pub fn refuse_insert(&self, number: usize) {
+        self.inserts.set(0);
+        self.refused_insert.set(Some(number));
+    }
+
+    /// Whether the insert came to pass.
+    pub fn insert_was_refused(&self) -> bool {
+        self.refused_insert.take().is_none()
+    }
+
+    fn operate(&self, operation: Operation) -> bool {
+        let number = self.operations.get();
+        self.operations.set(number + 1);
+        let due = matches!(&*self.intruder.borrow(), Some((at, _)) if *at == number);
+        if due && let Some((_, intruder)) = self.intruder.take() {
+            intruder(self);
+        }
+        if operation != Operation::Insert {
+            return true;
+        }
+        let number = self.inserts.get();
+        self.inserts.set(number + 1);
+        let refused = self.refused_insert.get() == Some(number);
+        if refused {
+            self.refused_insert.set(None);
+        }
+        !refused
+    }
+
+    fn insert(&self, insert: impl FnOnce() -> Insert) -> Insert {
+        if self.operate(Operation::Insert) {
+            insert()
+        } else {
+            Insert::Full
+        }
+    }
+
+    /// A packet from a guest on this tap, without a link header.
+    #[track_caller]
+    pub fn from_guest(&self, device: NonZeroU32, packet: &[u8]) -> Exit {
+        self.run(Some(device), Bytes::raw(packet))
+    }
+
+    /// A packet from the world, without a link header.
+    #[track_caller]
+    pub fn from_world(&self, packet: &[u8]) -> Exit {
+        self.run(None, Bytes::raw(packet))
+    }
+
+    /// Runs a frame through the stages.
+    #[track_caller]
+    pub fn run(&self, device: Option<NonZeroU32>, frame: Bytes) -> Exit {
+        let before = frame.clone();
+        self.depth.set(self.depth.get() + 1);
+        let exit = self.stages(device, frame);
+        self.depth.set(self.depth.get() - 1);
+        if self.depth.get() == 0 {
+            self.audit();
+        }
+        self.check_sent(&before, &exit);
+        for frame in &exit.released {
+            assert_eq!(checksum::verify(frame.ip(), Expect::Complete), Ok(()));
+        }
+        exit
+    }
+
+    fn stages(&self, device: Option<NonZeroU32>, mut frame: Bytes) -> Exit {
+        let before = frame.clone();
+        match pipeline::established(&mut frame, device, self) {
+            Quick::Onward(next_hop, resolve) => {
+                return Exit {
+                    reason: Reason::Translated,
+                    quick: true,
+                    sent: Some(self.forward(frame, &next_hop, resolve)),
+                    released: Vec::new(),
+                };
+            }
+            Quick::Broken => {
+                return Exit {
+                    reason: Reason::RewriteFailed,
+                    quick: true,
+                    sent: None,
+                    released: Vec::new(),
+                };
+            }
+            Quick::Not => {}
+        }
+        assert_eq!(frame, before, "a packet that is not quick is left alone");
+        let mut packet = Packet::default();
+        let mut plan = Plan::default();
+        let mut next = pipeline::exceptional(&mut frame, device, self, &mut packet, &mut plan);
+        let mut stages = 0;
+        let reason = loop {
+            stages += 1;
+            assert!(stages <= 4, "the stages go round in circles");
+            next = match next {
+                Next::Leave(reason) => break reason,
+                Next::Start => pipeline::start(device, self, &packet, &mut plan),
+                Next::Map => pipeline::map(self, &packet, &mut plan),
+                Next::Open => pipeline::open(&mut frame, device, self, &packet, &mut plan),
+            };
+        };
+        nat::settle(&packet, device, reason, self, &mut plan);
+        let released = if packet.part == Part::First && plan.held != 0 {
+            self.release(&packet, device, reason, &plan)
+        } else {
+            Vec::new()
+        };
+        let sent = match reason.outcome() {
+            Outcome::Hold => {
+                let datagram = nat::datagram_key(&packet, device);
+                let index = plan.held;
+                assert!(
+                    frame.bytes.len() <= HELD_BYTES,
+                    "there is room for a held frame"
+                );
+                self.held
+                    .borrow_mut()
+                    .insert(HeldKey { datagram, index }, frame);
+                None
+            }
+            Outcome::Forward => {
+                let next_hop = plan.rewrite.next_hop;
+                Some(self.forward(frame, &next_hop, plan.rewrite.resolve))
+            }
+            Outcome::Refuse => self.refuse(frame, &packet, device, reason, plan.mtu),
+            Outcome::Pass => {
+                frame.linear = before.linear;
+                assert_eq!(frame, before, "what the host gets is untouched");
+                None
+            }
+            Outcome::Drop => None,
+        };
+        Exit {
+            reason,
+            quick: false,
+            sent,
+            released,
+        }
+    }
+
+    /// As `tapnat-ebpf/src/emit.rs` does it.
+    fn release(
+        &self,
+        packet: &Packet,
+        device: Option<NonZeroU32>,
+        reason: Reason,
+        plan: &Plan,
+    ) -> Vec<Bytes> {
+        let outcome = reason.outcome();
+        if !matches!(outcome, Outcome::Forward | Outcome::Pass) {
+            return Vec::new();
+        }
+        let datagram = nat::datagram_key(packet, device);
+        let mut released = Vec::new();
+        for index in 0..plan.held {
+            let held = self.held.borrow_mut().remove(&HeldKey { datagram, index });
+            let Some(mut frame) = held else { break };
+            if outcome == Outcome::Forward {
+                frame.pull(255);
+                let link_length = frame.link_length();
+                rewrite::apply_network(&mut frame, link_length, &plan.rewrite).unwrap();
+            }
+            released.push(frame);
+        }
+        released
+    }
+
+    /// As `tapnat-ebpf/src/emit.rs` does it.
+    fn forward(&self, mut frame: Bytes, next_hop: &NextHop, resolve: bool) -> Sent {
+        assert!(
+            self.devices.get(&next_hop.device).is_some(),
+            "device {} is none of ours",
+            next_hop.device
+        );
+        if frame.link_length != 0 && !resolve {
+            frame.store(0, &next_hop.link).unwrap();
+        }
+        Sent {
+            device: next_hop.device,
+            resolve,
+            frame,
+        }
+    }
+
+    /// As `tapnat-ebpf/src/emit.rs` does it.
+    fn refuse(
+        &self,
+        mut frame: Bytes,
+        packet: &Packet,
+        device: Option<NonZeroU32>,
+        reason: Reason,
+        mtu: u16,
+    ) -> Option<Sent> {
+        if !refusal::may_answer(packet) {
+            return None;
+        }
+        let (icmp_type, code) = reason.icmp_error()?;
+        let from = nat::refusal_source(packet, device, self)?;
+        let refusal = Refusal {
+            icmp_type,
+            code,
+            mtu,
+            from,
+        };
+        let quoted = frame.link_length() + refusal::quoted_length(packet);
+        frame.pull(quoted);
+        let header = refusal::build(&frame, packet, &refusal)?;
+        frame.truncate(usize::try_from(quoted).unwrap());
+        frame.make_room(usize::try_from(HEADER_LENGTH).unwrap());
+        let link = frame.link_length();
+        frame.store(link, &header).unwrap();
+        if link != 0 {
+            let addresses = frame.load::<LinkAddresses>(0).unwrap();
+            frame.store(0, &addresses.swapped()).unwrap();
+        }
+        Some(Sent {
+            device: device.unwrap_or(UPLINK).get(),
+            resolve: false,
+            frame,
+        })
+    }
+
+    /// A packet that came with right checksums leaves with right ones.
+    #[track_caller]
+    fn check_sent(&self, before: &Bytes, exit: &Exit) {
+        let Some(sent) = &exit.sent else { return };
+        let mut before = before.clone();
+        let mut after = sent.frame.clone();
+        before.complete();
+        after.complete();
+        let (before, after) = (before.ip(), after.ip());
+        if checksum::verify(before, Expect::Complete).is_ok() {
+            assert_eq!(
+                checksum::verify(after, Expect::Complete),
+                Ok(()),
+                "{before:02x?} was right, and became {after:02x?}"
+            );
+        }
+    }
+
+    /// The books are right: every session counts on its guests and mappings, no
+    /// more and no less, and has two halves.
+    #[track_caller]
+    pub fn audit(&self) {
+        let mut guests: HashMap<Be32, u32> = HashMap::new();
+        let mut mappings: HashMap<EndpointKey, u32> = HashMap::new();
+        for (key, session) in self.sessions.all() {
+            let twin_key = session.twin_key(&key);
+            let twin = self.sessions.copy(&twin_key);
+            let twin = twin.unwrap_or_else(|| panic!("half a session: {key:?} {session:?}"));
+            assert_eq!(twin.twin_key(&twin_key), key, "twins know each other");
+            if key.arrival.device().is_none() {
+                continue;
+            }
+            *guests.entry(key.source).or_default() += 1;
+            if session.flags & session_flags::UNMAPPED == 0 {
+                let number = key.arrival.protocol();
+                let outside = EndpointKey::new(session.source, session.source_port, number);
+                *mappings.entry(outside).or_default() += 1;
+            }
+        }
+        for (address, guest) in self.guests.all() {
+            let sessions = guests.remove(&address).unwrap_or_default();
+            assert_eq!(guest.sessions, sessions, "sessions of {address:?}");
+        }
+        assert_eq!(guests, HashMap::new(), "sessions of unknown guests");
+        for (outside, mapping) in self.mappings.all() {
+            let sessions = mappings.remove(&outside).unwrap_or_default();
+            assert_eq!(mapping.sessions, sessions, "sessions on {outside:?}");
+            let known = self.inside.copy(&mapping.inside);
+            if mapping.flags & mapping_flags::STATIC == 0 && sessions != 0 {
+                assert_eq!(known, Some(outside), "the way back from {mapping:?}");
+            }
+        }
+        assert_eq!(mappings, HashMap::new(), "sessions on no mapping");
+    }
+
+    /// The session halves, mappings and the rest, for comparing.
+    pub fn sizes(&self) -> [usize; 5] {
+        [
+            self.sessions.len(),
+            self.mappings.len(),
+            self.inside.len(),
+            self.permissions.len(),
+            self.guests.len(),
+        ]
+    }
+
+    /// The half of a session whose packets arrive so.
+    pub fn half(&self, device: Option<NonZeroU32>, packet: &[u8]) -> Option<Session> {
+        let mut parsed = Packet::default();
+        tapnat_common::parse::parse(&Bytes::raw(packet), &mut parsed).unwrap();
+        self.sessions.copy(&parsed.key(device))
+    }
+
+    /// The usual way to a destination.
+    fn usual_route(&self, destination: Be32) -> Route {
+        for (index, device) in self.devices.all() {
+            if device.role != role::INSIDE {
+                continue;
+            }
+            if device.address == destination {
+                return Route::default();
+            }
+            if destination.same_network(device.address, device.mask) {
+                return route(index, device.mtu);
+            }
+        }
+        let uplink = self.devices.copy(&UPLINK.get()).unwrap();
+        if uplink.address == destination {
+            return Route::default();
+        }
+        route(UPLINK.get(), uplink.mtu)
+    }
+}
+
+/// A route with link addresses that tell the device.
+pub fn route(device: u32, mtu: u16) -> Route {
+    let number = u8::try_from(device).unwrap();
+    Route {
+        fate: Fate::Onward,
+        next_hop: NextHop {
+            device,
+            link: LinkAddresses::new([2, 0, 0, 0, 0, number], [4, 0, 0, 0, 0, number]),
+        },
+        linked: true,
+        mtu,
+    }
+}
+
+impl Tables for World {
+    fn settings(&self) -> Option<&Settings> {
+        self.settings.get(&()).map(|settings| &*settings)
+    }
+
+    fn device(&self, index: u32) -> Option<&Device> {
+        self.devices.get(&index).map(|device| &*device)
+    }
+
+    fn session(&self, key: &FlowKey) -> Option<&mut Session> {
+        self.operate(Operation::Lookup);
+        self.sessions.get(key)
+    }
+
+    fn insert_session(&self, key: &FlowKey, session: &Session) -> Insert {
+        self.insert(|| self.sessions.insert(key, session))
+    }
+
+    fn remove_session(&self, key: &FlowKey) -> bool {
+        self.operate(Operation::Remove);
+        self.sessions.remove(key)
+    }
+
+    fn mapping(&self, outside: &EndpointKey) -> Option<&mut Mapping> {
+        self.operate(Operation::Lookup);
+        self.mappings.get(outside)
+    }
+
+    fn insert_mapping(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert {
+        self.insert(|| self.mappings.insert(outside, mapping))
+    }
+
+    fn remove_mapping(&self, outside: &EndpointKey) -> bool {
+        self.operate(Operation::Remove);
+        self.mappings.remove(outside)
+    }
+
+    fn count_on_mapping(&self, outside: &EndpointKey, more: bool) {
+        self.operate(Operation::Count);
+        if let Some(mapping) = self.mappings.get(outside) {
+            mapping.sessions = step(mapping.sessions, more);
+        }
+    }
+
+    fn outside_of(&self, inside: &EndpointKey) -> Option<EndpointKey> {
+        self.operate(Operation::Lookup);
+        self.inside.copy(inside)
+    }
+
+    fn insert_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert {
+        self.insert(|| self.inside.insert(inside, outside))
+    }
+
+    fn remove_outside_of(&self, inside: &EndpointKey) {
+        self.operate(Operation::Remove);
+        self.inside.remove(inside);
+    }
+
+    fn permission(&self, key: &PermissionKey) -> Option<&mut Permission> {
+        self.operate(Operation::Lookup);
+        self.permissions.get(key)
+    }
+
+    fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert {
+        self.insert(|| self.permissions.set(key, permission))
+    }
+
+    fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited) {
+        self.operate(Operation::Lookup);
+        self.unsolicited.set(key, syn);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
+        self.operate(Operation::Lookup);
+        self.fragments.get(key)
+    }
+
+    fn new_fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
+        self.operate(Operation::Lookup);
+        let empty = Fragment {
+            source_port: Be16::ZERO,
+            destination_port: Be16::ZERO,
+            expires_at: Instant::default(),
+            held: 0,
+            fate: 0,
+            _zero: [0; 3],
+            seen: [0; 128],
+        };
+        if self.fragments.set(key, &empty) == Insert::Full {
+            // The kernel's table makes room in place of the oldest.
+            let age = |(_, fragment): &(_, Fragment)| self.now().since(fragment.expires_at);
+            let oldest = self.fragments.all().into_iter().max_by_key(age)?.0;
+            self.fragments.remove(&oldest);
+            self.fragments.set(key, &empty);
+        }
+        self.fragments.get(key)
+    }
+
+    fn guest(&self, address: Be32) -> Option<&mut Guest> {
+        if self.guests.get(&address).is_none() {
+            self.insert(|| self.guests.insert(&address, &Guest::default()));
+        }
+        self.guests.get(&address)
+    }
+
+    fn count_on_guest(&self, address: Be32, more: bool) {
+        self.operate(Operation::Count);
+        if let Some(guest) = self.guests.get(&address) {
+            guest.sessions = step(guest.sessions, more);
+        }
+    }
+
+    fn ports(&self, index: u32) -> Option<&mut PortSet> {
+        self.ports.get(&index)
+    }
+
+    fn reserved(&self, class: u32) -> Option<&Reserved> {
+        self.reserved.get(&class).map(|reserved| &*reserved)
+    }
+
+    fn route_from(&self, _device: NonZeroU32, packet: &Packet) -> Route {
+        let destination = packet.destination;
+        let set = self.routes.borrow().get(&destination).copied();
+        set.unwrap_or_else(|| self.usual_route(destination))
+    }
+
+    fn route_on(&self, device: u32, _source: Be32, destination: Be32) -> Route {
+        let set = self.routes.borrow().get(&destination).copied();
+        let Some(mtu) = self.devices.copy(&device).map(|device| device.mtu) else {
+            return Route::default();
+        };
+        set.unwrap_or_else(|| route(device, mtu))
+    }
+
+    fn host_socket(&self, local: &EndpointKey, remote: &EndpointKey) -> bool {
+        assert_ne!(local.protocol, protocol::ICMP, "sockets have no ICMP");
+        let nobody = EndpointKey::new(Be32::ZERO, Be16::ZERO, local.protocol);
+        self.sockets
+            .borrow()
+            .iter()
+            .any(|socket| *socket == (*local, nobody) || *socket == (*local, *remote))
+    }
+
+    fn random(&self) -> u32 {
+        if let Some(chance) = self.chances.borrow_mut().pop_front() {
+            return chance;
+        }
+        // xorshift32, the same in every run.
+        let mut number = self.random.get();
+        number ^= number << 13;
+        number ^= number >> 17;
+        number ^= number << 5;
+        self.random.set(number);
+        number
+    }
+
+    fn counts_traffic(&self) -> bool {
+        self.counts_traffic.get()
+    }
+
+    fn now(&self) -> Instant {
+        self.now.get()
+    }
+}
+
+#[track_caller]
+fn step(count: u32, more: bool) -> u32 {
+    let next = if more {
+        count.checked_add(1)
+    } else {
+        count.checked_sub(1)
+    };
+    next.expect("what was counted is uncounted once")
+}
