@@ -9,6 +9,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
+/// Keeps Cargo from building for this machine what builds only for BPF.
+pub const EXCLUDE_EBPF: [&str; 4] = ["--exclude", "tapnat-ebpf", "--exclude", "tapnat-bench-ebpf"];
+
 /// The root of the workspace.
 pub fn workspace() -> &'static Path {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,5 +1,5 @@
 //! `cargo xtask lint`: formatting; the documents; and Clippy on both sides of the workspace: the
-//! host's crates with the stable toolchain, the eBPF crate for its own target with the toolchain
+//! host's crates with the stable toolchain, the eBPF crates for their own target with the toolchain
 //! that compiles it. Which lints there are is decided in the workspace's `Cargo.toml`.
 
 use std::process::Command;
@@ -38,7 +38,9 @@ fn check_format() -> Result<()> {
 
 fn lint_host() -> Result<()> {
     let mut clippy = command::cargo("clippy");
-    clippy.args(["--workspace", "--exclude", "tapnat-ebpf", "--all-targets"]);
+    clippy
+        .args(["--workspace", "--all-targets"])
+        .args(command::EXCLUDE_EBPF);
     command::run(clippy.args(DENY_WARNINGS))
 }
 
@@ -48,7 +50,8 @@ fn lint_ebpf() -> Result<()> {
     clippy
         .current_dir(command::workspace())
         .args(["run", toolchain.name(), "cargo", "clippy", "--locked"])
-        .args(["--package", "tapnat-ebpf", "--bins", "--target", TARGET])
+        .args(["--package", "tapnat-ebpf", "--package", "tapnat-bench-ebpf"])
+        .args(["--bins", "--target", TARGET])
         // Another compiler than the host's: in one directory each would undo the other's work.
         .arg("--target-dir")
         .arg(command::target_directory().join("lint-ebpf"));

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod ci;
 mod command;
@@ -30,6 +31,7 @@ enum Verb {
     Build(build::Options),
     Run(run::Options),
     Test(test::Options),
+    Bench(bench::Options),
     /// Check formatting and lints, for this machine and for BPF
     Lint,
     /// Check everything that a change must pass: lint, then test
@@ -52,6 +54,7 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Build(options) => build::run(&options),
         Verb::Run(options) => run::run(options),
         Verb::Test(options) => test::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Lint => lint::run(),
         Verb::Ci => ci::run(),
     }

@@ -80,7 +80,8 @@ pub fn run(options: &Options) -> Result<()> {
 fn cargo_test(targets: &[&str], selection: &Selection) -> Command {
     let mut cargo = command::cargo("test");
     cargo
-        .args(["--no-fail-fast", "--workspace", "--exclude", "tapnat-ebpf"])
+        .args(["--no-fail-fast", "--workspace"])
+        .args(command::EXCLUDE_EBPF)
         .args(targets);
     if let Selection::Filter(part) = selection {
         cargo.arg(part);

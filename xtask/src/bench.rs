@@ -1,0 +1,49 @@
+//! `cargo xtask bench`: builds the benchmarks and the `tapnat` that they measure, and runs them. What
+//! is measured, and how, is the business of `bench/`.
+
+use std::ffi::OsString;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use crate::setup::{self, Group};
+use crate::{build, command};
+
+/// Measure tapnat against the bare path and other NATs
+#[derive(Args)]
+pub struct Options {
+    /// Fewer, shorter rounds and no optimised build: to try it out, not to publish
+    #[arg(long)]
+    quick: bool,
+
+    /// What to measure [default: everything]
+    #[arg(value_name = "SCENARIO")]
+    scenarios: Vec<String>,
+
+    /// What follows `--` goes to the benchmarks: see `cargo xtask bench -- --help`
+    #[arg(last = true, value_name = "BENCHMARK ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+/// Runs the verb.
+pub fn run(options: &Options) -> Result<()> {
+    ensure!(
+        command::is_root(),
+        "the benchmarks make network namespaces and load eBPF programs: run them as root"
+    );
+    setup::ensure(&[Group::Build, Group::Test, Group::Bench])?;
+    // The datapath is optimised either way.
+    let release = !options.quick;
+    let tapnat = build::tapnat(&build::Options { release })?;
+    let mut cargo = command::cargo("run");
+    cargo.args(["--package", "tapnat-bench"]);
+    if release {
+        cargo.arg("--release");
+    }
+    cargo.arg("--");
+    if options.quick {
+        cargo.arg("--quick");
+    }
+    cargo.args(&options.scenarios).args(&options.arguments);
+    command::run(cargo.env("TAPNAT_BIN", tapnat))
+}
