@@ -414,10 +414,14 @@ pub struct Fragment {
     pub destination_port: Be16,
     pub expires_at: Instant,
     /// Fragments that wait for the first one in [`maps::HELD`].
-    pub held: u32,
+    pub held: u16,
+    /// How much has come by, and how much there is if the last fragment has, in
+    /// units of 8 bytes.
+    pub units: u16,
+    pub all_units: u16,
     /// [`fragment_fate`].
     pub fate: u8,
-    pub _zero: [u8; 3],
+    pub _zero: u8,
     /// A bit for each 8 bytes of the datagram that have come by.
     pub seen: [u64; 128],
 }
@@ -544,6 +548,12 @@ pub enum MappingMode {
 pub mod setting_flags {
     /// Packets from outside keep a UDP or ICMP session alive too (RFC 4787 REQ-6).
     pub const INBOUND_REFRESH: u32 = 1 << 0;
+    /// SYNs from outside that nobody asked for go to the host, whatever the port,
+    /// instead of waiting for a simultaneous open (RFC 5382 REQ-4).
+    pub const PASS_UNSOLICITED: u32 = 1 << 1;
+    /// Uplinks have the egress program too, so the host may fragment what is too
+    /// long for them.
+    pub const HOST_FRAGMENTS: u32 = 1 << 2;
 }
 
 /// What the operator set, index 0 of [`maps::SETTINGS`].
@@ -568,7 +578,8 @@ pub struct Settings {
     /// [`MappingMode`] of TCP, and of everything else.
     pub mapping_tcp: u8,
     pub mapping_udp: u8,
-    pub _zero: [u8; 2],
+    /// The largest TCP segment that a SYN may announce, in bytes; 0 leaves them.
+    pub clamp_mss: u16,
 }
 
 impl Settings {

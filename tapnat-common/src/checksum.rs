@@ -70,6 +70,13 @@ impl Delta {
         Be16::from_bytes((!sum).to_ne_bytes())
     }
 
+    /// The delta of the same words one byte further on.
+    #[inline(always)]
+    #[must_use]
+    pub const fn swapped(self) -> Self {
+        Self(self.stored().swap_bytes() as u32)
+    }
+
     #[inline(always)]
     const fn folded(self) -> Self {
         let once = (self.0 & 0xffff) + (self.0 >> 16);

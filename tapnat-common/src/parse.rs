@@ -82,6 +82,7 @@ pub struct Packet {
     pub identification: Be16,
     /// Where in its datagram the payload lies, in units of 8 bytes.
     pub fragment_offset: u16,
+    pub more_fragments: bool,
     /// Offset of the IP header, and its length.
     pub network_offset: u32,
     pub header_length: u32,
@@ -212,6 +213,7 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
         transport: transport_of(header.proto),
         identification: Be16::from_bytes(header.id),
         fragment_offset: fragment & FRAGMENT_OFFSET,
+        more_fragments: fragment & MORE_FRAGMENTS != 0,
         network_offset,
         header_length,
         length,
@@ -313,44 +315,58 @@ fn read_transport<F: Frame>(
     Ok(())
 }
 
-/// The window scale option of the TCP header from `start` to `end`; 0 when it
-/// has none, or when its options make no sense.
-#[inline(never)]
+/// The shift that a window scale option gives; 0 without one (RFC 7323).
+#[inline(always)]
 fn read_window_scale<F: Frame>(frame: &F, start: u32, end: u32) -> u8 {
+    let Some(option) = find_tcp_option(frame, start, end, WINDOW_SCALE) else {
+        return 0;
+    };
+    match frame.read::<[u8; 1]>(option.get() + 2) {
+        Some([scale]) => scale.min(14),
+        None => 0,
+    }
+}
+
+/// The kind of the window scale option; it is 3 bytes long.
+const WINDOW_SCALE: u8 = 3;
+/// The kind of the maximum segment size option; it is 4 bytes long.
+pub const MAXIMUM_SEGMENT_SIZE: u8 = 2;
+
+/// The offset of an option in the TCP header from `start` to `end`; `None` when
+/// it is not there, or when the options make no sense.
+#[inline(never)]
+pub fn find_tcp_option<F: Frame>(
+    frame: &F,
+    start: u32,
+    end: u32,
+    wanted: u8,
+) -> Option<NonZeroU32> {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
-    const WINDOW_SCALE: u8 = 3;
     let mut offset = start + TcpHdr::LEN as u32;
-    // Every known stack has it among its first six.
+    // Every known stack has what we look for among its first six.
     for _ in 0..8 {
-        if offset >= end {
+        if offset + 2 > end {
             break;
         }
-        let Some([kind]) = frame.read::<[u8; 1]>(offset) else {
+        let Some([kind, length]) = frame.read::<[u8; 2]>(offset) else {
             break;
         };
+        if kind == wanted {
+            return NonZeroU32::new(offset);
+        }
         if kind == END {
             break;
         }
-        if kind == NO_OPERATION {
-            offset += 1;
-            continue;
-        }
-        let Some([length]) = frame.read::<[u8; 1]>(offset + 1) else {
+        offset += if kind == NO_OPERATION {
+            1
+        } else if length < 2 {
             break;
+        } else {
+            u32::from(length)
         };
-        if length < 2 || length > 40 {
-            break;
-        }
-        if kind == WINDOW_SCALE {
-            return match frame.read::<[u8; 1]>(offset + 2) {
-                Some([scale]) if length == 3 => scale.min(14),
-                Some(_) | None => 0,
-            };
-        }
-        offset += u32::from(length);
     }
-    0
+    None
 }
 
 /// The packet that an ICMP error quotes. Offsets are from the frame's start.

@@ -73,7 +73,7 @@ pub fn exceptional<F: Frame, T: Tables>(
         return Next::Leave(translate_error(frame, packet, device, tables, plan));
     }
     match nat::resume(packet, device, tables, plan) {
-        Some(reason) => Next::Leave(carry_out(frame, packet, plan, reason)),
+        Some(reason) => Next::Leave(carry_out(frame, packet, tables, plan, reason)),
         None => Next::Start,
     }
 }
@@ -106,13 +106,25 @@ pub fn open<F: Frame, T: Tables>(
     plan: &mut Plan,
 ) -> Next {
     let reason = nat::open(packet, device, tables, plan);
-    Next::Leave(carry_out(frame, packet, plan, reason))
+    Next::Leave(carry_out(frame, packet, tables, plan, reason))
 }
 
 #[inline(always)]
-fn carry_out<F: Frame>(frame: &mut F, packet: &Packet, plan: &Plan, reason: Reason) -> Reason {
+fn carry_out<F: Frame, T: Tables>(
+    frame: &mut F,
+    packet: &Packet,
+    tables: &T,
+    plan: &Plan,
+    reason: Reason,
+) -> Reason {
     if reason.outcome() != Outcome::Forward {
         return reason;
+    }
+    if let Some(settings) = tables.settings()
+        && settings.clamp_mss != 0
+        && rewrite::clamp_segment_size(frame, packet, settings.clamp_mss).is_none()
+    {
+        return Reason::RewriteFailed;
     }
     match rewrite::apply(frame, packet, &plan.rewrite) {
         Some(()) => reason,

@@ -6,7 +6,10 @@ use crate::{
     checksum::Delta,
     frame::Frame,
     net::{Be16, Be32, protocol},
-    parse::{ICMP_IDENTIFIER, Packet, Part, Quoted, Transport},
+    parse::{
+        ICMP_IDENTIFIER, MAXIMUM_SEGMENT_SIZE, Packet, Part, Quoted, Transport, find_tcp_option,
+        tcp_flags,
+    },
 };
 
 /// What a packet's addresses and ports become, and where it then goes.
@@ -90,6 +93,34 @@ fn store_ports<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> O
         | Transport::IcmpOther
         | Transport::Unknown => Some(()),
     }
+}
+
+/// Lowers the maximum segment size that a SYN announces to `most` bytes, for
+/// paths that swallow "fragmentation needed".
+#[inline(always)]
+pub fn clamp_segment_size<F: Frame>(frame: &mut F, packet: &Packet, most: u16) -> Option<()> {
+    if packet.transport != Transport::Tcp || packet.segment.flags & tcp_flags::SYN == 0 {
+        return Some(());
+    }
+    let start = packet.transport_offset();
+    let [data_offset, ..] = frame.read::<[u8; 2]>(start + 12)?;
+    let end = start + u32::from(data_offset >> 4) * 4;
+    let Some(option) = find_tcp_option(frame, start, end, MAXIMUM_SEGMENT_SIZE) else {
+        return Some(());
+    };
+    let offset = option.get() + 2;
+    let announced = Be16::from_bytes(frame.read::<[u8; 2]>(offset)?);
+    if announced.get() <= most {
+        return Some(());
+    }
+    let lowered = Be16::new(most);
+    frame.write(offset, &lowered.bytes())?;
+    let mut delta = Delta::of_word(announced, lowered);
+    if (offset - start) % 2 == 1 {
+        // It lies across two of the words that are summed up.
+        delta = delta.swapped();
+    }
+    frame.update_checksum(packet.checksum_offset()?, Delta::ZERO, delta, false)
 }
 
 /// Writes the ports of a quoted packet, which travelled against the session's.

@@ -234,7 +234,7 @@ pub struct Plan {
     pub rewrite: Rewrite,
     /// For [`Reason::ErrorTranslated`]: what becomes of the error's own source.
     pub error_source: Be32,
-    /// For [`Reason::FragmentationNeeded`]: the MTU of the way out in bytes.
+    /// The MTU of the way out in bytes.
     pub mtu: u16,
     /// For a fragment: how many of its datagram wait; of a held one, its own
     /// place among them.

@@ -131,6 +131,9 @@ pub fn release(skb: &mut Skb, scratch: &mut Scratch, datagram: FragmentKey, to_h
         };
         // SAFETY: the kernel keeps the value's memory for the program's run.
         let held = unsafe { &*held };
+        if !to_host && held.length > link_length + u32::from(plan.mtu) {
+            break;
+        }
         if skb.replace_with(&held.bytes, held.length).is_none() {
             break;
         }

@@ -25,7 +25,7 @@ use aya_log_ebpf::debug;
 use tapnat_common::{
     abi::{HeldKey, stages},
     frame::Frame as _,
-    nat,
+    nat::{self, Tables as _},
     parse::{Packet, Part},
     pipeline::{self, Quick},
     refusal::Refusal,
@@ -143,7 +143,12 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
     let device = NonZeroU32::new(skb.device()).filter(|_| is_inside);
     let kernel = Kernel::new(context.skb.skb, now());
     match pipeline::established(&mut skb, device, &kernel) {
-        Quick::Onward(next_hop, resolve) => emit::forward(&mut skb, &next_hop, resolve),
+        Quick::Onward(next_hop, resolve) => {
+            if kernel.counts_traffic() {
+                count(Reason::Translated, skb.length());
+            }
+            emit::forward(&mut skb, &next_hop, resolve)
+        }
         Quick::Not => {
             let Some(scratch) = scratch() else {
                 return TC_ACT_SHOT;

@@ -51,6 +51,10 @@ pub fn enter<T: Tables>(
         return Err(Reason::ForTheHost);
     }
     note(packet, fragment)?;
+    if fragment.units == fragment.all_units {
+        // Complete: the identification is free for another datagram.
+        fragment.expires_at = tables.now();
+    }
     if packet.part == Part::First {
         return Ok(());
     }
@@ -65,10 +69,10 @@ pub fn enter<T: Tables>(
                 return Err(Reason::TimeToLiveExceeded);
             }
             let frame_length = packet.network_offset + packet.length;
-            if fragment.held >= MAX_HELD || frame_length > HELD_BYTES as u32 {
+            if u32::from(fragment.held) >= MAX_HELD || frame_length > HELD_BYTES as u32 {
                 return Err(Reason::FragmentNotHeld);
             }
-            plan.held = fragment.held;
+            plan.held = u32::from(fragment.held);
             fragment.held += 1;
             Err(Reason::FragmentHeld)
         }
@@ -102,7 +106,7 @@ pub fn settle<T: Tables>(
     };
     fragment.source_port = packet.source_port;
     fragment.destination_port = packet.destination_port;
-    plan.held = fragment.held;
+    plan.held = u32::from(fragment.held);
     fragment.held = 0;
 }
 
@@ -155,6 +159,10 @@ fn note(packet: &Packet, fragment: &mut Fragment) -> Result<(), Reason> {
                 return Err(Reason::FragmentOverlap);
             }
         }
+    }
+    fragment.units = fragment.units.wrapping_add((end - start) as u16);
+    if !packet.more_fragments {
+        fragment.all_units = end as u16;
     }
     Ok(())
 }

@@ -266,13 +266,13 @@ fn renew_next_hop<T: Tables>(
 /// Whether the packet fits the way out (RFC 4787 REQ-13, RFC 1191).
 #[inline(always)]
 fn check_size(packet: &Packet, mtu: u16, plan: &mut Plan) -> Result<(), Reason> {
+    plan.mtu = mtu;
     if packet.wire_length <= u32::from(mtu) {
         return Ok(());
     }
     if !packet.dont_fragment {
         return Err(Reason::TooBigToFragment);
     }
-    plan.mtu = mtu;
     Err(Reason::FragmentationNeeded)
 }
 

@@ -5,7 +5,10 @@ use core::num::NonZeroU32;
 
 use super::{Fate, Route, Tables, check_size, filter, mapping, session};
 use crate::{
-    abi::{EndpointKey, FlowKey, Mapping, MappingMode, Settings, Unsolicited, role, session_flags},
+    abi::{
+        EndpointKey, FlowKey, Mapping, MappingMode, Settings, Unsolicited, role, session_flags,
+        setting_flags,
+    },
     net::{Be32, protocol},
     parse::{Packet, Transport, tcp_flags},
     ports::Class,
@@ -158,7 +161,10 @@ fn route_in<T: Tables>(target: &Mapping, source: Be32, tables: &T) -> Route {
 /// Multicast or the limited broadcast: between the guest and the host only.
 #[inline(always)]
 const fn is_local_broadcast(packet: &Packet) -> bool {
-    matches!(packet.destination.bytes(), [224..=239, ..] | [255, 255, 255, 255])
+    matches!(
+        packet.destination.bytes(),
+        [224..=239, ..] | [255, 255, 255, 255]
+    )
 }
 
 /// What any first packet must fulfil, wherever it comes from.
@@ -266,6 +272,7 @@ fn from_outside<T: Tables>(
 #[inline(always)]
 fn is_ours<T: Tables>(outside: &EndpointKey, settings: &Settings, tables: &T) -> bool {
     settings.is_outside(outside.address)
+        && settings.flags & setting_flags::PASS_UNSOLICITED == 0
         && tables
             .reserved(Class::Tcp as u32)
             .is_some_and(|reserved| !reserved.contains(outside.port.get()))
