@@ -7,9 +7,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, Once, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -43,6 +43,26 @@ pub(crate) enum Leftover {
 
 static LEFTOVERS: Mutex<BTreeSet<Leftover>> = Mutex::new(BTreeSet::new());
 static HANDLER: Once = Once::new();
+static ACTIONS: Mutex<Option<Actions>> = Mutex::new(None);
+
+type Action = Box<dyn FnOnce() + Send>;
+
+struct Actions {
+    before: Action,
+    after: Action,
+}
+
+/// What to do when a signal ends this process, before and after everything is
+/// removed: for a program that has a terminal to put in order and something to
+/// say. Neither may start a command or make anything of this crate, which
+/// would wait for ever.
+pub fn at_signal(before: impl FnOnce() + Send + 'static, after: impl FnOnce() + Send + 'static) {
+    let actions = Actions {
+        before: Box::new(before),
+        after: Box::new(after),
+    };
+    *ACTIONS.lock().unwrap_or_else(PoisonError::into_inner) = Some(actions);
+}
 
 /// Keeps a thing on the list; removes the thing when dropped.
 #[derive(Debug)]
@@ -57,6 +77,23 @@ pub(crate) fn register(leftover: Leftover) -> Registration {
     HANDLER.call_once(install_handler);
     leftovers().insert(leftover.clone());
     Registration(leftover)
+}
+
+/// Starts a child and puts it on the list, with no time between them in which
+/// a signal would miss it.
+pub(crate) fn register_child(
+    grace: Duration,
+    start: impl FnOnce() -> io::Result<Child>,
+) -> io::Result<(Child, Registration)> {
+    HANDLER.call_once(install_handler);
+    let mut list = leftovers();
+    let child = start()?;
+    let leftover = Leftover::ProcessGroup {
+        leader: child.id().cast_signed(),
+        grace,
+    };
+    list.insert(leftover.clone());
+    Ok((child, Registration(leftover)))
 }
 
 impl Registration {
@@ -90,7 +127,18 @@ fn install_handler() {
             // The lock is never given back: no other thread may make anything
             // new between the removal and the end of the process.
             let list = leftovers();
-            remove_all(&list);
+            let actions = ACTIONS
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            match actions {
+                Some(Actions { before, after }) => {
+                    before();
+                    remove_all(&list);
+                    after();
+                }
+                None => remove_all(&list),
+            }
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     });

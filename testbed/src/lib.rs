@@ -17,4 +17,5 @@ mod sys;
 pub mod topology;
 pub mod traffic;
 
+pub use cleanup::at_signal;
 pub use namespace::Namespace;

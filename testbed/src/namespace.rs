@@ -73,11 +73,12 @@ impl Namespace {
         SWEEP.call_once(sweep);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}-{role}", std::process::id());
+        // Before it is made, so that no signal falls between.
+        let registration = cleanup::register(Leftover::Namespace(name.clone()));
         Command::new("ip")
             .args(["netns", "add", &name])
             .run()
             .context("cannot make a network namespace (root is needed)")?;
-        let registration = cleanup::register(Leftover::Namespace(name.clone()));
         let path = Path::new(DIRECTORY).join(&name);
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let inner = Inner {

@@ -25,7 +25,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::cleanup::{self, Leftover, Registration};
+use crate::cleanup::{self, Registration};
 
 /// How long a command may take unless [`Command::timeout`] says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -154,15 +154,8 @@ impl Command {
             .stdout(output())
             .stderr(output())
             .process_group(0);
-        let mut child = self
-            .inner
-            .spawn()
+        let (mut child, registration) = cleanup::register_child(self.grace, || self.inner.spawn())
             .with_context(|| format!("cannot start `{description}`"))?;
-        let leader = child.id().cast_signed();
-        let registration = cleanup::register(Leftover::ProcessGroup {
-            leader,
-            grace: self.grace,
-        });
         let stdout = child.stdout.take().map(Stream::follow).unwrap_or_default();
         let stderr = child.stderr.take().map(Stream::follow).unwrap_or_default();
         if let (Some(mut pipe), Some(input)) = (child.stdin.take(), self.stdin) {

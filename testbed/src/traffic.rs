@@ -27,6 +27,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
     Namespace,
+    process::Process,
     sys::{self, Stop, Wake},
 };
 
@@ -491,36 +492,50 @@ pub fn ping(namespace: &Namespace, target: IpAddr, count: u32, options: &[&str])
         .arg(target.to_string())
         .output()?;
     let said = format!("{}{}", output.stdout, output.stderr);
-    read_ping(said).with_context(|| format!("ping {target} from {}", namespace.name()))
+    Ping::read(said).with_context(|| format!("ping {target} from {}", namespace.name()))
 }
 
-fn read_ping(output: String) -> Result<Ping> {
-    let summary = output
-        .lines()
-        .find(|line| line.contains("packets transmitted"));
-    let Some(summary) = summary else {
-        bail!("no summary: {}", output.trim())
-    };
-    let count = |what: &str| {
-        summary
-            .split(", ")
-            .find_map(|part| part.strip_suffix(what)?.trim().parse().ok())
-    };
-    let round_trip = output.lines().find_map(|line| {
-        let numbers = line.strip_prefix("rtt ")?.split_once(" = ")?.1;
-        let mut numbers = numbers.split('/').map(str::parse);
-        Some([
-            numbers.next()?.ok()?,
-            numbers.next()?.ok()?,
-            numbers.next()?.ok()?,
-        ])
-    });
-    Ok(Ping {
-        transmitted: count("packets transmitted").context("no count of requests")?,
-        received: count("received").context("no count of replies")?,
-        round_trip,
-        output,
-    })
+impl Ping {
+    /// Reads what the `ping` of iputils or of busybox printed.
+    ///
+    /// # Errors
+    /// There is no summary in it.
+    pub fn read(output: String) -> Result<Self> {
+        let summary = output
+            .lines()
+            .find(|line| line.contains("packets transmitted"));
+        let Some(summary) = summary else {
+            bail!("no summary: {}", output.trim())
+        };
+        let count = |what: &str| {
+            summary.split(", ").find_map(|part| {
+                part.strip_suffix(what)?
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok()
+            })
+        };
+        let round_trip = output.lines().find_map(|line| {
+            let numbers = line
+                .strip_prefix("rtt ")
+                .or_else(|| line.strip_prefix("round-trip "))?
+                .split_once(" = ")?
+                .1;
+            let mut numbers = numbers.trim_end_matches(" ms").split('/').map(str::parse);
+            Some([
+                numbers.next()?.ok()?,
+                numbers.next()?.ok()?,
+                numbers.next()?.ok()?,
+            ])
+        });
+        Ok(Self {
+            transmitted: count("packets transmitted").context("no count of requests")?,
+            received: count("received").context("no count of replies")?,
+            round_trip,
+            output,
+        })
+    }
 }
 
 /// What `iperf3` reported.
@@ -562,21 +577,7 @@ pub fn iperf3(
     options: &[&str],
 ) -> Result<Iperf> {
     let (host, port) = (address.ip().to_string(), address.port().to_string());
-    let mut listener = server
-        .command("iperf3")
-        .args([
-            "--server",
-            "--one-off",
-            "--forceflush",
-            "--bind",
-            &host,
-            "--port",
-            &port,
-        ])
-        .spawn()?;
-    listener.wait_for_line(Duration::from_secs(5), |line| {
-        line.contains("Server listening")
-    })?;
+    let _listener = serve_iperf3(server, address)?;
     let (amount, duration) = match amount {
         Amount::Seconds(seconds) => (["--time".to_owned(), seconds.to_string()], seconds),
         Amount::Bytes(bytes) => (["--bytes".to_owned(), bytes.to_string()], 0),
@@ -599,7 +600,7 @@ pub fn iperf3(
     }
     // iperf3 tells its errors in the JSON, with a status of 1.
     let output = command.args(options).output()?;
-    read_iperf3(if output.stdout.is_empty() {
+    Iperf::read(if output.stdout.is_empty() {
         &output.stderr
     } else {
         &output.stdout
@@ -607,28 +608,53 @@ pub fn iperf3(
     .with_context(|| format!("iperf3 from {} to {address}", client.name()))
 }
 
-fn read_iperf3(json: &str) -> Result<Iperf> {
-    let report: Value = serde_json::from_str(json).with_context(|| format!("no report: {json}"))?;
-    if let Some(error) = report.get("error").and_then(Value::as_str) {
-        bail!("{error}");
+/// Starts an `iperf3` server for one transfer, and waits until it listens.
+///
+/// # Errors
+/// `iperf3` cannot run, or the address is not the namespace's or taken.
+pub fn serve_iperf3(namespace: &Namespace, address: SocketAddr) -> Result<Process> {
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    let mut listener = namespace
+        .command("iperf3")
+        .args(["--server", "--one-off", "--forceflush"])
+        .args(["--bind", &host, "--port", &port])
+        .spawn()?;
+    listener.wait_for_line(Duration::from_secs(5), |line| {
+        line.contains("Server listening")
+    })?;
+    Ok(listener)
+}
+
+impl Iperf {
+    /// Reads what an `iperf3` client with `--json` printed.
+    ///
+    /// # Errors
+    /// It is no report, or one of an error.
+    pub fn read(json: &str) -> Result<Self> {
+        let report: Value =
+            serde_json::from_str(json).with_context(|| format!("no report: {json}"))?;
+        if let Some(error) = report.get("error").and_then(Value::as_str) {
+            bail!("{error}");
+        }
+        let end = report.get("end").context("the report has no end")?;
+        let number = |path: &str| end.pointer(path).and_then(Value::as_u64);
+        let sum = if end.get("sum_received").is_some() {
+            "/sum_received"
+        } else {
+            "/sum"
+        };
+        Ok(Self {
+            bits_per_second: end
+                .pointer(&format!("{sum}/bits_per_second"))
+                .and_then(Value::as_f64)
+                .context("the report has no rate")?,
+            sent: number("/sum_sent/bytes").context("the report lacks the bytes sent")?,
+            received: number(&format!("{sum}/bytes"))
+                .context("the report lacks the bytes received")?,
+            retransmits: number("/sum_sent/retransmits"),
+            datagrams: number("/sum/lost_packets").zip(number("/sum/packets")),
+        })
     }
-    let end = report.get("end").context("the report has no end")?;
-    let number = |path: &str| end.pointer(path).and_then(Value::as_u64);
-    let sum = if end.get("sum_received").is_some() {
-        "/sum_received"
-    } else {
-        "/sum"
-    };
-    Ok(Iperf {
-        bits_per_second: end
-            .pointer(&format!("{sum}/bits_per_second"))
-            .and_then(Value::as_f64)
-            .context("the report has no rate")?,
-        sent: number("/sum_sent/bytes").context("the report lacks the bytes sent")?,
-        received: number(&format!("{sum}/bytes")).context("the report lacks the bytes received")?,
-        retransmits: number("/sum_sent/retransmits"),
-        datagrams: number("/sum/lost_packets").zip(number("/sum/packets")),
-    })
 }
 
 /// Sends packets with any IP header whatsoever by the namespace's routes.
@@ -716,7 +742,7 @@ mod tests {
 
     #[test]
     fn ping_summaries_are_read() {
-        let ping = read_ping(
+        let ping = Ping::read(
             "PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n\n--- 10.0.0.1 ping statistics ---\n\
              3 packets transmitted, 2 received, 33.3333% packet loss, time 40ms\n\
              rtt min/avg/max/mdev = 0.025/0.035/0.045/0.005 ms\n"
@@ -725,7 +751,16 @@ mod tests {
         .unwrap();
         assert_eq!((ping.transmitted, ping.received), (3, 2));
         assert_eq!(ping.round_trip, Some([0.025, 0.035, 0.045]));
-        let lost = read_ping(
+        let busybox = Ping::read(
+            "PING 10.0.0.1 (10.0.0.1): 56 data bytes\n\n--- 10.0.0.1 ping statistics ---\n\
+             3 packets transmitted, 3 packets received, 0% packet loss\n\
+             round-trip min/avg/max = 0.025/0.035/0.045 ms\n"
+                .to_owned(),
+        )
+        .unwrap();
+        assert_eq!((busybox.transmitted, busybox.received), (3, 3));
+        assert_eq!(busybox.round_trip, Some([0.025, 0.035, 0.045]));
+        let lost = Ping::read(
             "From 10.0.0.1 icmp_seq=1 Time to live exceeded\n\
              1 packets transmitted, 0 received, +1 errors, 100% packet loss, time 0ms\n"
                 .to_owned(),
@@ -735,13 +770,13 @@ mod tests {
             (lost.transmitted, lost.received, lost.round_trip),
             (1, 0, None)
         );
-        assert!(read_ping("ping: connect: Network is unreachable".to_owned()).is_err());
+        assert!(Ping::read("ping: connect: Network is unreachable".to_owned()).is_err());
     }
 
     #[test]
     fn iperf3_errors_are_errors() {
         let error =
-            read_iperf3(r#"{"start":{},"end":{},"error":"unable to connect"}"#).unwrap_err();
+            Iperf::read(r#"{"start":{},"end":{},"error":"unable to connect"}"#).unwrap_err();
         assert_eq!(error.to_string(), "unable to connect");
     }
 
