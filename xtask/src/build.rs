@@ -28,12 +28,20 @@ pub fn run(options: &Options) -> Result<()> {
 /// When something that building needs is missing and cannot be installed, or the build fails.
 pub fn tapnat(options: &Options) -> Result<PathBuf> {
     setup::ensure(&[Group::Build])?;
+    program("tapnat-user", "tapnat", options)
+}
+
+/// Builds a program of one of the workspace's packages and returns the program's path.
+///
+/// # Errors
+/// When the build fails.
+pub fn program(package: &str, name: &str, options: &Options) -> Result<PathBuf> {
     let mut cargo = command::cargo("build");
-    cargo.args(["--package", "tapnat-user", "--bin", "tapnat"]);
+    cargo.args(["--package", package, "--bin", name]);
     if options.release {
         cargo.arg("--release");
     }
     command::run(&mut cargo)?;
     let profile = if options.release { "release" } else { "debug" };
-    Ok(command::target_directory().join(profile).join("tapnat"))
+    Ok(command::target_directory().join(profile).join(name))
 }
