@@ -75,6 +75,9 @@ pub mod programs {
     pub const INSIDE_RAW: &str = "inside_raw";
     pub const OUTSIDE_ETHERNET: &str = "outside_ethernet";
     pub const OUTSIDE_RAW: &str = "outside_raw";
+    /// At the uplink's egress: guests' packets that the host's stack fragmented.
+    pub const EGRESS_ETHERNET: &str = "egress_ethernet";
+    pub const EGRESS_RAW: &str = "egress_raw";
     /// Packets that are not of an established session.
     pub const EXCEPTIONAL: &str = "exceptional";
     /// Packets without a session.
@@ -390,7 +393,8 @@ pub struct FragmentKey {
     pub destination: Be32,
     pub arrival: Arrival,
     pub identification: Be16,
-    pub _zero: u16,
+    /// 1 where the host's stack sends it, 0 where it arrived.
+    pub at_egress: u16,
 }
 
 /// What became of a fragmented datagram's first fragment, and so becomes of the

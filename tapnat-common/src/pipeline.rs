@@ -69,6 +69,10 @@ pub fn exceptional<F: Frame, T: Tables>(
     if let Err(reason) = parse::parse(frame, packet) {
         return Next::Leave(reason);
     }
+    if plan.at_egress {
+        // The host's stack has counted its hop, which is ours.
+        packet.time_to_live = packet.time_to_live.saturating_add(1);
+    }
     if packet.transport == Transport::IcmpError {
         return Next::Leave(translate_error(frame, packet, device, tables, plan));
     }

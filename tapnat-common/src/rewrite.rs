@@ -68,7 +68,9 @@ pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Opt
     if packet.part != Part::Later {
         store_ports(frame, packet, rewrite)?;
     }
-    apply_network(frame, packet.network_offset, rewrite)
+    let addresses = (rewrite.source, rewrite.destination);
+    let fewer = packet.time_to_live.wrapping_sub(1);
+    store_network(frame, packet.network_offset, addresses, rewrite.address_delta, fewer)
 }
 
 /// Writes the ports where this transport has them.
@@ -149,36 +151,32 @@ pub fn apply_network<F: Frame>(
     network_offset: u32,
     rewrite: &Rewrite,
 ) -> Option<()> {
-    store_network(
-        frame,
-        network_offset,
-        rewrite.source,
-        rewrite.destination,
-        rewrite.address_delta,
-    )
+    let [time_to_live, ..] = frame.load::<[u8; 4]>(network_offset + TIME_TO_LIVE)?;
+    let addresses = (rewrite.source, rewrite.destination);
+    let fewer = time_to_live.wrapping_sub(1);
+    store_network(frame, network_offset, addresses, rewrite.address_delta, fewer)
 }
 
-/// Writes the addresses and the time to live, one less, and their checksum.
+/// Writes the addresses and the time to live, and their checksum.
 #[inline(always)]
 fn store_network<F: Frame>(
     frame: &mut F,
     network_offset: u32,
-    source: Be32,
-    destination: Be32,
+    (source, destination): (Be32, Be32),
     address_delta: Delta,
+    time_to_live: u8,
 ) -> Option<()> {
     let offset = network_offset + TIME_TO_LIVE;
-    let [time_to_live, protocol, check @ ..] = frame.load::<[u8; 4]>(offset)?;
-    let fewer = time_to_live.wrapping_sub(1);
+    let [before, protocol, check @ ..] = frame.load::<[u8; 4]>(offset)?;
     let hop = Delta::of_word(
+        Be16::from_bytes([before, protocol]),
         Be16::from_bytes([time_to_live, protocol]),
-        Be16::from_bytes([fewer, protocol]),
     );
     let [check_high, check_low] = address_delta
         .and(hop)
         .apply(Be16::from_bytes(check))
         .bytes();
-    let first = [fewer, protocol, check_high, check_low];
+    let first = [time_to_live, protocol, check_high, check_low];
     frame.store(offset, &[first, source.bytes(), destination.bytes()])
 }
 
@@ -248,11 +246,7 @@ pub fn apply_error<F: Frame>(
     frame.update_checksum(checksum, Delta::ZERO, changed, false)?;
     let outer = Delta::of_address(packet.source, source)
         .and(Delta::of_address(packet.destination, rewrite.destination));
-    store_network(
-        frame,
-        packet.network_offset,
-        source,
-        rewrite.destination,
-        outer,
-    )
+    let addresses = (source, rewrite.destination);
+    let fewer = packet.time_to_live.wrapping_sub(1);
+    store_network(frame, packet.network_offset, addresses, outer, fewer)
 }

@@ -94,6 +94,9 @@ reasons! {
     NotUnicast = Pass "not-unicast",
     /// Arrived on the uplink, and no session, mapping or forward wants it.
     NoMapping = Pass "no-mapping",
+    /// Too long for the uplink and allowed to be fragmented: the host does that,
+    /// and what it then sends is translated on its way out.
+    FragmentedByHost = Pass "fragmented-by-host",
     /// No route to the destination; the host tells the guest.
     NoRoute = Pass "no-route",
     /// Belongs to a socket of the host that shares the outside port.
@@ -234,6 +237,8 @@ pub struct Plan {
     pub rewrite: Rewrite,
     /// For [`Reason::ErrorTranslated`]: what becomes of the error's own source.
     pub error_source: Be32,
+    /// The host's stack has had the packet already and is sending it.
+    pub at_egress: bool,
     /// The MTU of the way out in bytes.
     pub mtu: u16,
     /// For a fragment: how many of its datagram wait; of a held one, its own

@@ -23,9 +23,10 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tapnat_common::{
-    abi::{HeldKey, stages},
+    abi::{HeldKey, role, stages},
     frame::Frame as _,
     nat::{self, Tables as _},
+    net::Be32,
     parse::{Packet, Part},
     pipeline::{self, Quick},
     refusal::Refusal,
@@ -70,12 +71,27 @@ pub fn outside_raw(context: TcContext) -> i32 {
     established(&context, RAW, false)
 }
 
+/// What the host's stack sends out of an uplink with Ethernet headers.
+#[classifier]
+pub fn egress_ethernet(context: TcContext) -> i32 {
+    egress(&context, ETHERNET)
+}
+
+/// What the host's stack sends out of an uplink without link headers.
+#[classifier]
+pub fn egress_raw(context: TcContext) -> i32 {
+    egress(&context, RAW)
+}
+
 /// Packets that are not of an established session.
 #[classifier]
 pub fn exceptional(context: TcContext) -> i32 {
     stage(&context, |skb, device, kernel, scratch| {
         scratch.packet = Packet::default();
-        scratch.plan = Plan::default();
+        scratch.plan = Plan {
+            at_egress: scratch.at_egress != 0,
+            ..Plan::default()
+        };
         pipeline::exceptional(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
     })
 }
@@ -112,7 +128,7 @@ pub fn release(context: TcContext) -> i32 {
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
-    let datagram = nat::datagram_key(&scratch.packet, device);
+    let datagram = nat::datagram_key(&scratch.packet, device, &scratch.plan);
     let to_host = scratch.plan.rewrite.next_hop.device == 0;
     emit::release(&mut skb, scratch, datagram, to_host)
 }
@@ -155,6 +171,7 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
             };
             scratch.device = device.map_or(0, NonZeroU32::get);
             scratch.link_length = link_length;
+            scratch.at_egress = 0;
             go_on(context, stages::EXCEPTIONAL)
         }
         Quick::Broken => {
@@ -162,6 +179,30 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
             TC_ACT_SHOT
         }
     }
+}
+
+/// Translates what the host's stack forwards for guests, which is only what it
+/// had to fragment. The rest, the host's own and what is translated already, has
+/// no guest's source address.
+#[inline(always)]
+fn egress(context: &TcContext, link_length: u32) -> i32 {
+    const SOURCE: u32 = 12;
+    let skb = Skb::new(context.skb.skb, link_length);
+    let kernel = Kernel::new(context.skb.skb, now());
+    let Some(source) = skb.load::<[u8; 4]>(link_length + SOURCE).map(Be32::from_bytes) else {
+        return TC_ACT_OK;
+    };
+    let from = skb.ingress_device();
+    let is_guests = kernel.device(from).is_some_and(|device| {
+        device.role == role::INSIDE && source.same_network(device.address, device.mask)
+    });
+    let Some(scratch) = scratch().filter(|_| is_guests) else {
+        return TC_ACT_OK;
+    };
+    scratch.device = from;
+    scratch.link_length = link_length;
+    scratch.at_egress = 1;
+    go_on(context, stages::EXCEPTIONAL)
 }
 
 /// Hands the packet to the next program.
@@ -193,11 +234,18 @@ fn leave(
     let Scratch { packet, plan, .. } = scratch;
     note(context, reason, packet, skb.length());
     nat::settle(packet, device, reason, kernel, plan);
-    if packet.part == Part::First && plan.held != 0 {
+    if packet.part == Part::First && plan.held != 0 && !plan.at_egress {
         match reason.outcome() {
             Outcome::Forward | Outcome::Pass => return go_on(context, stages::RELEASE),
             Outcome::Drop | Outcome::Refuse | Outcome::Hold => {}
         }
+    }
+    if plan.at_egress {
+        // On its way already. Untranslated nothing of a guest's gets out.
+        return match reason.outcome() {
+            Outcome::Forward => TC_ACT_OK,
+            Outcome::Pass | Outcome::Drop | Outcome::Refuse | Outcome::Hold => TC_ACT_SHOT,
+        };
     }
     match reason.outcome() {
         Outcome::Pass => TC_ACT_OK,
@@ -207,7 +255,7 @@ fn leave(
             None => TC_ACT_SHOT,
         },
         Outcome::Hold => {
-            let datagram = nat::datagram_key(packet, device);
+            let datagram = nat::datagram_key(packet, device, plan);
             emit::hold(
                 skb,
                 &HeldKey {

@@ -56,6 +56,8 @@ pub struct Scratch {
     pub device: u32,
     /// Bytes of its link header.
     pub link_length: u32,
+    /// 1 where the host's stack sends it.
+    pub at_egress: u32,
     pub packet: Packet,
     pub plan: Plan,
 }

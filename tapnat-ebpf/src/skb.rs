@@ -47,6 +47,13 @@ impl Skb {
         unsafe { (*self.context).ifindex }
     }
 
+    /// The index of the interface that the packet came in by, 0 if it did not.
+    #[inline(always)]
+    pub fn ingress_device(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.context).ingress_ifindex }
+    }
+
     /// Copies the first `length` bytes out. `None` if they do not fit or are not
     /// there.
     #[inline(always)]

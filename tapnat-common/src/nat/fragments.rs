@@ -19,13 +19,13 @@ const MOST_WORDS: usize = 20;
 /// The key of the datagram that the fragment is of.
 #[inline(always)]
 #[must_use]
-pub const fn key_of(packet: &Packet, device: Option<NonZeroU32>) -> FragmentKey {
+pub const fn key_of(packet: &Packet, device: Option<NonZeroU32>, plan: &Plan) -> FragmentKey {
     FragmentKey {
         source: packet.source,
         destination: packet.destination,
         arrival: packet.key(device).arrival,
         identification: packet.identification,
-        _zero: 0,
+        at_egress: plan.at_egress as u16,
     }
 }
 
@@ -45,7 +45,7 @@ pub fn enter<T: Tables>(
     if packet.part == Part::Whole {
         return Ok(());
     }
-    let key = key_of(packet, device);
+    let key = key_of(packet, device, plan);
     let fragment = datagram(&key, tables).ok_or(Reason::FragmentNotHeld)?;
     if fragment.fate == fragment_fate::HOST {
         return Err(Reason::ForTheHost);
@@ -96,7 +96,7 @@ pub fn settle<T: Tables>(
     if packet.part != Part::First || repeated {
         return;
     }
-    let Some(fragment) = tables.fragment(&key_of(packet, device)) else {
+    let Some(fragment) = tables.fragment(&key_of(packet, device, plan)) else {
         return;
     };
     fragment.fate = match reason.outcome() {

@@ -20,7 +20,7 @@ use core::num::NonZeroU32;
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings, Unsolicited, session_flags, tcp_state,
+        PermissionKey, Session, Settings, Unsolicited, session_flags, setting_flags, tcp_state,
     },
     net::Be32,
     parse::{Packet, Part, Transport, tcp_flags},
@@ -217,7 +217,7 @@ pub fn resume<T: Tables>(
     }
     note_window(packet, session);
     count(packet, session, tables);
-    Some(match check_size(packet, session.mtu, plan) {
+    Some(match check_size(packet, device, session.mtu, settings, plan) {
         Ok(()) => {
             plan.rewrite = Rewrite::of(session, confirm);
             Reason::Translated
@@ -265,15 +265,24 @@ fn renew_next_hop<T: Tables>(
 
 /// Whether the packet fits the way out (RFC 4787 REQ-13, RFC 1191).
 #[inline(always)]
-fn check_size(packet: &Packet, mtu: u16, plan: &mut Plan) -> Result<(), Reason> {
+fn check_size(
+    packet: &Packet,
+    device: Option<NonZeroU32>,
+    mtu: u16,
+    settings: &Settings,
+    plan: &mut Plan,
+) -> Result<(), Reason> {
     plan.mtu = mtu;
     if packet.wire_length <= u32::from(mtu) {
         return Ok(());
     }
-    if !packet.dont_fragment {
-        return Err(Reason::TooBigToFragment);
+    if packet.dont_fragment {
+        return Err(Reason::FragmentationNeeded);
     }
-    Err(Reason::FragmentationNeeded)
+    if device.is_some() && settings.flags & setting_flags::HOST_FRAGMENTS != 0 {
+        return Err(Reason::FragmentedByHost);
+    }
+    Err(Reason::TooBigToFragment)
 }
 
 /// Where our ICMP error to the packet's sender comes from: our address on the

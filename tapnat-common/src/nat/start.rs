@@ -98,7 +98,7 @@ fn from_inside<T: Tables>(
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
     may_start(packet, key, settings, tables)?;
-    check_size(packet, route.mtu, plan)?;
+    check_size(packet, Some(device), route.mtu, settings, plan)?;
     let pool = mapping::outside_address(key.source, settings)?;
     if hairpin && !filter::admits(&key.destination_endpoint(), pool.address, tables) {
         return Err(Reason::Filtered);
@@ -254,7 +254,7 @@ fn from_outside<T: Tables>(
         Fate::Local => return Err(Reason::NoRoute),
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
-    check_size(packet, route.mtu, plan)?;
+    check_size(packet, None, route.mtu, settings, plan)?;
     plan.opening = Opening {
         reason: Reason::SessionAdmitted,
         source: remote,
