@@ -226,6 +226,46 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
     Ok(())
 }
 
+/// Reads the frame into `packet` if it is what nearly every packet is: IPv4
+/// without options, whole, TCP or UDP, its headers in one piece. All offsets are
+/// then constants. Returns whether it is.
+#[inline(always)]
+pub fn parse_plain<F: Frame>(frame: &F, packet: &mut Packet) -> bool {
+    const PLAIN: u8 = 0x45;
+    const HEADER: u32 = Ipv4Hdr::LEN as u32;
+    let network_offset = frame.link_length();
+    if frame.is_tagged()
+        || (network_offset != 0
+            && frame.load::<[u8; 2]>(network_offset - 2) != Some(ETHERTYPE_IPV4))
+    {
+        return false;
+    }
+    let Some(header) = frame.load::<Ipv4Hdr>(network_offset) else {
+        return false;
+    };
+    let fragment = Be16::from_bytes(header.frags);
+    let is_fragment =
+        fragment.raw() & Be16::new(MORE_FRAGMENTS | FRAGMENT_OFFSET).raw() != 0;
+    let length = u32::from(Be16::from_bytes(header.tot_len).get());
+    if header.vihl != PLAIN || is_fragment || length > frame.length() - network_offset {
+        return false;
+    }
+    packet.source = Be32::from_bytes(header.src_addr);
+    packet.destination = Be32::from_bytes(header.dst_addr);
+    packet.protocol = header.proto;
+    packet.time_to_live = header.ttl;
+    packet.network_offset = network_offset;
+    packet.header_length = HEADER;
+    packet.length = length;
+    packet.wire_length = length;
+    packet.transport = match header.proto {
+        protocol::TCP => Transport::Tcp,
+        protocol::UDP => Transport::Udp,
+        0..=u8::MAX => return false,
+    };
+    length >= HEADER && read_transport(frame, packet, frame.segment_size()).is_ok()
+}
+
 #[inline(always)]
 const fn transport_of(number: u8) -> Transport {
     match number {

@@ -39,7 +39,7 @@ pub fn established<F: Frame, T: Tables>(
     tables: &T,
 ) -> Quick {
     let mut packet = Packet::default();
-    if parse::parse(frame, &mut packet).is_err() || packet.transport == Transport::IcmpError {
+    if !parse::parse_plain(frame, &mut packet) {
         return Quick::Not;
     }
     let Some(session) = nat::established(&packet, device, tables) else {

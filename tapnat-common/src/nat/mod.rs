@@ -23,7 +23,7 @@ use crate::{
         PermissionKey, Session, Settings, Unsolicited, session_flags, setting_flags, tcp_state,
     },
     net::Be32,
-    parse::{Packet, Part, Transport, tcp_flags},
+    parse::{Packet, Transport, tcp_flags},
     ports::{PortSet, Reserved},
     rewrite::Rewrite,
     time::{Instant, Ticks},
@@ -134,8 +134,8 @@ pub trait Tables {
 /// The session of a packet that changes nothing about it and simply goes on:
 /// nearly every packet. One lookup, one cache line.
 ///
-/// `device`: the index of the inside device it arrived on, or `None` for an
-/// uplink.
+/// For whole packets. `device`: the index of the inside device it arrived on,
+/// or `None` for an uplink.
 #[inline(always)]
 pub fn established<'a, T: Tables>(
     packet: &Packet,
@@ -143,9 +143,6 @@ pub fn established<'a, T: Tables>(
     tables: &'a T,
 ) -> Option<&'a mut Session> {
     let settings = tables.settings()?;
-    if packet.part != Part::Whole {
-        return None;
-    }
     let session = tables.session(&packet.key(device))?;
     let turning = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST;
     let is_steady = packet.time_to_live > 1
