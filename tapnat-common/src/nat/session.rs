@@ -431,6 +431,13 @@ fn count<T: Tables>(key: &FlowKey, session: &Session, more: bool, tables: &T) {
     tables.count_on_guest(key.source, more);
     if session.flags & session_flags::UNMAPPED == 0 {
         let outside = EndpointKey::new(session.source, session.source_port, key.arrival.protocol());
-        tables.count_on_mapping(&outside, more);
+        // One that has changed hands since counts its new owner's only.
+        let inside = key.source_endpoint();
+        if tables
+            .mapping(&outside)
+            .is_some_and(|mapping| mapping.inside == inside)
+        {
+            tables.count_on_mapping(&outside, more);
+        }
     }
 }

@@ -7,7 +7,9 @@
 
 mod fragments;
 mod icmp_errors;
+mod mappings;
 mod parsing;
 mod refusals;
 mod rewriting;
 mod support;
+mod tcp;

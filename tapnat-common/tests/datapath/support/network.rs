@@ -6,7 +6,7 @@ use std::{
 };
 
 use tapnat_common::{abi::EndpointKey, net::Be16};
-use tapnat_testbed::packet::{self, Builder};
+use tapnat_testbed::packet::{self, Builder, Link, Parsed};
 
 const fn device(index: u32) -> NonZeroU32 {
     NonZeroU32::new(index).unwrap()
@@ -75,4 +75,14 @@ pub fn ping(source: Ipv4Addr, destination: Ipv4Addr, identifier: u16) -> Builder
 /// An echo reply with a payload.
 pub fn pong(source: Ipv4Addr, destination: Ipv4Addr, identifier: u16) -> Builder {
     packet::echo_reply(source.into(), destination.into(), identifier, 1).payload(b"abcdefgh")
+}
+
+/// The source of a packet; of an echo, its identifier is the port.
+pub fn source(packet: &[u8]) -> SocketAddr {
+    Parsed::new(Link::Ip, packet).unwrap().source()
+}
+
+/// The destination of a packet; of an echo, its identifier is the port.
+pub fn destination(packet: &[u8]) -> SocketAddr {
+    Parsed::new(Link::Ip, packet).unwrap().destination()
 }

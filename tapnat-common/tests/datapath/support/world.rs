@@ -18,7 +18,7 @@ use tapnat_common::{
         Settings, Unsolicited, mapping_flags, role, session_flags, setting_flags,
     },
     frame::{Frame as _, LinkAddresses},
-    nat::{self, Fate, Insert, Route, Tables},
+    nat::{self, Fate, Insert, Route, Tables, session},
     net::{Be16, Be32, protocol},
     parse::{Packet, Part},
     pipeline::{self, Quick},
@@ -230,7 +230,8 @@ impl World {
     fn set_reserved(&self, reserved: &Reserved, sets: &[PortSet; 2]) {
         for (class, is_reserved) in [(Class::Tcp, true), (Class::Udp, true), (Class::Icmp, false)] {
             let class = class as u32;
-            let nothing = (Reserved::default(), [PortSet::default(); 2]);
+            let nothing = Reserved::default();
+            let nothing = (nothing, nothing.sets());
             let (reserved, sets) = if is_reserved {
                 (reserved, sets)
             } else {
@@ -533,10 +534,17 @@ impl World {
                 continue;
             }
             *guests.entry(key.source).or_default() += 1;
-            if session.flags & session_flags::UNMAPPED == 0 {
-                let number = key.arrival.protocol();
-                let outside = EndpointKey::new(session.source, session.source_port, number);
+            let number = key.arrival.protocol();
+            let outside = EndpointKey::new(session.source, session.source_port, number);
+            let mapping = self.mappings.copy(&outside);
+            let is_expired = session::is_expired(&key, &session, self);
+            if session.flags & session_flags::UNMAPPED != 0 {
+                continue;
+            }
+            if mapping.is_some_and(|mapping| mapping.inside == key.source_endpoint()) {
                 *mappings.entry(outside).or_default() += 1;
+            } else {
+                assert!(is_expired, "{session:?} has outlived its mapping");
             }
         }
         for (address, guest) in self.guests.all() {
@@ -552,7 +560,6 @@ impl World {
                 assert_eq!(known, Some(outside), "the way back from {mapping:?}");
             }
         }
-        assert_eq!(mappings, HashMap::new(), "sessions on no mapping");
     }
 
     /// The session halves, mappings and the rest, for comparing.
