@@ -367,19 +367,20 @@ fn read_window_scale<F: Frame>(frame: &F, start: u32, end: u32) -> u8 {
     }
 }
 
-/// The kind of the window scale option; it is 3 bytes long.
-const WINDOW_SCALE: u8 = 3;
-/// The kind of the maximum segment size option; it is 4 bytes long.
-pub const MAXIMUM_SEGMENT_SIZE: u8 = 2;
+/// The kind and length of the window scale option.
+const WINDOW_SCALE: [u8; 2] = [3, 3];
+/// The kind and length of the maximum segment size option.
+pub const MAXIMUM_SEGMENT_SIZE: [u8; 2] = [2, 4];
 
-/// The offset of an option in the TCP header from `start` to `end`; `None` when
-/// it is not there, or when the options make no sense.
+/// The offset of the option of this kind and length in the TCP header from
+/// `start` to `end`; `None` when it is not there, or when the options make no
+/// sense.
 #[inline(never)]
 pub fn find_tcp_option<F: Frame>(
     frame: &F,
     start: u32,
     end: u32,
-    wanted: u8,
+    wanted: [u8; 2],
 ) -> Option<NonZeroU32> {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
@@ -392,8 +393,12 @@ pub fn find_tcp_option<F: Frame>(
         let Some([kind, length]) = frame.read::<[u8; 2]>(offset) else {
             break;
         };
-        if kind == wanted {
-            return NonZeroU32::new(offset);
+        if [kind, length] == wanted {
+            return if offset + u32::from(length) <= end {
+                NonZeroU32::new(offset)
+            } else {
+                None
+            };
         }
         if kind == END {
             break;

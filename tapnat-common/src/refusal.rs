@@ -4,7 +4,7 @@
 use crate::{
     checksum,
     frame::Frame,
-    net::{Be16, Be32, protocol},
+    net::{Be16, Be32, icmp, protocol},
     parse::{Packet, Part, Transport},
 };
 
@@ -51,7 +51,7 @@ pub const fn may_answer(packet: &Packet) -> bool {
 pub struct Refusal {
     pub icmp_type: u8,
     pub code: u8,
-    /// The MTU of the next hop in bytes for "fragmentation needed", else 0.
+    /// The MTU of the next hop in bytes; told only by "fragmentation needed".
     pub mtu: u16,
     /// The address that the error comes from.
     pub from: Be32,
@@ -67,8 +67,14 @@ pub fn build<F: Frame>(
     refusal: &Refusal,
 ) -> Option<[u8; HEADER_LENGTH as usize]> {
     let quoted = quoted_length(packet);
-    let [mtu_high, mtu_low] = Be16::new(refusal.mtu).bytes();
-    let icmp = [
+    let kind = (refusal.icmp_type, refusal.code);
+    let mtu = if kind == (icmp::DESTINATION_UNREACHABLE, icmp::FRAGMENTATION_NEEDED) {
+        refusal.mtu
+    } else {
+        0
+    };
+    let [mtu_high, mtu_low] = Be16::new(mtu).bytes();
+    let error = [
         refusal.icmp_type,
         refusal.code,
         0,
@@ -79,7 +85,7 @@ pub fn build<F: Frame>(
         mtu_low,
     ];
     let sum = add(
-        add(quoted_sum(frame, packet, quoted)?, [icmp[0], icmp[1]]),
+        add(quoted_sum(frame, packet, quoted)?, [error[0], error[1]]),
         [mtu_high, mtu_low],
     );
     let [check_high, check_low] = checksum::finish(sum).bytes();
@@ -117,8 +123,8 @@ pub fn build<F: Frame>(
     ip[11] = ip_low;
     Some([
         ip[0], ip[1], ip[2], ip[3], ip[4], ip[5], ip[6], ip[7], ip[8], ip[9], ip[10], ip[11],
-        ip[12], ip[13], ip[14], ip[15], ip[16], ip[17], ip[18], ip[19], icmp[0], icmp[1],
-        check_high, check_low, icmp[4], icmp[5], icmp[6], icmp[7],
+        ip[12], ip[13], ip[14], ip[15], ip[16], ip[17], ip[18], ip[19], error[0], error[1],
+        check_high, check_low, error[4], error[5], error[6], error[7],
     ])
 }
 

@@ -45,6 +45,7 @@ fn every_field_of_a_datagram() {
         transport: Transport::Udp,
         identification: Be16::new(0xbeef),
         fragment_offset: 0,
+        more_fragments: false,
         network_offset: 0,
         header_length: 20,
         length: 36,
@@ -212,7 +213,9 @@ fn fragments_have_ports_only_in_the_first() {
     assert!(first.checksum_offset().is_some());
     for bytes in [48..96, 96..108] {
         let offset = u16::try_from(bytes.start / 8).unwrap();
+        let is_last = bytes.end == 108;
         let later = read_ip(&builder.fragment(bytes)).unwrap();
+        assert_eq!(later.more_fragments, !is_last);
         assert_eq!(later.fragment_offset, offset);
         assert_eq!(later.part, Part::Later);
         assert_eq!(

@@ -437,6 +437,9 @@ impl World {
             let held = self.held.borrow_mut().remove(&HeldKey { datagram, index });
             let Some(mut frame) = held else { break };
             if outcome == Outcome::Forward {
+                if frame.ip().len() > usize::from(plan.mtu) {
+                    break;
+                }
                 frame.pull(255);
                 let link_length = frame.link_length();
                 rewrite::apply_network(&mut frame, link_length, &plan.rewrite).unwrap();
@@ -699,8 +702,10 @@ impl Tables for World {
             destination_port: Be16::ZERO,
             expires_at: Instant::default(),
             held: 0,
+            units: 0,
+            all_units: 0,
             fate: 0,
-            _zero: [0; 3],
+            _zero: 0,
             seen: [0; 128],
         };
         if self.fragments.set(key, &empty) == Insert::Full {
