@@ -330,9 +330,25 @@ impl World {
     /// Runs a frame through the stages.
     #[track_caller]
     pub fn run(&self, device: Option<NonZeroU32>, frame: Bytes) -> Exit {
+        let frame = match self.quick(device, frame) {
+            Ok(exit) => return exit,
+            Err(frame) => frame,
+        };
+        self.run_stages(device, frame, false)
+    }
+
+    /// Runs a packet that the host's stack forwards through the stages: it came
+    /// from a guest on this tap and is about to leave by the uplink.
+    #[track_caller]
+    pub fn run_egress(&self, device: NonZeroU32, packet: &[u8]) -> Exit {
+        self.run_stages(Some(device), Bytes::raw(packet), true)
+    }
+
+    #[track_caller]
+    fn run_stages(&self, device: Option<NonZeroU32>, frame: Bytes, at_egress: bool) -> Exit {
         let before = frame.clone();
         self.depth.set(self.depth.get() + 1);
-        let exit = self.stages(device, frame);
+        let exit = self.stages(device, frame, at_egress);
         self.depth.set(self.depth.get() - 1);
         if self.depth.get() == 0 {
             self.audit();
@@ -344,30 +360,38 @@ impl World {
         exit
     }
 
-    fn stages(&self, device: Option<NonZeroU32>, mut frame: Bytes) -> Exit {
+    /// The first stage: what became of the frame, or else the frame.
+    #[track_caller]
+    fn quick(&self, device: Option<NonZeroU32>, mut frame: Bytes) -> Result<Exit, Bytes> {
         let before = frame.clone();
-        match pipeline::established(&mut frame, device, self) {
+        let (reason, sent) = match pipeline::established(&mut frame, device, self) {
             Quick::Onward(next_hop, resolve) => {
-                return Exit {
-                    reason: Reason::Translated,
-                    quick: true,
-                    sent: Some(self.forward(frame, &next_hop, resolve)),
-                    released: Vec::new(),
-                };
+                let sent = self.forward(frame, &next_hop, resolve);
+                (Reason::Translated, Some(sent))
             }
-            Quick::Broken => {
-                return Exit {
-                    reason: Reason::RewriteFailed,
-                    quick: true,
-                    sent: None,
-                    released: Vec::new(),
-                };
+            Quick::Broken => (Reason::RewriteFailed, None),
+            Quick::Not => {
+                assert_eq!(frame, before, "a packet that is not quick is left alone");
+                return Err(frame);
             }
-            Quick::Not => {}
-        }
-        assert_eq!(frame, before, "a packet that is not quick is left alone");
+        };
+        let exit = Exit {
+            reason,
+            quick: true,
+            sent,
+            released: Vec::new(),
+        };
+        self.check_sent(&before, &exit);
+        Ok(exit)
+    }
+
+    fn stages(&self, device: Option<NonZeroU32>, mut frame: Bytes, at_egress: bool) -> Exit {
+        let before = frame.clone();
         let mut packet = Packet::default();
-        let mut plan = Plan::default();
+        let mut plan = Plan {
+            at_egress,
+            ..Plan::default()
+        };
         let mut next = pipeline::exceptional(&mut frame, device, self, &mut packet, &mut plan);
         let mut stages = 0;
         let reason = loop {
@@ -381,14 +405,15 @@ impl World {
             };
         };
         nat::settle(&packet, device, reason, self, &mut plan);
-        let released = if packet.part == Part::First && plan.held != 0 {
+        let released = if packet.part == Part::First && plan.held != 0 && !at_egress {
             self.release(&packet, device, reason, &plan)
         } else {
             Vec::new()
         };
         let sent = match reason.outcome() {
+            Outcome::Pass | Outcome::Drop | Outcome::Refuse | Outcome::Hold if at_egress => None,
             Outcome::Hold => {
-                let datagram = nat::datagram_key(&packet, device);
+                let datagram = nat::datagram_key(&packet, device, &plan);
                 let index = plan.held;
                 assert!(
                     frame.bytes.len() <= HELD_BYTES,
@@ -431,7 +456,7 @@ impl World {
         if !matches!(outcome, Outcome::Forward | Outcome::Pass) {
             return Vec::new();
         }
-        let datagram = nat::datagram_key(packet, device);
+        let datagram = nat::datagram_key(packet, device, plan);
         let mut released = Vec::new();
         for index in 0..plan.held {
             let held = self.held.borrow_mut().remove(&HeldKey { datagram, index });
