@@ -1,4 +1,5 @@
-//! Prints what the datapath logs (`tapnat run -v`) to the standard error.
+//! Prints what the datapath logs (`tapnat run -v`) to the standard error, with the names of the
+//! numbers in it. What is logged is the datapath's decision.
 
 use std::io::{self, Write as _};
 
@@ -6,7 +7,10 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
+use tapnat_common::verdict::Reason;
 use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::view::protocol_label;
 
 /// Prints records as lines.
 #[derive(Debug)]
@@ -19,10 +23,31 @@ impl Log for Lines {
 
     fn log(&self, record: &Record<'_>) {
         // Nobody reads: that must not stop the packets.
-        let _ = writeln!(io::stderr(), "tapnat: {}", record.args());
+        let _ = writeln!(
+            io::stderr(),
+            "tapnat: {}",
+            named(&record.args().to_string())
+        );
     }
 
     fn flush(&self) {}
+}
+
+/// A line of the datapath's, which begins with the numbers of a reason and of a protocol, with their
+/// names in place of them.
+fn named(line: &str) -> String {
+    let mut words = line.splitn(3, ' ');
+    if let (Some(reason), Some(protocol), Some(rest)) = (words.next(), words.next(), words.next())
+        && let Some(reason) = reason
+            .parse()
+            .ok()
+            .and_then(|it: usize| Reason::ALL.get(it))
+        && let Ok(protocol) = protocol.parse()
+    {
+        format!("{} {} {rest}", reason.label(), protocol_label(protocol))
+    } else {
+        line.to_owned()
+    }
 }
 
 /// The datapath's log. Must live until the programs are loaded, and is worth reading after.
@@ -54,5 +79,23 @@ impl Logs {
             }
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_get_their_names() {
+        let reason = Reason::SessionStarted as u32;
+        assert_eq!(
+            named(&format!("{reason} 6 10.0.0.10:4000 -> 192.0.2.1:80")),
+            "session-started tcp 10.0.0.10:4000 -> 192.0.2.1:80"
+        );
+        let odd = format!("{} 6 10.0.0.10:4000", Reason::COUNT);
+        assert_eq!(named(&odd), odd);
+        assert_eq!(named("something else"), "something else");
+        assert_eq!(named(""), "");
     }
 }

@@ -254,7 +254,28 @@ impl Process {
         timeout: Duration,
         matches: impl Fn(&str) -> bool,
     ) -> Result<String> {
-        let found = self.stdout.wait(timeout, |content| {
+        self.wait_for_line_of(&self.stdout, timeout, matches)
+    }
+
+    /// As [`Self::wait_for_line`], but of standard error.
+    ///
+    /// # Errors
+    /// The time is over, or the output ended before such a line came.
+    pub fn wait_for_error_line(
+        &mut self,
+        timeout: Duration,
+        matches: impl Fn(&str) -> bool,
+    ) -> Result<String> {
+        self.wait_for_line_of(&self.stderr, timeout, matches)
+    }
+
+    fn wait_for_line_of(
+        &self,
+        stream: &Stream,
+        timeout: Duration,
+        matches: impl Fn(&str) -> bool,
+    ) -> Result<String> {
+        let found = stream.wait(timeout, |content| {
             content
                 .text
                 .split_inclusive(|byte| *byte == b'\n')

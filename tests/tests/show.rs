@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tapnat_testbed::{
+    packet,
     topology::{Guest, HOST_ADDRESS, Inside, Topology, WORLD_ADDRESSES},
-    traffic::{TcpReflector, TcpSession, UdpReflector, reflect_udp, udp_socket},
+    traffic::{IpSender, TcpReflector, TcpSession, UdpReflector, reflect_udp, udp_socket},
 };
 use tapnat_tests::instance::{Instance, PATIENCE};
 
@@ -122,7 +123,7 @@ fn sessions_and_mappings_are_shown_as_they_are_on_the_wire() -> Result<()> {
         let status = instance.ask_json("status")?;
         ensure!(status["tables"]["sessions"]["used"] == 3, "{status}");
         ensure!(
-            status["outside_addresses"] == serde_json::json!([HOST_ADDRESS]),
+            status["outside_addresses"] == json!([HOST_ADDRESS]),
             "{status}"
         );
         Ok(())
@@ -131,6 +132,80 @@ fn sessions_and_mappings_are_shown_as_they_are_on_the_wire() -> Result<()> {
     process.signal(Signal::SIGKILL)?;
     process.wait(PATIENCE)?;
     check().context("without a process")
+}
+
+#[test]
+fn packets_and_bytes_are_counted_if_asked() -> Result<()> {
+    const HEADERS: u64 = 20 + 8;
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let _process = instance.start(&[&ARGUMENTS[..], &["--count"]].concat())?;
+    let guest = guest(&world)?;
+    let servers = [
+        udp_socket(&world.world, server())?,
+        udp_socket(&world.world, server())?,
+    ];
+    let socket = udp_socket(&guest.namespace, SocketAddr::new(guest.address.into(), 0))?;
+    let mut buffer = [0; 1000];
+    for (server, (outbound, inbound)) in servers.iter().zip([(3, 2), (1, 0)]) {
+        for number in 0..outbound {
+            socket.send_to(&[0; 100], server.local_addr()?)?;
+            let (_, peer) = server.recv_from(&mut buffer)?;
+            if number < inbound {
+                server.send_to(&[0; 500], peer)?;
+                socket.recv_from(&mut buffer)?;
+            }
+        }
+    }
+    let flows = instance.ask_json("flows")?;
+    for (server, (outbound, inbound)) in servers.iter().zip([(3, 2), (1, 0)]) {
+        let flow = of(&flows, "udp")?
+            .into_iter()
+            .find(|flow| flow["remote"]["port"] == server.local_addr().map_or(0, |it| it.port()))
+            .with_context(|| format!("a flow is missing: {flows}"))?;
+        let packets = json!({ "outbound": outbound, "inbound": inbound });
+        let bytes = json!({
+            "outbound": outbound * (HEADERS + 100),
+            "inbound": inbound * (HEADERS + 500),
+        });
+        ensure!(flow["packets"] == packets, "{flow}");
+        ensure!(flow["bytes"] == bytes, "{flow}");
+    }
+    let table = instance.ask("flows", &[])?;
+    ensure!(
+        table.contains(" 3/2 ") && table.contains(" 1/0 "),
+        "{table}"
+    );
+    Ok(())
+}
+
+#[test]
+fn what_becomes_of_packets_is_logged_if_asked() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let mut process = instance.start(&[&ARGUMENTS[..], &["-v"]].concat())?;
+    let guest = guest(&world)?;
+    let echo = UdpReflector::start(&world.world, server())?;
+    let socket = udp_socket(&guest.namespace, SocketAddr::new(guest.address.into(), 0))?;
+    reflect_udp(&socket, echo.address(), b"hello")?;
+    let started = format!(
+        "tapnat: session-started udp {} -> {}",
+        socket.local_addr()?,
+        echo.address()
+    );
+    process.wait_for_error_line(PATIENCE, |line| line == started)?;
+    // A lone RST of a connection that never was.
+    let stray = packet::tcp(
+        SocketAddr::new(guest.address.into(), 4000),
+        SocketAddr::new(server().ip(), 80),
+    )
+    .with_tcp(|tcp| tcp.rst = true)
+    .build();
+    IpSender::open(&guest.namespace, server().ip())?.send(&stray)?;
+    process.wait_for_error_line(PATIENCE, |line| {
+        line.starts_with("tapnat: no-session tcp 10.0.0.10:4000 -> ")
+    })?;
+    Ok(())
 }
 
 #[test]
