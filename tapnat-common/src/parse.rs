@@ -244,8 +244,7 @@ pub fn parse_plain<F: Frame>(frame: &F, packet: &mut Packet) -> bool {
         return false;
     };
     let fragment = Be16::from_bytes(header.frags);
-    let is_fragment =
-        fragment.raw() & Be16::new(MORE_FRAGMENTS | FRAGMENT_OFFSET).raw() != 0;
+    let is_fragment = fragment.raw() & Be16::new(MORE_FRAGMENTS | FRAGMENT_OFFSET).raw() != 0;
     let length = u32::from(Be16::from_bytes(header.tot_len).get());
     if header.vihl != PLAIN || is_fragment || length > frame.length() - network_offset {
         return false;

@@ -70,7 +70,13 @@ pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Opt
     }
     let addresses = (rewrite.source, rewrite.destination);
     let fewer = packet.time_to_live.wrapping_sub(1);
-    store_network(frame, packet.network_offset, addresses, rewrite.address_delta, fewer)
+    store_network(
+        frame,
+        packet.network_offset,
+        addresses,
+        rewrite.address_delta,
+        fewer,
+    )
 }
 
 /// Writes the ports where this transport has them.
@@ -154,7 +160,13 @@ pub fn apply_network<F: Frame>(
     let [time_to_live, ..] = frame.load::<[u8; 4]>(network_offset + TIME_TO_LIVE)?;
     let addresses = (rewrite.source, rewrite.destination);
     let fewer = time_to_live.wrapping_sub(1);
-    store_network(frame, network_offset, addresses, rewrite.address_delta, fewer)
+    store_network(
+        frame,
+        network_offset,
+        addresses,
+        rewrite.address_delta,
+        fewer,
+    )
 }
 
 /// Writes the addresses and the time to live, and their checksum.

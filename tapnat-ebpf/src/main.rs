@@ -189,7 +189,10 @@ fn egress(context: &TcContext, link_length: u32) -> i32 {
     const SOURCE: u32 = 12;
     let skb = Skb::new(context.skb.skb, link_length);
     let kernel = Kernel::new(context.skb.skb, now());
-    let Some(source) = skb.load::<[u8; 4]>(link_length + SOURCE).map(Be32::from_bytes) else {
+    let Some(source) = skb
+        .load::<[u8; 4]>(link_length + SOURCE)
+        .map(Be32::from_bytes)
+    else {
         return TC_ACT_OK;
     };
     let from = skb.ingress_device();

@@ -415,7 +415,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         journal.make(Change::PinDirectory, host).await?;
     }
     let known = surroundings(config, &plan, &links);
-    let hooks = hooks(&plan, &links)?;
+    let hooks = hooks(&plan, &links, tcx)?;
     let pins = Pins::new(pins_path);
     let adopted = pins.adoptable()?;
     let generation = match &adopted {
@@ -444,7 +444,11 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     let mut tables = open_tables(&pins.tables())?;
     tables.set_devices(&known.devices)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
-    tables.set_settings(&settings(config, &known.outside, generation))?;
+    let mut settings = settings(config, &known.outside, generation);
+    if hooks.iter().any(|hook| hook.at_egress) {
+        settings.flags |= setting_flags::HOST_FRAGMENTS;
+    }
+    tables.set_settings(&settings)?;
     for hook in &hooks {
         if tcx {
             datapath.attach_tcx(hook)?;
@@ -600,13 +604,26 @@ fn claims(plan: &Plan, links: &[Link]) -> Vec<Claim> {
     std::iter::once(uplink).chain(insides).collect()
 }
 
-fn hooks(plan: &Plan, links: &[Link]) -> Result<Vec<Hook>> {
+/// Where programs are attached.
+///
+/// The uplink's egress costs every packet a little, so it is hooked only where the host may have to
+/// fragment for it, and only with `tcx`.
+fn hooks(plan: &Plan, links: &[Link], tcx: bool) -> Result<Vec<Hook>> {
     let uplink = Hook {
         device: plan.uplink.device(),
         role: Role::Uplink,
         ethernet: plan.uplink.layer == LinkLayer::Ethernet,
+        at_egress: false,
     };
-    let mut hooks = vec![uplink];
+    let mut hooks = vec![uplink.clone()];
+    let is_inside = |link: &&Link| plan.insides.iter().any(|it| it.name.as_str() == link.name);
+    let longest = links.iter().filter(is_inside).map(|link| link.mtu).max();
+    if tcx && longest > Some(plan.uplink.mtu) {
+        hooks.push(Hook {
+            at_egress: true,
+            ..uplink
+        });
+    }
     for inside in &plan.insides {
         let link = links
             .iter()
@@ -616,6 +633,7 @@ fn hooks(plan: &Plan, links: &[Link]) -> Result<Vec<Hook>> {
             device: link.device(),
             role: Role::Inside,
             ethernet: link.layer == LinkLayer::Ethernet,
+            at_egress: false,
         });
     }
     Ok(hooks)

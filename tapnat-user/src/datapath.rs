@@ -70,9 +70,13 @@ impl Pins {
         self.directory.join("stages")
     }
 
-    fn link(&self, role: Role, device: &Device) -> PathBuf {
-        self.links()
-            .join(format!("{}-{}", role_label(role), device.index))
+    fn link(&self, hook: &Hook) -> PathBuf {
+        let side = if hook.at_egress { "-egress" } else { "" };
+        self.links().join(format!(
+            "{}{side}-{}",
+            role_label(hook.role),
+            hook.device.index
+        ))
     }
 
     /// The tables that an earlier process left, or `None` when it left none that were ever used.
@@ -130,15 +134,27 @@ pub struct Hook {
     pub role: Role,
     /// Whether its frames have an Ethernet header.
     pub ethernet: bool,
+    /// What the host sends out of an uplink, not what arrives.
+    pub at_egress: bool,
 }
 
 impl Hook {
     fn program(&self) -> &'static str {
-        match (self.role, self.ethernet) {
-            (Role::Inside, true) => programs::INSIDE_ETHERNET,
-            (Role::Inside, false) => programs::INSIDE_RAW,
-            (Role::Uplink, true) => programs::OUTSIDE_ETHERNET,
-            (Role::Uplink, false) => programs::OUTSIDE_RAW,
+        match (self.role, self.at_egress, self.ethernet) {
+            (Role::Inside, _, true) => programs::INSIDE_ETHERNET,
+            (Role::Inside, _, false) => programs::INSIDE_RAW,
+            (Role::Uplink, false, true) => programs::OUTSIDE_ETHERNET,
+            (Role::Uplink, false, false) => programs::OUTSIDE_RAW,
+            (Role::Uplink, true, true) => programs::EGRESS_ETHERNET,
+            (Role::Uplink, true, false) => programs::EGRESS_RAW,
+        }
+    }
+
+    fn attach_type(&self) -> TcAttachType {
+        if self.at_egress {
+            TcAttachType::Egress
+        } else {
+            TcAttachType::Ingress
         }
     }
 }
@@ -288,7 +304,7 @@ impl Datapath {
     ///
     /// When the kernel refuses, or the link cannot be pinned.
     pub fn attach_tcx(&mut self, hook: &Hook) -> Result<()> {
-        let path = self.pins.link(hook.role, &hook.device);
+        let path = self.pins.link(hook);
         let program = self.program(hook.program())?;
         match PinnedLink::from_pin(&path) {
             Ok(pinned) => {
@@ -308,7 +324,7 @@ impl Datapath {
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let attached = program
-            .attach_with_options(&hook.device.name, TcAttachType::Ingress, options)
+            .attach_with_options(&hook.device.name, hook.attach_type(), options)
             .and_then(|id| program.take_link(id))
             .with_context(|| format!("cannot attach to {}", hook.device))?;
         let link: FdLink = attached.try_into()?;
@@ -361,10 +377,7 @@ impl Datapath {
     ///
     /// When a pin cannot be removed.
     pub fn forget_others(&self, hooks: &[Hook]) -> Result<()> {
-        let wanted: Vec<_> = hooks
-            .iter()
-            .map(|hook| self.pins.link(hook.role, &hook.device))
-            .collect();
+        let wanted: Vec<_> = hooks.iter().map(|hook| self.pins.link(hook)).collect();
         remove_all_but(&wanted, &self.pins.links())?;
         remove_all_but(std::slice::from_ref(&self.stages), &self.pins.stages())
     }

@@ -56,10 +56,12 @@ pub(super) fn outside_address(inside: Be32, settings: &Settings) -> Result<Outsi
     let hash = u64::from(inside.get().wrapping_mul(0x9e37_79b9));
     let index = (hash * u64::from(settings.outside_count)) >> 32;
     match settings.outside.get(index as usize) {
-        Some(address) if settings.outside_count != 0 && *address != Be32::ZERO => Ok(OutsideAddress {
-            index: index as u32,
-            address: *address,
-        }),
+        Some(address) if settings.outside_count != 0 && *address != Be32::ZERO => {
+            Ok(OutsideAddress {
+                index: index as u32,
+                address: *address,
+            })
+        }
         Some(_) | None => Err(Reason::NoOutsideAddress),
     }
 }

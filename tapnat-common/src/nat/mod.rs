@@ -214,13 +214,15 @@ pub fn resume<T: Tables>(
     }
     note_window(packet, session);
     count(packet, session, tables);
-    Some(match check_size(packet, device, session.mtu, settings, plan) {
-        Ok(()) => {
-            plan.rewrite = Rewrite::of(session, confirm);
-            Reason::Translated
-        }
-        Err(reason) => reason,
-    })
+    Some(
+        match check_size(packet, device, session.mtu, settings, plan) {
+            Ok(()) => {
+                plan.rewrite = Rewrite::of(session, confirm);
+                Reason::Translated
+            }
+            Err(reason) => reason,
+        },
+    )
 }
 
 /// Looks the session's next hop up again and caches it.
