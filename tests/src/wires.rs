@@ -17,7 +17,7 @@ use tapnat_testbed::{
     Namespace,
     capture::{Capture, Captured, Direction, Partial},
     packet::{self, Builder, Parsed},
-    topology::{GUEST_DEVICE, Topology, UPLINK},
+    topology::{GUEST_DEVICE, Inside, Topology, UPLINK},
     traffic::FrameSender,
 };
 
@@ -250,6 +250,17 @@ fn join(parts: &BTreeMap<usize, (Vec<u8>, bool)>) -> Option<Vec<u8>> {
 fn is_marker(packet: &Parsed) -> bool {
     packet.udp().is_some()
         && [packet.source().port(), packet.destination().port()].contains(&MARKER[1])
+}
+
+/// A world with this many guests on veths, and its wires.
+///
+/// # Errors
+/// It cannot be built, or the program does not become ready.
+pub fn wired(guests: u8, arguments: &[&str]) -> Result<(World, Wires)> {
+    let builder = Topology::builder().inside(Inside::Veth).guests(guests);
+    let world = World::start(builder, arguments)?;
+    let wires = Wires::open(&world)?;
+    Ok((world, wires))
 }
 
 impl Wires {

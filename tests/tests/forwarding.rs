@@ -15,7 +15,7 @@ use tapnat_testbed::{
 };
 use tapnat_tests::{
     instance::PATIENCE,
-    wires::{self, Wires, remote},
+    wires::{self, Wires, remote, wired},
     world::{OUTSIDE, World, outside, server},
 };
 
@@ -85,8 +85,7 @@ fn traceroute_shows_every_hop() -> Result<()> {
 
 #[test]
 fn a_packet_out_of_time_is_answered_and_goes_no_further() -> Result<()> {
-    let world = World::start(veth(), &[])?;
-    let wires = Wires::open(&world)?;
+    let (_world, wires) = wired(1, &[])?;
     let guest = wires.inside(0, 40_000);
     // Without a session, and with one.
     for has_session in [false, true] {
@@ -114,8 +113,7 @@ fn a_packet_out_of_time_is_answered_and_goes_no_further() -> Result<()> {
 
 #[test]
 fn no_error_is_answered_with_an_error() -> Result<()> {
-    let world = World::start(veth(), &[])?;
-    let wires = Wires::open(&world)?;
+    let (_world, wires) = wired(1, &[])?;
     let guest = wires.inside(0, 40_000);
     wires.map_udp(0, guest.port(), remote(0, 53))?;
     let about = packet::udp(remote(0, 53), guest).build();
@@ -129,8 +127,7 @@ fn no_error_is_answered_with_an_error() -> Result<()> {
 
 #[test]
 fn a_neighbour_on_the_uplink_is_reached_directly() -> Result<()> {
-    let world = World::start(veth(), &[])?;
-    let wires = Wires::open(&world)?;
+    let (world, wires) = wired(1, &[])?;
     world.topology.host.ip(&format!(
         "neighbour replace 198.51.100.9 lladdr 02:00:00:00:00:99 nud permanent dev {UPLINK}"
     ))?;
@@ -309,8 +306,7 @@ fn strict_reverse_path_filters_are_no_obstacle() -> Result<()> {
 
 #[test]
 fn sources_that_do_not_belong_to_the_device_do_not_get_out() -> Result<()> {
-    let world = World::start(veth().guests(2), &[])?;
-    let wires = Wires::open(&world)?;
+    let (_world, wires) = wired(2, &[])?;
     let foreign = [
         "10.0.1.77:40000",
         "10.0.0.1:40000",
@@ -336,9 +332,29 @@ fn sources_that_do_not_belong_to_the_device_do_not_get_out() -> Result<()> {
 }
 
 #[test]
+fn destinations_that_are_no_single_host_stay_inside() -> Result<()> {
+    let (_world, wires) = wired(1, &[])?;
+    for destination in [
+        "224.0.0.251:5353",
+        "239.255.255.250:1900",
+        "255.255.255.255:67",
+        "10.0.0.255:137",
+        "127.0.0.1:53",
+        "0.0.0.0:53",
+        "240.0.0.1:53",
+    ] {
+        let destination = destination.parse()?;
+        wires.guests[0].send(&packet::udp(wires.inside(0, 40_000), destination))?;
+        wires
+            .nothing_arrives()
+            .with_context(|| format!("to {destination}"))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn malformed_packets_are_dropped() -> Result<()> {
-    let world = World::start(veth(), &[])?;
-    let wires = Wires::open(&world)?;
+    let (_world, wires) = wired(1, &[])?;
     let outside = wires.map_udp(0, 40_000, remote(0, 53))?;
     let good = [
         packet::udp(wires.inside(0, 40_000), remote(0, 53)).payload(&[7; 64]),
@@ -368,11 +384,33 @@ fn malformed_packets_are_dropped() -> Result<()> {
     Ok(())
 }
 
+/// A frame with a tag is of another network than the device's own, also where
+/// the kernel has moved the tag out of the frame.
+#[test]
+fn frames_with_a_vlan_tag_are_not_translated() -> Result<()> {
+    const TAG: [u8; 4] = [0x81, 0, 0, 5];
+    let (_world, wires) = wired(1, &[])?;
+    let outside = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let tagged = |packet: &Builder| {
+        let frame = packet.build();
+        vec![[&frame[..12], &TAG, &frame[12..]].concat()]
+    };
+    // With a session and without.
+    for port in [40_000, 40_001] {
+        let packet = packet::udp(wires.inside(0, port), remote(0, 53));
+        wires.guests[0].send_all(&packet, tagged)?;
+        wires.nothing_arrives()?;
+    }
+    wires
+        .world
+        .send_all(&packet::udp(remote(0, 53), outside), tagged)?;
+    wires.nothing_arrives()
+}
+
 /// A checksum that is wrong stays wrong, so that its receiver can tell.
 #[test]
 fn bad_checksums_are_not_made_good() -> Result<()> {
-    let world = World::start(veth(), &[])?;
-    let wires = Wires::open(&world)?;
+    let (_world, wires) = wired(1, &[])?;
     let outside = wires.map_udp(0, 40_000, remote(0, 53))?;
     let out = packet::udp(wires.inside(0, 40_000), remote(0, 53)).payload(b"bad");
     let back = packet::udp(remote(0, 53), outside).payload(b"bad");

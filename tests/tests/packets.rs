@@ -9,11 +9,11 @@ use tapnat_testbed::{
     cable::{self, Layer, TunTap},
     capture::Captured,
     packet::{self, Builder, Offload},
-    topology::{Inside, Topology},
+    topology::Topology,
     traffic,
 };
 use tapnat_tests::{
-    wires::{self, Whole, Wire, Wires, remote},
+    wires::{self, Whole, Wire, Wires, remote, wired},
     world::{OUTSIDE, World, outside},
 };
 
@@ -21,13 +21,10 @@ use tapnat_tests::{
 /// a payload stop at, and the most that fits.
 const LENGTHS: [usize; 12] = [0, 1, 2, 3, 63, 64, 65, 127, 128, 513, 1000, 1452];
 
-/// Two guests on veths, the second of which always gets other ports than its
-/// own because the first has them.
+/// Two guests, the second of which always gets other ports than its own
+/// because the first has them.
 fn world() -> Result<(World, Wires)> {
-    let builder = Topology::builder().inside(Inside::Veth).guests(2);
-    let world = World::start(builder, &[])?;
-    let wires = Wires::open(&world)?;
-    Ok((world, wires))
+    wired(2, &[])
 }
 
 /// Checks that a packet is this one, from the IP header on.

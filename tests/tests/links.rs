@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::SocketAddr, thread};
 use anyhow::{Result, ensure};
 use tapnat_testbed::{
     capture::{Capture, Direction, Packets, Partial},
-    topology::{Builder, GATEWAY, HOST_ADDRESS, Inside, Tap, TapMaker, Topology},
+    topology::{Builder, GATEWAY, HOST_ADDRESS, Inside, Tap, TapMaker, Topology, Uplink},
     traffic::{
         self, Amount, HttpServer, TcpReflector, TcpSession, UdpReflector, curl, iperf3, ping,
         reflect_udp,
@@ -152,6 +152,23 @@ fn guests_on_veths() -> Result<()> {
 #[test]
 fn guests_on_a_bridge() -> Result<()> {
     let builder = Topology::builder().inside(Inside::Bridge).guests(2);
+    check_traffic(&World::start(builder, &[])?)
+}
+
+#[test]
+fn guests_on_tuns() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Tun);
+    check_traffic(&World::start(builder, &[])?)
+}
+
+#[test]
+fn an_uplink_without_ethernet() -> Result<()> {
+    check_traffic(&World::start(tap(Tap::default()).uplink(Uplink::Tun), &[])?)
+}
+
+#[test]
+fn no_ethernet_anywhere() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Tun).uplink(Uplink::Tun);
     check_traffic(&World::start(builder, &[])?)
 }
 

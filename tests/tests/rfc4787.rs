@@ -1,0 +1,652 @@
+//! RFC 4787, NAT Behavioral Requirements for Unicast UDP: a test for each
+//! requirement, by what arrives.
+
+use std::{net::SocketAddr, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use tapnat_testbed::{
+    capture::Captured,
+    packet::{self, Builder},
+    topology::{Inside, Tap, Topology},
+    traffic,
+};
+use tapnat_tests::{
+    instance::Instance,
+    wires::{Whole, Wires, remote, wired},
+    world::{OUTSIDE, World, just_over, outside},
+};
+
+/// Remotes that differ in address, in port and in both.
+fn remotes() -> [SocketAddr; 4] {
+    [
+        remote(0, 53),
+        remote(0, 3478),
+        remote(1, 53),
+        remote(1, 3478),
+    ]
+}
+
+/// A datagram of this length, IP header included.
+fn datagram(source: SocketAddr, destination: SocketAddr, length: usize) -> Builder {
+    packet::udp(source, destination).payload(&traffic::pattern(length - 28))
+}
+
+/// REQ-1: endpoint-independent mapping.
+#[test]
+fn req_1_mapping_is_endpoint_independent() -> Result<()> {
+    let (_world, wires) = wired(2, &[])?;
+    for guest in 0..2 {
+        for port in [40_000, 40_001] {
+            let seen = wires.map_udp(guest, port, remotes()[0])?;
+            for remote in remotes() {
+                let again = wires.map_udp(guest, port, remote)?;
+                ensure!(again == seen, "{seen}, to {remote} {again}");
+                wires.answer_udp(remote, seen, guest, port)?;
+            }
+        }
+    }
+    wires.nothing_arrives()
+}
+
+/// REQ-2: "IP address pooling" behavior of "Paired": the sessions of one
+/// internal address have one external address.
+#[test]
+fn req_2_pooling_is_paired() -> Result<()> {
+    let pool = ["198.51.100.2", "198.51.100.3", "198.51.100.4"];
+    let (_world, wires) = wired(8, &["--outside-address", &pool.join(",")])?;
+    let mut used = Vec::new();
+    for guest in 0..8 {
+        let first = wires.map_udp(guest, 40_000, remote(0, 53))?.ip();
+        ensure!(pool.contains(&first.to_string().as_str()), "from {first}");
+        for port in 40_001..40_032 {
+            for remote in remotes() {
+                let seen = wires.map_udp(guest, port, remote)?;
+                ensure!(seen.ip() == first, "{first} and {}", seen.ip());
+                wires.answer_udp(remote, seen, guest, port)?;
+            }
+        }
+        let syn = packet::tcp(wires.inside(guest, 40_000), remote(0, 53));
+        let syn = syn.with_tcp(|header| header.syn = true);
+        let echo = packet::echo_request(wires.inside(guest, 0).ip(), remote(1, 0).ip(), 7, 7);
+        for packet in [syn, echo] {
+            let seen = wires.out(guest, &packet)?.source_address();
+            ensure!(seen == first, "{first} and {seen}");
+        }
+        used.push(first);
+    }
+    used.sort();
+    used.dedup();
+    ensure!(used.len() > 1, "all guests have {used:?}");
+    Ok(())
+}
+
+/// REQ-3: no "Port assignment" behavior of "Port overloading".
+#[test]
+fn req_3_ports_are_not_overloaded() -> Result<()> {
+    let (_world, wires) = wired(3, &[])?;
+    for port in [600, 40_000] {
+        let seen = (0..3)
+            .map(|guest| wires.map_udp(guest, port, remote(0, 53)))
+            .collect::<Result<Vec<_>>>()?;
+        ensure!(
+            seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2],
+            "{seen:?}"
+        );
+        for (guest, seen) in seen.into_iter().enumerate() {
+            wires.answer_udp(remote(0, 53), seen, guest, port)?;
+        }
+    }
+    wires.nothing_arrives()
+}
+
+/// REQ-3a: a source port in 0-1023 is translated to one in that range, one in
+/// 1024-65535 to one in that.
+#[test]
+fn req_3a_the_port_range_is_kept() -> Result<()> {
+    let (_world, wires) = wired(3, &[])?;
+    for port in [
+        1, 53, 600, 601, 1022, 1023, 1024, 1025, 40_000, 65_534, 65_535,
+    ] {
+        // The first guest has the port itself where it may.
+        for guest in 0..3 {
+            let seen = wires.map_udp(guest, port, remote(0, 53))?.port();
+            ensure!((seen < 1024) == (port < 1024), "{port} became {seen}");
+        }
+    }
+    Ok(())
+}
+
+/// REQ-4: "Port parity preservation" behavior of "Yes".
+#[test]
+fn req_4_the_port_parity_is_kept() -> Result<()> {
+    let (_world, wires) = wired(3, &[])?;
+    for port in (600..610).chain(40_000..40_010) {
+        for guest in 0..3 {
+            let seen = wires.map_udp(guest, port, remote(0, 53))?.port();
+            ensure!(seen % 2 == port % 2, "{port} became {seen}");
+        }
+    }
+    Ok(())
+}
+
+/// REQ-5: the mapping timer is not under two minutes. REQ-5c: five minutes or
+/// more by default.
+#[test]
+fn req_5_the_default_timer_is_five_minutes() -> Result<()> {
+    let (world, _wires) = wired(1, &[])?;
+    let status = world.instance.ask_json("status")?;
+    let timeout = status["timeouts"]["udp"].as_f64();
+    ensure!(timeout.is_some_and(|seconds| seconds >= 300.0), "{status}");
+    Ok(())
+}
+
+/// REQ-5b: the timer can be configured; then the mapping ends.
+#[test]
+fn req_5b_the_timer_is_configurable() -> Result<()> {
+    let (_world, wires) = wired(1, &["--udp-timeout", "1"])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
+    thread::sleep(just_over(1));
+    wires.world.send(&packet::udp(remote(0, 53), seen))?;
+    ensure!(wires.arrivals()?.guests[0].is_empty(), "it arrived");
+    // And begins again.
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    wires.answer_udp(remote(0, 53), seen, 0, 40_000)
+}
+
+/// REQ-6: "NAT Outbound refresh behavior" of "True".
+#[test]
+fn req_6_outbound_packets_refresh_the_mapping() -> Result<()> {
+    let (_world, wires) = wired(1, &["--udp-timeout", "2"])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    for _ in 0..6 {
+        thread::sleep(Duration::from_millis(500));
+        let again = wires.map_udp(0, 40_000, remote(0, 53))?;
+        ensure!(again == seen, "{seen}, then {again}");
+    }
+    // Also for other remotes' packets, by the same mapping.
+    ensure!(wires.map_udp(0, 40_000, remote(1, 53))? == seen);
+    wires.answer_udp(remote(0, 53), seen, 0, 40_000)
+}
+
+/// REQ-6a: inbound refresh is a switch, off by default.
+#[test]
+fn req_6a_inbound_packets_refresh_when_told_to() -> Result<()> {
+    let (_world, wires) = wired(1, &["--udp-timeout", "1"])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    for _ in 0..10 {
+        thread::sleep(Duration::from_millis(300));
+        wires.world.send(&packet::udp(remote(0, 53), seen))?;
+    }
+    wires.arrivals()?;
+    wires.world.send(&packet::udp(remote(0, 53), seen))?;
+    ensure!(wires.arrivals()?.guests[0].is_empty(), "it arrived");
+
+    let (_world, wires) = wired(1, &["--udp-timeout", "2", "--inbound-refresh"])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    for _ in 0..6 {
+        thread::sleep(Duration::from_millis(500));
+        wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
+    }
+    ensure!(
+        wires.map_udp(0, 40_000, remote(1, 53))? == seen,
+        "a new mapping"
+    );
+    Ok(())
+}
+
+/// REQ-7: an internal network that conflicts with the external one is not
+/// translated for: it is refused.
+#[test]
+fn req_7_a_conflicting_network_is_refused() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).build()?;
+    for network in ["198.51.100.129/25", "198.51.0.1/16", "198.51.100.1/24"] {
+        let instance = Instance::new(&topology.host);
+        let inside = format!("veth0={network}");
+        let refused = instance
+            .command("run")?
+            .args(["--inside", &inside])
+            .output()?;
+        ensure!(
+            !refused.status.success() && refused.stderr.contains("overlaps"),
+            "{refused:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Whether a datagram from a remote reaches the mapping of guest 0's port
+/// 40000.
+fn is_let_in(wires: &Wires, from: SocketAddr, mapping: SocketAddr) -> Result<bool> {
+    wires
+        .world
+        .send(&packet::udp(from, mapping).payload(b"in?"))?;
+    let arrivals = wires.arrivals()?;
+    ensure!(arrivals.world.is_empty(), "{from} got an answer");
+    let arrived: Vec<_> = arrivals.guests[0]
+        .iter()
+        .map(Captured::parse)
+        .collect::<Result<_>>()?;
+    for packet in &arrived {
+        let ends = (packet.source(), packet.destination());
+        ensure!(ends == (from, wires.inside(0, 40_000)), "{packet:?}");
+    }
+    Ok(!arrived.is_empty())
+}
+
+/// REQ-8: "Address-Dependent Filtering" where a more stringent filtering is
+/// most important: the default.
+#[test]
+fn req_8_filtering_is_address_dependent_by_default() -> Result<()> {
+    let (_world, wires) = wired(1, &[])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    ensure!(!is_let_in(&wires, remote(1, 53), seen)?, "another address");
+    ensure!(is_let_in(&wires, remote(0, 53), seen)?, "the same endpoint");
+    ensure!(is_let_in(&wires, remote(0, 54), seen)?, "another port");
+    wires.map_udp(0, 40_000, remote(1, 99))?;
+    ensure!(
+        is_let_in(&wires, remote(1, 53), seen)?,
+        "an address sent to"
+    );
+    Ok(())
+}
+
+/// REQ-8: "Endpoint-Independent Filtering" where application transparency is
+/// most important.
+#[test]
+fn req_8_filtering_can_be_endpoint_independent() -> Result<()> {
+    let (_world, wires) = wired(1, &["--filtering", "endpoint-independent"])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    for from in remotes() {
+        ensure!(is_let_in(&wires, from, seen)?, "{from}");
+        // And gets its answer, from the same endpoint.
+        ensure!(wires.map_udp(0, 40_000, from)? == seen, "another mapping");
+    }
+    Ok(())
+}
+
+/// Section 5: "Address and Port-Dependent Filtering", for those who want it.
+#[test]
+fn req_8_filtering_can_be_address_and_port_dependent() -> Result<()> {
+    let (_world, wires) = wired(1, &["--filtering", "udp=address-and-port-dependent"])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    ensure!(!is_let_in(&wires, remote(1, 53), seen)?, "another address");
+    ensure!(!is_let_in(&wires, remote(0, 54), seen)?, "another port");
+    ensure!(is_let_in(&wires, remote(0, 53), seen)?, "the same endpoint");
+    wires.map_udp(0, 40_000, remote(0, 54))?;
+    ensure!(
+        is_let_in(&wires, remote(0, 54), seen)?,
+        "an endpoint sent to"
+    );
+    Ok(())
+}
+
+/// Sends a datagram from a guest's port to an outside endpoint, and checks that
+/// it arrives at another's (or its own) with its outside endpoint as source.
+fn check_hairpin(
+    wires: &Wires,
+    from: (usize, u16, SocketAddr),
+    to: (usize, u16, SocketAddr),
+) -> Result<()> {
+    let (sender, source_port, source) = from;
+    let (receiver, port, destination) = to;
+    let inside = wires.inside(sender, source_port);
+    let packet = packet::udp(inside, destination).payload(b"hairpin");
+    wires.guests[sender].send(&packet)?;
+    let arrived = wires.guests[receiver].receive()?;
+    ensure!(
+        arrived.source() == source
+            && arrived.destination() == wires.inside(receiver, port)
+            && arrived.payload == b"hairpin"
+            && arrived.ttl() == 63,
+        "{inside} to {destination} arrived as {arrived:?}, not from {source}"
+    );
+    Ok(())
+}
+
+/// Two guests talk over their outside endpoints, and one with itself.
+fn check_hairpins(wires: &Wires) -> Result<()> {
+    let one = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let other = wires.map_udp(1, 50_000, remote(0, 53))?;
+    let (one, other) = ((0, 40_000, one), (1, 50_000, other));
+    for _ in 0..2 {
+        check_hairpin(wires, one, other)?;
+        check_hairpin(wires, other, one)?;
+    }
+    let second = wires.map_udp(0, 40_002, remote(0, 53))?;
+    check_hairpin(wires, one, (0, 40_002, second))?;
+    check_hairpin(wires, (0, 40_002, second), one)?;
+    check_hairpin(wires, one, one)?;
+    // From a port that has no mapping yet.
+    let fresh = packet::udp(wires.inside(1, 50_002), one.2);
+    wires.guests[1].send(&fresh)?;
+    let arrived = wires.guests[0].receive()?;
+    ensure!(
+        arrived.source().ip() == OUTSIDE && arrived.destination() == wires.inside(0, 40_000),
+        "{arrived:?}"
+    );
+    let given = wires.map_udp(1, 50_002, remote(1, 53))?;
+    ensure!(
+        given == arrived.source(),
+        "{given} and {}",
+        arrived.source()
+    );
+    wires.nothing_arrives()
+}
+
+/// REQ-9: "Hairpinning". REQ-9a: with "External source IP address and port".
+#[test]
+fn req_9_hairpins_come_from_the_external_endpoint() -> Result<()> {
+    for inside in [Inside::Veth, Inside::Bridge, Inside::Tap(Tap::default())] {
+        let builder = Topology::builder().inside(inside).guests(2);
+        let world = World::start(builder, &["--filtering", "endpoint-independent"])?;
+        check_hairpins(&Wires::open(&world)?).with_context(|| format!("{inside:?}"))?;
+    }
+    Ok(())
+}
+
+/// REQ-10: no ALG for UDP-based protocols.
+#[test]
+fn req_10_payloads_are_left_alone() -> Result<()> {
+    let (_world, wires) = wired(1, &[])?;
+    for port in [53, 69, 161, 500, 1701, 1719, 3478, 4500, 5060] {
+        let inside = wires.inside(0, port);
+        let payload = format!(
+            "REGISTER sip:203.0.113.77 SIP/2.0\r\nVia: SIP/2.0/UDP {inside};rport\r\n\
+             Contact: <sip:guest@{inside}>\r\n\r\no=- 1 1 IN IP4 {}\r\n",
+            inside.ip()
+        );
+        let sent = packet::udp(inside, remote(0, port)).payload(payload.as_bytes());
+        let arrived = wires.out(0, &sent)?;
+        ensure!(arrived.payload == payload.as_bytes(), "{arrived:?}");
+        let answer = packet::udp(remote(0, port), arrived.source()).payload(payload.as_bytes());
+        ensure!(wires.back(&answer, 0)?.payload == payload.as_bytes());
+    }
+    Ok(())
+}
+
+/// REQ-11: deterministic behavior: mapping and filtering stay what they are
+/// under pressure.
+#[test]
+fn req_11_behaviour_stays_the_same_under_port_pressure() -> Result<()> {
+    let (_world, wires) = wired(2, &["--ports", "40000-40019"])?;
+    let mut seen = Vec::new();
+    // The markers need a port, too.
+    wires.nothing_arrives()?;
+    for number in 0..9 {
+        for guest in 0..2 {
+            // The same ports, from within the range and from outside of it.
+            let port = 39_995 + number;
+            seen.push((guest, port, wires.map_udp(guest, port, remote(0, 53))?));
+        }
+    }
+    // All are taken.
+    let one_more = packet::udp(wires.inside(0, 30_000), remote(0, 53));
+    for _ in 0..3 {
+        wires.guests[0].send(&one_more)?;
+        let answer = wires.guests[0].receive()?;
+        let icmp = answer
+            .icmpv4()
+            .map(|header| header.to_bytes()[..2].to_vec());
+        ensure!(icmp == Some(vec![3, 13]), "{answer:?}");
+    }
+    let mut ports: Vec<_> = seen.iter().map(|(.., seen)| seen.port()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ensure!(ports.len() == seen.len(), "shared ports: {seen:?}");
+    ensure!(
+        ports.iter().all(|port| (40_000..40_020).contains(port)),
+        "{ports:?}"
+    );
+    for (guest, port, seen) in seen {
+        for remote in remotes() {
+            let again = wires.map_udp(guest, port, remote)?;
+            ensure!(again == seen, "{seen}, to {remote} {again}");
+        }
+        wires.answer_udp(remote(1, 99), seen, guest, port)?;
+        let stranger: SocketAddr = "203.0.113.200:53".parse()?;
+        wires.world.send(&packet::udp(stranger, seen))?;
+    }
+    wires.nothing_arrives()
+}
+
+/// ICMP errors of all kinds that quote a packet: destination unreachable with
+/// every code, source quench, redirect, time exceeded, parameter problem.
+fn errors(about: &[u8], to: SocketAddr) -> Vec<Builder> {
+    let kinds =
+        (0..16)
+            .map(|code| (3, code))
+            .chain([(4, 0), (5, 0), (5, 1), (11, 0), (11, 1), (12, 0)]);
+    kinds
+        .map(|kind| packet::icmp_error(remote(1, 0).ip(), to.ip(), kind, [0; 4], about))
+        .collect()
+}
+
+/// REQ-12: no ICMP message ends a mapping.
+#[test]
+fn req_12_icmp_does_not_end_a_mapping() -> Result<()> {
+    let (_world, wires) = wired(1, &[])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let about = packet::udp(seen, remote(0, 53)).payload(b"mapping").build();
+    for error in errors(&about, seen) {
+        wires.world.send(&error)?;
+        wires.arrivals()?;
+        wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
+    }
+    ensure!(
+        wires.map_udp(0, 40_000, remote(1, 1))? == seen,
+        "a new mapping"
+    );
+    let inside = wires.inside(0, 40_000);
+    let about = packet::udp(remote(0, 53), inside)
+        .payload(b"answer")
+        .build();
+    for error in errors(&about, remote(0, 53)) {
+        wires.guests[0].send(&error)?;
+        wires.arrivals()?;
+        wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
+    }
+    ensure!(
+        wires.map_udp(0, 40_000, remote(1, 1))? == seen,
+        "a new mapping"
+    );
+    Ok(())
+}
+
+/// REQ-12a: ICMP messages are not filtered by their source address. REQ-12b:
+/// destination unreachable is supported.
+#[test]
+fn req_12a_icmp_is_let_in_from_any_router() -> Result<()> {
+    let (_world, wires) = wired(1, &[])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let about = packet::udp(seen, remote(0, 53)).payload(b"mapping").build();
+    for router in ["198.51.100.1", "192.0.2.99", "203.0.113.200"] {
+        let router = router.parse()?;
+        for code in 0..16 {
+            let error = packet::unreachable(router, OUTSIDE, code, &about);
+            let arrived = wires.back(&error, 0)?;
+            let quoted = arrived.quoted()?;
+            ensure!(
+                arrived.source_address() == router
+                    && (quoted.source, quoted.destination)
+                        == (wires.inside(0, 40_000), remote(0, 53)),
+                "{arrived:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// REQ-13: a packet with DF that does not fit is answered with "fragmentation
+/// needed", with the MTU (RFC 1191).
+#[test]
+fn req_13_too_big_with_df_is_answered() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Veth).uplink_mtu(1400);
+    let world = World::start(builder, &[])?;
+    let wires = Wires::open(&world)?;
+    let inside = wires.inside(0, 40_000);
+    let large = datagram(inside, remote(0, 53), 1500).dont_fragment();
+    for _ in 0..2 {
+        wires.guests[0].send(&large)?;
+        let answer = wires.guests[0].receive()?;
+        let icmp = answer.icmpv4().context("no ICMP")?.to_bytes();
+        ensure!(icmp[..2] == [3, 4] && icmp[6..8] == [5, 120], "{answer:?}");
+        ensure!(answer.quoted()?.source == inside, "{answer:?}");
+        wires.nothing_arrives()?;
+        // The same with a session.
+        wires.map_udp(0, 40_000, remote(0, 53))?;
+    }
+    Ok(())
+}
+
+/// Checks that what arrived in fragments of at most 1400 bytes, in order, is
+/// this packet.
+fn check_fragmented(arrived: &Whole, expected: &Builder) -> Result<()> {
+    let expected = expected.clone().ttl(63).build();
+    ensure!(
+        arrived.ip_payload == expected[20..] && arrived.ttl == 63,
+        "arrived: {arrived:02x?}"
+    );
+    ensure!(
+        arrived.pieces.len() > 1 && arrived.pieces.iter().all(|length| *length <= 1400),
+        "in pieces of {:?}",
+        arrived.pieces
+    );
+    ensure!(
+        arrived.pieces[1..]
+            .iter()
+            .all(|length| *length <= arrived.pieces[0]),
+        "not in order: {:?}",
+        arrived.pieces
+    );
+    Ok(())
+}
+
+/// Every order of three things.
+const ORDERS: [[usize; 3]; 6] = [
+    [0, 1, 2],
+    [0, 2, 1],
+    [1, 0, 2],
+    [1, 2, 0],
+    [2, 0, 1],
+    [2, 1, 0],
+];
+
+/// The three fragments of a packet in another order.
+fn in_order(packet: &Builder, order: [usize; 3]) -> Vec<Vec<u8>> {
+    let fragments = packet.fragments(1500);
+    order.map(|number| fragments[number].clone()).to_vec()
+}
+
+/// Checks that a packet arrived whole, from these ends.
+fn check_whole(arrived: &Whole, expected: &Builder) -> Result<()> {
+    let expected = expected.build();
+    ensure!(
+        arrived.ip_payload == expected[20..],
+        "arrived: {arrived:02x?}"
+    );
+    Ok(())
+}
+
+/// REQ-14: "Received Fragment Out of Order" behavior: fragments are translated
+/// in whatever order they come.
+#[test]
+fn req_14_fragments_may_come_in_any_order() -> Result<()> {
+    let (_world, wires) = wired(1, &[])?;
+    let mut identification = 0;
+    for (port, order) in (40_000..).zip(ORDERS) {
+        let (inside, outside) = (wires.inside(0, port), outside(port));
+        // First without a session, then with one.
+        for _ in 0..2 {
+            identification += 1;
+            let with_ends = |source, destination| {
+                datagram(source, destination, 4000).identification(identification)
+            };
+            wires.guests[0].send_all(&with_ends(inside, remote(0, 53)), |packet| {
+                in_order(packet, order)
+            })?;
+            let arrived = wires
+                .world
+                .receive_whole()
+                .with_context(|| format!("out in the order {order:?}"))?;
+            check_whole(&arrived, &with_ends(outside, remote(0, 53)))?;
+            wires
+                .world
+                .send_all(&with_ends(remote(0, 53), outside), |packet| {
+                    in_order(packet, order)
+                })?;
+            let arrived = wires.guests[0]
+                .receive_whole()
+                .with_context(|| format!("back in the order {order:?}"))?;
+            check_whole(&arrived, &with_ends(remote(0, 53), inside))?;
+        }
+    }
+    wires.nothing_arrives()
+}
+
+/// REQ-14 for TCP segments and ICMP echoes.
+#[test]
+fn req_14_fragments_of_tcp_and_icmp_may_come_in_any_order() -> Result<()> {
+    type Make = fn(SocketAddr, SocketAddr) -> Builder;
+    let (_world, wires) = wired(1, &[])?;
+    let payload = traffic::pattern(3900);
+    let make: [(&str, Make); 2] = [
+        ("TCP", |source, destination| {
+            packet::tcp(source, destination).with_tcp(|header| header.syn = true)
+        }),
+        ("ICMP", |source, destination| {
+            packet::echo_request(source.ip(), destination.ip(), source.port(), 1)
+        }),
+    ];
+    for (name, make) in make {
+        for (port, order) in (40_000..).zip(ORDERS) {
+            let packet = make(wires.inside(0, port), remote(0, 53))
+                .payload(&payload)
+                .identification(port.into());
+            wires.guests[0].send_all(&packet, |packet| in_order(packet, order))?;
+            let arrived = wires
+                .world
+                .receive_whole()
+                .with_context(|| format!("{name} in the order {order:?}"))?;
+            let expected = make(outside(port), remote(0, 53)).payload(&payload);
+            check_whole(&arrived, &expected)?;
+        }
+    }
+    wires.nothing_arrives()
+}
+
+/// REQ-14a: a flood of fragments does not keep others from being translated,
+/// fragments of others included.
+#[test]
+fn req_14a_a_flood_of_fragments_harms_no_other_packets() -> Result<()> {
+    let (_world, wires) = wired(2, &[])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let whole = |identification: u32| {
+        datagram(remote(0, 53), seen, 4000).identification(0x8000 | identification)
+    };
+    for round in 0..20_u32 {
+        // Later fragments whose first one never comes, and first ones alone.
+        for number in 0..500 {
+            let identification = round * 500 + number;
+            let flood = datagram(wires.inside(1, 50_000), remote(1, 53), 4000);
+            let flood = flood.identification(identification);
+            let piece = 1 + number as usize % 2;
+            let keep = |packet: &Builder| vec![packet.fragments(1500)[piece].clone()];
+            wires.guests[1].send_all(&flood, keep)?;
+            let flood = datagram(remote(1, 53), seen, 4000).identification(identification);
+            wires.world.send_all(&flood, keep)?;
+        }
+        wires.arrivals()?;
+        wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
+        ensure!(wires.map_udp(0, 40_000, remote(0, 53))? == seen, "remapped");
+        wires
+            .world
+            .send_all(&whole(round), |packet| packet.fragments(1500))?;
+        let arrived = wires.guests[0]
+            .receive_whole()
+            .with_context(|| format!("after {} fragments", round * 1000))?;
+        let inside = wires.inside(0, 40_000);
+        check_whole(&arrived, &datagram(remote(0, 53), inside, 4000))?;
+    }
+    Ok(())
+}
