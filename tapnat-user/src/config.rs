@@ -44,6 +44,9 @@ pub struct Config {
     pub mapping: PerProtocol<MappingMode>,
     /// Whether packets from outside keep sessions other than TCP alive (RFC 4787 REQ-6).
     pub inbound_refresh: bool,
+    /// The largest TCP segment that a SYN may announce, in bytes.
+    pub clamp_mss: Option<u16>,
+    pub pass_unsolicited: bool,
     /// Count packets and bytes of each session.
     pub count: bool,
     /// Log packets from the datapath.

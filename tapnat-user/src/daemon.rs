@@ -690,11 +690,8 @@ fn reserved(withheld: &PortSet) -> Reserved {
 fn settings(config: &Config, outside: &[Be32], generation: u16) -> Settings {
     let mut settings = Settings {
         abi_version: ABI_VERSION,
-        flags: if config.inbound_refresh {
-            setting_flags::INBOUND_REFRESH
-        } else {
-            0
-        },
+        flags: flags(config),
+        clamp_mss: config.clamp_mss.unwrap_or(0),
         timeouts: config.timeouts,
         guest_max_sessions: config.guest_max_sessions.map_or(0, Into::into),
         generation,
@@ -706,6 +703,16 @@ fn settings(config: &Config, outside: &[Be32], generation: u16) -> Settings {
     };
     set_outside(&mut settings, outside);
     settings
+}
+
+fn flags(config: &Config) -> u32 {
+    [
+        (config.inbound_refresh, setting_flags::INBOUND_REFRESH),
+        (config.pass_unsolicited, setting_flags::PASS_UNSOLICITED),
+    ]
+    .into_iter()
+    .filter_map(|(is_set, flag)| is_set.then_some(flag))
+    .sum()
 }
 
 fn set_outside(settings: &mut Settings, outside: &[Be32]) {

@@ -404,6 +404,8 @@ mod tests {
             filtering: PerProtocol::default(),
             mapping: PerProtocol::default(),
             inbound_refresh: false,
+            clamp_mss: None,
+            pass_unsolicited: false,
             count: false,
             verbose: false,
             tap_queues: Queues::Multi,

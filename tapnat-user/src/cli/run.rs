@@ -100,6 +100,17 @@ pub struct Arguments {
     #[arg(long)]
     inbound_refresh: bool,
 
+    /// Lower the segment size that guests and servers announce to this many bytes, for paths that
+    /// swallow "fragmentation needed": the path's MTU less 40
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(88..))]
+    clamp_mss: Option<u16>,
+
+    /// Give TCP connections that nobody asked for to the host at once, whatever their port, instead
+    /// of waiting six seconds for a guest to open the same one. For hosts that publish ports of
+    /// containers without a listening socket
+    #[arg(long)]
+    pass_unsolicited: bool,
+
     /// Count packets and bytes of each session
     #[arg(long)]
     count: bool,
@@ -184,6 +195,8 @@ impl Arguments {
             filtering: PerProtocol::choose(&self.filtering),
             mapping: PerProtocol::choose(&self.mapping),
             inbound_refresh: self.inbound_refresh,
+            clamp_mss: self.clamp_mss,
+            pass_unsolicited: self.pass_unsolicited,
             count: self.count,
             verbose: self.verbose,
             tap_queues: self.tap_queues,
