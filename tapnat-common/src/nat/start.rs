@@ -306,6 +306,15 @@ pub fn open<T: Tables>(
         }
         // Another CPU had a packet of this session at the same time.
         Err(Reason::SessionConflict) if tables.session(&key).is_some() => Reason::Translated,
-        Err(reason) => reason,
+        Err(reason) => {
+            // A mapping made for it has nobody else.
+            if let Some(mapping) = tables.mapping(&plan.opening.source)
+                && mapping.sessions == 0
+                && mapping.inside == plan.opening.inside
+            {
+                mapping.expires_at = tables.now();
+            }
+            reason
+        }
     }
 }
