@@ -210,6 +210,21 @@ impl EndpointKey {
             _zero: 0,
         }
     }
+
+    /// Every endpoint of an address at once: the key of a 1:1 mapping.
+    #[inline(always)]
+    #[must_use]
+    pub const fn whole(address: Be32) -> Self {
+        Self::new(address, Be16::ZERO, 0)
+    }
+
+    /// Whether this stands for every endpoint of its address: no packet has
+    /// this protocol number, which is an IPv6 option's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.protocol == 0
+    }
 }
 
 /// Bits of [`Session::flags`].
@@ -331,10 +346,19 @@ pub mod mapping_flags {
     /// Made by the operator (a port forward or a 1:1 mapping): never expires,
     /// and lets in every remote in [`super::Mapping::allowed`].
     pub const STATIC: u8 = 1 << 0;
+    /// Of a static one: the configuration file asks for it, not a command.
+    pub const CONFIGURED: u8 = 1 << 1;
+    /// Of a static one: the operator named no outside address, so it moves with
+    /// the first of the pool.
+    pub const MOVES: u8 = 1 << 2;
 }
 
 /// An endpoint-independent mapping, the value of [`maps::MAPPINGS`], keyed by
 /// its outside endpoint. Inserting it with `BPF_NOEXIST` is what takes a port.
+///
+/// A 1:1 mapping is static and has [`EndpointKey::whole`] for both endpoints;
+/// its outside address is in no pool, and the sessions under it are
+/// [`session_flags::UNMAPPED`].
 ///
 /// Written by the datapath; user space deletes expired ones and writes static
 /// ones.
@@ -558,6 +582,9 @@ pub mod setting_flags {
     /// Uplinks have the egress program too, so the host may fragment what is too
     /// long for them.
     pub const HOST_FRAGMENTS: u32 = 1 << 2;
+    /// There are static mappings of addresses that are not in the pool, which
+    /// guests have to be looked up for, too.
+    pub const STATIC_ADDRESSES: u32 = 1 << 3;
 }
 
 /// What the operator set, index 0 of [`maps::SETTINGS`].

@@ -3,9 +3,11 @@
 
 mod down;
 mod flows;
+mod forward;
 mod mappings;
 mod print;
 mod run;
+mod static_address;
 mod status;
 
 use std::io;
@@ -39,6 +41,10 @@ enum Command {
     Mappings(mappings::Arguments),
     /// Show what an instance does and how it fares
     Status(status::Arguments),
+    /// Lead ports of an outside address to guests
+    Forward(forward::Arguments),
+    /// Give guests outside addresses of their own
+    Static(static_address::Arguments),
     /// End an instance and take everything away that it changed
     Down(down::Arguments),
 }
@@ -47,7 +53,12 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 struct Instance {
     /// The instance's name
-    #[arg(long = "instance", value_name = "NAME", default_value = "default")]
+    #[arg(
+        long = "instance",
+        value_name = "NAME",
+        default_value = "default",
+        global = true
+    )]
     name: InstanceName,
 }
 
@@ -71,6 +82,8 @@ impl Cli {
             Command::Flows(arguments) => arguments.execute(),
             Command::Mappings(arguments) => arguments.execute(),
             Command::Status(arguments) => arguments.execute(),
+            Command::Forward(arguments) => arguments.execute().await,
+            Command::Static(arguments) => arguments.execute().await,
             Command::Down(arguments) => arguments.execute().await,
         };
         match result {

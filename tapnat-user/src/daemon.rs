@@ -27,6 +27,7 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use crate::{
     changes::{RealHost, read_sysctl},
     config::Config,
+    control::{self, Control},
     datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
     host::{
         bpffs, capabilities,
@@ -42,6 +43,7 @@ use crate::{
     logs::Logs,
     ports::{Division, PortSet, parse_ephemeral},
     preflight::{Facts, Plan, PlannedInside},
+    statics,
     tables::PinnedTables,
 };
 
@@ -108,7 +110,7 @@ pub async fn down(instance: &InstanceName) -> Result<bool> {
     if pinned {
         journal.record(Change::PinDirectory)?;
     }
-    take_away(journal, &host, lock, everyone).await?;
+    take_away(instance, journal, &host, lock, everyone).await?;
     Ok(existed)
 }
 
@@ -166,6 +168,7 @@ fn check_namespace(instance: &InstanceName, journal: &mut Journal) -> Result<()>
 
 /// Reverts every change and removes every file of an instance.
 async fn take_away(
+    instance: &InstanceName,
     mut journal: Journal,
     host: &RealHost,
     lock: Lock,
@@ -175,6 +178,7 @@ async fn take_away(
         warn(&note);
     }
     journal.remove()?;
+    control::remove(instance)?;
     unmount_bpffs()?;
     lock.remove()?;
     everyone.remove()
@@ -244,6 +248,7 @@ struct Daemon {
     tables: PinnedTables,
     logs: Option<Logs>,
     events: Events,
+    control: Control,
     known: Surroundings,
 }
 
@@ -278,8 +283,12 @@ impl Daemon {
         };
         check_namespace(instance, &mut journal)?;
         let mark = journal.changes().len();
-        match prepare(config, &host, &mut journal).await {
-            Ok(prepared) => {
+        let prepared = async {
+            let control = Control::listen(instance)?;
+            Ok((control, prepare(config, &host, &mut journal).await?))
+        };
+        match prepared.await {
+            Ok((control, prepared)) => {
                 drop(everyone);
                 Ok(Self {
                     config: config.clone(),
@@ -291,6 +300,7 @@ impl Daemon {
                     tables: prepared.tables,
                     logs: prepared.logs,
                     events,
+                    control,
                     known: prepared.known,
                 })
             }
@@ -298,7 +308,7 @@ impl Daemon {
                 let reverted = if adopting {
                     journal.revert_from(mark, &host).await.map(|_| ())
                 } else {
-                    take_away(journal, &host, lock, everyone).await
+                    take_away(instance, journal, &host, lock, everyone).await
                 };
                 if let Err(error) = reverted {
                     warn(&format!("{error:#}"));
@@ -349,6 +359,10 @@ impl Daemon {
                         warn(&format!("{error:#}"));
                     }
                 }
+                pending = self.control.next() => {
+                    let result = control::perform(&mut self.tables, &pending.request);
+                    pending.answer(result);
+                }
                 () = print(&mut self.logs) => {}
             }
         }
@@ -371,7 +385,11 @@ impl Daemon {
             self.known = known;
         }
         settings.generation = settings.generation.wrapping_add(1);
-        self.tables.set_settings(&settings)
+        self.tables.set_settings(&settings)?;
+        for note in statics::follow(&mut self.tables)? {
+            warn(&note);
+        }
+        Ok(())
     }
 
     /// Takes everything away.
@@ -382,7 +400,14 @@ impl Daemon {
         // Nothing may hold the programs and tables when their pins go.
         drop((self.datapath, self.tables, self.logs));
         let everyone = Lock::all_instances()?;
-        take_away(self.journal, &self.host, self.lock, everyone).await
+        take_away(
+            &self.config.instance,
+            self.journal,
+            &self.host,
+            self.lock,
+            everyone,
+        )
+        .await
     }
 }
 
@@ -418,14 +443,14 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     let hooks = hooks(&plan, &links, tcx)?;
     let pins = Pins::new(pins_path);
     let adopted = pins.adoptable()?;
-    let generation = match &adopted {
+    let left = match &adopted {
         None => {
             pins.clear()?;
-            0
+            Settings::default()
         }
         Some(tables) => {
             check_capacity(config, tables)?;
-            tables.settings()?.generation.wrapping_add(1)
+            tables.settings()?
         }
     };
     drop(adopted);
@@ -444,11 +469,14 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     let mut tables = open_tables(&pins.tables())?;
     tables.set_devices(&known.devices)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
-    let mut settings = settings(config, &known.outside, generation);
+    let mut settings = settings(config, &known.outside, &left);
     if hooks.iter().any(|hook| hook.at_egress) {
         settings.flags |= setting_flags::HOST_FRAGMENTS;
     }
     tables.set_settings(&settings)?;
+    for note in statics::follow(&mut tables)? {
+        warn(&note);
+    }
     for hook in &hooks {
         if tcx {
             datapath.attach_tcx(hook)?;
@@ -687,14 +715,15 @@ fn reserved(withheld: &PortSet) -> Reserved {
     reserved
 }
 
-fn settings(config: &Config, outside: &[Be32], generation: u16) -> Settings {
+/// What the datapath is told of the configuration. `left` is what it was told before.
+fn settings(config: &Config, outside: &[Be32], left: &Settings) -> Settings {
     let mut settings = Settings {
         abi_version: ABI_VERSION,
-        flags: flags(config),
+        flags: flags(config) | left.flags & setting_flags::STATIC_ADDRESSES,
         clamp_mss: config.clamp_mss.unwrap_or(0),
         timeouts: config.timeouts,
         guest_max_sessions: config.guest_max_sessions.map_or(0, Into::into),
-        generation,
+        generation: left.generation.wrapping_add(1),
         filtering_tcp: config.filtering.tcp as u8,
         filtering_udp: config.filtering.udp as u8,
         mapping_tcp: config.mapping.tcp as u8,

@@ -3,13 +3,16 @@
 pub mod changes;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod forwards;
 pub mod host;
 pub mod instance;
 pub mod journal;
 pub mod logs;
 pub mod ports;
 pub mod preflight;
+pub mod statics;
 pub mod tables;
 pub mod view;

@@ -3,6 +3,7 @@
 //! [`crate::view`]'s.
 
 mod batch;
+mod mappings;
 
 use std::{io, path::Path};
 
@@ -67,6 +68,7 @@ pub struct PinnedTables {
     settings: Array<MapData, Settings>,
     sessions: HashMap<MapData, FlowKey, Session>,
     mappings: HashMap<MapData, EndpointKey, Mapping>,
+    inside: HashMap<MapData, EndpointKey, EndpointKey>,
     guests: HashMap<MapData, Be32, Guest>,
     devices: HashMap<MapData, u32, Device>,
     ports: Array<MapData, PortSet>,
@@ -101,6 +103,7 @@ impl PinnedTables {
             settings: open(directory, maps::SETTINGS)?,
             sessions: open(directory, maps::SESSIONS)?,
             mappings: open(directory, maps::MAPPINGS)?,
+            inside: open(directory, maps::INSIDE)?,
             guests: open(directory, maps::GUESTS)?,
             devices: open(directory, maps::DEVICES)?,
             ports: open(directory, maps::PORTS)?,

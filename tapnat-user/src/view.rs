@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::Ipv4Net;
 use serde::Serialize;
 use tapnat_common::{
     abi::{
@@ -25,6 +26,7 @@ use tapnat_common::{
 
 use crate::{
     config::{filtering_label, mapping_label},
+    forwards::{Share, Standing},
     tables::Usage,
 };
 
@@ -168,6 +170,88 @@ impl MappingView {
             sessions: mapping.sessions,
             expires_in_seconds: (!stays).then(|| seconds_left(mapping.expires_at.since(now))),
         })
+    }
+}
+
+/// Who made a static mapping: the configuration file or a command.
+fn made_by(configured: bool) -> &'static str {
+    if configured { "config" } else { "command" }
+}
+
+/// Ports of an outside address that lead to a guest.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct ForwardView {
+    pub protocol: String,
+    /// With the first port.
+    pub outside: Endpoint,
+    /// With the first port.
+    pub inside: Endpoint,
+    /// How many ports, in the same order on both sides.
+    pub ports: u32,
+    /// Who may come in.
+    pub from: Ipv4Net,
+    /// `config` or `command`.
+    pub made_by: &'static str,
+    /// Whether it was made for this outside address; else it moves with the uplink's.
+    pub address_given: bool,
+    /// Sessions that stand on it, started from either side.
+    pub sessions: u32,
+}
+
+impl From<&Standing> for ForwardView {
+    fn from(standing: &Standing) -> Self {
+        let forward = &standing.forward;
+        let (protocol, outside, inside, ports) = match forward.share {
+            Share::Ports {
+                protocol,
+                outside,
+                inside,
+            } => (
+                protocol.to_string(),
+                outside.first,
+                inside.first,
+                outside.count(),
+            ),
+            Share::Everything => (protocol_label(0), 0, 0, 1),
+        };
+        Self {
+            protocol,
+            outside: Endpoint {
+                address: standing.outside_address.into(),
+                port: outside,
+            },
+            inside: Endpoint {
+                address: forward.inside_address.into(),
+                port: inside,
+            },
+            ports,
+            from: forward.from,
+            made_by: made_by(standing.configured),
+            address_given: forward.outside_address.is_some(),
+            sessions: standing.sessions,
+        }
+    }
+}
+
+/// An outside address that is one guest's alone.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct StaticView {
+    pub outside: Ipv4Addr,
+    pub inside: Ipv4Addr,
+    /// Who may come in.
+    pub from: Ipv4Net,
+    /// `config` or `command`.
+    pub made_by: &'static str,
+}
+
+impl From<&Standing> for StaticView {
+    fn from(standing: &Standing) -> Self {
+        Self {
+            outside: standing.outside_address,
+            inside: standing.forward.inside_address,
+            from: standing.forward.from,
+            made_by: made_by(standing.configured),
+        }
     }
 }
 
@@ -365,6 +449,8 @@ impl From<StatusSource> for Status {
 #[must_use]
 pub fn protocol_label(number: u8) -> String {
     match number {
+        // Of a mapping for all protocols.
+        0 => "all".to_owned(),
         protocol::ICMP => "icmp".to_owned(),
         protocol::TCP => "tcp".to_owned(),
         protocol::UDP => "udp".to_owned(),

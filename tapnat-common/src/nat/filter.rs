@@ -2,7 +2,7 @@
 
 use super::{Insert, Tables};
 use crate::{
-    abi::{EndpointKey, Filtering, Permission, PermissionKey, mapping_flags},
+    abi::{EndpointKey, Filtering, Mapping, Permission, PermissionKey, mapping_flags},
     net::Be32,
     time::Instant,
 };
@@ -35,10 +35,16 @@ pub(super) fn permit<T: Tables>(
     tables.set_permission(&key, &Permission { expires_at: until }) == Insert::Done
 }
 
-/// Whether the mapping lets `remote` start a session from outside.
+/// Whether the mapping of this outside endpoint lets `remote` start a session
+/// from outside.
 #[inline(always)]
-pub(super) fn admits<T: Tables>(outside: &EndpointKey, remote: Be32, tables: &T) -> bool {
-    let (Some(settings), Some(mapping)) = (tables.settings(), tables.mapping(outside)) else {
+pub(super) fn admits<T: Tables>(
+    mapping: &Mapping,
+    outside: &EndpointKey,
+    remote: Be32,
+    tables: &T,
+) -> bool {
+    let Some(settings) = tables.settings() else {
         return false;
     };
     if mapping.flags & mapping_flags::STATIC != 0 {

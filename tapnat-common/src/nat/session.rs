@@ -431,11 +431,13 @@ fn count<T: Tables>(key: &FlowKey, session: &Session, more: bool, tables: &T) {
     tables.count_on_guest(key.source, more);
     if session.flags & session_flags::UNMAPPED == 0 {
         let outside = EndpointKey::new(session.source, session.source_port, key.arrival.protocol());
-        // One that has changed hands since counts its new owner's only.
+        // One that has changed hands since counts its new owner's only. And a
+        // forward that the operator took away and made anew does not know of
+        // the sessions before.
         let inside = key.source_endpoint();
         if tables
             .mapping(&outside)
-            .is_some_and(|mapping| mapping.inside == inside)
+            .is_some_and(|mapping| mapping.inside == inside && (more || mapping.sessions != 0))
         {
             tables.count_on_mapping(&outside, more);
         }

@@ -77,16 +77,22 @@ fn from_inside<T: Tables>(
     // To a guest behind an outside endpoint (RFC 4787 REQ-9), or to the world.
     // An outside address without a mapping is the host's: it is its own, too.
     let mut destination = key.destination_endpoint();
-    let hairpin = settings.is_outside(packet.destination);
-    let route = if hairpin {
-        let Some(target) = live_mapping(&destination, tables) else {
-            return Err(Reason::ForTheHost);
-        };
-        destination = target.inside;
-        route_in(target, key.source, tables)
+    let has_static = settings.flags & setting_flags::STATIC_ADDRESSES != 0;
+    let is_pooled = settings.is_outside(packet.destination);
+    let target = if is_pooled || has_static {
+        target_of(&destination, settings, tables)
     } else {
-        tables.route_from(device, packet)
+        None
     };
+    let route = match target {
+        Some(target) => {
+            destination = inside_of(target, &destination);
+            route_in(target, key.source, tables)
+        }
+        None if is_pooled => return Err(Reason::ForTheHost),
+        None => tables.route_from(device, packet),
+    };
+    let hairpin = target.is_some();
     let is_uplink = || {
         tables
             .device(route.next_hop.device)
@@ -99,25 +105,42 @@ fn from_inside<T: Tables>(
     }
     may_start(packet, key, settings, tables)?;
     check_size(packet, Some(device), route.mtu, settings, plan)?;
-    let pool = mapping::outside_address(key.source, settings)?;
-    if hairpin && !filter::admits(&key.destination_endpoint(), pool.address, tables) {
+    let whole = if has_static {
+        tables.outside_of(&EndpointKey::whole(key.source))
+    } else {
+        None
+    };
+    let own_address = match whole {
+        Some(outside) => outside.address,
+        None => mapping::outside_address(key.source, settings)?.address,
+    };
+    if let Some(target) = target
+        && !filter::admits(target, &key.destination_endpoint(), own_address, tables)
+    {
         return Err(Reason::Filtered);
     }
-    let (flags, reason) = if hairpin {
+    let (mut flags, reason) = if hairpin {
         (session_flags::TO_INSIDE, Reason::HairpinStarted)
     } else {
         (0, Reason::SessionStarted)
     };
+    if whole.is_some() {
+        flags |= session_flags::UNMAPPED;
+    }
     let inside = key.source_endpoint();
     plan.opening = Opening {
         reason,
-        source: EndpointKey::new(pool.address, inside.port, inside.protocol),
+        source: EndpointKey::new(own_address, inside.port, inside.protocol),
         destination,
         flags,
         route,
         generation: settings.generation,
         ..Opening::default()
     };
+    if whole.is_some() {
+        // The address is this guest's alone.
+        return Ok(Next::Open);
+    }
     let Some(class) = Class::of(packet.protocol) else {
         // By address only: the twin's insert decides whether it is free.
         plan.opening.flags |= session_flags::UNMAPPED;
@@ -147,6 +170,33 @@ fn live_mapping<'a, T: Tables>(outside: &EndpointKey, tables: &'a T) -> Option<&
         None
     } else {
         Some(mapping)
+    }
+}
+
+/// The mapping that packets to an outside endpoint are for: of this endpoint, or
+/// of the whole address.
+#[inline(always)]
+fn target_of<'a, T: Tables>(
+    outside: &EndpointKey,
+    settings: &Settings,
+    tables: &'a T,
+) -> Option<&'a Mapping> {
+    let target = live_mapping(outside, tables);
+    if target.is_none() && settings.flags & setting_flags::STATIC_ADDRESSES != 0 {
+        return tables
+            .mapping(&EndpointKey::whole(outside.address))
+            .map(|mapping| &*mapping);
+    }
+    target
+}
+
+/// The inside endpoint that stands behind an outside one of this mapping.
+#[inline(always)]
+const fn inside_of(target: &Mapping, outside: &EndpointKey) -> EndpointKey {
+    if target.inside.is_whole() {
+        EndpointKey::new(target.inside.address, outside.port, outside.protocol)
+    } else {
+        target.inside
     }
 }
 
@@ -225,18 +275,24 @@ fn from_outside<T: Tables>(
     let destination = key.destination_endpoint();
     let remote = key.source_endpoint();
     let settings = tables.settings().ok_or(Reason::NoMapping)?;
-    let target = live_mapping(&destination, tables);
+    let target = target_of(&destination, settings, tables);
+    let is_whole = target.is_some_and(|target| target.inside.is_whole());
     let is_syn = packet.transport == Transport::Tcp
         && packet.segment.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
     if target.is_none() && !(is_syn && is_ours(&destination, settings, tables)) {
         return Err(Reason::NoMapping);
     }
-    if destination.protocol != protocol::ICMP && tables.host_socket(&destination, &remote) {
+    // The host has no part in an address that is a guest's alone.
+    if !is_whole
+        && destination.protocol != protocol::ICMP
+        && tables.host_socket(&destination, &remote)
+    {
         return Err(Reason::HostSocket);
     }
-    let Some(target) = target.filter(|_| filter::admits(&destination, remote.address, tables))
+    let Some(target) =
+        target.filter(|target| filter::admits(target, &destination, remote.address, tables))
     else {
-        if !is_syn {
+        if !is_syn || is_whole {
             return Err(Reason::Filtered);
         }
         let arrived = tables.now();
@@ -258,8 +314,12 @@ fn from_outside<T: Tables>(
     plan.opening = Opening {
         reason: Reason::SessionAdmitted,
         source: remote,
-        destination: target.inside,
-        flags: session_flags::TO_INSIDE,
+        destination: inside_of(target, &destination),
+        flags: if is_whole {
+            session_flags::TO_INSIDE | session_flags::UNMAPPED
+        } else {
+            session_flags::TO_INSIDE
+        },
         route,
         generation: settings.generation,
         ..Opening::default()

@@ -1,8 +1,17 @@
 //! Ports that programs of the host have sockets on, in the calling process's network namespace.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use anyhow::{Context as _, Result};
+use procfs::{
+    net::TcpState,
+    process::{FDTarget, all_processes},
+};
+
+use crate::forwards::Transport;
 
 /// The local ports of all TCP and UDP sockets of the host that the world can reach, whatever their
 /// state: a port in use must not be given to a guest, or the host's packets would go to the guest.
@@ -50,6 +59,91 @@ fn reachable(local: SocketAddr) -> Option<u16> {
     (!loopback && local.port() != 0).then(|| local.port())
 }
 
+/// A socket of the host that takes packets from anybody.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Listener {
+    protocol: Transport,
+    local: SocketAddr,
+    inode: u64,
+}
+
+impl Listener {
+    /// Whether it takes what comes to this port of this address.
+    #[must_use]
+    pub fn takes(&self, protocol: Transport, address: Ipv4Addr, port: u16) -> bool {
+        let local = self.local.ip().to_canonical();
+        self.protocol == protocol
+            && self.local.port() == port
+            && (local.is_unspecified() || local == IpAddr::V4(address))
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        let find = || {
+            for process in all_processes().ok()?.flatten() {
+                // A process may end, or be out of our reach, while we look.
+                let Ok(descriptors) = process.fd() else {
+                    continue;
+                };
+                let has_it = descriptors
+                    .flatten()
+                    .any(|descriptor| descriptor.target == FDTarget::Socket(self.inode));
+                if has_it {
+                    return Some((process.stat().ok()?.comm, process.pid()));
+                }
+            }
+            None
+        };
+        Owner(find())
+    }
+}
+
+/// The program behind a socket, if it can be told.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Owner(Option<(String, i32)>);
+
+impl fmt::Display for Owner {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some((name, process)) => write!(formatter, "{name} (process {process})"),
+            None => formatter.write_str("a program of the host"),
+        }
+    }
+}
+
+/// The sockets of the host that wait for anybody: listening TCP ones, and UDP ones without a peer.
+///
+/// # Errors
+///
+/// When `/proc/net` cannot be read.
+pub fn listeners() -> Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for table in [procfs::net::tcp(), procfs::net::tcp6()] {
+        for entry in present(table)? {
+            if entry.state == TcpState::Listen {
+                listeners.push(Listener {
+                    protocol: Transport::Tcp,
+                    local: entry.local_address,
+                    inode: entry.inode,
+                });
+            }
+        }
+    }
+    for table in [procfs::net::udp(), procfs::net::udp6()] {
+        for entry in present(table)? {
+            if entry.remote_address.port() == 0 {
+                listeners.push(Listener {
+                    protocol: Transport::Udp,
+                    local: entry.local_address,
+                    inode: entry.inode,
+                });
+            }
+        }
+    }
+    Ok(listeners)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};
@@ -69,6 +163,25 @@ mod tests {
             ports.contains(&socket.local_addr().unwrap().port()),
             "{ports:?}"
         );
+    }
+
+    #[test]
+    fn names_the_process_that_listens() {
+        let address = Ipv4Addr::new(192, 0, 2, 1);
+        let tcp = TcpListener::bind("0.0.0.0:0").unwrap();
+        let udp = UdpSocket::bind("[::]:0").unwrap();
+        let here = TcpListener::bind("127.0.0.1:0").unwrap();
+        let find = |protocol, local: SocketAddr| {
+            listeners()
+                .unwrap()
+                .into_iter()
+                .find(|it| it.takes(protocol, address, local.port()))
+        };
+        let found = find(Transport::Tcp, tcp.local_addr().unwrap()).unwrap();
+        let process = format!("(process {})", std::process::id());
+        assert!(found.owner().to_string().ends_with(&process));
+        assert!(find(Transport::Udp, udp.local_addr().unwrap()).is_some());
+        assert_eq!(find(Transport::Tcp, here.local_addr().unwrap()), None);
     }
 
     #[test]

@@ -1,0 +1,173 @@
+//! `tapnat forward`: ports of an outside address that lead to a guest.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use ipnet::Ipv4Net;
+
+use super::{
+    Format, Instance,
+    print::{Column, List},
+};
+use crate::{
+    config::parse_outside_address,
+    control::{self, Request},
+    daemon::warn,
+    forwards::{Forward, InsideEnd, Ports, Share, Transport, anywhere, parse_from},
+    statics::{self, Selector},
+    view::ForwardView,
+};
+
+const COLUMNS: [Column; 6] = [
+    Column::text("PROTOCOL", 8),
+    Column::text("OUTSIDE", 27),
+    Column::text("INSIDE", 27),
+    Column::text("FROM", 18),
+    Column::text("MADE BY", 7),
+    Column::number("SESSIONS", 8),
+];
+
+/// A forward works from the world, and from guests over the outside address. It does not work from
+/// the host itself, whose own packets never pass the datapath: there, use the guest's address.
+///
+/// It stays until it is removed or the instance is taken down; `tapnat run --config` has a place for
+/// those that are always to be there.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    instance: Instance,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Let connections to a port in
+    Add(Add),
+    /// Take forwards away; connections that came in through them go on
+    Remove(Remove),
+    /// Show the forwards
+    List(Show),
+}
+
+#[derive(Debug, Args)]
+struct Add {
+    /// tcp or udp
+    protocol: Transport,
+
+    /// The outside port, or a range of them: 8080, 8000-8010
+    #[arg(value_name = "PORT[-PORT]")]
+    outside: Ports,
+
+    /// The guest, and its ports unless they are the same: 10.0.0.10:80, 10.0.0.10:8000-8010,
+    /// 10.0.0.10
+    #[arg(value_name = "ADDRESS[:PORT[-PORT]]")]
+    inside: InsideEnd,
+
+    /// The network, or the one address, that may come in [default: everybody]
+    #[arg(long, value_name = "NETWORK", value_parser = parse_from)]
+    from: Option<Ipv4Net>,
+
+    /// The outside address that it is on [default: the first of the instance's, whichever that is
+    /// at the time]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_outside_address)]
+    outside_address: Option<Ipv4Addr>,
+}
+
+#[derive(Debug, Args)]
+struct Remove {
+    /// tcp or udp
+    protocol: Transport,
+
+    /// The outside port, or a range of them; may be a part of a range that was added
+    #[arg(value_name = "PORT[-PORT]")]
+    outside: Ports,
+
+    /// Only those on this outside address
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_outside_address)]
+    outside_address: Option<Ipv4Addr>,
+}
+
+/// The JSON is an array of objects: `protocol`, `outside` and `inside` (each the `address` and the
+/// first `port`), `ports` (how many there are), `from`, `made_by` (`config` or `command`),
+/// `address_given` (whether it was made for this outside address) and `sessions`.
+#[derive(Debug, Args)]
+struct Show {
+    #[command(flatten)]
+    format: Format,
+}
+
+impl Arguments {
+    pub async fn execute(self) -> Result<()> {
+        let instance = &self.instance;
+        match self.verb {
+            Verb::Add(arguments) => change(instance, &arguments.request()?).await,
+            Verb::Remove(arguments) => change(instance, &arguments.request()).await,
+            Verb::List(arguments) => arguments.execute(instance),
+        }
+    }
+}
+
+impl Add {
+    fn request(self) -> Result<Request> {
+        Forward::of_ports(
+            self.protocol,
+            self.outside,
+            self.inside,
+            self.from.unwrap_or_else(anywhere),
+            self.outside_address,
+        )
+        .map(Request::AddForward)
+    }
+}
+
+impl Remove {
+    fn request(self) -> Request {
+        Request::RemoveForward(Selector::Ports {
+            protocol: self.protocol,
+            ports: self.outside,
+            outside_address: self.outside_address,
+        })
+    }
+}
+
+impl Show {
+    fn execute(self, instance: &Instance) -> Result<()> {
+        let tables = instance.tables()?;
+        let mut list = List::begin(self.format.json, &COLUMNS)?;
+        for standing in statics::list(&tables)? {
+            if standing.forward.share != Share::Everything {
+                list.entry(&ForwardView::from(&standing), cells)?;
+            }
+        }
+        list.end()
+    }
+}
+
+fn cells(view: &ForwardView) -> Vec<String> {
+    let end = |address, port: u16| match u32::from(port) + view.ports - 1 {
+        last if last == u32::from(port) => format!("{address}:{port}"),
+        last => format!("{address}:{port}-{last}"),
+    };
+    vec![
+        view.protocol.clone(),
+        end(view.outside.address, view.outside.port),
+        end(view.inside.address, view.inside.port),
+        if view.from == anywhere() {
+            "anywhere".to_owned()
+        } else {
+            view.from.to_string()
+        },
+        view.made_by.to_owned(),
+        view.sessions.to_string(),
+    ]
+}
+
+/// Has the instance change something, and says what it says.
+pub(super) async fn change(instance: &Instance, request: &Request) -> Result<()> {
+    for note in control::ask(&instance.name, request, || instance.tables()).await? {
+        warn(&note);
+    }
+    Ok(())
+}

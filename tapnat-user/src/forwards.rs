@@ -1,0 +1,509 @@
+//! What the operator lets in from outside: port forwards, and whole outside addresses that stand
+//! for one guest (1:1). How they are written, which of them contradict each other, and how they are
+//! read back from static mappings. Pure; [`crate::statics`] puts them into the tables.
+
+use std::{fmt, net::Ipv4Addr, ops::RangeInclusive, str::FromStr};
+
+use anyhow::{Context as _, Error, Result, bail, ensure};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use tapnat_common::{
+    abi::{EndpointKey, Mapping, mapping_flags},
+    net::{Be16, Be32, protocol},
+};
+
+use crate::ports::parse_range;
+
+/// A transport protocol that has ports which can be forwarded.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    /// The IP protocol number.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => protocol::TCP,
+            Self::Udp => protocol::UDP,
+        }
+    }
+
+    fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp]
+            .into_iter()
+            .find(|transport| transport.number() == number)
+    }
+}
+
+impl FromStr for Transport {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "tcp" => Ok(Self::Tcp),
+            "udp" => Ok(Self::Udp),
+            _ => bail!("'{text}' is not a protocol with ports to forward: write tcp or udp"),
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// A run of neighbouring ports.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Ports {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl Ports {
+    /// How many there are.
+    #[must_use]
+    pub fn count(self) -> u32 {
+        u32::from(self.last) - u32::from(self.first) + 1
+    }
+
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    pub fn iter(self) -> RangeInclusive<u16> {
+        self.first..=self.last
+    }
+
+    fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl FromStr for Ports {
+    type Err = Error;
+
+    /// Reads a port, or `FIRST-LAST`.
+    fn from_str(text: &str) -> Result<Self> {
+        let range = parse_range(text)?;
+        ensure!(*range.start() != 0, "0 is no port that can be forwarded");
+        Ok(Self {
+            first: *range.start(),
+            last: *range.end(),
+        })
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(formatter, "{}", self.first)
+        } else {
+            write!(formatter, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+/// Where a forward leads: an inside address, and its ports unless they are the outside ones.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct InsideEnd {
+    pub address: Ipv4Addr,
+    pub ports: Option<Ports>,
+}
+
+impl FromStr for InsideEnd {
+    type Err = Error;
+
+    /// Reads `ADDRESS`, `ADDRESS:PORT` or `ADDRESS:FIRST-LAST`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (address, ports) = match text.split_once(':') {
+            None => (text, None),
+            Some((address, ports)) => (address, Some(ports.parse()?)),
+        };
+        let address = address
+            .parse()
+            .with_context(|| format!("'{text}' is not a guest's endpoint: write 10.0.0.10:80"))?;
+        Ok(Self { address, ports })
+    }
+}
+
+/// What of an outside address is a guest's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Share {
+    /// As many ports inside as outside, in the same order.
+    Ports {
+        protocol: Transport,
+        outside: Ports,
+        inside: Ports,
+    },
+    /// All of it, whatever the protocol.
+    Everything,
+}
+
+/// Something that the operator lets in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Forward {
+    /// None means the first of the instance's outside addresses, whichever that is at the time.
+    pub outside_address: Option<Ipv4Addr>,
+    pub inside_address: Ipv4Addr,
+    pub share: Share,
+    /// The network whose hosts may come in.
+    pub from: Ipv4Net,
+}
+
+/// The network of everybody.
+#[must_use]
+pub fn anywhere() -> Ipv4Net {
+    Ipv4Net::default()
+}
+
+/// Reads the network that may come in, or one address.
+///
+/// # Errors
+///
+/// When it is neither, or has bits beyond its prefix, which would say two things at once.
+pub fn parse_from(text: &str) -> Result<Ipv4Net> {
+    if let Ok(address) = text.parse::<Ipv4Addr>() {
+        return Ok(address.into());
+    }
+    let net = text.parse::<Ipv4Net>().with_context(|| {
+        format!("'{text}' is not an IPv4 network: write 192.0.2.0/24, or one address")
+    })?;
+    ensure!(
+        net.addr() == net.network(),
+        "{text} is an address within a network: write {} for the network, or {} for the host",
+        net.trunc(),
+        net.addr()
+    );
+    Ok(net)
+}
+
+impl Forward {
+    /// A forward of ports.
+    ///
+    /// # Errors
+    ///
+    /// When there are not as many ports inside as outside.
+    pub fn of_ports(
+        protocol: Transport,
+        outside: Ports,
+        inside: InsideEnd,
+        from: Ipv4Net,
+        outside_address: Option<Ipv4Addr>,
+    ) -> Result<Self> {
+        let inside_ports = inside.ports.unwrap_or(outside);
+        ensure!(
+            inside_ports.count() == outside.count(),
+            "{outside} are {} ports and {inside_ports} {}: write {}:{}-{}",
+            outside.count(),
+            inside_ports.count(),
+            inside.address,
+            inside_ports.first,
+            u32::from(inside_ports.first) + outside.count() - 1
+        );
+        Ok(Self {
+            outside_address,
+            inside_address: inside.address,
+            share: Share::Ports {
+                protocol,
+                outside,
+                inside: inside_ports,
+            },
+            from,
+        })
+    }
+
+    /// A whole outside address for one guest.
+    #[must_use]
+    pub fn of_address(outside: Ipv4Addr, inside: Ipv4Addr, from: Ipv4Net) -> Self {
+        Self {
+            outside_address: Some(outside),
+            inside_address: inside,
+            share: Share::Everything,
+            from,
+        }
+    }
+
+    /// The words with which `tapnat` would be asked for it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let at = |it: Option<Ipv4Addr>| it.map_or_else(String::new, |it| format!(" on {it}"));
+        match self.share {
+            Share::Ports {
+                protocol, outside, ..
+            } => format!("{protocol} {outside}{}", at(self.outside_address)),
+            Share::Everything => self
+                .outside_address
+                .map_or_else(String::new, |it| it.to_string()),
+        }
+    }
+
+    /// Whether both want the same of one outside address. `first` is the address that stands for
+    /// none.
+    #[must_use]
+    pub fn contradicts(&self, other: &Self, first: Option<Ipv4Addr>) -> bool {
+        if self.outside_address.or(first) != other.outside_address.or(first) {
+            return false;
+        }
+        match (self.share, other.share) {
+            (
+                Share::Ports {
+                    protocol, outside, ..
+                },
+                Share::Ports {
+                    protocol: other_protocol,
+                    outside: other_outside,
+                    ..
+                },
+            ) => protocol == other_protocol && outside.overlaps(other_outside),
+            _ => true,
+        }
+    }
+
+    /// The outside and inside endpoints of the static mappings that it takes, on this outside
+    /// address.
+    #[must_use]
+    pub fn endpoints(&self, outside_address: Ipv4Addr) -> Vec<(EndpointKey, EndpointKey)> {
+        let (outside_address, inside_address) =
+            (Be32::from(outside_address), Be32::from(self.inside_address));
+        match self.share {
+            Share::Everything => vec![(
+                EndpointKey::whole(outside_address),
+                EndpointKey::whole(inside_address),
+            )],
+            Share::Ports {
+                protocol,
+                outside,
+                inside,
+            } => outside
+                .iter()
+                .zip(inside.iter())
+                .map(|(outside, inside)| {
+                    let number = protocol.number();
+                    (
+                        EndpointKey::new(outside_address, Be16::new(outside), number),
+                        EndpointKey::new(inside_address, Be16::new(inside), number),
+                    )
+                })
+                .collect(),
+        }
+    }
+
+    /// One that is only this static mapping; `None` of a mapping that is not static.
+    #[must_use]
+    pub fn from_mapping(outside: &EndpointKey, mapping: &Mapping) -> Option<Self> {
+        if mapping.flags & mapping_flags::STATIC == 0 {
+            return None;
+        }
+        let share = if outside.is_whole() {
+            Share::Everything
+        } else {
+            let port = |it: Be16| Ports {
+                first: it.get(),
+                last: it.get(),
+            };
+            Share::Ports {
+                protocol: Transport::from_number(outside.protocol)?,
+                outside: port(outside.port),
+                inside: port(mapping.inside.port),
+            }
+        };
+        let moves = mapping.flags & mapping_flags::MOVES != 0;
+        Some(Self {
+            outside_address: (!moves).then(|| outside.address.into()),
+            inside_address: mapping.inside.address.into(),
+            share,
+            from: Ipv4Net::new(mapping.allowed.into(), mapping.allowed_length).ok()?,
+        })
+    }
+
+    /// Takes the next one in, if together they are one range.
+    #[must_use]
+    fn joined(&self, next: &Self) -> Option<Self> {
+        let alike = Self {
+            share: self.share,
+            ..*next
+        };
+        let (
+            Share::Ports {
+                protocol,
+                outside,
+                inside,
+            },
+            Share::Ports {
+                protocol: next_protocol,
+                outside: next_outside,
+                inside: next_inside,
+            },
+        ) = (self.share, next.share)
+        else {
+            return None;
+        };
+        let follows = |one: Ports, other: Ports| one.last.checked_add(1) == Some(other.first);
+        (alike == *self
+            && protocol == next_protocol
+            && follows(outside, next_outside)
+            && follows(inside, next_inside))
+        .then_some(Self {
+            share: Share::Ports {
+                protocol,
+                outside: Ports {
+                    last: next_outside.last,
+                    ..outside
+                },
+                inside: Ports {
+                    last: next_inside.last,
+                    ..inside
+                },
+            },
+            ..*self
+        })
+    }
+}
+
+/// A forward as it stands in the tables.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Standing {
+    pub forward: Forward,
+    /// Where it is now, also if the operator named no address.
+    pub outside_address: Ipv4Addr,
+    /// The configuration file asks for it.
+    pub configured: bool,
+    /// Sessions that stand on it; those of a whole address are not counted.
+    pub sessions: u32,
+}
+
+/// The forwards that these static mappings stand for, neighbouring ports put together.
+#[must_use]
+pub fn standing(mappings: &[(EndpointKey, Mapping)]) -> Vec<Standing> {
+    let mut sorted: Vec<_> = mappings.iter().collect();
+    sorted
+        .sort_by_key(|(outside, _)| (outside.address.get(), outside.protocol, outside.port.get()));
+    let mut list: Vec<Standing> = Vec::new();
+    for (outside, mapping) in sorted {
+        let Some(forward) = Forward::from_mapping(outside, mapping) else {
+            continue;
+        };
+        let next = Standing {
+            forward,
+            outside_address: outside.address.into(),
+            configured: mapping.flags & mapping_flags::CONFIGURED != 0,
+            sessions: mapping.sessions,
+        };
+        let joined = list.last_mut().and_then(|last| {
+            let alike =
+                last.outside_address == next.outside_address && last.configured == next.configured;
+            let forward = last.forward.joined(&next.forward).filter(|_| alike)?;
+            Some((last, forward))
+        });
+        if let Some((last, forward)) = joined {
+            last.forward = forward;
+            last.sessions = last.sessions.saturating_add(next.sessions);
+        } else {
+            list.push(next);
+        }
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forward(outside: &str, inside: &str) -> Result<Forward> {
+        Forward::of_ports(
+            Transport::Tcp,
+            outside.parse()?,
+            inside.parse()?,
+            anywhere(),
+            None,
+        )
+    }
+
+    #[test]
+    fn reads_ports_and_ranges() {
+        let one = forward("8080", "10.0.0.10:80").unwrap();
+        assert_eq!(one.name(), "tcp 8080");
+        let same = forward("8000-8010", "10.0.0.10").unwrap();
+        let Share::Ports {
+            outside, inside, ..
+        } = same.share
+        else {
+            panic!("{same:?}");
+        };
+        assert_eq!((outside, inside.count()), (inside, 11));
+        assert_eq!(same.endpoints(Ipv4Addr::new(192, 0, 2, 1)).len(), 11);
+    }
+
+    #[test]
+    fn says_what_to_write_instead() {
+        for (outside, inside, hint) in [
+            ("8000-8010", "10.0.0.10:80", "10.0.0.10:80-90"),
+            ("8080", "10.0.0.10:80-81", "10.0.0.10:80-80"),
+            ("8080", "web", "10.0.0.10:80"),
+            ("8080", "10.0.0.10:http", "0 to 65535"),
+            ("9-5", "10.0.0.10", "write 5-9"),
+            ("0", "10.0.0.10", "no port"),
+        ] {
+            let error = format!("{:#}", forward(outside, inside).unwrap_err());
+            assert!(error.contains(hint), "{error}");
+        }
+        assert!(parse_from("192.0.2.1/24").is_err());
+        assert_eq!(parse_from("192.0.2.1").unwrap().prefix_len(), 32);
+        assert!("sctp".parse::<Transport>().is_err());
+    }
+
+    #[test]
+    fn two_on_one_port_contradict_each_other() {
+        let first = Ipv4Addr::new(192, 0, 2, 1);
+        let one = forward("8000-8010", "10.0.0.10").unwrap();
+        let mut other = forward("8010", "10.0.0.11:80").unwrap();
+        assert!(one.contradicts(&other, None));
+        other.outside_address = Some(first);
+        assert!(one.contradicts(&other, Some(first)));
+        assert!(!one.contradicts(&other, None));
+        other = forward("8011", "10.0.0.11:80").unwrap();
+        assert!(!one.contradicts(&other, None));
+        let whole = Forward::of_address(first, Ipv4Addr::new(10, 0, 0, 12), anywhere());
+        assert!(whole.contradicts(&one, Some(first)));
+    }
+
+    #[test]
+    fn a_range_is_read_back_as_one() {
+        let outside = Ipv4Addr::new(192, 0, 2, 1);
+        let mut mappings = Vec::new();
+        for forward in [
+            forward("8000-8010", "10.0.0.10:9000-9010").unwrap(),
+            forward("8011", "10.0.0.10:80").unwrap(),
+            Forward::of_address(outside, Ipv4Addr::new(10, 0, 0, 12), anywhere()),
+        ] {
+            for (key, inside) in forward.endpoints(outside) {
+                mappings.push((
+                    key,
+                    Mapping {
+                        inside,
+                        sessions: 1,
+                        flags: mapping_flags::STATIC,
+                        ..Mapping::default()
+                    },
+                ));
+            }
+        }
+        mappings.reverse();
+        let list = standing(&mappings);
+        assert_eq!(list.len(), 3);
+        assert_eq!(list[0].forward.share, Share::Everything);
+        assert_eq!(list[1].forward.name(), "tcp 8000-8010 on 192.0.2.1");
+        assert_eq!(list[1].sessions, 11);
+        assert_eq!(list[2].forward.name(), "tcp 8011 on 192.0.2.1");
+    }
+}
