@@ -1,0 +1,442 @@
+//! Port forwards and 1:1 addresses: they let the world and other guests in to a
+//! guest, stay while processes come and go, and refuse what contradicts them.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    thread,
+    time::{Duration, Instant as Clock},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tapnat_testbed::{
+    Namespace,
+    topology::{Guest, HOST_ADDRESS, Inside, Topology, WORLD_ADDRESSES},
+    traffic::{
+        TcpReflector, TcpSession, UdpReflector, connect, reflect_udp, tcp_listener, udp_socket,
+    },
+};
+use tapnat_tests::instance::{Instance, PATIENCE};
+
+/// Long enough for a connection that works, short for one that does not.
+const SHORT: Duration = Duration::from_millis(700);
+/// An address that the world has a route to, over the host.
+const ANOTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+
+struct Bed {
+    // The instance goes before its host.
+    instance: Instance,
+    world: Topology,
+}
+
+impl Bed {
+    fn new() -> Result<Self> {
+        let world = Topology::builder().inside(Inside::Veth).guests(2).build()?;
+        Ok(Self {
+            instance: Instance::new(&world.host),
+            world,
+        })
+    }
+
+    fn guest(&self, number: usize) -> Result<&Guest> {
+        self.world.guests.get(number).context("no such guest")
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let insides = self.world.guests.iter().map(Guest::inside);
+        insides.flat_map(|it| ["--inside".to_owned(), it]).collect()
+    }
+
+    fn start(&self) -> Result<tapnat_testbed::process::Process> {
+        let arguments = self.arguments();
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        self.instance.start(&arguments)
+    }
+
+    fn forward(&self, line: &str) -> Result<String> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        self.instance.ask("forward", &words)
+    }
+
+    /// What a command says that must fail.
+    fn refusal(&self, verb: &str, line: &str) -> Result<String> {
+        let output = self
+            .instance
+            .command(verb)?
+            .args(line.split_whitespace())
+            .output()?;
+        ensure!(
+            output.status.code() == Some(1) && output.stderr.lines().count() == 1,
+            "{verb} {line}: {output:?}"
+        );
+        Ok(output.stderr)
+    }
+
+    fn json(&self, verb: &str) -> Result<serde_json::Value> {
+        let text = self.instance.ask(verb, &["list", "--json"])?;
+        serde_json::from_str(&text).with_context(|| text.clone())
+    }
+}
+
+fn outside(port: u16) -> SocketAddr {
+    SocketAddr::new(HOST_ADDRESS.into(), port)
+}
+
+fn server(guest: &Guest, port: u16) -> SocketAddr {
+    SocketAddr::new(guest.address.into(), port)
+}
+
+fn is_refused(namespace: &Namespace, remote: SocketAddr) -> bool {
+    connect(namespace, None, remote, SHORT).is_err()
+}
+
+#[test]
+fn the_world_and_other_guests_come_in() -> Result<()> {
+    let bed = Bed::new()?;
+    let _process = bed.start()?;
+    let (guest, other) = (bed.guest(0)?, bed.guest(1)?);
+    let tcp = TcpReflector::start(&guest.namespace, server(guest, 80))?;
+    let udp = UdpReflector::start(&guest.namespace, server(guest, 53))?;
+    bed.forward("add tcp 8080 10.0.0.10:80")?;
+    bed.forward("add udp 5353 10.0.0.10:53")?;
+    // One of the ports that the host keeps for itself, and one below 1024.
+    bed.forward("add tcp 33000 10.0.0.10:80")?;
+    bed.forward("add tcp 81 10.0.0.10:80")?;
+
+    for port in [8080, 33000, 81] {
+        let mut session = TcpSession::open(&bed.world.world, None, outside(port))?;
+        // The guest sees who it really is.
+        ensure!(session.seen() == session.stream().local_addr()?, "{port}");
+        session.exchange(&vec![7; 100_000])?;
+        // RFC 5382 REQ-8: over the other guest's outside endpoint.
+        let mut session = TcpSession::open(&other.namespace, None, outside(port))?;
+        ensure!(
+            session.seen().ip() == IpAddr::V4(HOST_ADDRESS),
+            "{}",
+            session.seen()
+        );
+        session.exchange(&vec![8; 100_000])?;
+        // Its own, too.
+        let mut session = TcpSession::open(&guest.namespace, None, outside(port))?;
+        session.exchange(b"myself")?;
+    }
+    let socket = udp_socket(&bed.world.world, (WORLD_ADDRESSES[1], 4000).into())?;
+    let seen = reflect_udp(&socket, outside(5353), b"hello")?;
+    ensure!(seen == socket.local_addr()?, "{seen}");
+    let socket = udp_socket(&other.namespace, (other.address, 4000).into())?;
+    let seen = reflect_udp(&socket, outside(5353), b"hello")?;
+    ensure!(seen.ip() == IpAddr::V4(HOST_ADDRESS), "{seen}");
+    // What the guest sends from the forwarded port has the forwarded address.
+    drop(udp);
+    let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+    let socket = udp_socket(&guest.namespace, server(guest, 53))?;
+    let seen = reflect_udp(&socket, mirror.address(), b"out")?;
+    ensure!(seen == outside(5353), "{seen}");
+
+    let list = bed.json("forward")?;
+    let entries = list.as_array().context("not an array")?;
+    ensure!(entries.len() == 4, "{list}");
+    let web = entries
+        .iter()
+        .find(|entry| entry["outside"]["port"] == 8080)
+        .context("not listed")?;
+    ensure!(web["protocol"] == "tcp", "{web}");
+    ensure!(
+        web["outside"] == json!({"address": HOST_ADDRESS, "port": 8080}),
+        "{web}"
+    );
+    ensure!(
+        web["inside"] == json!({"address": guest.address, "port": 80}),
+        "{web}"
+    );
+    ensure!(web["from"] == "0.0.0.0/0" && web["ports"] == 1, "{web}");
+    ensure!(web["made_by"] == "command", "{web}");
+    let mappings = bed.instance.ask_json("mappings")?;
+    ensure!(
+        mappings.to_string().contains("\"static\""),
+        "not among the mappings: {mappings}"
+    );
+    drop(tcp);
+    Ok(())
+}
+
+#[test]
+fn a_range_of_ports_and_a_part_of_it() -> Result<()> {
+    let bed = Bed::new()?;
+    let _process = bed.start()?;
+    let guest = bed.guest(0)?;
+    let servers =
+        [9000, 9005, 9010].map(|port| TcpReflector::start(&guest.namespace, server(guest, port)));
+    let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
+    bed.forward("add tcp 8000-8010 10.0.0.10:9000-9010")?;
+    for port in [8000, 8005, 8010] {
+        TcpSession::open(&bed.world.world, None, outside(port))?.exchange(b"x")?;
+    }
+    let list = bed.json("forward")?;
+    ensure!(
+        list[0]["ports"] == 11 && list[0]["inside"]["port"] == 9000,
+        "{list}"
+    );
+    ensure!(list.as_array().is_some_and(|it| it.len() == 1), "{list}");
+    let table = bed.forward("list")?;
+    ensure!(table.contains("198.51.100.2:8000-8010"), "{table}");
+    bed.forward("remove tcp 8004-8006")?;
+    let list = bed.json("forward")?;
+    ensure!(list.as_array().is_some_and(|it| it.len() == 2), "{list}");
+    ensure!(is_refused(&bed.world.world, outside(8005)), "8005 is open");
+    TcpSession::open(&bed.world.world, None, outside(8010))?.exchange(b"x")?;
+    drop(servers);
+    Ok(())
+}
+
+#[test]
+fn only_those_whom_it_is_for_come_in() -> Result<()> {
+    let bed = Bed::new()?;
+    let _process = bed.start()?;
+    let guest = bed.guest(0)?;
+    let web = TcpReflector::start(&guest.namespace, server(guest, 80))?;
+    let udp = UdpReflector::start(&guest.namespace, server(guest, 53))?;
+    let [welcome, stranger] = WORLD_ADDRESSES;
+    bed.forward(&format!("add tcp 8080 10.0.0.10:80 --from {welcome}"))?;
+    bed.forward(&format!("add udp 53 10.0.0.10 --from {welcome}/32"))?;
+    let from = |address: Ipv4Addr| Some(SocketAddr::new(address.into(), 0));
+    TcpSession::open(&bed.world.world, from(welcome), outside(8080))?;
+    ensure!(
+        connect(&bed.world.world, from(stranger), outside(8080), SHORT).is_err(),
+        "a stranger came in"
+    );
+    let socket = udp_socket(&bed.world.world, (welcome, 0).into())?;
+    reflect_udp(&socket, outside(53), b"x")?;
+    let socket = udp_socket(&bed.world.world, (stranger, 0).into())?;
+    socket.set_read_timeout(Some(SHORT))?;
+    ensure!(
+        reflect_udp(&socket, outside(53), b"x").is_err(),
+        "a stranger came in"
+    );
+    ensure!(udp.received().len() == 1, "{:?}", udp.received());
+    ensure!(web.peers().len() == 1, "{:?}", web.peers());
+    Ok(())
+}
+
+#[test]
+fn they_stay_while_processes_come_and_go() -> Result<()> {
+    let bed = Bed::new()?;
+    let mut process = bed.start()?;
+    let guest = bed.guest(0)?;
+    let _web = TcpReflector::start(&guest.namespace, server(guest, 80))?;
+    bed.forward("add tcp 8080 10.0.0.10:80")?;
+    let mut session = TcpSession::open(&bed.world.world, None, outside(8080))?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    session.exchange(b"without a process")?;
+    // Commands work without a process, too.
+    bed.forward("add tcp 8081 10.0.0.10:80")?;
+    for port in [8080, 8081] {
+        TcpSession::open(&bed.world.world, None, outside(port))?.exchange(b"x")?;
+    }
+    let mut process = bed.start()?;
+    session.exchange(b"with another process")?;
+    for port in [8080, 8081] {
+        TcpSession::open(&bed.world.world, None, outside(port))?.exchange(b"x")?;
+    }
+    // A connection outlives the forward that it came in by.
+    bed.forward("remove tcp 8080")?;
+    ensure!(is_refused(&bed.world.world, outside(8080)), "8080 is open");
+    session.exchange(b"goes on")?;
+    // And the port can be another guest's at once.
+    let other = bed.guest(1)?;
+    let _other_web = TcpReflector::start(&other.namespace, server(other, 80))?;
+    bed.forward("add tcp 8080 10.0.1.10:80")?;
+    TcpSession::open(&bed.world.world, None, outside(8080))?.exchange(b"x")?;
+    session.exchange(b"still goes on")?;
+    drop(session);
+    ensure!(
+        process.terminate(PATIENCE)?.success(),
+        "{}",
+        process.stderr()
+    );
+    ensure!(!bed.instance.run_directory().exists(), "something is left");
+    Ok(())
+}
+
+#[test]
+fn they_move_with_the_uplinks_address() -> Result<()> {
+    let bed = Bed::new()?;
+    let process = bed.start()?;
+    let guest = bed.guest(0)?;
+    let _web = TcpReflector::start(&guest.namespace, server(guest, 80))?;
+    bed.forward("add tcp 8080 10.0.0.10:80")?;
+    let host = &bed.world.host;
+    host.ip("address flush dev uplink0")?;
+    host.ip(&format!("address add {ANOTHER}/24 dev uplink0"))?;
+    host.ip("route add default via 198.51.100.1 dev uplink0")?;
+    let start = Clock::now();
+    while bed.json("forward")?[0]["outside"]["address"] != json!(ANOTHER) {
+        ensure!(start.elapsed() < PATIENCE, "{}", process.stderr());
+        thread::sleep(Duration::from_millis(20));
+    }
+    TcpSession::open(&bed.world.world, None, (ANOTHER, 8080).into())?.exchange(b"x")?;
+    Ok(())
+}
+
+#[test]
+fn what_contradicts_is_refused_and_changes_nothing() -> Result<()> {
+    let bed = Bed::new()?;
+    let _process = bed.start()?;
+    let (guest, other) = (bed.guest(0)?, bed.guest(1)?);
+    bed.forward("add tcp 8080 10.0.0.10:80")?;
+    // Saying it twice is no contradiction.
+    let again = bed.instance.command("forward")?;
+    let again = again
+        .args(["add", "tcp", "8080", "10.0.0.10:80"])
+        .output()?;
+    ensure!(
+        again.status.success() && again.stderr.contains("there already"),
+        "{again:?}"
+    );
+    let before = bed.json("forward")?;
+    let refused = |verb: &str, line: &str, words: &[&str]| {
+        let said = bed.refusal(verb, line)?;
+        for word in words {
+            ensure!(said.contains(word), "{verb} {line}: no '{word}' in: {said}");
+        }
+        Ok(())
+    };
+
+    let line = "add tcp 8080 10.0.1.10:80";
+    refused("forward", line, &["8080", "leads to 10.0.0.10 already"])?;
+    refused("forward", "add tcp 8070-8090 10.0.1.10", &["port 8080"])?;
+    refused(
+        "forward",
+        "add tcp 8081 10.9.9.9:80",
+        &["no inside network", "10.0.0.0/24", "10.0.1.0/24"],
+    )?;
+    refused("forward", "add tcp 8081 10.0.0.1:80", &["the host's own"])?;
+    refused("forward", "add tcp 8081 10.0.0.255:80", &["no guest"])?;
+    refused(
+        "forward",
+        "add tcp 8000-8010 10.0.0.10:80",
+        &["10.0.0.10:80-90"],
+    )?;
+    refused("forward", "remove tcp 9999", &["there is tcp 8080"])?;
+    let line = format!("add {HOST_ADDRESS} 10.0.0.10");
+    refused("static", &line, &["all guests", "another address"])?;
+
+    // The host's own programs are named.
+    let _tcp = tcp_listener(&bed.world.host, (Ipv4Addr::UNSPECIFIED, 8088).into())?;
+    let _udp = udp_socket(&bed.world.host, (HOST_ADDRESS, 8088).into())?;
+    let process = format!("(process {})", std::process::id());
+    refused("forward", "add tcp 8080-8100 10.0.1.10", &["port 8080"])?;
+    refused(
+        "forward",
+        "add tcp 8081-8100 10.0.1.10",
+        &["8088", &process],
+    )?;
+    refused("forward", "add udp 8088 10.0.1.10", &["8088", &process])?;
+
+    // A guest that has the port at this time, too.
+    let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+    let socket = udp_socket(&guest.namespace, server(guest, 7000))?;
+    ensure!(
+        reflect_udp(&socket, mirror.address(), b"x")? == outside(7000),
+        "the guest got another port"
+    );
+    refused("forward", "add udp 7000 10.0.1.10", &["10.0.0.10"])?;
+    ensure!(bed.json("forward")? == before, "something was changed");
+    // But to that guest it can lead, and then stays.
+    bed.forward("add udp 7000 10.0.0.10")?;
+    ensure!(
+        reflect_udp(&socket, mirror.address(), b"x")? == outside(7000),
+        "the guest lost its port"
+    );
+    let stranger = udp_socket(&other.namespace, server(other, 0))?;
+    stranger.send_to(b"knock", outside(7000))?;
+    let mut buffer = [0; 16];
+    let (length, _) = socket.recv_from(&mut buffer)?;
+    ensure!(&buffer[..length] == b"knock", "something else came");
+    Ok(())
+}
+
+#[test]
+fn guests_never_get_a_forwarded_port() -> Result<()> {
+    let bed = Bed::new()?;
+    let _process = bed.start()?;
+    let other = bed.guest(1)?;
+    bed.forward("add udp 7000 10.0.0.10")?;
+    let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+    let socket = udp_socket(&other.namespace, server(other, 7000))?;
+    let seen = reflect_udp(&socket, mirror.address(), b"x")?;
+    ensure!(seen != outside(7000), "it was handed out");
+    Ok(())
+}
+
+#[test]
+fn an_address_of_ones_own() -> Result<()> {
+    let bed = Bed::new()?;
+    let mut process = bed.start()?;
+    let (guest, other) = (bed.guest(0)?, bed.guest(1)?);
+    bed.world
+        .host
+        .ip(&format!("address add {ANOTHER}/32 dev uplink0"))?;
+    // A program of the host that would take what is not the guest's.
+    let _host = tcp_listener(&bed.world.host, (Ipv4Addr::UNSPECIFIED, 80).into())?;
+    let own = ANOTHER.to_string();
+    bed.instance.ask("static", &["add", &own, "10.0.0.10"])?;
+
+    let check = || -> Result<()> {
+        let web = TcpReflector::start(&guest.namespace, server(guest, 80))?;
+        let udp = UdpReflector::start(&guest.namespace, server(guest, 53))?;
+        let mut session = TcpSession::open(&bed.world.world, None, (ANOTHER, 80).into())?;
+        ensure!(session.seen() == session.stream().local_addr()?, "TCP in");
+        session.exchange(&vec![1; 100_000])?;
+        let socket = udp_socket(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+        reflect_udp(&socket, (ANOTHER, 53).into(), b"x")?;
+        bed.world.world.exec(&format!("ping -c 1 -W 5 {ANOTHER}"))?;
+        // Another guest comes in, too, with the address that it has outside.
+        let mut session = TcpSession::open(&other.namespace, None, (ANOTHER, 80).into())?;
+        ensure!(session.seen().ip() == HOST_ADDRESS, "{}", session.seen());
+        session.exchange(&vec![2; 100_000])?;
+        drop((web, udp));
+        // Outwards it keeps its ports, and pings with its own address.
+        let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+        let socket = udp_socket(&guest.namespace, server(guest, 0))?;
+        let seen = reflect_udp(&socket, mirror.address(), b"x")?;
+        ensure!(
+            seen == (ANOTHER, socket.local_addr()?.port()).into(),
+            "UDP out: {seen}"
+        );
+        let mirror = TcpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+        let session = TcpSession::open(&guest.namespace, None, mirror.address())?;
+        ensure!(session.seen().ip() == ANOTHER, "{}", session.seen());
+        guest
+            .namespace
+            .exec(&format!("ping -c 1 -W 5 {}", WORLD_ADDRESSES[0]))?;
+        // The others go on as before.
+        let session = TcpSession::open(&other.namespace, None, mirror.address())?;
+        ensure!(session.seen().ip() == HOST_ADDRESS, "{}", session.seen());
+        Ok(())
+    };
+    check()?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    check().context("without a process")?;
+    let _process = bed.start()?;
+    check().context("with another process")?;
+
+    let list = bed.json("static")?;
+    ensure!(
+        list == json!([{
+            "outside": ANOTHER, "inside": guest.address, "from": "0.0.0.0/0", "made_by": "command",
+        }]),
+        "{list}"
+    );
+    let line = format!("add tcp 8080 10.0.1.10:80 --outside-address {own}");
+    let said = bed.refusal("forward", &line)?;
+    ensure!(said.contains("one guest's alone"), "{said}");
+    bed.instance.ask("static", &["remove", &own])?;
+    let mirror = TcpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+    let session = TcpSession::open(&guest.namespace, None, mirror.address())?;
+    ensure!(session.seen().ip() == HOST_ADDRESS, "{}", session.seen());
+    Ok(())
+}
