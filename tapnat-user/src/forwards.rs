@@ -79,6 +79,7 @@ impl Ports {
         (self.first..=self.last).contains(&port)
     }
 
+    #[must_use]
     pub fn iter(self) -> RangeInclusive<u16> {
         self.first..=self.last
     }

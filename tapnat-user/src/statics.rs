@@ -149,7 +149,7 @@ pub enum Selector {
 }
 
 impl Selector {
-    fn selects(&self, outside: &EndpointKey) -> bool {
+    fn selects(&self, outside: EndpointKey) -> bool {
         let address = Ipv4Addr::from(outside.address);
         match *self {
             Self::Address(wanted) => outside.is_whole() && wanted == address,
@@ -198,7 +198,7 @@ pub fn remove(tables: &mut PinnedTables, selector: &Selector) -> Result<()> {
     let remove: Vec<_> = there
         .iter()
         .map(|(outside, _)| *outside)
-        .filter(|outside| selector.selects(outside))
+        .filter(|outside| selector.selects(*outside))
         .collect();
     if remove.is_empty() {
         let names: Vec<_> = standing(&there)
@@ -256,7 +256,7 @@ fn plan(
         }
         let entries = ground.entries(forward, configured)?;
         if let Some((outside, _)) = entries.first() {
-            check_address(there, outside, replaced)?;
+            check_address(there, *outside, replaced)?;
         }
         for (outside, mut mapping) in entries {
             let current = tables.mapping(&outside)?;
@@ -275,7 +275,7 @@ fn plan(
                 ensure!(
                     replaced(old),
                     "{} leads to {} already: take that away first, or choose another port",
-                    describe(&outside),
+                    describe(outside),
                     Ipv4Addr::from(old.inside.address)
                 );
                 kept.insert(outside);
@@ -289,7 +289,7 @@ fn plan(
                     bail!(
                         "{} is in use: the guest {} sends from it for another {}s at least; choose \
                          another port, or wait",
-                        describe(&outside),
+                        describe(outside),
                         view.inside.address,
                         view.expires_in_seconds.unwrap_or_default()
                     );
@@ -307,7 +307,7 @@ fn plan(
                 {
                     bail!(
                         "{} is in use: {} listens there; stop it, or choose another port",
-                        describe(&outside),
+                        describe(outside),
                         taker.owner()
                     );
                 }
@@ -328,7 +328,7 @@ fn plan(
 /// Refuses a whole address of which ports are forwarded, and the other way round.
 fn check_address(
     there: &[(EndpointKey, Mapping)],
-    outside: &EndpointKey,
+    outside: EndpointKey,
     replaced: impl Fn(&Mapping) -> bool,
 ) -> Result<()> {
     let other = there.iter().find(|(other, mapping)| {
@@ -341,7 +341,7 @@ fn check_address(
         Some((other, mapping)) => bail!(
             "{} leads to {} already: an address is either one guest's alone, or has forwards of \
              single ports",
-            describe(other),
+            describe(*other),
             Ipv4Addr::from(mapping.inside.address)
         ),
     }
@@ -353,7 +353,7 @@ fn same(one: &Mapping, other: &Mapping) -> bool {
     meaning(one) == meaning(other)
 }
 
-fn describe(outside: &EndpointKey) -> String {
+fn describe(outside: EndpointKey) -> String {
     let address = Ipv4Addr::from(outside.address);
     let protocol = crate::view::protocol_label(outside.protocol);
     if outside.is_whole() {
@@ -379,7 +379,7 @@ pub fn apply(tables: &mut PinnedTables, change: &Change) -> Result<()> {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(anyhow::anyhow!(
                     "{} was taken by a guest just now: try again, or choose another port",
-                    describe(outside)
+                    describe(*outside)
                 )),
                 Err(error) => Err(error),
             }
@@ -453,8 +453,8 @@ pub fn follow(tables: &mut PinnedTables) -> Result<Vec<String>> {
             if !tables.insert_mapping(&right, &moved)? {
                 notes.push(format!(
                     "the forward of {} to {inside} is gone: {} is in use",
-                    describe(&outside),
-                    describe(&right)
+                    describe(outside),
+                    describe(right)
                 ));
             }
         }

@@ -39,7 +39,7 @@ impl PinnedTables {
     ///
     /// When the kernel refuses.
     pub fn mapping(&self, outside: &EndpointKey) -> Result<Option<Mapping>> {
-        get(&self.mappings, outside)
+        get(&self.mappings, *outside)
     }
 
     /// Adds a mapping, with the way from its inside endpoint unless that has one. `false` when the
@@ -49,10 +49,10 @@ impl PinnedTables {
     ///
     /// When the table is full, or the kernel refuses.
     pub fn insert_mapping(&mut self, outside: &EndpointKey, mapping: &Mapping) -> Result<bool> {
-        let inserted = insert_new(&mut self.mappings, outside, mapping)
+        let inserted = insert_new(&mut self.mappings, *outside, mapping)
             .context("no room for another mapping: raise --max-sessions")?;
         if inserted {
-            insert_new(&mut self.inside, &mapping.inside, outside)
+            insert_new(&mut self.inside, mapping.inside, outside)
                 .context("no room for another mapping: raise --max-sessions")?;
         }
         Ok(inserted)
@@ -67,12 +67,12 @@ impl PinnedTables {
         if let Some(before) = self.mapping(outside)?
             && before.inside != mapping.inside
         {
-            self.remove_way_out(&before.inside, outside)?;
+            self.remove_way_out(before.inside, *outside)?;
         }
         self.mappings
             .insert(outside, mapping, ANY)
             .context("cannot write the table of mappings")?;
-        insert_new(&mut self.inside, &mapping.inside, outside)
+        insert_new(&mut self.inside, mapping.inside, outside)
             .context("cannot write the table of mappings")?;
         Ok(())
     }
@@ -87,22 +87,22 @@ impl PinnedTables {
             return Ok(());
         };
         // First the one by which the datapath would find it from inside.
-        self.remove_way_out(&mapping.inside, outside)?;
+        self.remove_way_out(mapping.inside, *outside)?;
         gone_is_fine(self.mappings.remove(outside)).context("cannot write the table of mappings")
     }
 
     /// An inside endpoint may be behind several outside ones; only one of them is its way out.
-    fn remove_way_out(&mut self, inside: &EndpointKey, outside: &EndpointKey) -> Result<()> {
-        if get(&self.inside, inside)? == Some(*outside) {
-            gone_is_fine(self.inside.remove(inside))
+    fn remove_way_out(&mut self, inside: EndpointKey, outside: EndpointKey) -> Result<()> {
+        if get(&self.inside, inside)? == Some(outside) {
+            gone_is_fine(self.inside.remove(&inside))
                 .context("cannot write the table of mappings")?;
         }
         Ok(())
     }
 }
 
-fn get<V: Pod>(map: &HashMap<MapData, EndpointKey, V>, key: &EndpointKey) -> Result<Option<V>> {
-    match map.get(key, 0) {
+fn get<V: Pod>(map: &HashMap<MapData, EndpointKey, V>, key: EndpointKey) -> Result<Option<V>> {
+    match map.get(&key, 0) {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(error).context("cannot read the table of mappings"),
@@ -112,7 +112,7 @@ fn get<V: Pod>(map: &HashMap<MapData, EndpointKey, V>, key: &EndpointKey) -> Res
 /// `false` when the key was there.
 fn insert_new<V: Pod>(
     map: &mut HashMap<MapData, EndpointKey, V>,
-    key: &EndpointKey,
+    key: EndpointKey,
     value: &V,
 ) -> Result<bool, MapError> {
     match map.insert(key, value, ONLY_NEW) {
