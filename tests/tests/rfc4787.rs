@@ -522,6 +522,27 @@ fn check_fragmented(arrived: &Whole, expected: &Builder) -> Result<()> {
     Ok(())
 }
 
+/// REQ-13a: a packet without DF that does not fit is fragmented, and the
+/// fragments are sent in order.
+#[test]
+fn req_13a_too_big_without_df_is_fragmented() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Veth).uplink_mtu(1400);
+    let world = World::start(builder, &[])?;
+    let wires = Wires::open(&world)?;
+    for length in [1401, 1402, 1403, 1407, 1500] {
+        for port in [40_000, 40_001] {
+            wires.guests[0].send(&datagram(wires.inside(0, port), remote(0, 53), length))?;
+            let arrived = wires.world.receive_whole()?;
+            check_fragmented(&arrived, &datagram(outside(port), remote(0, 53), length))?;
+        }
+    }
+    // Fragments that are themselves too big.
+    let large = datagram(wires.inside(0, 40_000), remote(0, 53), 8000);
+    wires.guests[0].send_all(&large, |packet| packet.fragments(1500))?;
+    let arrived = wires.world.receive_whole()?;
+    check_fragmented(&arrived, &datagram(outside(40_000), remote(0, 53), 8000))
+}
+
 /// Every order of three things.
 const ORDERS: [[usize; 3]; 6] = [
     [0, 1, 2],
