@@ -376,7 +376,7 @@ pub struct Mapping {
     pub allowed: Be32,
     pub allowed_length: u8,
     pub flags: u8,
-    pub _zero: [u8; 2],
+    pub padding: [u8; 2],
 }
 
 /// A SYN from outside that nobody asked for, the value of [`maps::UNSOLICITED`],
@@ -449,7 +449,7 @@ pub struct Fragment {
     pub all_units: u16,
     /// [`fragment_fate`].
     pub fate: u8,
-    pub _zero: u8,
+    pub padding: u8,
     /// A bit for each 8 bytes of the datagram that have come by.
     pub seen: [u64; 128],
 }
@@ -464,7 +464,7 @@ pub struct HeldKey {
 }
 
 /// The longest frame that is held, in bytes.
-pub const HELD_BYTES: usize = 2044;
+pub const HELD_BYTES: u32 = 2044;
 
 /// At most so many fragments of one datagram are held: what 64 KiB take at an
 /// MTU of 1400 bytes and a little more.
@@ -475,7 +475,7 @@ pub const MAX_HELD: u32 = 48;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     pub length: u32,
-    pub bytes: [u8; HELD_BYTES],
+    pub bytes: [u8; HELD_BYTES as usize],
 }
 
 /// What one inside address uses, the value of [`maps::GUESTS`].
@@ -618,11 +618,11 @@ impl Settings {
     #[inline(always)]
     #[must_use]
     pub fn is_outside(&self, address: Be32) -> bool {
-        let count = self.outside_count;
+        let count = self.outside_count as usize;
         self.outside
             .iter()
             .enumerate()
-            .any(|(index, outside)| (index as u32) < count && *outside == address)
+            .any(|(index, outside)| index < count && *outside == address)
     }
 
     #[inline(always)]

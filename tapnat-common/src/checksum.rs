@@ -145,7 +145,7 @@ mod tests {
 
         #[test]
         fn finish_folds_any_wide_sum(words in proptest::collection::vec(any::<u32>(), 1..8)) {
-            let mut bytes = std::vec::Vec::new();
+            let mut bytes = Vec::new();
             let mut sum = 0u64;
             for word in &words {
                 bytes.extend(word.to_ne_bytes());

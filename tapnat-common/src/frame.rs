@@ -52,28 +52,30 @@ pub struct LinkAddresses([u32; 3]);
 impl LinkAddresses {
     #[inline(always)]
     #[must_use]
-    pub const fn new([a, b, c, d, e, f]: [u8; 6], [g, h, i, j, k, l]: [u8; 6]) -> Self {
+    pub const fn new(destination: [u8; 6], source: [u8; 6]) -> Self {
+        let [d0, d1, d2, d3, d4, d5] = destination;
+        let [s0, s1, s2, s3, s4, s5] = source;
         Self([
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([e, f, g, h]),
-            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([d0, d1, d2, d3]),
+            u32::from_ne_bytes([d4, d5, s0, s1]),
+            u32::from_ne_bytes([s2, s3, s4, s5]),
         ])
     }
 
     #[inline(always)]
     #[must_use]
     pub const fn destination(self) -> [u8; 6] {
-        let [a, b, c, d] = self.0[0].to_ne_bytes();
-        let [e, f, ..] = self.0[1].to_ne_bytes();
-        [a, b, c, d, e, f]
+        let [d0, d1, d2, d3] = self.0[0].to_ne_bytes();
+        let [d4, d5, ..] = self.0[1].to_ne_bytes();
+        [d0, d1, d2, d3, d4, d5]
     }
 
     #[inline(always)]
     #[must_use]
     pub const fn source(self) -> [u8; 6] {
-        let [_, _, a, b] = self.0[1].to_ne_bytes();
-        let [c, d, e, f] = self.0[2].to_ne_bytes();
-        [a, b, c, d, e, f]
+        let [_, _, s0, s1] = self.0[1].to_ne_bytes();
+        let [s2, s3, s4, s5] = self.0[2].to_ne_bytes();
+        [s0, s1, s2, s3, s4, s5]
     }
 
     /// For the way back.

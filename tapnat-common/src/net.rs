@@ -14,22 +14,26 @@ impl Be16 {
     pub const ZERO: Self = Self(0);
 
     #[inline(always)]
+    #[must_use]
     pub const fn new(host: u16) -> Self {
         Self(host.to_be())
     }
 
     #[inline(always)]
+    #[must_use]
     pub const fn from_bytes(bytes: [u8; 2]) -> Self {
         Self(u16::from_ne_bytes(bytes))
     }
 
     #[inline(always)]
+    #[must_use]
     pub const fn bytes(self) -> [u8; 2] {
         self.0.to_ne_bytes()
     }
 
     /// The number in host byte order.
     #[inline(always)]
+    #[must_use]
     pub const fn get(self) -> u16 {
         u16::from_be(self.0)
     }
@@ -37,6 +41,7 @@ impl Be16 {
     /// The two bytes as the machine reads them, for checksum arithmetic, which
     /// does not care about the byte order as long as it is always the same.
     #[inline(always)]
+    #[must_use]
     pub const fn raw(self) -> u16 {
         self.0
     }
@@ -57,34 +62,40 @@ impl Be32 {
     pub const ZERO: Self = Self(0);
 
     #[inline(always)]
+    #[must_use]
     pub const fn new(host: u32) -> Self {
         Self(host.to_be())
     }
 
     #[inline(always)]
+    #[must_use]
     pub const fn from_bytes(bytes: [u8; 4]) -> Self {
         Self(u32::from_ne_bytes(bytes))
     }
 
     #[inline(always)]
+    #[must_use]
     pub const fn bytes(self) -> [u8; 4] {
         self.0.to_ne_bytes()
     }
 
     /// The number in host byte order.
     #[inline(always)]
+    #[must_use]
     pub const fn get(self) -> u32 {
         u32::from_be(self.0)
     }
 
     /// The four bytes as the machine reads them; see [`Be16::raw`].
     #[inline(always)]
+    #[must_use]
     pub const fn raw(self) -> u32 {
         self.0
     }
 
     /// The bytes that the machine read as `raw`.
     #[inline(always)]
+    #[must_use]
     pub const fn from_raw(raw: u32) -> Self {
         Self(raw)
     }

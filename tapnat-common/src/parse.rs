@@ -94,6 +94,11 @@ pub struct Packet {
     pub segment: Segment,
 }
 
+/// Bytes of an IPv4 header without options.
+const IPV4_HEADER: u32 = 20;
+/// Bytes of a TCP header without options.
+const TCP_HEADER: u32 = 20;
+const _: () = assert!(size_of::<Ipv4Hdr>() == 20 && size_of::<TcpHdr>() == 20);
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: u32 = 16;
 /// Offset of the checksum in a UDP header.
@@ -182,7 +187,7 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
         return Err(Reason::NotIpv4);
     }
     let header_length = u32::from(header.vihl & 0x0f) * 4;
-    if header.vihl >> 4 != 4 || header_length < 20 {
+    if header.vihl >> 4 != 4 || header_length < IPV4_HEADER {
         return Err(Reason::BadHeader);
     }
     let carried = frame.length().wrapping_sub(network_offset);
@@ -232,7 +237,6 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
 #[inline(always)]
 pub fn parse_plain<F: Frame>(frame: &F, packet: &mut Packet) -> bool {
     const PLAIN: u8 = 0x45;
-    const HEADER: u32 = Ipv4Hdr::LEN as u32;
     let network_offset = frame.link_length();
     if frame.is_tagged()
         || (network_offset != 0
@@ -254,7 +258,7 @@ pub fn parse_plain<F: Frame>(frame: &F, packet: &mut Packet) -> bool {
     packet.protocol = header.proto;
     packet.time_to_live = header.ttl;
     packet.network_offset = network_offset;
-    packet.header_length = HEADER;
+    packet.header_length = IPV4_HEADER;
     packet.length = length;
     packet.wire_length = length;
     packet.transport = match header.proto {
@@ -262,7 +266,7 @@ pub fn parse_plain<F: Frame>(frame: &F, packet: &mut Packet) -> bool {
         protocol::UDP => Transport::Udp,
         0..=u8::MAX => return false,
     };
-    length >= HEADER && read_transport(frame, packet, frame.segment_size()).is_ok()
+    length >= IPV4_HEADER && read_transport(frame, packet, frame.segment_size()).is_ok()
 }
 
 #[inline(always)]
@@ -292,7 +296,7 @@ fn read_transport<F: Frame>(
     };
     match packet.transport {
         Transport::Tcp => {
-            if available < TcpHdr::LEN as u32 {
+            if available < TCP_HEADER {
                 return Err(short);
             }
             let header = frame.load::<TcpHdr>(offset).ok_or(short)?;
@@ -340,7 +344,7 @@ fn read_transport<F: Frame>(
                     packet.destination_port = identifier;
                 }
                 icmp::DESTINATION_UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM => {
-                    packet.transport = Transport::IcmpError
+                    packet.transport = Transport::IcmpError;
                 }
                 0..=u8::MAX => packet.transport = Transport::IcmpOther,
             }
@@ -383,7 +387,7 @@ pub fn find_tcp_option<F: Frame>(
 ) -> Option<NonZeroU32> {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
-    let mut offset = start + TcpHdr::LEN as u32;
+    let mut offset = start + TCP_HEADER;
     // Every known stack has what we look for among its first six.
     for _ in 0..8 {
         if offset + 2 > end {
@@ -447,7 +451,7 @@ pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reas
     let network_offset = packet.transport_offset() + ICMP_HEADER;
     let header = frame.read::<Ipv4Hdr>(network_offset).ok_or(unusable)?;
     let header_length = u32::from(header.vihl & 0x0f) * 4;
-    if header.vihl >> 4 != 4 || header_length < 20 {
+    if header.vihl >> 4 != 4 || header_length < IPV4_HEADER {
         return Err(unusable);
     }
     if Be16::from_bytes(header.frags).get() & FRAGMENT_OFFSET != 0 {

@@ -43,6 +43,7 @@ pub const fn set_index(address: u32, class: u32, parity: u16) -> u32 {
 }
 
 /// The number of [`PortSet`]s.
+#[expect(clippy::cast_possible_truncation, reason = "it is 16")]
 pub const SETS: u32 = crate::abi::MAX_OUTSIDE_ADDRESSES as u32 * CLASSES * 2;
 
 /// Words of a [`PortSet`]: half the ports, the other half has the other parity.

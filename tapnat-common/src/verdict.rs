@@ -40,6 +40,7 @@ macro_rules! reasons {
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
             /// The number of reasons: the size of the counters' table.
+            #[expect(clippy::cast_possible_truncation, reason = "there are some dozens")]
             pub const COUNT: u32 = [$(stringify!($name),)*].len() as u32;
 
             /// The name that the CLI, JSON and metrics show.

@@ -91,7 +91,7 @@ pub fn hold(skb: &Skb, key: &HeldKey) {
     frame.length = skb.length();
     if skb.read_into(&mut frame.bytes, frame.length).is_some() {
         // An LRU table makes room; if it cannot, the fragment is lost.
-        let _ = maps::HELD.insert(key, &*frame, u64::from(BPF_ANY));
+        let _ = maps::HELD.insert(key, frame, u64::from(BPF_ANY));
     }
 }
 
@@ -166,8 +166,8 @@ fn send_clone(
 
 /// Turns the packet into an ICMP error to its sender and sends it back.
 #[inline(never)]
-pub fn refuse(skb: &mut Skb, packet: &Packet, refusal: &Refusal) -> i32 {
-    answer(skb, packet, refusal).unwrap_or(TC_ACT_SHOT)
+pub fn refuse(skb: &mut Skb, packet: &Packet, refusal: Refusal) -> i32 {
+    answer(skb, packet, &refusal).unwrap_or(TC_ACT_SHOT)
 }
 
 #[inline(always)]

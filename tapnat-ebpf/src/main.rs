@@ -4,6 +4,20 @@
 //! becomes of a packet is decided in `tapnat_common::nat`.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::inline_always,
+    reason = "a program has a short stack and few arguments to a call: what is small is part of \
+              its caller"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the helpers take sizes of 32 bits and return actions in 64"
+)]
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro for entry points passes the context so"
+)]
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "this target has no other atomic addition")]
 
@@ -254,7 +268,7 @@ fn leave(
         Outcome::Pass => TC_ACT_OK,
         Outcome::Drop => TC_ACT_SHOT,
         Outcome::Refuse => match refusal(reason, packet, device, kernel, plan.mtu) {
-            Some(refusal) => emit::refuse(skb, packet, &refusal),
+            Some(refusal) => emit::refuse(skb, packet, refusal),
             None => TC_ACT_SHOT,
         },
         Outcome::Hold => {

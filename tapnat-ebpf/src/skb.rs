@@ -98,10 +98,13 @@ impl Skb {
         // follows a pointer that was loaded, not one copied as 32 bits, which
         // is what the compiler takes it for.
         // SAFETY: the context is valid for the program's run.
-        let data = unsafe { (&raw const (*self.context).data).read_volatile() } as usize as *mut u8;
+        let data = unsafe { &raw const (*self.context).data };
         // SAFETY: as above.
-        let end =
-            unsafe { (&raw const (*self.context).data_end).read_volatile() } as usize as *mut u8;
+        let data = unsafe { data.read_volatile() } as usize as *mut u8;
+        // SAFETY: as above.
+        let end = unsafe { &raw const (*self.context).data_end };
+        // SAFETY: as above.
+        let end = unsafe { end.read_volatile() } as usize as *mut u8;
         let start = data.wrapping_add(offset as usize);
         if start.wrapping_add(size_of::<T>()) > end {
             None

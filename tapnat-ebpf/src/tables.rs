@@ -3,9 +3,9 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_ANY, BPF_F_CURRENT_NETNS, BPF_FIB_LKUP_RET_FWD_DISABLED,
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST,
-        bpf_fib_lookup, bpf_sock_tuple,
+        __sk_buff, BPF_ANY, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup,
+        bpf_sock_tuple,
     },
     helpers::generated::{
         bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_sk_lookup_udp, bpf_sk_release,
@@ -34,6 +34,8 @@ use crate::{COUNT_TRAFFIC, maps};
 
 const AF_INET: u8 = 2;
 const EEXIST: i32 = -17;
+/// The network namespace of the packet's device: `BPF_F_CURRENT_NETNS`, which is -1.
+const HERE: u64 = u64::MAX;
 
 /// The kernel's side of [`Tables`], for one packet.
 pub struct Kernel {
@@ -98,7 +100,7 @@ impl Kernel {
                 ..Route::default()
             },
             // Local, unreachable, prohibited, encapsulated: the kernel's to do.
-            0..=u32::MAX => Route::default(),
+            _ => Route::default(),
         }
     }
 }
@@ -289,14 +291,13 @@ impl Tables for Kernel {
         };
         let size = size_of_val(&ipv4) as u32;
         tuple.__bindgen_anon_1.ipv4 = ipv4;
-        let here = BPF_F_CURRENT_NETNS as i64 as u64;
         let context = self.context.cast();
         let socket = if local.protocol == protocol::TCP {
             // SAFETY: the context is valid, the tuple as long as it says.
-            unsafe { bpf_skc_lookup_tcp(context, &raw mut tuple, size, here, 0) }
+            unsafe { bpf_skc_lookup_tcp(context, &raw mut tuple, size, HERE, 0) }
         } else {
             // SAFETY: as above.
-            unsafe { bpf_sk_lookup_udp(context, &raw mut tuple, size, here, 0) }
+            unsafe { bpf_sk_lookup_udp(context, &raw mut tuple, size, HERE, 0) }
         };
         if socket.is_null() {
             return false;

@@ -69,15 +69,14 @@ pub fn enter<T: Tables>(
                 return Err(Reason::TimeToLiveExceeded);
             }
             let frame_length = packet.network_offset + packet.length;
-            if u32::from(fragment.held) >= MAX_HELD || frame_length > HELD_BYTES as u32 {
+            if u32::from(fragment.held) >= MAX_HELD || frame_length > HELD_BYTES {
                 return Err(Reason::FragmentNotHeld);
             }
             plan.held = u32::from(fragment.held);
             fragment.held += 1;
             Err(Reason::FragmentHeld)
         }
-        // DROPPED, and what nobody writes there.
-        0..=u8::MAX => Err(Reason::FragmentOfDropped),
+        fragment_fate::DROPPED.. | fragment_fate::HOST => Err(Reason::FragmentOfDropped),
     }
 }
 
@@ -127,6 +126,10 @@ fn datagram<'a, T: Tables>(key: &FragmentKey, tables: &'a T) -> Option<&'a mut F
 }
 
 /// Marks the fragment's bytes as seen.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a datagram has 8192 units at most"
+)]
 #[inline(always)]
 fn note(packet: &Packet, fragment: &mut Fragment) -> Result<(), Reason> {
     let payload = (packet.length - packet.header_length) as usize;

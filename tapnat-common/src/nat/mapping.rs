@@ -126,7 +126,7 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
             // Ours from now on, or somebody's already.
             set.take(port);
         }
-        match take(&mapping, &outside, tables) {
+        match take(&mapping, outside, tables) {
             Insert::Done => return enter(&mapping.inside, &outside, tables),
             Insert::Exists => {}
             Insert::Full => return Err(Reason::MappingTableFull),
@@ -233,14 +233,14 @@ pub(super) fn unmapped_port<T: Tables>(
 
 /// Tries to take one port.
 #[inline(never)]
-fn take<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> Insert {
+fn take<T: Tables>(mapping: &Mapping, outside: EndpointKey, tables: &T) -> Insert {
     let nobody = EndpointKey::new(Be32::ZERO, Be16::ZERO, outside.protocol);
-    if outside.protocol != protocol::ICMP && tables.host_socket(outside, &nobody) {
+    if outside.protocol != protocol::ICMP && tables.host_socket(&outside, &nobody) {
         return Insert::Exists;
     }
-    let mut inserted = tables.insert_mapping(outside, mapping);
-    if inserted == Insert::Exists && make_room(mapping, outside, tables) {
-        inserted = tables.insert_mapping(outside, mapping);
+    let mut inserted = tables.insert_mapping(&outside, mapping);
+    if inserted == Insert::Exists && make_room(mapping, &outside, tables) {
+        inserted = tables.insert_mapping(&outside, mapping);
     }
     inserted
 }

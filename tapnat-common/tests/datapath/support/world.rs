@@ -416,7 +416,7 @@ impl World {
                 let datagram = nat::datagram_key(&packet, device, &plan);
                 let index = plan.held;
                 assert!(
-                    frame.bytes.len() <= HELD_BYTES,
+                    frame.bytes.len() <= HELD_BYTES as usize,
                     "there is room for a held frame"
                 );
                 self.held
@@ -730,7 +730,7 @@ impl Tables for World {
             units: 0,
             all_units: 0,
             fate: 0,
-            _zero: 0,
+            padding: 0,
             seen: [0; 128],
         };
         if self.fragments.set(key, &empty) == Insert::Full {
