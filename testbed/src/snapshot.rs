@@ -15,12 +15,14 @@ use similar::TextDiff;
 use crate::{Namespace, process::Output, sys};
 
 /// Settings that change by themselves: entries in conntrack, and keys that
-/// the kernel draws when they are first needed.
-const RESTLESS_SETTINGS: [&str; 4] = [
+/// the kernel draws when they are first needed; and one that belongs to the whole
+/// machine, whichever namespace shows it.
+const RESTLESS_SETTINGS: [&str; 5] = [
     "net.core.netdev_rss_key",
     "net.ipv4.tcp_fastopen_key",
     "net.netfilter.nf_conntrack_count",
     "net.netfilter.nf_conntrack_buckets",
+    "net.netfilter.nf_conntrack_max",
 ];
 
 /// Whether the word after this one changes by itself: a bridge's timers, and
