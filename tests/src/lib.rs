@@ -2,6 +2,7 @@
 //! testbed, worlds that it translates in, and packets sent and received
 //! there byte by byte.
 
+pub mod connection;
 pub mod instance;
 pub mod wires;
 pub mod world;

@@ -67,6 +67,12 @@ impl World {
         Ok(())
     }
 
+    /// All that the instance has written, to standard output and error.
+    #[must_use]
+    pub fn said(&self) -> String {
+        format!("{}{}", self.process.stdout(), self.process.stderr())
+    }
+
     /// The guest with this number.
     ///
     /// # Panics

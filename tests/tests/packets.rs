@@ -345,3 +345,64 @@ fn check_whole(arrived: &Whole, expected: &Builder) -> Result<()> {
     ensure!(arrived.ttl == 63 && arrived.pieces.len() > 1, "{arrived:?}");
     Ok(())
 }
+
+/// TCP options in which the maximum segment size is this, at even offsets and
+/// at odd ones.
+fn segment_size_options(size: u16) -> [Vec<u8>; 3] {
+    let [high, low] = size.to_be_bytes();
+    [
+        vec![2, 4, high, low],
+        vec![1, 2, 4, high, low, 3, 3, 7],
+        vec![
+            4, 2, 1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 3, 3, 7, 2, 4, high, low, 0, 0, 0,
+        ],
+    ]
+}
+
+/// Sends SYNs and SYN-ACKs that announce one size, and checks that they arrive
+/// with another.
+fn check_segment_size(wires: &Wires, port: u16, announced: u16, expected: u16) -> Result<()> {
+    let with = |packet: Builder, options: &[u8]| {
+        let options = options.to_vec();
+        packet.with_tcp(move |header| {
+            header.set_options_raw(&options).expect("options that fit");
+        })
+    };
+    let options = segment_size_options(announced)
+        .into_iter()
+        .zip(segment_size_options(expected));
+    for (port, (sent, expected)) in (port..).zip(options) {
+        let (inside, remote) = (wires.inside(0, port), remote(0, 80));
+        wires.guests[0].send(&with(Kind::Tcp.out(inside, remote), &sent))?;
+        let translated = with(Kind::Tcp.out(outside(port), remote), &expected).ttl(63);
+        check(&wires.world.receive_captured()?, &translated)?;
+        wires
+            .world
+            .send(&with(Kind::Tcp.back(remote, outside(port)), &sent))?;
+        let translated = with(Kind::Tcp.back(remote, inside), &expected).ttl(63);
+        check(&wires.guests[0].receive_captured()?, &translated)?;
+        // Only where they are announced.
+        let data = packet::tcp(inside, remote).with_tcp(|header| header.ack = true);
+        wires.guests[0].send(&with(data.clone(), &sent))?;
+        let data = packet::tcp(outside(port), remote).with_tcp(|header| header.ack = true);
+        check(&wires.world.receive_captured()?, &with(data, &sent).ttl(63))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn segment_sizes_are_lowered_when_asked() -> Result<()> {
+    let (_world, wires) = wired(1, &["--clamp-mss", "1300"])?;
+    let sizes = [
+        (1460, 1300),
+        (1301, 1300),
+        (65_535, 1300),
+        (1300, 1300),
+        (536, 536),
+    ];
+    for (port, (announced, expected)) in (40_000..).step_by(10).zip(sizes) {
+        check_segment_size(&wires, port, announced, expected)?;
+    }
+    let (_world, wires) = wired(1, &[])?;
+    check_segment_size(&wires, 40_000, 1460, 1460)
+}

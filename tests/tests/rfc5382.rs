@@ -8,179 +8,19 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
-    packet::{self, Builder, Parsed},
+    packet,
     topology::{Inside, Tap, Topology},
     traffic::{self, TcpReflector, TcpSession},
 };
 use tapnat_tests::{
+    connection::{
+        Connection, Flags,
+        Flags::{Ack, FinAck, Rst, Syn, SynAck},
+        OURS, THEIRS, same_segment, segment,
+    },
     wires::{Wires, remote, wired},
     world::{OUTSIDE, World, just_over, outside, server},
 };
-
-/// Sequence numbers that the two ends of a connection begin with.
-const OURS: u32 = 0x1000_0000;
-const THEIRS: u32 = 0xffff_fff0;
-
-/// The flags of a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flags {
-    Syn,
-    SynAck,
-    Ack,
-    FinAck,
-    Rst,
-}
-
-use Flags::{Ack, FinAck, Rst, Syn, SynAck};
-
-impl Flags {
-    fn is_syn(self) -> bool {
-        matches!(self, Syn | SynAck)
-    }
-
-    fn is_ack(self) -> bool {
-        matches!(self, SynAck | Ack | FinAck)
-    }
-}
-
-/// A connection between a guest's port and a remote, whose segments the test
-/// sends for both ends; each is checked when it arrives.
-struct Connection<'a> {
-    wires: &'a Wires,
-    guest: usize,
-    inside: SocketAddr,
-    remote: SocketAddr,
-    /// Our outside endpoint, once it is known.
-    outside: Option<SocketAddr>,
-    /// The next sequence number of each end.
-    next: [u32; 2],
-}
-
-/// A segment with these sequence and acknowledgement numbers.
-fn segment(
-    (source, destination): (SocketAddr, SocketAddr),
-    flags: Flags,
-    [sequence, acknowledgment]: [u32; 2],
-    payload: &[u8],
-) -> Builder {
-    let segment = packet::tcp(source, destination).with_tcp(|header| {
-        header.syn = flags.is_syn();
-        header.ack = flags.is_ack();
-        header.fin = flags == FinAck;
-        header.rst = flags == Rst;
-        header.sequence_number = sequence;
-        header.acknowledgment_number = if flags.is_ack() { acknowledgment } else { 0 };
-        header.window_size = 8192;
-    });
-    segment.payload(payload)
-}
-
-impl<'a> Connection<'a> {
-    fn new(wires: &'a Wires, guest: usize, port: u16, remote: SocketAddr) -> Self {
-        Self {
-            wires,
-            guest,
-            inside: wires.inside(guest, port),
-            remote,
-            outside: None,
-            next: [OURS, THEIRS],
-        }
-    }
-
-    fn outside(&self) -> Result<SocketAddr> {
-        self.outside.context("nothing was sent yet")
-    }
-
-    fn advance(&mut self, end: usize, flags: Flags, payload: &[u8]) {
-        let taken = payload.len() + usize::from(flags.is_syn()) + usize::from(flags == FinAck);
-        self.next[end] =
-            self.next[end].wrapping_add(u32::try_from(taken).expect("a short payload"));
-    }
-
-    /// What the guest sends next.
-    fn outward(&self, flags: Flags, payload: &[u8]) -> Builder {
-        let [ours, theirs] = self.next;
-        segment((self.inside, self.remote), flags, [ours, theirs], payload)
-    }
-
-    /// What the remote sends next.
-    fn inward(&self, flags: Flags, payload: &[u8]) -> Result<Builder> {
-        let [ours, theirs] = self.next;
-        let ends = (self.remote, self.outside()?);
-        Ok(segment(ends, flags, [theirs, ours], payload))
-    }
-
-    /// The guest sends, and it arrives.
-    fn out(&mut self, flags: Flags, payload: &[u8]) -> Result<()> {
-        let segment = self.outward(flags, payload);
-        let arrived = self
-            .wires
-            .out(self.guest, &segment)
-            .with_context(|| format!("out: {flags:?}"))?;
-        let outside = *self.outside.get_or_insert(arrived.source());
-        ensure!(
-            (arrived.source(), arrived.destination()) == (outside, self.remote)
-                && same_segment(&arrived, &segment),
-            "{arrived:?}, not from {outside}"
-        );
-        self.advance(0, flags, payload);
-        Ok(())
-    }
-
-    /// The remote sends, and it arrives.
-    fn back(&mut self, flags: Flags, payload: &[u8]) -> Result<()> {
-        let segment = self.inward(flags, payload)?;
-        let arrived = self
-            .wires
-            .back(&segment, self.guest)
-            .with_context(|| format!("back: {flags:?}"))?;
-        ensure!(
-            (arrived.source(), arrived.destination()) == (self.remote, self.inside)
-                && same_segment(&arrived, &segment),
-            "{arrived:?}"
-        );
-        self.advance(1, flags, payload);
-        Ok(())
-    }
-
-    /// The remote sends, and it does not arrive, nor anything else anywhere.
-    fn not_back(&self, flags: Flags, payload: &[u8]) -> Result<()> {
-        self.wires.world.send(&self.inward(flags, payload)?)?;
-        self.wires
-            .nothing_arrives()
-            .with_context(|| format!("back: {flags:?}"))
-    }
-
-    /// Three-way handshake.
-    fn open(&mut self) -> Result<()> {
-        self.out(Syn, b"")?;
-        self.back(SynAck, b"")?;
-        self.out(Ack, b"")
-    }
-
-    /// Data both ways.
-    fn talk(&mut self) -> Result<()> {
-        self.out(Ack, b"request")?;
-        self.back(Ack, b"response")?;
-        self.out(Ack, b"")
-    }
-}
-
-/// Whether all of a segment but its ports is what was sent.
-fn same_segment(arrived: &Parsed, sent: &Builder) -> bool {
-    let sent = Parsed::new(packet::Link::Ip, &sent.build());
-    let Some((arrived_header, sent)) = arrived.tcp().zip(sent.as_ref().ok()) else {
-        return false;
-    };
-    let Some(sent_header) = sent.tcp() else {
-        return false;
-    };
-    let mut header = arrived_header.clone();
-    header.source_port = sent_header.source_port;
-    header.destination_port = sent_header.destination_port;
-    header.checksum = sent_header.checksum;
-    header == *sent_header && arrived.payload == sent.payload
-}
 
 /// REQ-1: endpoint-independent mapping for TCP.
 #[test]
@@ -477,7 +317,7 @@ fn req_5a_the_timeouts_are_configurable() -> Result<()> {
     thread::sleep(just_over(1));
     opening.back(SynAck, b"")?;
     closing.back(Ack, b"late")?;
-    is_ended(&open)?;
+    open.check_ended()?;
 
     let (_world, wires) = wired(1, &["--tcp-transitory-timeout", "1"])?;
     let mut opening = Connection::new(&wires, 0, 40_000, remote(0, 80));
@@ -489,19 +329,8 @@ fn req_5a_the_timeouts_are_configurable() -> Result<()> {
     closing.out(FinAck, b"")?;
     thread::sleep(just_over(1));
     open.back(Ack, b"still there")?;
-    is_ended(&opening)?;
-    is_ended(&closing)
-}
-
-/// Checks that what the remote sends no longer reaches the guest. (The host may
-/// well answer in its place.)
-fn is_ended(connection: &Connection) -> Result<()> {
-    let segment = connection.inward(Ack, b"late")?;
-    connection.wires.world.send(&segment)?;
-    let arrivals = connection.wires.arrivals()?;
-    let guest = &arrivals.guests[connection.guest];
-    ensure!(guest.is_empty(), "{} arrived", guest[0].summary());
-    Ok(())
+    opening.check_ended()?;
+    closing.check_ended()
 }
 
 /// REQ-6: no ALG, for FTP neither.

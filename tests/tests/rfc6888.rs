@@ -1,0 +1,232 @@
+//! RFC 6888, Common Requirements for Carrier-Grade NATs: a test for each
+//! requirement that concerns this NAT, by what arrives. Those that repeat other
+//! RFCs' have their tests there.
+
+use std::{collections::BTreeSet, net::SocketAddr, thread};
+
+use anyhow::{Context as _, Result, ensure};
+use tapnat_testbed::{
+    packet::{self, Builder},
+    topology::{Inside, Topology, UPLINK},
+};
+use tapnat_tests::{
+    connection::Connection,
+    wires::{Wires, remote, wired},
+    world::{OUTSIDE, World, just_over, outside},
+};
+
+/// Checks that a packet of a guest is refused with ICMP 3/13.
+fn check_refused(wires: &Wires, guest: usize, packet: &Builder) -> Result<()> {
+    wires.guests[guest].send(packet)?;
+    let answer = wires.guests[guest].receive()?;
+    let icmp = answer.icmpv4().with_context(|| format!("{answer:?}"))?;
+    ensure!(icmp.to_bytes()[..2] == [3, 13], "{answer:?}");
+    Ok(())
+}
+
+/// REQ-3: the external addresses need not be contiguous.
+#[test]
+fn req_3_the_address_pool_need_not_be_contiguous() -> Result<()> {
+    let pool = ["198.51.100.2", "198.51.100.77", "203.0.113.250"];
+    let topology = Topology::builder()
+        .inside(Inside::Veth)
+        .guests(20)
+        .build()?;
+    for address in &pool[1..] {
+        topology
+            .host
+            .ip(&format!("address add {address}/32 dev {UPLINK}"))?;
+        topology
+            .world
+            .ip(&format!("route replace {address}/32 via {OUTSIDE}"))?;
+    }
+    let world = World::start_in(topology, &["--outside-address", &pool.join(",")])?;
+    world.check_reach()?;
+    let wires = Wires::open(&world)?;
+    let mut used = BTreeSet::new();
+    for guest in 0..20 {
+        let seen = wires.map_udp(guest, 40_000, remote(0, 53))?;
+        wires.answer_udp(remote(0, 53), seen, guest, 40_000)?;
+        used.insert(seen.ip().to_string());
+    }
+    ensure!(used == pool.map(str::to_owned).into(), "{used:?}");
+    Ok(())
+}
+
+/// REQ-4: the number of ports of a subscriber can be limited, and is given back.
+#[test]
+fn req_4_a_guests_ports_can_be_limited() -> Result<()> {
+    let limits = ["--guest-max-sessions", "3", "--udp-timeout", "1"];
+    let (_world, wires) = wired(2, &limits)?;
+    for _ in 0..2 {
+        for port in 40_000..40_003 {
+            wires.map_udp(0, port, remote(0, 53))?;
+        }
+        for port in 40_003..40_006 {
+            check_refused(
+                &wires,
+                0,
+                &packet::udp(wires.inside(0, port), remote(0, 53)),
+            )?;
+        }
+        // Others do not feel it.
+        wires.map_udp(1, 40_000, remote(0, 53))?;
+        thread::sleep(just_over(1));
+    }
+    Ok(())
+}
+
+/// REQ-5: so can its state: many remotes by one port.
+#[test]
+fn req_5_a_guests_state_can_be_limited() -> Result<()> {
+    let (_world, wires) = wired(2, &["--guest-max-sessions", "8"])?;
+    for port in 1..=8 {
+        wires.map_udp(0, 40_000, remote(0, port))?;
+    }
+    for port in 9..20 {
+        check_refused(
+            &wires,
+            0,
+            &packet::udp(wires.inside(0, 40_000), remote(0, port)),
+        )?;
+    }
+    for port in 1..=8 {
+        wires.map_udp(0, 40_000, remote(0, port))?;
+        wires.map_udp(1, 40_000, remote(0, port))?;
+    }
+    Ok(())
+}
+
+/// REQ-7: endpoint-independent filtering can be had; address-dependent
+/// filtering may be used.
+#[test]
+fn req_7_filtering_can_be_endpoint_independent() -> Result<()> {
+    let (_world, wires) = wired(1, &["--filtering", "endpoint-independent"])?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    wires.answer_udp(remote(1, 99), seen, 0, 40_000)
+}
+
+/// REQ-8: a freed port rests before it is given to another subscriber, by
+/// default 120 seconds; its former owner may have it back.
+#[test]
+fn req_8_a_freed_port_rests() -> Result<()> {
+    let (world, _wires) = wired(1, &[])?;
+    let status = world.instance.ask_json("status")?;
+    let rest = status["timeouts"]["port_rest"].as_f64();
+    ensure!(rest.is_some_and(|seconds| seconds >= 120.0), "{status}");
+
+    let (_world, wires) = wired(2, &["--udp-timeout", "1", "--port-rest", "30"])?;
+    ensure!(wires.map_udp(0, 40_000, remote(0, 53))? == outside(40_000));
+    thread::sleep(just_over(1));
+    let other = wires.map_udp(1, 40_000, remote(0, 53))?;
+    ensure!(other != outside(40_000), "it did not rest");
+    ensure!(
+        wires.map_udp(0, 40_000, remote(0, 53))? == outside(40_000),
+        "its owner did not get it back"
+    );
+    Ok(())
+}
+
+/// REQ-8: after its rest it is given to others.
+#[test]
+fn req_8_a_port_that_has_rested_is_used_again() -> Result<()> {
+    let (_world, wires) = wired(2, &["--udp-timeout", "1", "--port-rest", "1"])?;
+    ensure!(wires.map_udp(0, 40_000, remote(0, 53))? == outside(40_000));
+    thread::sleep(just_over(2));
+    ensure!(
+        wires.map_udp(1, 40_000, remote(0, 53))? == outside(40_000),
+        "it still rests"
+    );
+    Ok(())
+}
+
+/// REQ-11: out of resources, the packet is dropped (A), its sender told (B), and
+/// no mapping that exists is given up for it (D).
+#[test]
+fn req_11_nothing_is_given_up_for_what_is_refused() -> Result<()> {
+    let (_world, wires) = wired(2, &["--ports", "40000-40015"])?;
+    let seen = (0..16)
+        .map(|port| wires.map_udp(0, port + 40_000, remote(0, 53)))
+        .collect::<Result<Vec<_>>>()?;
+    for port in 0..200 {
+        let packet = packet::udp(wires.inside(1, 20_000 + port), remote(0, 53));
+        check_refused(&wires, 1, &packet)?;
+    }
+    for (port, seen) in (40_000..).zip(seen) {
+        wires.answer_udp(remote(0, 53), seen, 0, port)?;
+        ensure!(wires.map_udp(0, port, remote(1, 53))? == seen, "remapped");
+    }
+    Ok(())
+}
+
+/// REQ-11 for the table of sessions: no live session makes way.
+#[test]
+fn req_11_a_full_table_gives_no_session_up() -> Result<()> {
+    let (_world, wires) = wired(2, &["--max-sessions", "32"])?;
+    let mut seen = Vec::new();
+    let mut refused = 0;
+    for port in 40_000..40_100 {
+        let inside = wires.inside(0, port);
+        wires.guests[0].send(&packet::udp(inside, remote(0, 53)))?;
+        // The one or the other, told apart by a packet that has a session.
+        wires.guests[0].send(&packet::udp(wires.inside(0, 40_000), remote(0, 53)))?;
+        let arrived = wires.world.receive()?.source();
+        if arrived.port() == port {
+            seen.push((port, arrived));
+            wires.world.receive()?;
+        } else {
+            wires.guests[0].receive()?;
+            refused += 1;
+        }
+    }
+    ensure!(
+        seen.len() >= 32 && refused > 0,
+        "{} sessions and {refused} refusals",
+        seen.len()
+    );
+    for (port, seen) in seen {
+        wires.answer_udp(remote(0, 53), seen, 0, port)?;
+    }
+    Ok(())
+}
+
+/// REQ-12: destinations are not logged by default.
+#[test]
+fn req_12_destinations_are_not_logged() -> Result<()> {
+    let (world, wires) = wired(1, &[])?;
+    wires.map_udp(0, 40_000, remote(0, 53))?;
+    Connection::new(&wires, 0, 40_000, remote(1, 80)).open()?;
+    wires.nothing_arrives()?;
+    let said = world.said();
+    ensure!(said.contains("tapnat ready"), "{said}");
+    ensure!(
+        !said.contains("203.0.113.77") && !said.contains("203.0.113.78"),
+        "{said}"
+    );
+    Ok(())
+}
+
+/// REQ-13: every port is used, the last free one found.
+#[test]
+fn req_13_every_port_is_used() -> Result<()> {
+    const PORTS: u16 = 2000;
+    let (_world, wires) = wired(2, &["--ports", "50000-51999"])?;
+    let mut seen = BTreeSet::new();
+    for number in 0..PORTS {
+        let (guest, port) = (usize::from(number % 2), 10_000 + number);
+        let outside = wires
+            .map_udp(guest, port, remote(0, 53))
+            .with_context(|| format!("after {number} ports"))?;
+        ensure!(seen.insert(outside), "{outside} was given twice");
+    }
+    let ports: BTreeSet<_> = seen.iter().map(SocketAddr::port).collect();
+    ensure!(
+        ports == (50_000..52_000).collect(),
+        "other ports: {ports:?}"
+    );
+    check_refused(
+        &wires,
+        0,
+        &packet::udp(wires.inside(0, 1234), remote(0, 53)),
+    )
+}

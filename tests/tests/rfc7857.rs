@@ -1,0 +1,227 @@
+//! RFC 7857, Updates to NAT Behavioral Requirements: a test for each section
+//! that asks for something, by what arrives.
+
+use std::{collections::BTreeSet, thread};
+
+use anyhow::{Context as _, Result, ensure};
+use tapnat_testbed::packet::{self};
+use tapnat_tests::{
+    connection::{
+        Connection,
+        Flags::{Ack, FinAck, Rst, Syn, SynAck},
+    },
+    wires::{remote, wired},
+    world::{just_over, outside},
+};
+
+/// Section 2.1: the state machine: a session is established once both sides
+/// have answered, and transitory before and after.
+#[test]
+fn section_2_1_sessions_follow_their_connections() -> Result<()> {
+    let (world, wires) = wired(1, &[])?;
+    let state = || -> Result<String> {
+        let flows = world.instance.ask_json("flows")?;
+        let flows = flows.as_array().context("no list")?;
+        let flow = flows.iter().find(|flow| flow["protocol"] == "tcp");
+        let state = flow.and_then(|flow| flow["state"].as_str());
+        Ok(state.context("no TCP session")?.to_owned())
+    };
+    let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    connection.out(Syn, b"")?;
+    ensure!(state()? == "opening");
+    connection.back(SynAck, b"")?;
+    ensure!(state()? == "opening");
+    connection.out(Ack, b"")?;
+    ensure!(state()? == "established");
+    connection.talk()?;
+    ensure!(state()? == "established");
+    connection.back(FinAck, b"")?;
+    ensure!(state()? == "closing");
+    connection.out(FinAck, b"")?;
+    connection.back(Ack, b"")?;
+    ensure!(state()? == "closing");
+    Ok(())
+}
+
+/// Section 2.2: four minutes or more by default for transitory sessions.
+#[test]
+fn section_2_2_the_default_transitory_timeout_is_long_enough() -> Result<()> {
+    let (world, _wires) = wired(1, &[])?;
+    let status = world.instance.ask_json("status")?;
+    let timeout = status["timeouts"]["tcp_transitory"].as_f64();
+    ensure!(timeout.is_some_and(|seconds| seconds >= 240.0), "{status}");
+    Ok(())
+}
+
+/// Section 2.3: a RST is translated, and its session stays for the transitory
+/// timeout.
+#[test]
+fn section_2_3_a_reset_session_is_not_removed_at_once() -> Result<()> {
+    let (_world, wires) = wired(1, &["--tcp-transitory-timeout", "1"])?;
+    let mut by_guest = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    by_guest.open()?;
+    by_guest.talk()?;
+    by_guest.out(Rst, b"")?;
+    // What was under way, and a RST again.
+    by_guest.back(Ack, b"under way")?;
+    by_guest.out(Rst, b"")?;
+    let mut by_remote = Connection::new(&wires, 0, 40_001, remote(0, 80));
+    by_remote.open()?;
+    by_remote.talk()?;
+    by_remote.back(Rst, b"")?;
+    by_remote.out(Ack, b"under way")?;
+    by_remote.back(Rst, b"")?;
+    thread::sleep(just_over(1));
+    by_guest.check_ended()?;
+    by_remote.check_ended()
+}
+
+/// Section 2.3: a connection that goes on after a RST was not reset.
+#[test]
+fn section_2_3_a_connection_that_goes_on_was_not_reset() -> Result<()> {
+    let (_world, wires) = wired(1, &["--tcp-transitory-timeout", "1"])?;
+    let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    connection.open()?;
+    connection.talk()?;
+    connection.back(Rst, b"")?;
+    connection.talk()?;
+    connection.talk()?;
+    thread::sleep(just_over(1));
+    connection.back(Ack, b"still there")?;
+    connection.talk()
+}
+
+/// Section 2.3 and RFC 5961 section 3: a blind RST, which is not where its
+/// receiver is, changes nothing.
+#[test]
+fn section_2_3_a_blind_reset_changes_nothing() -> Result<()> {
+    let (_world, wires) = wired(1, &["--tcp-transitory-timeout", "1"])?;
+    let mut connections = Vec::new();
+    // Behind and ahead of the window of 8192 bytes that both announce.
+    let offsets = [
+        0x8000_0000,
+        10_000,
+        0x7fff_ffff,
+        u32::MAX,
+        u32::MAX - 10_000,
+    ];
+    for (port, offset) in (40_000..).zip(offsets) {
+        let mut connection = Connection::new(&wires, 0, port, remote(0, 80));
+        connection.open()?;
+        connection.talk()?;
+        let [ours, theirs] = connection.next;
+        for (is_outward, next) in [
+            (false, [ours, theirs.wrapping_add(offset)]),
+            (true, [ours.wrapping_add(offset), theirs]),
+        ] {
+            connection.next = next;
+            if is_outward {
+                wires.guests[0].send(&connection.outward(Rst, b""))?;
+            } else {
+                wires.world.send(&connection.inward(Rst, b"")?)?;
+            }
+        }
+        connection.next = [ours, theirs];
+        connections.push((offset, connection));
+        wires.arrivals()?;
+    }
+    thread::sleep(just_over(1));
+    for (offset, connection) in &mut connections {
+        connection
+            .back(Ack, b"still there")
+            .with_context(|| format!("after a RST at an offset of {offset:#x}"))?;
+        connection.talk()?;
+    }
+    Ok(())
+}
+
+/// Section 3: the connections of one outside endpoint to different remotes are
+/// told apart, and a remote that was not sent to is told that there is nobody
+/// or nothing at all.
+#[test]
+fn section_3_overlapping_sessions_are_told_apart() -> Result<()> {
+    let mode = ["--mapping", "udp=address-and-port-dependent"];
+    let (_world, wires) = wired(2, &mode)?;
+    let one = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let other = wires.map_udp(1, 40_000, remote(1, 53))?;
+    ensure!(one == other, "{one} and {other}: nothing overlaps");
+    wires.answer_udp(remote(0, 53), one, 0, 40_000)?;
+    wires.answer_udp(remote(1, 53), one, 1, 40_000)?;
+    for stranger in [remote(0, 54), remote(1, 54)] {
+        wires.world.send(&packet::udp(stranger, one))?;
+        let arrivals = wires.arrivals()?;
+        ensure!(arrivals.guests.iter().all(Vec::is_empty), "from {stranger}");
+    }
+    // TCP is as it was.
+    let mut one = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    one.open()?;
+    let mut other = Connection::new(&wires, 1, 40_000, remote(1, 80));
+    other.open()?;
+    ensure!(one.outside()? != other.outside()?, "TCP overlaps");
+    Ok(())
+}
+
+/// Section 5: mappings are made for each protocol independently.
+#[test]
+fn section_5_mappings_are_made_for_each_protocol() -> Result<()> {
+    let (_world, wires) = wired(2, &[])?;
+    ensure!(wires.map_udp(0, 40_000, remote(0, 53))? == outside(40_000));
+    let mut connection = Connection::new(&wires, 1, 40_000, remote(0, 80));
+    connection.open()?;
+    ensure!(
+        connection.outside()? == outside(40_000),
+        "UDP took a TCP port"
+    );
+    wires.answer_udp(remote(0, 53), outside(40_000), 0, 40_000)?;
+    connection.talk()
+}
+
+/// Section 6: filtering is done for each protocol independently.
+#[test]
+fn section_6_filtering_is_done_for_each_protocol() -> Result<()> {
+    let (_world, wires) = wired(1, &["--filtering", "endpoint-independent"])?;
+    wires.map_udp(0, 40_000, remote(0, 53))?;
+    let mut connection = Connection::new(&wires, 0, 40_001, remote(0, 80));
+    connection.open()?;
+    for packet in [
+        packet::tcp(remote(0, 53), outside(40_000)).with_tcp(|header| header.syn = true),
+        packet::udp(remote(0, 80), outside(40_001)),
+    ] {
+        wires.world.send(&packet)?;
+        let arrivals = wires.arrivals()?;
+        ensure!(
+            arrivals.guests[0].is_empty(),
+            "let in by another protocol's"
+        );
+    }
+    connection.talk()
+}
+
+/// The outside ports of a guest whose own ports are all taken by another.
+fn chosen_ports(count: u16) -> Result<Vec<u16>> {
+    let (_world, wires) = wired(2, &[])?;
+    (40_000..40_000 + count)
+        .map(|port| {
+            wires.map_udp(0, port, remote(0, 53))?;
+            Ok(wires.map_udp(1, port, remote(0, 53))?.port())
+        })
+        .collect()
+}
+
+/// Section 9: ports are randomised (RFC 6056), also from one start to the next.
+#[test]
+fn section_9_ports_are_random() -> Result<()> {
+    let runs = [chosen_ports(40)?, chosen_ports(40)?];
+    for ports in &runs {
+        let gaps: BTreeSet<_> = ports
+            .windows(2)
+            .map(|pair| i32::from(pair[1]) - i32::from(pair[0]))
+            .collect();
+        let (least, most) = (ports.iter().min(), ports.iter().max());
+        let spread = most.zip(least).map_or(0, |(most, least)| most - least);
+        ensure!(gaps.len() > 30 && spread > 10_000, "{ports:?}");
+    }
+    let both: BTreeSet<_> = runs.concat().into_iter().collect();
+    ensure!(both.len() > 70, "the same again: {runs:?}");
+    Ok(())
+}
