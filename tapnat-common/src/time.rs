@@ -47,6 +47,12 @@ impl Instant {
 
     #[inline(always)]
     #[must_use]
+    pub const fn before(self, ticks: Ticks) -> Self {
+        Self(self.0.wrapping_sub(ticks.0))
+    }
+
+    #[inline(always)]
+    #[must_use]
     pub const fn is_before(self, other: Self) -> bool {
         self.0.wrapping_sub(other.0).cast_signed() < 0
     }

@@ -23,7 +23,7 @@ use crate::{
         PermissionKey, Session, Settings, Unsolicited, session_flags, setting_flags, tcp_state,
     },
     net::Be32,
-    parse::{Packet, Transport, tcp_flags},
+    parse::{Packet, Part, Transport, tcp_flags},
     ports::{PortSet, Reserved},
     rewrite::Rewrite,
     time::{Instant, Ticks},
@@ -204,7 +204,9 @@ pub fn resume<T: Tables>(
         return Some(Reason::TimeToLiveExceeded);
     }
     let changed = session::follow(packet, session, &twin_key, tables);
-    let confirm = stale || changed || session.generation != settings.generation;
+    // Fragments that wait need the next hop's link addresses now.
+    let unlinked = packet.part != Part::Whole && session.flags & session_flags::NEXT_HOP_KNOWN == 0;
+    let confirm = stale || changed || unlinked || session.generation != settings.generation;
     if confirm {
         session.last_seen = now;
         if let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables) {

@@ -6,8 +6,8 @@ use core::num::NonZeroU32;
 use super::{Fate, Route, Tables, check_size, filter, mapping, session};
 use crate::{
     abi::{
-        EndpointKey, FlowKey, Mapping, MappingMode, Settings, Unsolicited, role, session_flags,
-        setting_flags,
+        EndpointKey, FlowKey, Mapping, MappingMode, Settings, Unsolicited, mapping_flags, role,
+        session_flags, setting_flags,
     },
     net::{Be32, protocol},
     parse::{Packet, Transport, tcp_flags},
@@ -114,11 +114,6 @@ fn from_inside<T: Tables>(
         Some(outside) => outside.address,
         None => mapping::outside_address(key.source, settings)?.address,
     };
-    if let Some(target) = target
-        && !filter::admits(target, &key.destination_endpoint(), own_address, tables)
-    {
-        return Err(Reason::Filtered);
-    }
     let (mut flags, reason) = if hairpin {
         (session_flags::TO_INSIDE, Reason::HairpinStarted)
     } else {
@@ -338,6 +333,41 @@ fn is_ours<T: Tables>(outside: &EndpointKey, settings: &Settings, tables: &T) ->
             .is_some_and(|reserved| !reserved.contains(outside.port.get()))
 }
 
+/// Lets a session from outside end no later than the mapping that it came in by,
+/// unless packets from the guest keep both alive (RFC 4787 REQ-6).
+#[inline(always)]
+fn end_with_mapping<T: Tables>(key: &FlowKey, plan: &mut Plan, tables: &T) {
+    let Some(settings) = tables.settings() else {
+        return;
+    };
+    let refreshed = settings.flags & setting_flags::INBOUND_REFRESH != 0;
+    if refreshed || key.arrival.protocol() == protocol::TCP {
+        return;
+    }
+    if let Some(mapping) = live_mapping(&key.destination_endpoint(), tables)
+        && mapping.flags & mapping_flags::STATIC == 0
+    {
+        let lifetime = session::lifetime(key, &plan.halves[0], tables);
+        plan.halves[1].last_seen = mapping.expires_at.before(lifetime);
+    }
+}
+
+/// Whether the guest behind the outside endpoint lets this one in. Whether or
+/// not it does, this one has sent, and so lets the other one in.
+#[inline(always)]
+fn may_come_back<T: Tables>(key: &FlowKey, plan: &Plan, tables: &T) -> bool {
+    let Some(settings) = tables.settings() else {
+        return false;
+    };
+    let opening = &plan.opening;
+    if opening.flags & session_flags::UNMAPPED == 0 {
+        filter::permit(&opening.source, key.destination, opening.until, tables);
+    }
+    let outside = key.destination_endpoint();
+    target_of(&outside, settings, tables)
+        .is_some_and(|target| filter::admits(target, &outside, opening.source.address, tables))
+}
+
 /// Makes the session that [`start`] has planned.
 #[inline(always)]
 pub fn open<T: Tables>(
@@ -347,7 +377,13 @@ pub fn open<T: Tables>(
     plan: &mut Plan,
 ) -> Reason {
     let key = packet.key(device);
+    if plan.opening.reason == Reason::HairpinStarted && !may_come_back(&key, plan, tables) {
+        return Reason::Filtered;
+    }
     plan.halves = session::halves(&plan.opening, packet, &key, tables.now());
+    if device.is_none() {
+        end_with_mapping(&key, plan, tables);
+    }
     super::count(packet, &mut plan.halves[0], tables);
     let [forward, back] = &plan.halves;
     plan.rewrite = Rewrite::of(forward, true);
@@ -355,9 +391,8 @@ pub fn open<T: Tables>(
         Ok(()) => {
             // Until the first packet back, only this one lets an answer in.
             session::keep_alive(&key, forward, tables);
-            if device.is_none() {
-                // Nothing else holds the mapping of a session from outside as
-                // long as the session.
+            if device.is_none() && packet.protocol == protocol::TCP {
+                // The mapping of a connection from outside lives as long as it.
                 let lifetime = session::lifetime(&key, forward, tables);
                 let outside = key.destination_endpoint();
                 mapping::keep_until(&outside, tables.now().after(lifetime), tables);
