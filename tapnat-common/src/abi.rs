@@ -328,6 +328,16 @@ impl Session {
         }
     }
 
+    /// Whether both make the same of a packet.
+    #[inline(always)]
+    #[must_use]
+    pub fn translates_as(&self, other: &Self) -> bool {
+        self.source == other.source
+            && self.destination == other.destination
+            && self.source_port == other.source_port
+            && self.destination_port == other.destination_port
+    }
+
     #[inline(always)]
     #[must_use]
     pub const fn address_delta(&self) -> Delta {

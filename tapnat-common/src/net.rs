@@ -119,6 +119,16 @@ impl Be32 {
         (self.0 ^ other.0) & mask.0 == 0
     }
 
+    /// Whether the address can be a host's in its network of this `mask`: it is
+    /// neither the network's own nor its broadcast address, which networks of two
+    /// hosts or one do not have (RFC 3021).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_host(self, mask: Self) -> bool {
+        let host = self.0 & !mask.0;
+        (host != 0 && host != !mask.0) || mask.get() >= u32::MAX - 1
+    }
+
     /// 224.0.0.0/4, the limited broadcast address, 0.0.0.0/8 or 127.0.0.0/8:
     /// nothing that a NAT may forward (RFC 1812 section 5.3.7).
     #[inline(always)]
@@ -196,5 +206,12 @@ mod tests {
         let address = Be32::from_bytes([10, 0, 0, 200]);
         assert!(address.same_network(Be32::from_bytes([10, 0, 0, 1]), Be32::mask(24)));
         assert!(!address.same_network(Be32::from_bytes([10, 0, 0, 1]), Be32::mask(25)));
+        assert!(address.is_host(Be32::mask(24)));
+        for (last, length) in [(0, 24), (255, 24), (128, 25), (127, 25), (4, 30), (7, 30)] {
+            assert!(!Be32::from_bytes([10, 0, 0, last]).is_host(Be32::mask(length)));
+        }
+        for (last, length) in [(0, 31), (1, 31), (0, 32), (255, 32), (5, 30), (6, 30)] {
+            assert!(Be32::from_bytes([10, 0, 0, last]).is_host(Be32::mask(length)));
+        }
     }
 }

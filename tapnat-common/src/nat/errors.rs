@@ -3,7 +3,7 @@
 
 use core::num::NonZeroU32;
 
-use super::{Tables, session};
+use super::{Fate, Route, Tables, session};
 use crate::{
     abi::{Arrival, FlowKey},
     parse::{Packet, Quoted},
@@ -37,12 +37,22 @@ pub fn decide_error<T: Tables>(
     if session::is_expired(&key, session, tables) {
         return Reason::ErrorWithoutSession;
     }
-    // RFC 1122 section 3.2.2: no error about an error. And a device of 0 has
-    // not been looked up, as no packet has gone this way yet.
-    if packet.time_to_live <= 1 || session.next_hop.device == 0 {
+    // RFC 1122 section 3.2.2: no error about an error.
+    if packet.time_to_live <= 1 {
         return Reason::ErrorUnusable;
     }
     plan.rewrite = Rewrite::of(session, false);
+    if session.next_hop.device == 0 {
+        // No packet has gone this way yet, so it has not been looked up.
+        let route = match device {
+            Some(device) => tables.route_from(device, packet),
+            None => Route::default(),
+        };
+        if route.fate != Fate::Onward {
+            return Reason::ErrorUnusable;
+        }
+        plan.rewrite.next_hop = route.next_hop;
+    }
     // An inside address must not show; a router outside keeps its own.
     plan.error_source = if device.is_some() {
         session.source

@@ -238,32 +238,45 @@ fn take<T: Tables>(mapping: &Mapping, outside: EndpointKey, tables: &T) -> Inser
     if outside.protocol != protocol::ICMP && tables.host_socket(&outside, &nobody) {
         return Insert::Exists;
     }
-    let mut inserted = tables.insert_mapping(&outside, mapping);
-    if inserted == Insert::Exists && make_room(mapping, &outside, tables) {
-        inserted = tables.insert_mapping(&outside, mapping);
+    let inserted = tables.insert_mapping(&outside, mapping);
+    if inserted != Insert::Exists || !may_take_over(mapping, &outside, tables) {
+        return inserted;
     }
+    // One at a time: what a second one removed could be the first one's. An
+    // outside endpoint is nobody's inside one, so the entry is only a lock.
+    if tables.insert_outside_of(&outside, &outside) != Insert::Done {
+        return Insert::Exists;
+    }
+    let inserted = take_over(mapping, &outside, tables);
+    tables.remove_outside_of(&outside);
     inserted
 }
 
-/// Removes the mapping in the way if it is over, and has rested if another
-/// guest had it. Of two who try, one succeeds.
+/// Whether the mapping in the way is over, and has rested if another guest had
+/// it.
 #[inline(always)]
-fn make_room<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> bool {
+fn may_take_over<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> bool {
     let (Some(old), Some(settings)) = (tables.mapping(outside), tables.settings()) else {
         return false;
     };
     let now = tables.now();
     let rested = !now.is_before(old.expires_at.after(settings.timeouts.port_rest));
     let same_guest = old.inside.address == mapping.inside.address;
-    if !is_expired(old, now) || !(rested || same_guest) {
-        return false;
-    }
+    is_expired(old, now) && (rested || same_guest)
+}
+
+/// Puts the mapping in the place of one that is over.
+#[inline(always)]
+fn take_over<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> Insert {
+    let Some(old) = tables.mapping(outside) else {
+        return Insert::Exists;
+    };
     let before = old.inside;
-    if !tables.remove_mapping(outside) {
-        return false;
+    if !may_take_over(mapping, outside, tables) || !tables.remove_mapping(outside) {
+        return Insert::Exists;
     }
     if tables.outside_of(&before) == Some(*outside) {
         tables.remove_outside_of(&before);
     }
-    true
+    tables.insert_mapping(outside, mapping)
 }

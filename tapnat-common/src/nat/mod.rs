@@ -196,7 +196,7 @@ pub fn resume<T: Tables>(
     let now = tables.now();
     let twin_key = session.twin_key(key);
     let stale = now.since(session.last_seen) >= REFRESH_AFTER;
-    if stale && session::is_expired(key, session, tables) {
+    if stale && session::is_over(key, session, tables) {
         session::close(key, session, tables);
         return None;
     }

@@ -134,15 +134,30 @@ pub const fn last_kept(number: u8, one: Half, other: Half, inbound_refresh: bool
 /// Whether the session that this half belongs to has outlived its timeout.
 #[inline(always)]
 pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
-    let Some(settings) = tables.settings() else {
-        return false;
-    };
-    let number = key.arrival.protocol();
     let one = Half::from(session);
     // A half whose twin is gone lives and dies by itself.
     let other = tables
         .session(&session.twin_key(key))
         .map_or(one, |twin| Half::from(&*twin));
+    are_expired(key, one, other, tables)
+}
+
+/// Whether the session that this half belongs to is over: expired, or without
+/// its other half, which two CPUs that began it anew at once may have cost it.
+#[inline(always)]
+pub(super) fn is_over<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
+    match tables.session(&session.twin_key(key)) {
+        Some(twin) => are_expired(key, Half::from(session), Half::from(&*twin), tables),
+        None => true,
+    }
+}
+
+#[inline(always)]
+fn are_expired<T: Tables>(key: &FlowKey, one: Half, other: Half, tables: &T) -> bool {
+    let Some(settings) = tables.settings() else {
+        return false;
+    };
+    let number = key.arrival.protocol();
     let refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
     let kept = last_kept(number, one, other, refresh);
     let allowed = timeout(number, state(number, one, other), &settings.timeouts);
@@ -367,13 +382,19 @@ pub(super) fn insert<T: Tables>(
     tables: &T,
 ) -> Result<(), Reason> {
     let back_key = forward.twin_key(key);
+    // Whose sessions are counted has a place to count them in.
+    for half in [key, &back_key] {
+        if half.arrival.device().is_some() && tables.guest(half.source).is_none() {
+            return Err(Reason::GuestTableFull);
+        }
+    }
     if back_key == *key {
         // A guest's socket that talks to itself over its own mapping.
-        return insert_half(key, forward, tables);
+        return insert_half(key, forward, None, tables).map(drop);
     }
-    insert_half(&back_key, back, tables)?;
-    if let Err(reason) = insert_half(key, forward, tables) {
-        if tables.remove_session(&back_key) {
+    let inserted = insert_half(&back_key, back, None, tables)?;
+    if let Err(reason) = insert_half(key, forward, Some(&back_key), tables) {
+        if inserted && tables.remove_session(&back_key) {
             count(&back_key, back, false, tables);
         }
         return Err(reason);
@@ -381,24 +402,49 @@ pub(super) fn insert<T: Tables>(
     Ok(())
 }
 
-/// Inserts one half; an expired session in its place makes way.
+/// Inserts one half, in place of an expired session. `twin_key`: where the other
+/// half is already.
+///
+/// Returns whether it did. If not, it was there: another CPU has a packet of the
+/// same session, or its other half got lost.
 #[inline(never)]
-fn insert_half<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> Result<(), Reason> {
+fn insert_half<T: Tables>(
+    key: &FlowKey,
+    session: &Session,
+    twin_key: Option<&FlowKey>,
+    tables: &T,
+) -> Result<bool, Reason> {
     for _ in 0..2 {
         match tables.insert_session(key, session) {
             Insert::Done => {
                 count(key, session, true, tables);
-                return Ok(());
+                return Ok(true);
             }
             Insert::Full => return Err(Reason::SessionTableFull),
             Insert::Exists => {
                 let Some(old) = tables.session(key) else {
                     continue;
                 };
-                if !is_expired(key, old, tables) {
-                    return Err(Reason::SessionConflict);
+                // What is in its twin's place may be ours by now.
+                let is_alone = twin_key.is_some_and(|twin_key| old.twin_key(key) == *twin_key);
+                let expired = if is_alone {
+                    let half = Half::from(&*old);
+                    are_expired(key, half, half, tables)
+                } else {
+                    is_expired(key, old, tables)
+                };
+                if !expired {
+                    return if old.translates_as(session) {
+                        Ok(false)
+                    } else {
+                        Err(Reason::SessionConflict)
+                    };
                 }
-                close(key, old, tables);
+                if is_alone {
+                    remove(key, old, tables);
+                } else {
+                    close(key, old, tables);
+                }
             }
         }
     }
@@ -408,16 +454,20 @@ fn insert_half<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> Resul
 /// Ends a session: removes both halves.
 #[inline(never)]
 pub fn close<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
-    let session = *session;
     let twin_key = session.twin_key(key);
-    let twin = tables.session(&twin_key).map(|twin| *twin);
+    let twin = tables.session(&twin_key);
+    remove(key, session, tables);
+    if let Some(twin) = twin {
+        remove(&twin_key, twin, tables);
+    }
+}
+
+#[inline(always)]
+fn remove<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
+    // What is removed may be written anew at once.
+    let session = *session;
     if tables.remove_session(key) {
         count(key, &session, false, tables);
-    }
-    if let Some(twin) = twin
-        && tables.remove_session(&twin_key)
-    {
-        count(&twin_key, &twin, false, tables);
     }
 }
 

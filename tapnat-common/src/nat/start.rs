@@ -68,7 +68,10 @@ fn from_inside<T: Tables>(
     if is_local_broadcast(packet) {
         return Err(Reason::NotUnicast);
     }
-    if inside.address == packet.source || !packet.source.same_network(inside.address, inside.mask) {
+    let is_guest = packet.source.same_network(inside.address, inside.mask)
+        && packet.source.is_host(inside.mask)
+        && packet.source != inside.address;
+    if !is_guest {
         return Err(Reason::SpoofedSource);
     }
     if packet.destination.is_unroutable() {
@@ -399,9 +402,14 @@ pub fn open<T: Tables>(
             }
             plan.opening.reason
         }
-        // Another CPU had a packet of this session at the same time.
-        Err(Reason::SessionConflict) if tables.session(&key).is_some() => Reason::Translated,
         Err(reason) => {
+            if reason == Reason::SessionConflict
+                && let Some(session) = tables.session(&key)
+            {
+                // Another CPU had a packet of this session at the same time.
+                plan.rewrite = Rewrite::of(session, true);
+                return Reason::Translated;
+            }
             // A mapping made for it has nobody else.
             if let Some(mapping) = tables.mapping(&plan.opening.source)
                 && mapping.sessions == 0

@@ -5,10 +5,15 @@
 //! What packets should look like is said by `tapnat_testbed::packet`, which
 //! shares nothing with the code under test.
 
+mod expiry;
+mod filtering;
 mod fragments;
+mod guests;
+mod hairpin;
 mod icmp_errors;
 mod mappings;
 mod parsing;
+mod races;
 mod refusals;
 mod rewriting;
 mod support;

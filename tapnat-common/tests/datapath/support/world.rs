@@ -77,6 +77,12 @@ pub struct World {
     refused_insert: Cell<Option<usize>>,
     /// Packets that are being dealt with.
     depth: Cell<u32>,
+    /// Races that no table can decide have their losers mended later: a session
+    /// may lack a half for half a second, or stand on a mapping that another guest
+    /// took over in the very moment.
+    pub is_lenient: Cell<bool>,
+    /// The tables are used by [`World::audit`], not by a packet.
+    auditing: Cell<bool>,
 }
 
 /// What became of a packet.
@@ -118,6 +124,13 @@ impl Exit {
         self.ip()
     }
 
+    /// The IP packet that was sent on, for whatever reason.
+    #[track_caller]
+    pub fn forwarded_any(self) -> Vec<u8> {
+        let reason = self.reason;
+        self.forwarded(reason)
+    }
+
     #[track_caller]
     fn ip(self) -> Vec<u8> {
         let mut frame = self.sent.expect("something was sent").frame;
@@ -127,9 +140,9 @@ impl Exit {
 }
 
 impl World {
-    /// Two taps, an uplink, timeouts as by default, ports from 1024 on.
-    pub fn new() -> Self {
-        let world = Self {
+    /// Before anything is set.
+    pub fn unset() -> Self {
+        Self {
             settings: Table::new(),
             devices: Table::new(),
             sessions: Table::new(),
@@ -153,7 +166,14 @@ impl World {
             intruder: RefCell::default(),
             refused_insert: Cell::new(None),
             depth: Cell::new(0),
-        };
+            is_lenient: Cell::new(false),
+            auditing: Cell::new(false),
+        }
+    }
+
+    /// Two taps, an uplink, timeouts as by default, ports from 1024 on.
+    pub fn new() -> Self {
+        let world = Self::unset();
         let mut settings = Settings {
             abi_version: ABI_VERSION,
             outside_count: 1,
@@ -289,6 +309,9 @@ impl World {
     }
 
     fn operate(&self, operation: Operation) -> bool {
+        if self.auditing.get() {
+            return true;
+        }
         let number = self.operations.get();
         self.operations.set(number + 1);
         let due = matches!(&*self.intruder.borrow(), Some((at, _)) if *at == number);
@@ -556,8 +579,10 @@ impl World {
         for (key, session) in self.sessions.all() {
             let twin_key = session.twin_key(&key);
             let twin = self.sessions.copy(&twin_key);
-            let twin = twin.unwrap_or_else(|| panic!("half a session: {key:?} {session:?}"));
-            assert_eq!(twin.twin_key(&twin_key), key, "twins know each other");
+            match twin {
+                Some(twin) => assert_eq!(twin.twin_key(&twin_key), key, "twins know each other"),
+                None => assert!(self.is_lenient.get(), "half a session: {key:?} {session:?}"),
+            }
             if key.arrival.device().is_none() {
                 continue;
             }
@@ -565,13 +590,15 @@ impl World {
             let number = key.arrival.protocol();
             let outside = EndpointKey::new(session.source, session.source_port, number);
             let mapping = self.mappings.copy(&outside);
+            self.auditing.set(true);
             let is_expired = session::is_expired(&key, &session, self);
+            self.auditing.set(false);
             if session.flags & session_flags::UNMAPPED != 0 {
                 continue;
             }
             if mapping.is_some_and(|mapping| mapping.inside == key.source_endpoint()) {
                 *mappings.entry(outside).or_default() += 1;
-            } else {
+            } else if !self.is_lenient.get() {
                 assert!(is_expired, "{session:?} has outlived its mapping");
             }
         }
@@ -582,7 +609,8 @@ impl World {
         assert_eq!(guests, HashMap::new(), "sessions of unknown guests");
         for (outside, mapping) in self.mappings.all() {
             let sessions = mappings.remove(&outside).unwrap_or_default();
-            assert_eq!(mapping.sessions, sessions, "sessions on {outside:?}");
+            let is_right = mapping.sessions == sessions || self.is_lenient.get();
+            assert!(is_right, "{sessions} sessions on {mapping:?}");
             let known = self.inside.copy(&mapping.inside);
             if mapping.flags & mapping_flags::STATIC == 0 && sessions != 0 {
                 assert_eq!(known, Some(outside), "the way back from {mapping:?}");

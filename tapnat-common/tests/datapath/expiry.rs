@@ -1,0 +1,297 @@
+//! How long sessions and mappings live, what keeps them, and that their end
+//! needs no sweep.
+
+use tapnat_common::{
+    abi::{EndpointKey, Mapping},
+    nat::{Tables as _, session},
+    net::{Be32, protocol},
+    time::Ticks,
+    verdict::Reason,
+};
+
+use crate::support::{
+    network::{
+        GUEST, HOST, NEIGHBOUR, OTHER_SERVER, OUTSIDE, SERVER, TAP, at, endpoint, ping, pong,
+        source, udp,
+    },
+    world::{World, route},
+};
+
+fn out() -> Vec<u8> {
+    udp(at(GUEST, 40_000), at(SERVER, 53)).build()
+}
+
+fn back() -> Vec<u8> {
+    udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build()
+}
+
+fn mapping(world: &World) -> Option<Mapping> {
+    world
+        .mappings
+        .copy(&endpoint(OUTSIDE, 40_000, protocol::UDP))
+}
+
+fn mapping_lives(world: &World) -> bool {
+    mapping(world).is_some_and(|mapping| world.now().is_before(mapping.expires_at))
+}
+
+#[test]
+fn a_datagram_keeps_its_session_for_five_minutes() {
+    let world = World::new();
+    world.from_guest(TAP, &out());
+    world.wait_seconds(300);
+    assert!(mapping_lives(&world));
+    assert_eq!(world.from_world(&back()).reason, Reason::Translated);
+    let world = World::new();
+    world.from_guest(TAP, &out());
+    world.wait_seconds(301);
+    assert!(!mapping_lives(&world));
+    assert_eq!(world.from_world(&back()).reason, Reason::NoMapping);
+    assert_eq!(world.sessions.len(), 0);
+}
+
+#[test]
+fn what_the_guest_sends_refreshes() {
+    let world = World::new();
+    for _ in 0..10 {
+        let exit = world.from_guest(TAP, &out());
+        assert_eq!(source(&exit.forwarded_any()), at(OUTSIDE, 40_000));
+        world.wait_seconds(299);
+        assert!(mapping_lives(&world));
+    }
+    assert_eq!(world.mappings.len(), 1);
+    assert_eq!(world.from_world(&back()).reason, Reason::Translated);
+}
+
+#[test]
+fn what_the_world_sends_refreshes_only_if_asked() {
+    let run = |refresh| {
+        let world = World::new();
+        if refresh {
+            world.set_inbound_refresh();
+        }
+        world.from_guest(TAP, &out());
+        for _ in 0..4 {
+            world.wait_seconds(100);
+            world.from_world(&back());
+        }
+        let reason = world.from_world(&back()).reason;
+        (reason, mapping_lives(&world))
+    };
+    assert_eq!(run(false), (Reason::NoMapping, false));
+    assert_eq!(run(true), (Reason::Translated, true));
+}
+
+#[test]
+fn queries_of_icmp_live_a_minute() {
+    let world = World::new();
+    let request = ping(GUEST, SERVER, 7).build();
+    let reply = pong(SERVER, OUTSIDE, 7).build();
+    world.from_guest(TAP, &request);
+    world.wait_seconds(60);
+    assert_eq!(world.from_world(&reply).reason, Reason::Translated);
+    world.wait_seconds(1);
+    assert_eq!(world.from_world(&reply).reason, Reason::NoMapping);
+}
+
+#[test]
+fn timeouts_are_the_operators() {
+    let world = World::new();
+    world.set(|settings| settings.timeouts.udp = Ticks::from_seconds(2));
+    world.from_guest(TAP, &out());
+    world.wait_seconds(2);
+    assert_eq!(world.from_world(&back()).reason, Reason::Translated);
+    world.wait_seconds(1);
+    assert_eq!(world.from_world(&back()).reason, Reason::NoMapping);
+}
+
+#[test]
+fn a_timeout_that_is_changed_holds_at_once() {
+    let world = World::new();
+    world.from_guest(TAP, &out());
+    world.wait_seconds(10);
+    world.set(|settings| settings.timeouts.udp = Ticks::from_seconds(5));
+    // The mapping keeps what it was promised.
+    assert_eq!(world.from_world(&back()).reason, Reason::SessionAdmitted);
+}
+
+#[test]
+fn an_expired_session_begins_anew_on_its_port() {
+    let world = World::new();
+    world.from_guest(TAP, &udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build());
+    let port = |world: &World| {
+        let exit = world.from_guest(TAP, &out());
+        source(&exit.forwarded(Reason::SessionStarted)).port()
+    };
+    let first = port(&world);
+    assert_ne!(first, 40_000);
+    for seconds in [301, 1000, 100_000] {
+        world.wait_seconds(seconds);
+        assert_eq!(port(&world), first);
+        assert_eq!(world.mappings.len(), 2);
+        assert_eq!(world.inside.len(), 2);
+    }
+}
+
+#[test]
+fn the_clock_may_wrap_round() {
+    // Nearly 50 days, in steps as long as a session lives.
+    let world = World::new();
+    for _ in 0..500 {
+        world.from_guest(TAP, &out());
+        assert_eq!(world.from_world(&back()).reason, Reason::Translated);
+        world.wait_seconds(10_000);
+    }
+    assert_eq!(world.sessions.len(), 2);
+}
+
+#[test]
+fn no_session_outlives_its_mapping() {
+    // Sessions of one socket that begin and end at different times, from both
+    // sides: checked at every step.
+    let world = World::new();
+    let check = || {
+        for (key, half) in world.sessions.all() {
+            if session::is_expired(&key, &half, &world) || key.arrival.device().is_none() {
+                continue;
+            }
+            let outside = EndpointKey::new(half.source, half.source_port, key.arrival.protocol());
+            let mapping = world.mappings.copy(&outside).expect("a mapping");
+            assert!(world.now().is_before(mapping.expires_at), "{key:?}");
+        }
+    };
+    let mut number = 0;
+    for seconds in [0, 1, 50, 120, 299, 10, 301, 5, 150, 151] {
+        number += 1;
+        world.wait_seconds(seconds);
+        check();
+        let to = [at(SERVER, 53), at(OTHER_SERVER, 53), at(SERVER, 54)][number % 3];
+        world.from_guest(TAP, &udp(at(GUEST, 40_000), to).build());
+        check();
+        world.wait_seconds(seconds / 2);
+        check();
+        // From a port that the guest never sent to.
+        let port = 6000 + u16::try_from(number).unwrap();
+        world.from_world(&udp(at(SERVER, port), at(OUTSIDE, 40_000)).build());
+        check();
+        world.wait_seconds(200);
+        check();
+    }
+}
+
+#[test]
+fn a_mapping_lives_as_long_as_the_session_that_came_from_outside() {
+    let world = World::new();
+    world.from_guest(TAP, &out());
+    world.wait_seconds(290);
+    let other_port = udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build();
+    let exit = world.from_world(&other_port);
+    assert_eq!(exit.reason, Reason::SessionAdmitted);
+    world.wait_seconds(290);
+    assert_eq!(world.from_world(&other_port).reason, Reason::Translated);
+    assert!(mapping_lives(&world));
+}
+
+#[test]
+fn quotas_count_sessions_that_live() {
+    let world = World::new();
+    world.set(|settings| settings.guest_max_sessions = 2);
+    let start = |guest, port| {
+        let exit = world.from_guest(TAP, &udp(at(guest, 4000), at(SERVER, port)).build());
+        exit.reason
+    };
+    assert_eq!(start(GUEST, 1), Reason::SessionStarted);
+    assert_eq!(start(GUEST, 2), Reason::SessionStarted);
+    for refused in 1..=3 {
+        assert_eq!(start(GUEST, 3), Reason::GuestSessionLimit);
+        let guest = world.guests.copy(&Be32::from(GUEST)).unwrap();
+        assert_eq!((guest.sessions, guest.refused), (2, refused));
+    }
+    assert_eq!(start(GUEST, 1), Reason::Translated, "what it has goes on");
+    assert_eq!(start(NEIGHBOUR, 3), Reason::SessionStarted, "others, too");
+}
+
+#[test]
+fn a_route_that_is_gone_is_the_hosts_to_tell() {
+    let world = World::new();
+    world.from_guest(TAP, &out());
+    world
+        .routes
+        .borrow_mut()
+        .insert(SERVER.into(), tapnat_common::nat::Route::default());
+    world.set(|settings| settings.generation += 1);
+    assert_eq!(world.from_guest(TAP, &out()).reason, Reason::NoRoute);
+    // And when it is back, the session goes on.
+    world.routes.borrow_mut().clear();
+    assert_eq!(world.from_guest(TAP, &out()).reason, Reason::Translated);
+}
+
+#[test]
+fn a_next_hop_that_changed_is_looked_up_again() {
+    let world = World::new();
+    world.from_guest(TAP, &out());
+    let link = |world: &World| {
+        let session = world.half(Some(TAP), &out()).unwrap();
+        session.next_hop.link.destination()
+    };
+    let before = link(&world);
+    let mut other = route(2, 1500);
+    other.next_hop.link =
+        tapnat_common::frame::LinkAddresses::new([6, 6, 6, 6, 6, 6], [5, 5, 5, 5, 5, 5]);
+    world.routes.borrow_mut().insert(SERVER.into(), other);
+    world.from_guest(TAP, &out());
+    assert_eq!(link(&world), before);
+    world.set(|settings| settings.generation = settings.generation.wrapping_add(1));
+    let exit = world.from_guest(TAP, &out());
+    assert!(exit.sent.unwrap().resolve);
+    assert_eq!(link(&world), [6; 6]);
+    assert!(world.from_guest(TAP, &out()).quick);
+}
+
+#[test]
+fn the_first_packet_back_finds_its_way() {
+    let world = World::new();
+    world.from_guest(TAP, &out());
+    let exit = world.from_world(&back());
+    assert!(!exit.quick && exit.sent.unwrap().resolve);
+    let exit = world.from_world(&back());
+    assert!(exit.quick && !exit.sent.unwrap().resolve);
+}
+
+#[test]
+fn forwarding_that_is_switched_off_spares_open_sessions() {
+    let world = World::new();
+    world.from_guest(TAP, &out());
+    let off = tapnat_common::nat::Route {
+        fate: tapnat_common::nat::Fate::Disabled,
+        ..Default::default()
+    };
+    world.routes.borrow_mut().insert(SERVER.into(), off);
+    world.set(|settings| settings.generation += 1);
+    assert_eq!(world.from_guest(TAP, &out()).reason, Reason::Translated);
+    let new = udp(at(GUEST, 40_001), at(SERVER, 53)).build();
+    assert_eq!(
+        world.from_guest(TAP, &new).reason,
+        Reason::ForwardingDisabled
+    );
+    // To the host it works all the same.
+    let host = udp(at(GUEST, 40_001), at(HOST[0].into(), 53)).build();
+    assert_eq!(world.from_guest(TAP, &host).reason, Reason::ForTheHost);
+}
+
+#[test]
+fn packets_are_counted_only_if_asked() {
+    let run = |counts| {
+        let world = World::new();
+        world.counts_traffic.set(counts);
+        for _ in 0..3 {
+            world.from_guest(TAP, &out());
+        }
+        world.from_world(&back());
+        let out = world.half(Some(TAP), &out()).unwrap();
+        let back = world.half(None, &back()).unwrap();
+        (out.packets, out.bytes, back.packets, back.bytes)
+    };
+    assert_eq!(run(false), (0, 0, 0, 0));
+    assert_eq!(run(true), (3, 3 * 36, 1, 36));
+}

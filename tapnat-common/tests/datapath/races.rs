@@ -1,0 +1,396 @@
+//! Two CPUs at once: a second packet is dealt with as a whole between any two
+//! uses of the tables by a first one. Whatever the place, the books stay right,
+//! no session loses a half, and both flows work afterwards.
+
+use std::rc::Rc;
+
+use tapnat_common::{
+    abi::{Filtering, MappingMode},
+    verdict::{Outcome, Reason},
+};
+
+use crate::support::{
+    network::{
+        GUEST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SECOND_TAP, SERVER, TAP, at, ping,
+        source, tcp, udp,
+    },
+    world::{Exit, World},
+};
+
+/// A packet and where it arrives.
+#[derive(Clone)]
+struct Arrival {
+    device: Option<std::num::NonZeroU32>,
+    packet: Vec<u8>,
+}
+
+impl Arrival {
+    fn run(&self, world: &World) -> Exit {
+        match self.device {
+            Some(device) => world.from_guest(device, &self.packet),
+            None => world.from_world(&self.packet),
+        }
+    }
+}
+
+fn guest(packet: Vec<u8>) -> Arrival {
+    Arrival {
+        device: Some(TAP),
+        packet,
+    }
+}
+
+fn other_guest(packet: Vec<u8>) -> Arrival {
+    Arrival {
+        device: Some(SECOND_TAP),
+        packet,
+    }
+}
+
+fn outside(packet: Vec<u8>) -> Arrival {
+    Arrival {
+        device: None,
+        packet,
+    }
+}
+
+/// Lets `second` in at every place of `first`, each time in a new world, and
+/// hands the exits of both and the world to `check`.
+fn interleave(
+    setup: impl Fn() -> World,
+    first: &Arrival,
+    second: &Arrival,
+    check: impl Fn(&World, Exit, Exit),
+) {
+    for place in 0.. {
+        let world = setup();
+        let exit = Rc::new(std::cell::RefCell::new(None));
+        let (kept, intruder) = (exit.clone(), second.clone());
+        world.intrude(place, move |world| {
+            kept.replace(Some(intruder.run(world)));
+        });
+        let first_exit = first.run(&world);
+        if !world.intruded() {
+            assert!(place > 0, "the first packet uses the tables");
+            return;
+        }
+        let second_exit = exit.take().expect("the intruder has run");
+        check(&world, first_exit, second_exit);
+        world.audit();
+    }
+}
+
+#[track_caller]
+fn forwarded(exit: Exit) -> Vec<u8> {
+    assert_eq!(exit.reason.outcome(), Outcome::Forward, "{:?}", exit.reason);
+    exit.forwarded_any()
+}
+
+/// The flows of both packets go on, under the sources that were seen.
+fn goes_on(world: &World, arrival: &Arrival, seen: &[u8]) {
+    let exit = arrival.run(world);
+    assert_eq!(exit.reason, Reason::Translated);
+    assert_eq!(source(&forwarded(exit)), source(seen));
+}
+
+#[test]
+fn one_socket_sends_to_two_remotes() {
+    // It may be that its port is taken, so that chance would give it two.
+    for taken in [false, true] {
+        let setup = || {
+            let world = World::new();
+            if taken {
+                let packet = udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build();
+                world.from_guest(TAP, &packet);
+            }
+            world
+        };
+        let first = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        let second = guest(udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build());
+        interleave(setup, &first, &second, |world, one, other| {
+            let (one, other) = (forwarded(one), forwarded(other));
+            assert_eq!(source(&one), source(&other), "one mapping");
+            goes_on(world, &first, &one);
+            goes_on(world, &second, &other);
+            assert_eq!(world.mappings.len(), 1 + usize::from(taken));
+        });
+    }
+}
+
+#[test]
+fn two_guests_want_one_port() {
+    let packets = |guest: std::net::Ipv4Addr| {
+        [
+            udp(at(guest, 40_000), at(SERVER, 53)).build(),
+            tcp(at(guest, 40_000), at(SERVER, 80), "S").build(),
+            ping(guest, SERVER, 40_000).build(),
+        ]
+    };
+    for (one, other) in packets(GUEST).into_iter().zip(packets(OTHER_GUEST)) {
+        let (first, second) = (guest(one), other_guest(other));
+        interleave(World::new, &first, &second, |world, one, other| {
+            let (one, other) = (forwarded(one), forwarded(other));
+            assert_ne!(source(&one), source(&other), "two mappings");
+            goes_on(world, &first, &one);
+            goes_on(world, &second, &other);
+        });
+    }
+}
+
+#[test]
+fn two_guests_want_the_last_port() {
+    let setup = || {
+        let world = World::new();
+        world.withhold(|port| *port != 30_000);
+        world
+    };
+    let first = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let second = other_guest(udp(at(OTHER_GUEST, 40_000), at(SERVER, 53)).build());
+    interleave(setup, &first, &second, |world, one, other| {
+        let mut reasons = [one.reason, other.reason];
+        reasons.sort_by_key(|reason| *reason as u32);
+        assert_eq!(reasons, [Reason::SessionStarted, Reason::PortsExhausted]);
+        assert_eq!(world.mappings.len(), 1);
+    });
+}
+
+#[test]
+fn one_packet_comes_twice() {
+    for taken in [false, true] {
+        for mode in [
+            MappingMode::EndpointIndependent,
+            MappingMode::AddressAndPortDependent,
+        ] {
+            let setup = || {
+                let world = World::new();
+                world.set_mapping(mode);
+                if taken {
+                    let packet = udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build();
+                    world.from_guest(TAP, &packet);
+                }
+                world
+            };
+            let packet = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+            interleave(setup, &packet, &packet, |world, one, other| {
+                let (one, other) = (forwarded(one), forwarded(other));
+                assert_eq!(source(&one), source(&other), "taken {taken}, {mode:?}");
+                goes_on(world, &packet, &one);
+            });
+        }
+    }
+}
+
+#[test]
+fn two_guests_want_one_port_for_one_remote() {
+    let setup = || {
+        let world = World::new();
+        world.set_mapping(MappingMode::AddressAndPortDependent);
+        world
+    };
+    let first = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let second = other_guest(udp(at(OTHER_GUEST, 40_000), at(SERVER, 53)).build());
+    interleave(setup, &first, &second, |world, one, other| {
+        // One may lose, and try again.
+        for (arrival, exit) in [(&first, one), (&second, other)] {
+            if exit.reason == Reason::SessionConflict {
+                let exit = arrival.run(world);
+                assert_eq!(exit.reason, Reason::SessionStarted);
+            } else {
+                goes_on(world, arrival, &forwarded(exit));
+            }
+        }
+    });
+}
+
+#[test]
+fn an_answer_comes_while_its_session_is_made() {
+    // The remote is allowed already, and sends from the port that the guest is
+    // just sending to.
+    for filtering in [
+        Filtering::EndpointIndependent,
+        Filtering::AddressDependent,
+        Filtering::AddressAndPortDependent,
+    ] {
+        let setup = || {
+            let world = World::new();
+            world.set_filtering(filtering);
+            let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
+            world.from_guest(TAP, &packet);
+            world
+        };
+        let out = guest(udp(at(GUEST, 40_000), at(SERVER, 54)).build());
+        let back = outside(udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
+        let check = |world: &World, one: Exit, other: Exit| {
+            for exit in [one, other] {
+                let lost = [Reason::Filtered, Reason::SessionConflict, Reason::NoMapping];
+                assert!(
+                    exit.reason.outcome() == Outcome::Forward || lost.contains(&exit.reason),
+                    "{:?}",
+                    exit.reason
+                );
+            }
+            forwarded(out.run(world));
+            assert_eq!(back.run(world).reason, Reason::Translated);
+            assert_eq!(out.run(world).reason, Reason::Translated);
+            assert_eq!(world.sessions.len(), 4);
+        };
+        interleave(setup, &out, &back, check);
+        interleave(setup, &back, &out, check);
+    }
+}
+
+#[test]
+fn both_sides_come_back_to_an_expired_session() {
+    for inbound_allowed in [false, true] {
+        let setup = || {
+            let world = World::new();
+            world.set_filtering(Filtering::EndpointIndependent);
+            let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
+            world.from_guest(TAP, &packet);
+            if inbound_allowed {
+                // Another session keeps the mapping.
+                world.wait_seconds(200);
+                let packet = udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build();
+                world.from_guest(TAP, &packet);
+                world.wait_seconds(200);
+            } else {
+                world.wait_seconds(400);
+            }
+            world
+        };
+        let out = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        let back = outside(udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build());
+        let check = |world: &World, _: Exit, _: Exit| {
+            forwarded(out.run(world));
+            assert_eq!(back.run(world).reason, Reason::Translated);
+            assert_eq!(out.run(world).reason, Reason::Translated);
+        };
+        interleave(setup, &out, &back, check);
+        interleave(setup, &back, &out, check);
+        interleave(setup, &out, &out, check);
+        interleave(setup, &back, &back, check);
+    }
+}
+
+#[test]
+fn two_guests_take_over_one_expired_port() {
+    let setup = || {
+        let world = World::new();
+        world.withhold(|port| *port != 30_000);
+        let packet = udp(at(NEIGHBOUR, 30_000), at(SERVER, 53)).build();
+        world.from_guest(TAP, &packet);
+        world.wait_seconds(1000);
+        world
+    };
+    let first = guest(udp(at(GUEST, 30_000), at(SERVER, 53)).build());
+    let second = other_guest(udp(at(OTHER_GUEST, 30_000), at(SERVER, 53)).build());
+    interleave(setup, &first, &second, |world, one, other| {
+        let mut reasons = [one.reason, other.reason];
+        reasons.sort_by_key(|reason| *reason as u32);
+        assert_eq!(reasons, [Reason::SessionStarted, Reason::PortsExhausted]);
+        assert_eq!((world.mappings.len(), world.inside.len()), (1, 1));
+    });
+    // The former owner comes back at the same time.
+    let owner = guest(udp(at(NEIGHBOUR, 30_000), at(SERVER, 53)).build());
+    let lenient = || {
+        let world = setup();
+        world.is_lenient.set(true);
+        world
+    };
+    for [first, second] in [[&first, &owner], [&owner, &first]] {
+        interleave(lenient, first, second, |world, one, other| {
+            assert!(
+                [one.reason, other.reason]
+                    .iter()
+                    .any(|reason| reason.outcome() == Outcome::Forward)
+            );
+            assert_eq!(world.mappings.len(), 1);
+            // Whatever came of it mends itself.
+            world.wait_seconds(1);
+            first.run(world);
+            second.run(world);
+            world.wait_seconds(1000);
+            first.run(world);
+            second.run(world);
+            world.is_lenient.set(false);
+        });
+    }
+}
+
+#[test]
+fn two_guests_meet_each_other_at_once() {
+    let setup = || {
+        let world = World::new();
+        world.set_filtering(Filtering::EndpointIndependent);
+        world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        let packet = udp(at(OTHER_GUEST, 5000), at(SERVER, 53)).build();
+        world.from_guest(SECOND_TAP, &packet);
+        world
+    };
+    let first = guest(udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build());
+    let second = other_guest(udp(at(OTHER_GUEST, 5000), at(OUTSIDE, 40_000)).build());
+    interleave(setup, &first, &second, |world, _, _| {
+        let one = forwarded(first.run(world));
+        let other = forwarded(second.run(world));
+        goes_on(world, &first, &one);
+        goes_on(world, &second, &other);
+        assert_eq!(world.sessions.len(), 6, "one session, not two");
+    });
+}
+
+#[test]
+fn a_reset_and_data_at_once() {
+    let setup = || {
+        let world = World::new();
+        world.from_guest(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build());
+        world.from_world(&tcp(at(SERVER, 80), at(OUTSIDE, 40_000), "SA").build());
+        world.from_guest(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "A").build());
+        world.wait_seconds(10);
+        world
+    };
+    let reset = outside(tcp(at(SERVER, 80), at(OUTSIDE, 40_000), "R").build());
+    let data = guest(tcp(at(GUEST, 40_000), at(SERVER, 80), "PA").build());
+    for [first, second] in [[&reset, &data], [&data, &reset]] {
+        interleave(setup, first, second, |world, one, other| {
+            forwarded(one);
+            forwarded(other);
+            assert_eq!(world.sessions.len(), 2);
+        });
+    }
+}
+
+#[test]
+fn half_a_session_is_mended() {
+    // However a half got lost: the other one is no session for long, and either
+    // side makes a whole one.
+    for lost in [Some(TAP), None] {
+        for packet in ["out", "back"] {
+            let world = World::new();
+            world.set_filtering(Filtering::EndpointIndependent);
+            let out = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+            let back = outside(udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build());
+            out.run(&world);
+            back.run(&world);
+            world.is_lenient.set(true);
+            for (key, _) in world.sessions.all() {
+                if key.arrival.device() == lost {
+                    world.sessions.remove(&key);
+                    if lost.is_some() {
+                        world.guests.get(&key.source).unwrap().sessions -= 1;
+                        let (_, mapping) = world.mappings.all()[0];
+                        let outside = world.inside.copy(&mapping.inside).unwrap();
+                        world.mappings.get(&outside).unwrap().sessions -= 1;
+                    }
+                }
+            }
+            world.wait_seconds(1);
+            let arrival = if packet == "out" { &out } else { &back };
+            assert_eq!(arrival.run(&world).reason.outcome(), Outcome::Forward);
+            world.is_lenient.set(false);
+            world.audit();
+            assert_eq!(out.run(&world).reason, Reason::Translated);
+            assert_eq!(back.run(&world).reason, Reason::Translated);
+            assert_eq!(world.sessions.len(), 2);
+        }
+    }
+}
