@@ -5,11 +5,14 @@
 //! What packets should look like is said by `tapnat_testbed::packet`, which
 //! shares nothing with the code under test.
 
+mod clamping;
 mod expiry;
 mod filtering;
 mod fragments;
+mod full_tables;
 mod guests;
 mod hairpin;
+mod host_fragments;
 mod icmp_errors;
 mod mappings;
 mod parsing;

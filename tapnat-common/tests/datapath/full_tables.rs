@@ -1,0 +1,189 @@
+//! No room: every insert that a packet asks for is refused once. Whatever is
+//! refused, nothing is left behind that would cost others, nothing leaves
+//! untranslated, and what was there goes on.
+
+use tapnat_common::{
+    abi::{Filtering, MappingMode},
+    nat::Tables as _,
+    verdict::{Outcome, Reason},
+};
+
+use crate::support::{
+    network::{
+        GUEST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SECOND_TAP, SERVER, TAP, at, ping,
+        tcp, udp,
+    },
+    world::{Exit, World},
+};
+
+/// Refuses each insert of the packet in turn.
+fn refuse_each(setup: impl Fn() -> World, run: impl Fn(&World) -> Exit) {
+    let mut refusals = 0;
+    for number in 0.. {
+        let world = setup();
+        let before = world.sizes();
+        world.refuse_insert(number);
+        let exit = run(&world);
+        if !world.insert_was_refused() {
+            assert!(refusals > 0, "the packet inserts nothing");
+            return;
+        }
+        refusals += 1;
+        match exit.reason.outcome() {
+            // Without a permission only the session itself lets the remote in.
+            Outcome::Forward => {
+                assert_eq!(world.permissions.len(), before[3]);
+            }
+            Outcome::Refuse => {
+                let [sessions, mappings, ..] = world.sizes();
+                assert_eq!(sessions, before[0], "{:?}", exit.reason);
+                // A mapping that was made for it has ended.
+                for (outside, mapping) in world.mappings.all() {
+                    let lives = world.now().is_before(mapping.expires_at);
+                    assert!(lives != (mapping.sessions == 0), "{outside:?} {mapping:?}");
+                }
+                assert!(mappings <= before[1] + 1);
+            }
+            Outcome::Pass | Outcome::Drop | Outcome::Hold => panic!("{:?}", exit.reason),
+        }
+        // With room again, it works.
+        let exit = run(&world);
+        assert_eq!(exit.reason.outcome(), Outcome::Forward, "{:?}", exit.reason);
+    }
+}
+
+#[test]
+fn a_first_packet_of_each_protocol() {
+    for packet in [
+        udp(at(GUEST, 40_000), at(SERVER, 53)),
+        tcp(at(GUEST, 40_000), at(SERVER, 80), "S"),
+        ping(GUEST, SERVER, 7),
+    ] {
+        refuse_each(World::new, |world| world.from_guest(TAP, &packet.build()));
+    }
+}
+
+#[test]
+fn a_second_session_of_a_socket() {
+    let setup = || {
+        let world = World::new();
+        world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        world
+    };
+    let packet = udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build();
+    refuse_each(setup, |world| world.from_guest(TAP, &packet));
+}
+
+#[test]
+fn a_session_without_a_mapping() {
+    let setup = || {
+        let world = World::new();
+        world.set_mapping(MappingMode::AddressAndPortDependent);
+        world
+    };
+    let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
+    refuse_each(setup, |world| world.from_guest(TAP, &packet));
+}
+
+#[test]
+fn a_session_from_outside() {
+    let setup = || {
+        let world = World::new();
+        world.set_filtering(Filtering::EndpointIndependent);
+        world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        world
+    };
+    let packet = udp(at(OTHER_SERVER, 53), at(OUTSIDE, 40_000)).build();
+    refuse_each(setup, |world| world.from_world(&packet));
+}
+
+#[test]
+fn guests_that_meet() {
+    let setup = || {
+        let world = World::new();
+        world.set_filtering(Filtering::EndpointIndependent);
+        let packet = udp(at(OTHER_GUEST, 5000), at(SERVER, 53)).build();
+        world.from_guest(SECOND_TAP, &packet);
+        world
+    };
+    let packet = udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build();
+    refuse_each(setup, |world| world.from_guest(TAP, &packet));
+}
+
+#[test]
+fn an_expired_port_is_taken_over() {
+    let setup = || {
+        let world = World::new();
+        world.withhold(|port| *port != 30_000);
+        let packet = udp(at(NEIGHBOUR, 30_000), at(SERVER, 53)).build();
+        world.from_guest(TAP, &packet);
+        world.wait_seconds(1000);
+        world
+    };
+    let packet = udp(at(GUEST, 30_000), at(SERVER, 53)).build();
+    // Taking over takes several inserts, the former owner's session is gone
+    // then, and a second try has to find the port by chance.
+    for number in 0.. {
+        let world = setup();
+        world.refuse_insert(number);
+        let exit = world.from_guest(TAP, &packet);
+        if !world.insert_was_refused() {
+            assert_eq!(exit.reason, Reason::SessionStarted);
+            break;
+        }
+        assert_ne!(exit.reason.outcome(), Outcome::Pass, "{number}");
+        for _ in 0..2 {
+            world.chances.borrow_mut().extend([30_000 - 1024; 64]);
+            world.from_guest(TAP, &packet);
+        }
+        let exit = world.from_guest(TAP, &packet);
+        assert_eq!(exit.reason, Reason::Translated, "insert {number}");
+        assert_eq!((world.mappings.len(), world.inside.len()), (1, 1));
+    }
+}
+
+#[test]
+fn sessions_go_on_while_the_tables_are_full() {
+    let world = World::new();
+    let out = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
+    let back = udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build();
+    world.from_guest(TAP, &out);
+    world.sessions.fill();
+    world.mappings.fill();
+    world.inside.fill();
+    world.permissions.fill();
+    world.guests.fill();
+    for seconds in [0, 1, 200, 200, 200] {
+        world.wait_seconds(seconds);
+        assert_eq!(world.from_guest(TAP, &out).reason, Reason::Translated);
+        assert_eq!(world.from_world(&back).reason, Reason::Translated);
+        let new = udp(at(GUEST, 40_001), at(SERVER, 53)).build();
+        let exit = world.from_guest(TAP, &new);
+        assert_eq!(exit.reason.outcome(), Outcome::Refuse);
+        let new = udp(at(NEIGHBOUR, 40_001), at(SERVER, 53)).build();
+        assert_eq!(world.from_guest(TAP, &new).reason, Reason::GuestTableFull);
+    }
+    // An expired session makes way for itself.
+    world.wait_seconds(1000);
+    assert_eq!(world.from_guest(TAP, &out).reason, Reason::SessionStarted);
+}
+
+#[test]
+fn a_full_table_does_not_use_up_ports() {
+    let world = World::new();
+    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    world.sessions.fill();
+    for port in 1024..1100 {
+        let packet = udp(at(GUEST, port), at(SERVER, 53)).build();
+        assert_eq!(
+            world.from_guest(TAP, &packet).reason,
+            Reason::SessionTableFull
+        );
+    }
+    let living = world
+        .mappings
+        .all()
+        .into_iter()
+        .filter(|(_, mapping)| world.now().is_before(mapping.expires_at));
+    assert_eq!(living.count(), 1);
+}
