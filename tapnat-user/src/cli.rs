@@ -1,11 +1,14 @@
 //! The command line: what `tapnat` understands, one file for each verb. Reads arguments and prints
 //! results; the work is done elsewhere.
 
+mod check;
 mod down;
+mod file;
 mod flows;
 mod forward;
 mod mappings;
 mod print;
+mod reload;
 mod run;
 mod static_address;
 mod status;
@@ -35,6 +38,10 @@ pub struct Cli {
 enum Command {
     /// Translate packets until a signal comes, then take everything away
     Run(Box<run::Arguments>),
+    /// Read the configuration file again, with no session lost
+    Reload(reload::Arguments),
+    /// Say what is wrong in a configuration file
+    Check(check::Arguments),
     /// Show the sessions of an instance
     Flows(flows::Arguments),
     /// Show the mappings of inside to outside endpoints
@@ -79,6 +86,8 @@ impl Cli {
     pub async fn execute(self) -> Result<()> {
         let result = match self.command {
             Command::Run(arguments) => arguments.execute().await,
+            Command::Reload(arguments) => arguments.execute().await,
+            Command::Check(arguments) => arguments.execute(),
             Command::Flows(arguments) => arguments.execute(),
             Command::Mappings(arguments) => arguments.execute(),
             Command::Status(arguments) => arguments.execute(),
@@ -92,6 +101,24 @@ impl Cli {
             result => result,
         }
     }
+}
+
+/// What is wrong and what may have been meant, without the usage, which `--help` shows.
+#[must_use]
+pub fn on_one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let paragraphs = text
+        .split("\n\n")
+        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|paragraph| {
+            !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more information")
+        })
+        .collect::<Vec<_>>()
+        .join("; ");
+    paragraphs
+        .strip_prefix("error: ")
+        .unwrap_or(&paragraphs)
+        .to_owned()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

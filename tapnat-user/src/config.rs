@@ -11,7 +11,9 @@ use tapnat_common::{
     time::Ticks,
 };
 
-use crate::{host::tap::Queues, instance::InstanceName};
+use crate::{forwards::Forward, host::tap::Queues, instance::InstanceName};
+
+pub mod check;
 
 /// Ports that guests may get unless told otherwise. Those from 512 to 1023 go only to guests that
 /// use such a port themselves (RFC 4787 REQ-3a), as clients of NFS do; those below belong to
@@ -27,6 +29,10 @@ const LONGEST_DEVICE_NAME: usize = 15;
 
 /// Everything that `tapnat run` can be told.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the operator's"
+)]
 pub struct Config {
     pub instance: InstanceName,
     pub insides: Vec<Inside>,
@@ -54,6 +60,8 @@ pub struct Config {
     /// How many queues a tap that tapnat creates can have.
     pub tap_queues: Queues,
     pub attach: Attach,
+    /// What is always let in from outside.
+    pub forwards: Vec<Forward>,
 }
 
 /// A mode for TCP and one for everything else.

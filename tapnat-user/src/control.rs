@@ -37,6 +37,8 @@ const QUEUE: usize = 16;
 pub enum Request {
     AddForward(Forward),
     RemoveForward(Selector),
+    /// Only a process can do that.
+    Reload,
 }
 
 /// What came of it: what the operator should know, one line each, or why nothing was done.
@@ -213,6 +215,10 @@ pub fn perform(tables: &mut PinnedTables, request: &Request) -> Result<Vec<Strin
             statics::remove(tables, selector)?;
             Ok(Vec::new())
         }
+        Request::Reload => bail!(
+            "no process of the instance runs, which could read its file again: start it with \
+             `tapnat run --config`"
+        ),
     }
 }
 

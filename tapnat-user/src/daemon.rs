@@ -2,8 +2,11 @@
 //! to end, and takes everything away. Owns the order of these steps; each of them is another
 //! module's.
 
+mod reload;
+
 use std::{
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
+    net::Ipv4Addr,
     path::Path,
     time::Duration,
 };
@@ -27,7 +30,7 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use crate::{
     changes::{RealHost, read_sysctl},
     config::Config,
-    control::{self, Control},
+    control::{self, Control, Request},
     datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
     host::{
         bpffs, capabilities,
@@ -60,21 +63,24 @@ pub struct Options {
     pub fresh: bool,
 }
 
-/// Runs an instance until a signal ends it.
+/// Reads the configuration again, where there is a file that it came from.
+pub type Reread = Box<dyn Fn() -> Result<Config>>;
+
+/// Runs an instance until a signal ends it. SIGHUP makes it read its configuration again, if it can.
 ///
 /// # Errors
 ///
 /// When it cannot start, in which case nothing is left behind, or when something cannot be taken
 /// away at the end.
-pub async fn run(config: &Config, options: Options) -> Result<()> {
+pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> Result<()> {
     check_privileges()?;
     check_kernel()?;
     // From here on a signal waits until the start is done, and then ends what was started.
-    let mut signals = EndSignals::new()?;
+    let mut signals = Signals::new(reread.is_some())?;
     if options.fresh {
         down(&config.instance).await?;
     }
-    let mut daemon = Daemon::start(config).await?;
+    let mut daemon = Daemon::start(config, reread).await?;
     daemon.announce()?;
     daemon.serve(&mut signals).await;
     if options.keep {
@@ -203,29 +209,49 @@ pub fn warn(message: &str) {
     let _ = writeln!(io::stderr(), "tapnat: {message}");
 }
 
-/// Signals that end the process.
-struct EndSignals {
-    streams: [SignalStream; 3],
+/// What a signal asks for.
+enum Asked {
+    End,
+    Reload,
 }
 
-impl EndSignals {
-    fn new() -> Result<Self> {
+/// The signals that the process listens to.
+struct Signals {
+    ends: [SignalStream; 2],
+    hangup: SignalStream,
+    can_reload: bool,
+    had_terminal: bool,
+}
+
+impl Signals {
+    fn new(can_reload: bool) -> Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self {
-            streams: [
+            ends: [
                 listen(SignalKind::interrupt())?,
                 listen(SignalKind::terminate())?,
-                listen(SignalKind::hangup())?,
             ],
+            hangup: listen(SignalKind::hangup())?,
+            can_reload,
+            had_terminal: io::stdin().is_terminal(),
         })
     }
 
-    async fn received(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.streams;
+    async fn received(&mut self) -> Asked {
+        let [interrupt, terminate] = &mut self.ends;
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
+            _ = interrupt.recv() => Asked::End,
+            _ = terminate.recv() => Asked::End,
+            _ = self.hangup.recv() => self.hung_up(),
+        }
+    }
+
+    /// The same signal says that the terminal is gone, and that the file is to be read again.
+    fn hung_up(&self) -> Asked {
+        if self.can_reload && self.had_terminal == io::stdin().is_terminal() {
+            Asked::Reload
+        } else {
+            Asked::End
         }
     }
 }
@@ -240,6 +266,7 @@ struct Surroundings {
 /// A running instance.
 struct Daemon {
     config: Config,
+    reread: Option<Reread>,
     plan: Plan,
     host: RealHost,
     journal: Journal,
@@ -262,7 +289,7 @@ struct Prepared {
 }
 
 impl Daemon {
-    async fn start(config: &Config) -> Result<Self> {
+    async fn start(config: &Config, reread: Option<Reread>) -> Result<Self> {
         let instance = &config.instance;
         let everyone = Lock::all_instances()?;
         let lock = match Lock::instance(instance)? {
@@ -292,6 +319,7 @@ impl Daemon {
                 drop(everyone);
                 Ok(Self {
                     config: config.clone(),
+                    reread,
                     plan: prepared.plan,
                     host,
                     journal,
@@ -318,8 +346,8 @@ impl Daemon {
         }
     }
 
-    /// Tells whoever waits that packets are translated.
-    fn announce(&self) -> Result<()> {
+    /// What is translated, in a line.
+    fn summary(&self) -> String {
         let insides: Vec<_> = self
             .plan
             .insides
@@ -327,17 +355,22 @@ impl Daemon {
             .map(|inside| format!("{} {}", inside.name, inside.address))
             .collect();
         let outside: Vec<_> = self
-            .plan
-            .outside_addresses
+            .known
+            .outside
             .iter()
-            .map(ToString::to_string)
+            .map(|address| Ipv4Addr::from(*address).to_string())
             .collect();
-        let summary = format!(
+        format!(
             "{} -> {} {}",
             insides.join(", "),
             self.plan.uplink.name,
             outside.join(", ")
-        );
+        )
+    }
+
+    /// Tells whoever waits that packets are translated.
+    fn announce(&self) -> Result<()> {
+        let summary = self.summary();
         let mut output = io::stdout();
         let printed = writeln!(output, "tapnat ready: {summary}").and_then(|()| output.flush());
         match printed {
@@ -350,17 +383,26 @@ impl Daemon {
     }
 
     /// Follows the network until a signal comes.
-    async fn serve(&mut self, signals: &mut EndSignals) {
+    async fn serve(&mut self, signals: &mut Signals) {
         loop {
             tokio::select! {
-                () = signals.received() => return,
+                asked = signals.received() => match asked {
+                    Asked::End => return,
+                    Asked::Reload => match self.reload().await {
+                        Ok(notes) => notes.iter().for_each(|note| warn(note)),
+                        Err(error) => warn(&format!("{error:#}")),
+                    },
+                },
                 () = self.events.changed() => {
                     if let Err(error) = self.follow().await {
                         warn(&format!("{error:#}"));
                     }
                 }
                 pending = self.control.next() => {
-                    let result = control::perform(&mut self.tables, &pending.request);
+                    let result = match &pending.request {
+                        Request::Reload => self.reload().await,
+                        request => control::perform(&mut self.tables, request),
+                    };
                     pending.answer(result);
                 }
                 () = print(&mut self.logs) => {}
@@ -477,6 +519,8 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     for note in statics::follow(&mut tables)? {
         warn(&note);
     }
+    let forwards = statics::plan_configured(&tables, &config.forwards)?;
+    statics::apply(&mut tables, &forwards)?;
     for hook in &hooks {
         if tcx {
             datapath.attach_tcx(hook)?;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use tapnat_user::cli::Cli;
+use tapnat_user::cli::{Cli, on_one_line};
 
 /// The command line was wrong.
 const USAGE: u8 = 2;
@@ -26,28 +26,15 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let (message, code) = match error.downcast_ref::<clap::Error>() {
+                Some(error) => (on_one_line(error), ExitCode::from(USAGE)),
+                None => (format!("{error:#}"), ExitCode::FAILURE),
+            };
             // There is nobody else to tell.
-            let _ = writeln!(io::stderr(), "tapnat: {error:#}");
-            ExitCode::FAILURE
+            let _ = writeln!(io::stderr(), "tapnat: {message}");
+            code
         }
     }
-}
-
-/// What is wrong and what may have been meant, without the usage, which `--help` shows.
-fn on_one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let paragraphs = text
-        .split("\n\n")
-        .map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
-        .filter(|paragraph| {
-            !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more information")
-        })
-        .collect::<Vec<_>>()
-        .join("; ");
-    paragraphs
-        .strip_prefix("error: ")
-        .unwrap_or(&paragraphs)
-        .to_owned()
 }
 
 fn run(cli: Cli) -> Result<()> {
@@ -72,9 +59,8 @@ mod tests {
     #[test]
     fn a_wrong_command_line_is_told_on_one_line() {
         assert_eq!(
-            usage_error(&["run"]),
-            "the following required arguments were not provided: --inside \
-             <DEVICE[=ADDRESS/PREFIX]>"
+            usage_error(&["forward", "add", "tcp", "80"]),
+            "the following required arguments were not provided: <ADDRESS[:PORT[-PORT]]>"
         );
         let text = usage_error(&["run", "--inside", "tap0=10.0.0.1"]);
         assert!(

@@ -410,6 +410,7 @@ mod tests {
             verbose: false,
             tap_queues: Queues::Multi,
             attach: Attach::Auto,
+            forwards: Vec::new(),
         }
     }
 

@@ -1,22 +1,35 @@
 //! `tapnat run`: the life of an instance.
 
-use std::{net::Ipv4Addr, num::NonZeroU32, ops::RangeInclusive};
+use std::{
+    env,
+    ffi::OsString,
+    net::Ipv4Addr,
+    num::NonZeroU32,
+    ops::RangeInclusive,
+    path::{self, Path, PathBuf},
+};
 
-use anyhow::Result;
-use clap::{Args, builder::RangedU64ValueParser};
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::{
+    Args, CommandFactory as _, Parser as _, builder::RangedU64ValueParser, error::ErrorKind,
+};
 use tapnat_common::{
     abi::{Filtering, MappingMode, Timeouts},
     time::Ticks,
 };
 
-use super::Instance;
+use super::{
+    Cli, Command, Instance,
+    file::{self, File},
+};
 use crate::{
     config::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DeviceName, Inside,
         MOST_SESSIONS, PerProtocol, parse_duration, parse_filtering_choice, parse_mapping_choice,
         parse_outside_address,
     },
-    daemon,
+    daemon::{self, Reread},
+    forwards::Forward,
     host::tap::Queues,
     ports::parse_range,
 };
@@ -34,13 +47,15 @@ pub struct Arguments {
     #[command(flatten)]
     instance: Instance,
 
+    /// Read options and forwards from this TOML file. What the command line says goes before it
+    /// [default, unless --inside is given: /etc/tapnat/tapnat.toml, or of another instance
+    /// /etc/tapnat/NAME.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     /// A device with guests behind it, and the host's address on it: tap0=10.0.0.1/24. A tap that
     /// does not exist is created. Can be given several times
-    #[arg(
-        long = "inside",
-        value_name = "DEVICE[=ADDRESS/PREFIX]",
-        required = true
-    )]
+    #[arg(long = "inside", value_name = "DEVICE[=ADDRESS/PREFIX]")]
     insides: Vec<Inside>,
 
     /// The device to the world [default: that of the default route]
@@ -175,14 +190,39 @@ struct TimeoutArguments {
 
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
-        let options = daemon::Options {
-            keep: self.keep,
-            fresh: self.fresh,
-        };
-        daemon::run(&self.config(), options).await
+        let typed: Vec<_> = env::args_os().collect();
+        let path = self.file()?;
+        let (config, options) = read(&typed, path.as_deref())?;
+        let reread = path.map(|path| -> Reread {
+            Box::new(move || read(&typed, Some(&path)).map(|(config, _)| config))
+        });
+        daemon::run(&config, options, reread).await
     }
 
-    fn config(self) -> Config {
+    /// The configuration file, if there is one to read.
+    fn file(&self) -> Result<Option<PathBuf>> {
+        let path = match &self.config {
+            Some(path) => path.clone(),
+            None if !self.insides.is_empty() => return Ok(None),
+            None => {
+                let path = file::default_path(&self.instance.name);
+                if !path.exists() {
+                    let message = format!(
+                        "no inside device is given: pass --inside tap0=10.0.0.1/24, or write {}",
+                        path.display()
+                    );
+                    let kind = ErrorKind::MissingRequiredArgument;
+                    return Err(Cli::command().error(kind, message).into());
+                }
+                path
+            }
+        };
+        // It may have to be read again from another directory.
+        let path = path::absolute(&path).context("cannot tell the directory that this is")?;
+        Ok(Some(path))
+    }
+
+    fn into_config(self, forwards: Vec<Forward>) -> Config {
         Config {
             instance: self.instance.name,
             insides: self.insides,
@@ -201,8 +241,35 @@ impl Arguments {
             verbose: self.verbose,
             tap_queues: self.tap_queues,
             attach: self.attach,
+            forwards,
         }
     }
+}
+
+/// What a command line asks for together with a configuration file.
+pub(super) fn read(typed: &[OsString], file: Option<&Path>) -> Result<(Config, daemon::Options)> {
+    let file = file.map(File::read).transpose()?;
+    let mut all = typed.to_vec();
+    if let Some(file) = &file {
+        let matches = Cli::command().try_get_matches_from(typed)?;
+        if let Some((_, given)) = matches.subcommand() {
+            all.extend(file.arguments(given));
+        }
+    }
+    let Command::Run(arguments) = Cli::try_parse_from(all)?.command else {
+        bail!("only `tapnat run` has a configuration");
+    };
+    let options = daemon::Options {
+        keep: arguments.keep,
+        fresh: arguments.fresh,
+    };
+    let forwards = file.as_ref().map(File::forwards).unwrap_or_default();
+    let config = arguments.into_config(forwards);
+    match &file {
+        Some(file) => file.check(&config)?,
+        None => config.check().map_err(|wrong| anyhow!(wrong.message))?,
+    }
+    Ok((config, options))
 }
 
 impl From<TimeoutArguments> for Timeouts {

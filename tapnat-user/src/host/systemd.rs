@@ -14,6 +14,17 @@ pub fn ready(status: &str) -> Result<()> {
         .context("cannot tell the service manager that tapnat is ready")
 }
 
+/// Says that the configuration is being read again (`Type=notify-reload`); [`ready`] ends that.
+///
+/// # Errors
+///
+/// When `NOTIFY_SOCKET` is set but cannot be written to.
+pub fn reloading() -> Result<()> {
+    NotifyState::monotonic_usec_now()
+        .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]))
+        .context("cannot tell the service manager that tapnat reads its configuration")
+}
+
 /// Says that tapnat is taking everything away.
 ///
 /// # Errors

@@ -1,0 +1,38 @@
+//! `tapnat check`: whether a configuration file is right.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+
+use super::{Instance, file, print, run};
+
+/// Reads the file as `tapnat run --config` would and refuses what is wrong in it, without looking at
+/// the host and without root.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    instance: Instance,
+
+    /// The file [default: the instance's, /etc/tapnat/tapnat.toml]
+    file: Option<PathBuf>,
+}
+
+impl Arguments {
+    pub fn execute(self) -> Result<()> {
+        let path = self
+            .file
+            .unwrap_or_else(|| file::default_path(&self.instance.name));
+        let typed = ["tapnat", "run"].map(OsString::from);
+        let (config, _) = run::read(&typed, Some(&path))?;
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        print::text(&format!(
+            "{} is right: {} inside device{}, {} forward{}\n",
+            path.display(),
+            config.insides.len(),
+            plural(config.insides.len()),
+            config.forwards.len(),
+            plural(config.forwards.len())
+        ))
+    }
+}

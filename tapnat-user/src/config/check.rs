@@ -1,0 +1,201 @@
+//! What of a configuration contradicts itself, whatever the host. What contradicts the host is
+//! [`crate::preflight`]'s.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::{Config, Inside};
+use crate::forwards::{Forward, Share};
+
+/// What a contradiction is about.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum About {
+    /// The option of this name.
+    Option(&'static str),
+    /// The forward at this place.
+    Forward(usize),
+}
+
+/// Two things that cannot both be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Contradiction {
+    pub about: About,
+    /// What, why and the way out, in a line.
+    pub message: String,
+}
+
+type Checked = Result<(), Contradiction>;
+
+fn refuse(about: About, message: String) -> Checked {
+    Err(Contradiction { about, message })
+}
+
+impl Config {
+    /// Whether the configuration contradicts itself.
+    ///
+    /// # Errors
+    ///
+    /// With the first contradiction.
+    pub fn check(&self) -> Checked {
+        for (position, inside) in self.insides.iter().enumerate() {
+            self.check_inside(inside, self.insides.get(..position).unwrap_or_default())?;
+        }
+        if let Some(guest) = self.guest_max_sessions
+            && guest.get() > self.max_sessions
+        {
+            refuse(
+                About::Option("guest-max-sessions"),
+                format!(
+                    "{guest} sessions for one guest are more than the {} that there can be at all: \
+                     lower guest-max-sessions, or raise max-sessions",
+                    self.max_sessions
+                ),
+            )?;
+        }
+        for (position, forward) in self.forwards.iter().enumerate() {
+            self.check_forward(position, forward)?;
+        }
+        Ok(())
+    }
+
+    fn check_inside(&self, inside: &Inside, earlier: &[Inside]) -> Checked {
+        let about = About::Option("inside");
+        let name = &inside.device;
+        if self.uplink.as_ref() == Some(name) {
+            refuse(
+                about,
+                format!("{name} is both the uplink and an inside device: guests need their own"),
+            )?;
+        }
+        if earlier.iter().any(|other| other.device == *name) {
+            refuse(
+                about,
+                format!("{name} is given twice as an inside device: it has one network"),
+            )?;
+        }
+        let Some(network) = inside.address.map(|it| it.trunc()) else {
+            return Ok(());
+        };
+        for other in earlier {
+            if other.address.is_some_and(|other| overlap(network, other)) {
+                refuse(
+                    about,
+                    format!(
+                        "the inside network {network} of {name} overlaps that of {}: give each \
+                         inside device a network of its own, or join them with a bridge",
+                        other.device
+                    ),
+                )?;
+            }
+        }
+        match self
+            .outside_addresses
+            .iter()
+            .find(|it| network.contains(*it))
+        {
+            None => Ok(()),
+            Some(address) => refuse(
+                About::Option("outside-address"),
+                format!(
+                    "the outside address {address} is in the inside network {network} of {name}"
+                ),
+            ),
+        }
+    }
+
+    fn check_forward(&self, position: usize, forward: &Forward) -> Checked {
+        let about = About::Forward(position);
+        let (name, inside) = (forward.name(), forward.inside_address);
+        let first = self.outside_addresses.first().copied();
+        let mut earlier = self.forwards.iter().take(position);
+        if let Some(other) = earlier.find(|other| other.contradicts(forward, first)) {
+            return refuse(
+                about,
+                format!(
+                    "{name} cannot lead to {inside}: {} leads to {} already",
+                    other.name(),
+                    other.inside_address
+                ),
+            );
+        }
+        if forward.share == Share::Everything
+            && let Some(outside) = forward.outside_address
+            && self.outside_addresses.contains(&outside)
+        {
+            return refuse(
+                about,
+                format!(
+                    "{outside} cannot be {inside}'s alone: it is an outside-address, which all \
+                     guests are translated to"
+                ),
+            );
+        }
+        let networks: Option<Vec<Ipv4Net>> =
+            self.insides.iter().map(|inside| inside.address).collect();
+        // Where a device has its address already, only the host knows.
+        let Some(networks) = networks else {
+            return Ok(());
+        };
+        let Some(network) = networks.iter().find(|network| network.contains(&inside)) else {
+            return refuse(
+                about,
+                format!("{name} cannot lead to {inside}: no inside network has that address"),
+            );
+        };
+        if !is_guest(*network, inside) {
+            return refuse(
+                about,
+                format!("{name} cannot lead to {inside}: no guest can have that address"),
+            );
+        }
+        Ok(())
+    }
+
+    /// The names of the options in which `new` differs and which only a new start can change.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
+        // Every field stands here, so that none is forgotten.
+        let Self {
+            instance: _,
+            insides,
+            uplink,
+            outside_addresses: _,
+            ports: _,
+            max_sessions,
+            guest_max_sessions: _,
+            timeouts: _,
+            filtering: _,
+            mapping: _,
+            inbound_refresh: _,
+            clamp_mss: _,
+            pass_unsolicited: _,
+            count,
+            verbose,
+            tap_queues,
+            attach,
+            forwards: _,
+        } = self;
+        [
+            ("inside", *insides != new.insides),
+            ("uplink", *uplink != new.uplink),
+            ("max-sessions", *max_sessions != new.max_sessions),
+            ("count", *count != new.count),
+            ("verbose", *verbose != new.verbose),
+            ("tap-queues", *tap_queues != new.tap_queues),
+            ("attach", *attach != new.attach),
+        ]
+        .into_iter()
+        .filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
+    }
+}
+
+fn is_guest(network: Ipv4Net, address: Ipv4Addr) -> bool {
+    let ends = [network.network(), network.broadcast()];
+    network.addr() != address && (network.prefix_len() > 30 || !ends.contains(&address))
+}
+
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}

@@ -1,0 +1,85 @@
+//! A running instance takes in a changed configuration file: all of it, with no session lost, or
+//! nothing of it.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tapnat_common::abi::setting_flags;
+
+use super::{Daemon, divide_ports, reserved, settings, surroundings, warn};
+use crate::{config::Config, host::systemd, statics};
+
+/// What begins every refusal.
+const NOTHING: &str = "nothing was applied";
+
+impl Daemon {
+    /// Reads the file again and applies what is different in it. Returns what the operator should
+    /// know, one line each.
+    ///
+    /// # Errors
+    ///
+    /// When there is no file, something in it is wrong, or needs a restart, or does not go with the
+    /// host. Everything is then as it was.
+    pub(super) async fn reload(&mut self) -> Result<Vec<String>> {
+        if let Err(error) = systemd::reloading() {
+            warn(&format!("{error:#}"));
+        }
+        let result = self.take_in().await;
+        if let Err(error) = systemd::ready(&self.summary()) {
+            warn(&format!("{error:#}"));
+        }
+        result
+    }
+
+    async fn take_in(&mut self) -> Result<Vec<String>> {
+        let Some(reread) = &self.reread else {
+            bail!("{NOTHING}: the instance was started without a file; start it with --config");
+        };
+        let new = reread().context(NOTHING)?;
+        let restart = self.config.needs_restart(&new);
+        ensure!(
+            restart.is_empty(),
+            "{NOTHING}: {} can only change with a new start; end the instance and start it again",
+            restart.join(", ")
+        );
+        if new == self.config {
+            return Ok(vec!["the file says what it said before".to_owned()]);
+        }
+        let old = self.config.clone();
+        match self.apply(&new).await {
+            Ok(notes) => {
+                self.config = new;
+                Ok(notes)
+            }
+            Err(error) => {
+                if let Err(error) = self.apply(&old).await {
+                    warn(&format!("cannot go back to what was before: {error:#}"));
+                }
+                Err(error.context(NOTHING))
+            }
+        }
+    }
+
+    async fn apply(&mut self, config: &Config) -> Result<Vec<String>> {
+        let links = self.host.netlink().links().await?;
+        let known = surroundings(config, &self.plan, &links);
+        let left = self.tables.settings()?;
+        let mut settings = settings(config, &known.outside, &left);
+        // Not of the configuration, but of what is attached.
+        settings.flags |= left.flags & setting_flags::HOST_FRAGMENTS;
+        self.tables.set_settings(&settings)?;
+        let mut notes = statics::follow(&mut self.tables)?;
+        let change = statics::plan_configured(&self.tables, &config.forwards)?;
+        statics::apply(&mut self.tables, &change)?;
+        if config.ports != self.config.ports || known.outside != self.known.outside {
+            // What is reserved for guests that no longer get it stays so until the end: the host has
+            // ports enough.
+            let withheld = divide_ports(config, &self.host, &mut self.journal).await?;
+            self.tables
+                .set_reserved(&reserved(&withheld), &known.outside)?;
+        }
+        if known.outside.is_empty() {
+            notes.push("the uplink has no address: no new sessions until it has one".to_owned());
+        }
+        self.known = known;
+        Ok(notes)
+    }
+}

@@ -1,0 +1,378 @@
+//! The configuration file: what it says is done, what is wrong in it is told
+//! with its line, and a running instance takes a changed one in as a whole or
+//! not at all, without losing a session.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant as Clock},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tapnat_testbed::{
+    process::Process,
+    topology::{Guest, HOST_ADDRESS, Inside, Topology, WORLD_ADDRESSES},
+    traffic::{TcpReflector, TcpSession, connect, tcp_listener},
+};
+use tapnat_tests::instance::{Instance, PATIENCE};
+
+const SHORT: Duration = Duration::from_millis(700);
+
+struct Bed {
+    // The instance goes before its host.
+    instance: Instance,
+    world: Topology,
+    file: PathBuf,
+}
+
+impl Bed {
+    fn new() -> Result<Self> {
+        let world = Topology::builder().inside(Inside::Veth).guests(2).build()?;
+        let instance = Instance::new(&world.host);
+        let file = std::env::temp_dir().join(format!("{}.toml", instance.name()));
+        Ok(Self {
+            instance,
+            world,
+            file,
+        })
+    }
+
+    fn guest(&self, number: usize) -> Result<&Guest> {
+        self.world.guests.get(number).context("no such guest")
+    }
+
+    /// Writes the file: both guests, and more.
+    fn write(&self, more: &str) -> Result<()> {
+        let insides: Vec<_> = self.world.guests.iter().map(Guest::inside).collect();
+        fs::write(&self.file, format!("inside = {insides:?}\n{more}"))?;
+        Ok(())
+    }
+
+    fn start(&self) -> Result<Process> {
+        let file = self.file.display().to_string();
+        self.instance.start(&["--config", &file])
+    }
+
+    /// What `check` says of a file that is wrong.
+    fn wrong(&self, text: &str) -> Result<String> {
+        fs::write(&self.file, text)?;
+        let output = self.instance.command("check")?.arg(&self.file).output()?;
+        ensure!(
+            output.status.code() == Some(1) && output.stderr.lines().count() == 1,
+            "{text}: {output:?}"
+        );
+        Ok(output.stderr)
+    }
+
+    /// What `reload` says that must fail.
+    fn refused(&self) -> Result<String> {
+        let output = self.instance.command("reload")?.output()?;
+        ensure!(
+            output.status.code() == Some(1) && output.stderr.lines().count() == 1,
+            "{output:?}"
+        );
+        ensure!(output.stderr.contains("nothing was applied"), "{output:?}");
+        Ok(output.stderr)
+    }
+
+    fn forwards(&self) -> Result<serde_json::Value> {
+        let text = self.instance.ask("forward", &["list", "--json"])?;
+        serde_json::from_str(&text).with_context(|| text.clone())
+    }
+
+    fn web(&self, number: usize) -> Result<TcpReflector> {
+        let guest = self.guest(number)?;
+        TcpReflector::start(&guest.namespace, SocketAddr::new(guest.address.into(), 80))
+    }
+
+    fn is_closed(&self, port: u16) -> bool {
+        connect(&self.world.world, None, outside(port), SHORT).is_err()
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+fn outside(port: u16) -> SocketAddr {
+    SocketAddr::new(HOST_ADDRESS.into(), port)
+}
+
+const FORWARD: &str = "[[forward]]\nprotocol = \"tcp\"\nport = 8080\nto = \"10.0.0.10:80\"\n";
+
+#[test]
+fn what_the_file_says_is_done() -> Result<()> {
+    let bed = Bed::new()?;
+    bed.write(&format!(
+        "uplink = \"uplink0\"\nudp-timeout = \"2m\"\nmax-sessions = 1000\ncount = true\n\
+         filtering = \"tcp=endpoint-independent\"\n{FORWARD}"
+    ))?;
+    let checked = bed.instance.command("check")?.arg(&bed.file).run()?;
+    ensure!(checked.contains("2 inside devices, 1 forward"), "{checked}");
+    let file = bed.file.display().to_string();
+    let more = ["--config", &file, "--udp-timeout", "3m"];
+    let mut process = bed.instance.start(&more)?;
+    let status = bed.instance.ask_json("status")?;
+    // What the command line says goes before the file.
+    ensure!(status["timeouts"]["udp"] == 180.0, "{status}");
+    ensure!(status["tables"]["sessions"]["capacity"] == 1000, "{status}");
+    ensure!(
+        status["filtering"]["tcp"] == "endpoint-independent",
+        "{status}"
+    );
+    let _web = bed.web(0)?;
+    TcpSession::open(&bed.world.world, None, outside(8080))?.exchange(b"x")?;
+    ensure!(bed.forwards()?[0]["made_by"] == "config", "not the file's");
+
+    // After a crash it is taken over as it is, and after an end it is there again.
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    let mut process = bed.start()?;
+    TcpSession::open(&bed.world.world, None, outside(8080))?.exchange(b"x")?;
+    ensure!(
+        process.terminate(PATIENCE)?.success(),
+        "{}",
+        process.stderr()
+    );
+    let _process = bed.start()?;
+    TcpSession::open(&bed.world.world, None, outside(8080))?.exchange(b"x")?;
+    Ok(())
+}
+
+#[test]
+fn the_file_of_the_instance_is_read_without_being_named() -> Result<()> {
+    let bed = Bed::new()?;
+    let said = bed.instance.command("run")?.output()?;
+    let path = format!("/etc/tapnat/{}.toml", bed.instance.name());
+    ensure!(
+        said.status.code() == Some(2)
+            && said.stderr.contains("--inside")
+            && said.stderr.contains(&path),
+        "{said:?}"
+    );
+    // In a mount namespace where /etc is empty but for that file.
+    bed.write("")?;
+    let script = format!(
+        "mount -t tmpfs tmpfs /etc && mkdir /etc/tapnat && cp {} {path} && exec \"$TAPNAT_BIN\" \
+         run --instance {}",
+        bed.file.display(),
+        bed.instance.name()
+    );
+    let mut process = bed
+        .world
+        .host
+        .command("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .spawn()?;
+    process.wait_for_line(PATIENCE, |line| line.starts_with("tapnat ready"))?;
+    ensure!(
+        process.terminate(PATIENCE)?.success(),
+        "{}",
+        process.stderr()
+    );
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_line() -> Result<()> {
+    let bed = Bed::new()?;
+    for (text, words) in [
+        (
+            "uplnk = \"eth0\"\n",
+            ":1: unknown key 'uplnk': did you mean 'uplink'?",
+        ),
+        ("# tap\n\ninside = \"tap0=10.0.0.1\"\n", ":3: "),
+        ("count = 1\n", ":1: count is a switch"),
+        ("inside = [\n", ":1: "),
+        (
+            "inside = [\"tap0=10.0.0.1/24\", \"tap1=10.0.0.129/25\"]\n",
+            ":1: the inside network 10.0.0.128/25 of tap1 overlaps that of tap0",
+        ),
+        (
+            "uplink = \"eth0\"\ninside = [\"eth0=10.0.0.1/24\"]\n",
+            ":2: eth0 is both",
+        ),
+        (
+            "max-sessions = 10\nguest-max-sessions = 20\ninside = \"tap0=10.0.0.1/24\"\n",
+            ":2: 20 sessions for one guest",
+        ),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\n[[forward]]\nprotocol = \"tcp\"\nport = 80\n\
+             to = \"10.0.1.10\"\n",
+            ":2: tcp 80 cannot lead to 10.0.1.10: no inside network",
+        ),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\n[[forward]]\nprotocol = \"tcp\"\nport = 80\n\
+             to = \"10.0.0.10\"\n[[forward]]\nprotocol = \"tcp\"\nport = \"79-81\"\n\
+             to = \"10.0.0.11\"\n",
+            ":6: tcp 79-81 cannot lead to 10.0.0.11: tcp 80 leads to 10.0.0.10 already",
+        ),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\noutside-address = [\"192.0.2.1\", \"192.0.2.2\"]\n\
+             [[static]]\noutside = \"192.0.2.2\"\ninside = \"10.0.0.10\"\n",
+            ":3: 192.0.2.2 cannot be 10.0.0.10's alone",
+        ),
+    ] {
+        let said = bed.wrong(text)?;
+        ensure!(said.contains(words), "no '{words}' in: {said}");
+        ensure!(
+            said.contains(&bed.file.display().to_string()),
+            "not which file: {said}"
+        );
+    }
+    fs::remove_file(&bed.file)?;
+    let output = bed.instance.command("check")?.arg(&bed.file).output()?;
+    ensure!(output.stderr.contains("cannot read"), "{output:?}");
+    // A start refuses the same.
+    fs::write(&bed.file, "uplnk = \"eth0\"\n")?;
+    let mut command = bed.instance.command("run")?;
+    command = command.arg("--config").arg(&bed.file);
+    let output = command.output()?;
+    ensure!(
+        output.status.code() == Some(1) && output.stderr.contains("did you mean 'uplink'?"),
+        "{output:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_changed_file_is_taken_in_and_no_session_is_lost() -> Result<()> {
+    let bed = Bed::new()?;
+    bed.write(FORWARD)?;
+    let mut process = bed.start()?;
+    let (_web, other_web) = (bed.web(0)?, bed.web(1)?);
+    bed.instance
+        .ask("forward", &["add", "tcp", "7000", "10.0.0.10:80"])?;
+    let world = &bed.world.world;
+    let server = TcpReflector::start(world, (WORLD_ADDRESSES[0], 0).into())?;
+    let guest = bed.guest(0)?;
+    let mut out = TcpSession::open(&guest.namespace, None, server.address())?;
+    let mut inward = TcpSession::open(world, None, outside(8080))?;
+
+    bed.write(
+        "udp-timeout = 120\nfiltering = \"endpoint-independent\"\nguest-max-sessions = 50\n\
+         inbound-refresh = true\nports = \"20000-30000\"\n\
+         [[forward]]\nprotocol = \"tcp\"\nport = 8080\nto = \"10.0.1.10:80\"\n\
+         [[forward]]\nprotocol = \"tcp\"\nport = 8081\nto = \"10.0.0.10:80\"\n",
+    )?;
+    bed.instance.ask("reload", &[])?;
+    let status = bed.instance.ask_json("status")?;
+    ensure!(status["timeouts"]["udp"] == 120.0, "{status}");
+    ensure!(
+        status["filtering"]["udp"] == "endpoint-independent",
+        "{status}"
+    );
+    ensure!(
+        status["guest_max_sessions"] == 50 && status["inbound_refresh"] == true,
+        "{status}"
+    );
+    out.exchange(b"goes on")?;
+    inward.exchange(b"goes on")?;
+    let mut moved = TcpSession::open(world, None, outside(8080))?;
+    moved.exchange(b"at the other guest")?;
+    ensure!(other_web.peers().len() == 1, "not at the other guest");
+    for port in [8081, 7000] {
+        TcpSession::open(world, None, outside(port))?.exchange(b"x")?;
+    }
+    let session = TcpSession::open(&guest.namespace, None, server.address())?;
+    ensure!(
+        (20000..=30000).contains(&session.seen().port()),
+        "{}",
+        session.seen()
+    );
+
+    // By a signal, too. What a command made stays.
+    bed.write("")?;
+    process.signal(Signal::SIGHUP)?;
+    let start = Clock::now();
+    while bed.forwards()?.as_array().map(Vec::len) != Some(1) {
+        ensure!(start.elapsed() < PATIENCE, "{}", process.stderr());
+        thread::sleep(Duration::from_millis(20));
+    }
+    ensure!(bed.is_closed(8081), "8081 is open");
+    TcpSession::open(world, None, outside(7000))?.exchange(b"x")?;
+    moved.exchange(b"goes on")?;
+    out.exchange(b"goes on")?;
+    ensure!(
+        bed.instance.ask_json("status")?["timeouts"]["udp"] == 300.0,
+        "not the default again"
+    );
+    ensure!(process.is_running(), "{}", process.stderr());
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_taken_in_leaves_everything_as_it_was() -> Result<()> {
+    let bed = Bed::new()?;
+    bed.write(FORWARD)?;
+    let process = bed.start()?;
+    let _web = bed.web(0)?;
+    let state = || -> Result<serde_json::Value> {
+        let status = bed.instance.ask_json("status")?;
+        let mut forwards = bed.forwards()?;
+        for forward in forwards.as_array_mut().into_iter().flatten() {
+            forward["sessions"].take();
+        }
+        Ok(json!([
+            status["timeouts"],
+            status["filtering"],
+            status["outside_addresses"],
+            forwards
+        ]))
+    };
+    let before = state()?;
+    let _listener = tcp_listener(&bed.world.host, outside(9090))?;
+    for (text, words) in [
+        (
+            "udp-timeout = \"6m\"\ncuont = true\n",
+            "did you mean 'count'?",
+        ),
+        (
+            "udp-timeout = \"6m\"\ncount = true\n",
+            "count can only change with a new start",
+        ),
+        (
+            "udp-timeout = \"6m\"\nuplink = \"uplink0\"\nattach = \"clsact\"\n",
+            "uplink, attach",
+        ),
+        (
+            "udp-timeout = \"6m\"\n[[forward]]\nprotocol = \"tcp\"\nport = 81\nto = \"10.0.0.10\"\n\
+             [[forward]]\nprotocol = \"tcp\"\nport = 9090\nto = \"10.0.0.10\"\n",
+            "(process ",
+        ),
+        ("udp-timeout = \"6m\"\nports = \"32768-33000\"\n", "no port"),
+    ] {
+        bed.write(text)?;
+        let said = bed.refused()?;
+        ensure!(said.contains(words), "no '{words}' in: {said}");
+        let after = state()?;
+        ensure!(before == after, "{text}: {before} became {after}");
+        TcpSession::open(&bed.world.world, None, outside(8080))?.exchange(b"x")?;
+        ensure!(bed.is_closed(81), "81 is open");
+    }
+    drop(process);
+    let said = bed.instance.command("reload")?.output()?;
+    ensure!(
+        said.status.code() == Some(1) && said.stderr.contains("no process"),
+        "{said:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn without_a_file_there_is_nothing_to_reload() -> Result<()> {
+    let bed = Bed::new()?;
+    let mut process = bed.instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
+    let said = bed.refused()?;
+    ensure!(said.contains("--config"), "{said}");
+    // The signal then means what it means to other programs.
+    process.signal(Signal::SIGHUP)?;
+    ensure!(process.wait(PATIENCE)?.success(), "{}", process.stderr());
+    Ok(())
+}
