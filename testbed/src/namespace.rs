@@ -15,9 +15,10 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::{
     sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
@@ -31,6 +32,9 @@ use crate::{
 
 const DIRECTORY: &str = "/run/netns";
 const PREFIX: &str = "tapnat-";
+
+/// How long the kernel may take to notice a cable.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 static SWEEP: Once = Once::new();
@@ -224,7 +228,33 @@ impl Namespace {
         ))?;
         self.ip(&format!("link set {device} up"))?;
         peer.ip(&format!("link set {peer_device} up"))?;
-        Ok(())
+        self.wait_for_carrier(device)?;
+        peer.wait_for_carrier(peer_device)
+    }
+
+    /// Waits until the kernel has noticed that somebody is at the other end of
+    /// a device, unless the device is down. Until then it loses what it is to
+    /// send, and shows another state.
+    ///
+    /// # Errors
+    /// No such device, or nobody is at its other end.
+    pub fn wait_for_carrier(&self, device: &str) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let links = self.ip(&format!("-json link show dev {device}"))?;
+            let links: serde_json::Value =
+                serde_json::from_str(&links).context("`ip -json` printed something else")?;
+            let flags = links.pointer("/0/flags").and_then(|flags| flags.as_array());
+            let flags = flags.with_context(|| format!("`ip` shows no flags of {device}"))?;
+            if flags.iter().all(|flag| flag != "NO-CARRIER") {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < CARRIER_PATIENCE,
+                "{device} has no carrier: nobody is at its other end"
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Moves a device to another namespace, where it arrives down and without

@@ -11,11 +11,7 @@
 //! forwarding). The world has no route to the guests, so a packet that leaves
 //! untranslated gets no answer.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    thread,
-    time::{Duration, Instant},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -51,9 +47,6 @@ pub const ROUTER_LINK6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 1),
     Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 2),
 ];
-
-/// How long the kernel may take to notice a cable.
-const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A guest's only device.
 pub const GUEST_DEVICE: &str = "lan0";
@@ -339,6 +332,7 @@ impl Builder {
                 let port = format!("port{number}");
                 host.add_veth(&port, &namespace, GUEST_DEVICE)?;
                 host.ip(&format!("link set {port} master br0"))?;
+                host.wait_for_carrier("br0")?;
                 set_mtu(host, &port, self.inside_mtu)?;
             }
         }
@@ -506,7 +500,7 @@ impl Topology {
             let plug = TunTap::attach(&self.host, &guest.inside_device, options)?;
             let socket = guest.socket.take().context("the guest has no device")?;
             guest.cable = Some(Cable::connect(socket, plug)?);
-            wait_for_carrier(&self.host, &guest.inside_device)?;
+            self.host.wait_for_carrier(&guest.inside_device)?;
         }
         Ok(())
     }
@@ -600,26 +594,6 @@ impl Topology {
                 ..
             })
         )
-    }
-}
-
-/// Waits until the kernel sends by a device that is up.
-fn wait_for_carrier(host: &Namespace, device: &str) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        let links = host.ip(&format!("-json link show dev {device}"))?;
-        let links: serde_json::Value =
-            serde_json::from_str(&links).context("`ip -json` printed something else")?;
-        let flags = links.pointer("/0/flags").and_then(|flags| flags.as_array());
-        let has = |name: &str| flags.is_some_and(|flags| flags.iter().any(|flag| flag == name));
-        if has("LOWER_UP") || !has("UP") {
-            return Ok(());
-        }
-        ensure!(
-            start.elapsed() < CARRIER_PATIENCE,
-            "{device} has no carrier though somebody holds its other end"
-        );
-        thread::sleep(Duration::from_millis(5));
     }
 }
 
