@@ -1,0 +1,110 @@
+//! Real QEMU guests, on taps that tapnat makes, reach the world: one with a
+//! card that leaves segmentation and checksums to others, one with a card of
+//! 1990s make that does all by itself.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tapnat_testbed::{
+    capture::{Capture, Direction, Partial},
+    qemu::{Guest, Kernel, Machine, Model},
+    topology::{Topology, WORLD_ADDRESSES},
+    traffic::{self, HttpServer},
+};
+use tapnat_tests::world::{OUTSIDE, World, server};
+
+/// Emulation is slow, and the machine may be busy.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A world whose only guest is a QEMU one.
+fn boot(model: Model, queues: u32) -> Result<(World, Guest)> {
+    let topology = Topology::builder().guests(0).build()?;
+    let tap_queues = if queues > 1 { "multi" } else { "single" };
+    let options = ["--inside", "tap0=10.0.0.1/24", "--tap-queues", tap_queues];
+    let world = World::start_in(topology, &options)?;
+    let machine = Machine::new(Kernel::installed()?).card_with_queues("tap0", model, queues);
+    let mut guest = machine.boot(&world.topology.host)?;
+    guest.configure("eth0", "10.0.0.10/24", "10.0.0.1")?;
+    Ok((world, guest))
+}
+
+/// Runs `iperf3` in the guest, against a server in the world.
+fn transfer(world: &World, guest: &mut Guest, number: usize, options: &str) -> Result<String> {
+    let address = WORLD_ADDRESSES[number].to_string();
+    let mut listener = world
+        .topology
+        .world
+        .command("iperf3")
+        .args(["--server", "--one-off", "--forceflush", "--bind", &address])
+        .spawn()?;
+    listener.wait_for_line(PATIENCE, |line| line.contains("Server listening"))?;
+    let said = guest.run_within(&format!("/bin/iperf3 -c {address} {options}"), PATIENCE)?;
+    listener.wait(PATIENCE)?;
+    Ok(said)
+}
+
+/// Ping, HTTP both ways, UDP and bulk TCP both ways; returns the length of the
+/// largest packet that the guest sent.
+fn check_traffic(world: &World, guest: &mut Guest) -> Result<usize> {
+    let host = &world.topology.host;
+    let (peer, device) = world.topology.uplink_peer();
+    let captures = [Capture::start(host, "tap0")?, Capture::start(peer, device)?];
+
+    let said = guest.run("ping -c 3 -W 5 -s 1400 203.0.113.1")?;
+    ensure!(said.contains("3 packets received"), "{said}");
+    // In fragments.
+    let said = guest.run("ping -c 3 -W 5 -s 4000 203.0.113.1")?;
+    ensure!(said.contains("3 packets received"), "{said}");
+
+    let http = HttpServer::start(&world.topology.world, server(0, 80))?;
+    let url = format!("http://{}", http.address());
+    let seen = guest.run(&format!("/bin/curl -sS --max-time 15 {url}/"))?;
+    let seen: std::net::SocketAddr = seen.parse().with_context(|| seen.clone())?;
+    ensure!(seen.ip() == OUTSIDE, "seen as {seen}");
+    let sum = guest.run(&format!(
+        "/bin/curl -sS --max-time 15 {url}/bytes/300000 | md5sum"
+    ))?;
+    let expected = host
+        .command("md5sum")
+        .stdin(traffic::pattern(300_000))
+        .run()?;
+    ensure!(sum == expected, "{sum} and not {expected}");
+
+    for options in ["-n 4M -C cubic", "-n 4M -C cubic -R"] {
+        let said = transfer(world, guest, 0, options)?;
+        ensure!(said.contains("receiver"), "{said}");
+    }
+    for options in ["-u -b 1M -n 100K", "-u -b 1M -n 100K -R"] {
+        let said = transfer(world, guest, 1, options)?;
+        let is_whole = |line: &str| line.contains("(0%)") && line.contains("receiver");
+        ensure!(said.lines().any(is_whole), "{said}");
+    }
+
+    let [inside, outside] = captures.map(Capture::stop);
+    outside?.verify_checksums(Partial::Accept)?;
+    let inside = inside?;
+    inside.verify_checksums(Partial::Accept)?;
+    let sent = inside
+        .list
+        .iter()
+        .filter(|packet| packet.direction == Direction::In);
+    sent.map(|packet| packet.data.len())
+        .max()
+        .context("the guest sent nothing")
+}
+
+#[test]
+fn a_guest_with_virtio_reaches_the_world() -> Result<()> {
+    let (world, mut guest) = boot(Model::Virtio, 2)?;
+    let largest = check_traffic(&world, &mut guest)?;
+    ensure!(largest > 20_000, "the largest packet has {largest} bytes");
+    Ok(())
+}
+
+#[test]
+fn a_guest_with_an_old_card_reaches_the_world() -> Result<()> {
+    let (world, mut guest) = boot(Model::Ne2k, 1)?;
+    let largest = check_traffic(&world, &mut guest)?;
+    ensure!(largest <= 1514, "the largest packet has {largest} bytes");
+    Ok(())
+}
