@@ -6,7 +6,7 @@ use std::{net::SocketAddr, thread, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
     capture::Captured,
-    packet::{self, Builder},
+    packet::{self, Builder, Parsed},
     topology::{Inside, Tap, Topology},
     traffic,
 };
@@ -345,6 +345,25 @@ fn req_9_hairpins_come_from_the_external_endpoint() -> Result<()> {
     Ok(())
 }
 
+/// REQ-9 with filtering: who sends to an outside endpoint lets its answers in,
+/// though it may itself not be let in yet.
+#[test]
+fn req_9_hairpins_are_filtered_like_the_world() -> Result<()> {
+    for filtering in ["address-dependent", "address-and-port-dependent"] {
+        let (_world, wires) = wired(2, &["--filtering", filtering])?;
+        let one = wires.map_udp(0, 40_000, remote(0, 53))?;
+        let other = wires.map_udp(1, 50_000, remote(0, 53))?;
+        wires.guests[0].send(&packet::udp(wires.inside(0, 40_000), other))?;
+        wires
+            .nothing_arrives()
+            .with_context(|| format!("{filtering}: not filtered"))?;
+        let (one, other) = ((0, 40_000, one), (1, 50_000, other));
+        check_hairpin(&wires, other, one).with_context(|| format!("{filtering}: answer"))?;
+        check_hairpin(&wires, one, other)?;
+    }
+    Ok(())
+}
+
 /// REQ-10: no ALG for UDP-based protocols.
 #[test]
 fn req_10_payloads_are_left_alone() -> Result<()> {
@@ -543,6 +562,22 @@ fn req_13a_too_big_without_df_is_fragmented() -> Result<()> {
     check_fragmented(&arrived, &datagram(outside(40_000), remote(0, 53), 8000))
 }
 
+/// REQ-13a towards a guest whose link is narrower than the uplink.
+#[test]
+fn req_13a_too_big_for_the_guest_is_fragmented() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Veth).inside_mtu(1400);
+    let world = World::start(builder, &[])?;
+    let wires = Wires::open(&world)?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    for length in [1401, 1403, 1407, 1500] {
+        wires.world.send(&datagram(remote(0, 53), seen, length))?;
+        let arrived = wires.guests[0].receive_whole()?;
+        let inside = wires.inside(0, 40_000);
+        check_fragmented(&arrived, &datagram(remote(0, 53), inside, length))?;
+    }
+    Ok(())
+}
+
 /// Every order of three things.
 const ORDERS: [[usize; 3]; 6] = [
     [0, 1, 2],
@@ -634,6 +669,89 @@ fn req_14_fragments_of_tcp_and_icmp_may_come_in_any_order() -> Result<()> {
         }
     }
     wires.nothing_arrives()
+}
+
+/// REQ-14 with identifications that come again soon, as they do at a few
+/// hundred Mbit/s (RFC 4963).
+#[test]
+fn req_14_an_identification_may_come_again() -> Result<()> {
+    let (_world, wires) = wired(1, &[])?;
+    let outward = datagram(wires.inside(0, 40_000), remote(0, 53), 4000);
+    let inward = datagram(remote(0, 53), outside(40_000), 4000);
+    for order in ORDERS {
+        wires.guests[0].send_all(&outward, |packet| in_order(packet, order))?;
+        let expected = datagram(outside(40_000), remote(0, 53), 4000);
+        check_whole(&wires.world.receive_whole()?, &expected)?;
+        wires
+            .world
+            .send_all(&inward, |packet| in_order(packet, order))?;
+        let expected = datagram(remote(0, 53), wires.inside(0, 40_000), 4000);
+        check_whole(&wires.guests[0].receive_whole()?, &expected)?;
+    }
+    Ok(())
+}
+
+/// REQ-14 with the fragments of two datagrams mixed, of two guests with the
+/// same identification.
+#[test]
+fn req_14_fragments_of_two_datagrams_do_not_mix() -> Result<()> {
+    let (_world, wires) = wired(2, &[])?;
+    let seen = [
+        wires.map_udp(0, 40_000, remote(0, 53))?,
+        wires.map_udp(1, 50_000, remote(0, 53))?,
+    ];
+    let ports = [40_000, 50_000];
+    for (identification, order) in (1..).zip(ORDERS) {
+        let datagram = |source, destination| {
+            datagram(source, destination, 4000).identification(identification)
+        };
+        // In.
+        let packets = [0, 1].map(|number| datagram(remote(number, 53), seen[0]));
+        wires.map_udp(0, 40_000, remote(1, 53))?;
+        for number in order {
+            for packet in &packets {
+                wires.world.send_all(packet, |packet| {
+                    vec![packet.fragments(1500)[number].clone()]
+                })?;
+            }
+        }
+        let arrivals = wires.arrivals()?;
+        ensure!(
+            arrivals.guests[0].len() == 6 && arrivals.guests[1].is_empty(),
+            "{order:?}: {} and {} fragments",
+            arrivals.guests[0].len(),
+            arrivals.guests[1].len()
+        );
+        // Out.
+        for number in order {
+            for (guest, port) in ports.into_iter().enumerate() {
+                let packet = datagram(wires.inside(guest, port), remote(0, 53));
+                wires.guests[guest].send_all(&packet, |packet| {
+                    vec![packet.fragments(1500)[number].clone()]
+                })?;
+            }
+        }
+        let arrived = wires.arrivals()?.world;
+        ensure!(arrived.len() == 6, "{order:?}: {} fragments", arrived.len());
+        let arrived: Vec<Parsed> = arrived.iter().map(Captured::parse).collect::<Result<_>>()?;
+        let is_first = |packet: &&Parsed| {
+            packet
+                .ipv4()
+                .is_some_and(|ip| ip.fragment_offset.value() == 0)
+        };
+        let ports: Vec<_> = arrived
+            .iter()
+            .filter(is_first)
+            .map(|packet| packet.payload[..2].to_vec())
+            .collect();
+        for seen in &seen {
+            ensure!(
+                ports.contains(&seen.port().to_be_bytes().to_vec()),
+                "{seen} in {ports:?}"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// REQ-14a: a flood of fragments does not keep others from being translated,

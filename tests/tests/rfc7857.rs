@@ -1,10 +1,14 @@
 //! RFC 7857, Updates to NAT Behavioral Requirements: a test for each section
 //! that asks for something, by what arrives.
 
-use std::{collections::BTreeSet, thread};
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use tapnat_testbed::packet::{self};
+use tapnat_testbed::{
+    capture::Captured,
+    packet::{self, Parsed},
+    traffic,
+};
 use tapnat_tests::{
     connection::{
         Connection,
@@ -135,6 +139,40 @@ fn section_2_3_a_blind_reset_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Section 3: ports overlap only where mappings depend on the remote, which has
+/// to be asked for.
+#[test]
+fn section_3_ports_overlap_only_when_asked_for() -> Result<()> {
+    let (_world, wires) = wired(2, &[])?;
+    let one = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let other = wires.map_udp(1, 40_000, remote(1, 53))?;
+    ensure!(one != other, "both have {one}");
+
+    let mode = ["--mapping", "address-and-port-dependent"];
+    let (_world, wires) = wired(2, &[&mode[..], &["--ports", "40000-40001"]].concat())?;
+    let remotes = [remote(0, 53), remote(0, 54), remote(1, 53), remote(1, 54)];
+    for remote in remotes {
+        // Two guests share two ports for each remote.
+        let mut seen = Vec::new();
+        for guest in 0..2 {
+            let outside = wires.map_udp(guest, 40_000, remote)?;
+            ensure!(!seen.contains(&outside), "both have {outside} for {remote}");
+            seen.push(outside);
+        }
+        for (guest, outside) in seen.into_iter().enumerate() {
+            wires.answer_udp(remote, outside, guest, 40_000)?;
+        }
+    }
+    for (guest, port) in [(0, 40_000), (1, 40_001)] {
+        for remote in remotes {
+            let mut connection = Connection::new(&wires, guest, port, remote);
+            connection.open()?;
+            connection.talk()?;
+        }
+    }
+    wires.nothing_arrives()
+}
+
 /// Section 3: the connections of one outside endpoint to different remotes are
 /// told apart, and a remote that was not sent to is told that there is nobody
 /// or nothing at all.
@@ -197,6 +235,50 @@ fn section_6_filtering_is_done_for_each_protocol() -> Result<()> {
     connection.talk()
 }
 
+/// Section 7: who is let in by endpoint-independent filtering does not keep the
+/// mapping alive.
+#[test]
+fn section_7_unsolicited_packets_do_not_refresh_the_mapping() -> Result<()> {
+    let options = ["--filtering", "endpoint-independent", "--udp-timeout", "1"];
+    let (_world, wires) = wired(1, &options)?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    for port in 1..=10 {
+        wires.world.send(&packet::udp(remote(1, port), seen))?;
+        thread::sleep(Duration::from_millis(300));
+    }
+    wires.arrivals()?;
+    wires.world.send(&packet::udp(remote(0, 53), seen))?;
+    ensure!(wires.arrivals()?.guests[0].is_empty(), "it is still there");
+    Ok(())
+}
+
+/// Section 7.1: a RST that answers a packet from outside does not keep the
+/// mapping alive. (ICMP errors: RFC 5508 REQ-6.)
+#[test]
+fn section_7_1_resets_do_not_refresh_the_mapping() -> Result<()> {
+    let options = [
+        "--filtering",
+        "endpoint-independent",
+        "--tcp-transitory-timeout",
+        "1",
+    ];
+    let (_world, wires) = wired(1, &options)?;
+    let mut first = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    first.out(Syn, b"")?;
+    for port in 1..=10 {
+        let mut stranger = Connection::new(&wires, 0, 40_000, remote(1, port));
+        stranger.outside = first.outside;
+        wires.world.send(&stranger.inward(Syn, b"")?)?;
+        wires.guests[0].send(&stranger.outward(Rst, b""))?;
+        wires.arrivals()?;
+        thread::sleep(Duration::from_millis(300));
+    }
+    let syn = packet::tcp(remote(1, 99), first.outside()?).with_tcp(|header| header.syn = true);
+    wires.world.send(&syn)?;
+    ensure!(wires.arrivals()?.guests[0].is_empty(), "it is still there");
+    Ok(())
+}
+
 /// The outside ports of a guest whose own ports are all taken by another.
 fn chosen_ports(count: u16) -> Result<Vec<u16>> {
     let (_world, wires) = wired(2, &[])?;
@@ -223,5 +305,32 @@ fn section_9_ports_are_random() -> Result<()> {
     }
     let both: BTreeSet<_> = runs.concat().into_iter().collect();
     ensure!(both.len() > 70, "the same again: {runs:?}");
+    Ok(())
+}
+
+/// Section 10 and RFC 6864 section 5.3.1: the identifications of two guests'
+/// fragments do not collide behind the shared address.
+#[test]
+fn section_10_identifications_do_not_collide() -> Result<()> {
+    let (_world, wires) = wired(2, &[])?;
+    for identification in [1, 2, 0x1234, 0xffff] {
+        for (guest, port) in [(0, 40_000), (1, 50_000)] {
+            let datagram = packet::udp(wires.inside(guest, port), remote(0, 53))
+                .payload(&traffic::pattern(4000))
+                .identification(identification);
+            wires.guests[guest].send_all(&datagram, |packet| packet.fragments(1500))?;
+        }
+        let arrived = wires.arrivals()?.world;
+        let arrived: Vec<Parsed> = arrived.iter().map(Captured::parse).collect::<Result<_>>()?;
+        let identifications: Vec<_> = arrived
+            .iter()
+            .filter_map(|packet| Some(packet.ipv4()?.identification))
+            .collect();
+        let distinct: BTreeSet<_> = identifications.iter().collect();
+        ensure!(
+            identifications.len() == 6 && distinct.len() == 2,
+            "{identifications:04x?}"
+        );
+    }
     Ok(())
 }
