@@ -30,6 +30,17 @@ pub(super) fn is_expired(mapping: &Mapping, now: Instant) -> bool {
     mapping.flags & mapping_flags::STATIC == 0 && !now.is_before(mapping.expires_at)
 }
 
+/// Lets the mapping end by `until` if it has no other session.
+#[inline(always)]
+pub(super) fn end_by<T: Tables>(outside: &EndpointKey, until: Instant, tables: &T) {
+    if let Some(mapping) = tables.mapping(outside)
+        && mapping.sessions <= 1
+        && until.is_before(mapping.expires_at)
+    {
+        mapping.expires_at = until;
+    }
+}
+
 /// Lets the mapping live until `until` at least; one session alone also decides
 /// when it ends.
 #[inline(always)]
@@ -191,21 +202,22 @@ pub(super) fn unmapped_port<T: Tables>(
     let reserved = tables
         .reserved(opening.class)
         .ok_or(Reason::PortsExhausted)?;
+    let settings = tables.settings().ok_or(Reason::NoOutsideAddress)?;
+    let pool = outside_address(packet.source, settings)?;
     let inside_port = packet.source_port.get();
+    let mut port = inside_port;
     for attempt in 0..UNMAPPED_TRIES {
-        let mut port = inside_port;
-        if attempt != 0 {
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "the low 16 bits are as random"
-            )]
-            let random = tables.random() as u16;
-            port = if inside_port < 1024 {
-                random & 1023
-            } else {
-                random | 1024
-            };
-            port = port & !1 | inside_port & 1;
+        let other_parity = u16::from(attempt > UNMAPPED_TRIES / 2);
+        if attempt == 1 || attempt == UNMAPPED_TRIES / 2 + 1 {
+            // From a random place on.
+            let wanted = inside_port ^ other_parity;
+            let index = set_index(pool.index, opening.class, wanted);
+            let set = tables.ports(index).ok_or(Reason::PortsExhausted)?;
+            if !set.find_into(wanted, tables.random(), &mut port) {
+                continue;
+            }
+        } else if attempt != 0 {
+            port = port.wrapping_add(2);
         }
         if reserved.contains(port) {
             continue;

@@ -284,6 +284,11 @@ pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T
             key.destination,
         )
     };
+    if session.tcp & tcp_state::RST != 0 {
+        // What a reset refreshed would outlive its use (RFC 7857 section 7).
+        mapping::end_by(&outside, until, tables);
+        return;
+    }
     mapping::keep_until(&outside, until, tables);
     filter::permit(&outside, remote, until, tables);
 }
