@@ -1,5 +1,11 @@
 //! The benchmarks: compares tapnat with the bare path and with other NATs, scenario by scenario.
 //! `cargo xtask bench` starts it.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "frames, rounds and shares are small"
+)]
 
 mod abi;
 mod contender;

@@ -63,7 +63,7 @@ impl Packets {
             *word = u64::from_ne_bytes(*bytes);
         }
         let transport_length = FRAME_LENGTH - ETHERNET - IP;
-        let pseudo = self.number() as u32 + transport_length as u32 + sum(&self.guest.octets());
+        let pseudo = u32::from(self.number()) + transport_length as u32 + sum(&self.guest.octets());
         let [a, b, c, d] = self.translated.octets();
         Ok(Stream {
             header,

@@ -262,7 +262,7 @@ impl Rig {
                 ..TestRunOptions::default()
             })
             .context("cannot send packets")?;
-        Ok(processor::time_used()? - start)
+        Ok(processor::time_used()?.saturating_sub(start))
     }
 
     /// Sends so many packets one way.

@@ -4,7 +4,6 @@
 use std::{
     net::{Shutdown, SocketAddr},
     thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};

@@ -4,11 +4,7 @@
 use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use tapnat_testbed::{
-    capture::Captured,
-    packet::{self, Parsed},
-    traffic,
-};
+use tapnat_testbed::packet;
 use tapnat_tests::{
     connection::{
         Connection,

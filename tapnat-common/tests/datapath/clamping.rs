@@ -39,7 +39,7 @@ fn both_sides_announce_no_more_than_is_allowed() {
         let outside = at(OUTSIDE, 40_000);
         assert_eq!(
             world
-                .from_guest(TAP, &syn(guest, server, announced).build())
+                .guest_sends(TAP, &syn(guest, server, announced).build())
                 .forwarded(Reason::SessionStarted),
             syn(outside, server, expected).ttl(63).build()
         );
@@ -47,14 +47,14 @@ fn both_sides_announce_no_more_than_is_allowed() {
             |destination, mss| syn(server, destination, mss).with_tcp(|header| header.ack = true);
         assert_eq!(
             world
-                .from_world(&answer(outside, announced).build())
+                .world_sends(&answer(outside, announced).build())
                 .forwarded(Reason::Translated),
             answer(guest, expected).ttl(63).build()
         );
         // The SYN again, in its session.
         assert_eq!(
             world
-                .from_guest(TAP, &syn(guest, server, announced).build())
+                .guest_sends(TAP, &syn(guest, server, announced).build())
                 .forwarded(Reason::Translated),
             syn(outside, server, expected).ttl(63).build()
         );
@@ -79,7 +79,7 @@ fn an_option_at_an_odd_place() {
         lowered[place..place + 2].copy_from_slice(&1000_u16.to_be_bytes());
         assert_eq!(
             clamped(1000)
-                .from_guest(TAP, &build(at(GUEST, 40_000), raw).build())
+                .guest_sends(TAP, &build(at(GUEST, 40_000), raw).build())
                 .forwarded(Reason::SessionStarted),
             build(at(OUTSIDE, 40_000), &lowered).ttl(63).build(),
             "{raw:?}"
@@ -92,7 +92,7 @@ fn nothing_else_is_touched() {
     let world = clamped(100);
     let check = |build: &dyn Fn(std::net::SocketAddr) -> Builder| {
         let sent = world
-            .from_guest(TAP, &build(at(GUEST, 40_000)).build())
+            .guest_sends(TAP, &build(at(GUEST, 40_000)).build())
             .forwarded_any();
         assert_eq!(sent, build(at(OUTSIDE, 40_000)).ttl(63).build());
     };

@@ -38,15 +38,15 @@ fn mapping_lives(world: &World) -> bool {
 #[test]
 fn a_datagram_keeps_its_session_for_five_minutes() {
     let world = World::new();
-    world.from_guest(TAP, &out());
+    world.guest_sends(TAP, &out());
     world.wait_seconds(300);
     assert!(mapping_lives(&world));
-    assert_eq!(world.from_world(&back()).reason, Reason::Translated);
+    assert_eq!(world.world_sends(&back()).reason, Reason::Translated);
     let world = World::new();
-    world.from_guest(TAP, &out());
+    world.guest_sends(TAP, &out());
     world.wait_seconds(301);
     assert!(!mapping_lives(&world));
-    assert_eq!(world.from_world(&back()).reason, Reason::NoMapping);
+    assert_eq!(world.world_sends(&back()).reason, Reason::NoMapping);
     assert_eq!(world.sessions.len(), 0);
 }
 
@@ -54,13 +54,13 @@ fn a_datagram_keeps_its_session_for_five_minutes() {
 fn what_the_guest_sends_refreshes() {
     let world = World::new();
     for _ in 0..10 {
-        let exit = world.from_guest(TAP, &out());
+        let exit = world.guest_sends(TAP, &out());
         assert_eq!(source(&exit.forwarded_any()), at(OUTSIDE, 40_000));
         world.wait_seconds(299);
         assert!(mapping_lives(&world));
     }
     assert_eq!(world.mappings.len(), 1);
-    assert_eq!(world.from_world(&back()).reason, Reason::Translated);
+    assert_eq!(world.world_sends(&back()).reason, Reason::Translated);
 }
 
 #[test]
@@ -70,12 +70,12 @@ fn what_the_world_sends_refreshes_only_if_asked() {
         if refresh {
             world.set_inbound_refresh();
         }
-        world.from_guest(TAP, &out());
+        world.guest_sends(TAP, &out());
         for _ in 0..4 {
             world.wait_seconds(100);
-            world.from_world(&back());
+            world.world_sends(&back());
         }
-        let reason = world.from_world(&back()).reason;
+        let reason = world.world_sends(&back()).reason;
         (reason, mapping_lives(&world))
     };
     assert_eq!(run(false), (Reason::NoMapping, false));
@@ -87,40 +87,40 @@ fn queries_of_icmp_live_a_minute() {
     let world = World::new();
     let request = ping(GUEST, SERVER, 7).build();
     let reply = pong(SERVER, OUTSIDE, 7).build();
-    world.from_guest(TAP, &request);
+    world.guest_sends(TAP, &request);
     world.wait_seconds(60);
-    assert_eq!(world.from_world(&reply).reason, Reason::Translated);
+    assert_eq!(world.world_sends(&reply).reason, Reason::Translated);
     world.wait_seconds(1);
-    assert_eq!(world.from_world(&reply).reason, Reason::NoMapping);
+    assert_eq!(world.world_sends(&reply).reason, Reason::NoMapping);
 }
 
 #[test]
 fn timeouts_are_the_operators() {
     let world = World::new();
     world.set(|settings| settings.timeouts.udp = Ticks::from_seconds(2));
-    world.from_guest(TAP, &out());
+    world.guest_sends(TAP, &out());
     world.wait_seconds(2);
-    assert_eq!(world.from_world(&back()).reason, Reason::Translated);
+    assert_eq!(world.world_sends(&back()).reason, Reason::Translated);
     world.wait_seconds(1);
-    assert_eq!(world.from_world(&back()).reason, Reason::NoMapping);
+    assert_eq!(world.world_sends(&back()).reason, Reason::NoMapping);
 }
 
 #[test]
 fn a_timeout_that_is_changed_holds_at_once() {
     let world = World::new();
-    world.from_guest(TAP, &out());
+    world.guest_sends(TAP, &out());
     world.wait_seconds(10);
     world.set(|settings| settings.timeouts.udp = Ticks::from_seconds(5));
     // The mapping keeps what it was promised.
-    assert_eq!(world.from_world(&back()).reason, Reason::SessionAdmitted);
+    assert_eq!(world.world_sends(&back()).reason, Reason::SessionAdmitted);
 }
 
 #[test]
 fn an_expired_session_begins_anew_on_its_port() {
     let world = World::new();
-    world.from_guest(TAP, &udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build());
     let port = |world: &World| {
-        let exit = world.from_guest(TAP, &out());
+        let exit = world.guest_sends(TAP, &out());
         source(&exit.forwarded(Reason::SessionStarted)).port()
     };
     let first = port(&world);
@@ -138,8 +138,8 @@ fn the_clock_may_wrap_round() {
     // Nearly 50 days, in steps as long as a session lives.
     let world = World::new();
     for _ in 0..500 {
-        world.from_guest(TAP, &out());
-        assert_eq!(world.from_world(&back()).reason, Reason::Translated);
+        world.guest_sends(TAP, &out());
+        assert_eq!(world.world_sends(&back()).reason, Reason::Translated);
         world.wait_seconds(10_000);
     }
     assert_eq!(world.sessions.len(), 2);
@@ -166,13 +166,13 @@ fn no_session_outlives_its_mapping() {
         world.wait_seconds(seconds);
         check();
         let to = [at(SERVER, 53), at(OTHER_SERVER, 53), at(SERVER, 54)][number % 3];
-        world.from_guest(TAP, &udp(at(GUEST, 40_000), to).build());
+        world.guest_sends(TAP, &udp(at(GUEST, 40_000), to).build());
         check();
         world.wait_seconds(seconds / 2);
         check();
         // From a port that the guest never sent to.
         let port = 6000 + u16::try_from(number).unwrap();
-        world.from_world(&udp(at(SERVER, port), at(OUTSIDE, 40_000)).build());
+        world.world_sends(&udp(at(SERVER, port), at(OUTSIDE, 40_000)).build());
         check();
         world.wait_seconds(200);
         check();
@@ -182,16 +182,16 @@ fn no_session_outlives_its_mapping() {
 #[test]
 fn what_comes_from_outside_keeps_no_mapping_alive() {
     let world = World::new();
-    world.from_guest(TAP, &out());
+    world.guest_sends(TAP, &out());
     world.wait_seconds(290);
     let other_port = udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build();
-    let exit = world.from_world(&other_port);
+    let exit = world.world_sends(&other_port);
     assert_eq!(exit.reason, Reason::SessionAdmitted);
     world.wait_seconds(5);
-    assert_eq!(world.from_world(&other_port).reason, Reason::Translated);
+    assert_eq!(world.world_sends(&other_port).reason, Reason::Translated);
     // The session ends with the mapping that it came in by.
     world.wait_seconds(285);
-    assert_eq!(world.from_world(&other_port).reason, Reason::NoMapping);
+    assert_eq!(world.world_sends(&other_port).reason, Reason::NoMapping);
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn quotas_count_sessions_that_live() {
     let world = World::new();
     world.set(|settings| settings.guest_max_sessions = 2);
     let start = |guest, port| {
-        let exit = world.from_guest(TAP, &udp(at(guest, 4000), at(SERVER, port)).build());
+        let exit = world.guest_sends(TAP, &udp(at(guest, 4000), at(SERVER, port)).build());
         exit.reason
     };
     assert_eq!(start(GUEST, 1), Reason::SessionStarted);
@@ -216,22 +216,22 @@ fn quotas_count_sessions_that_live() {
 #[test]
 fn a_route_that_is_gone_is_the_hosts_to_tell() {
     let world = World::new();
-    world.from_guest(TAP, &out());
+    world.guest_sends(TAP, &out());
     world
         .routes
         .borrow_mut()
         .insert(SERVER.into(), tapnat_common::nat::Route::default());
     world.set(|settings| settings.generation += 1);
-    assert_eq!(world.from_guest(TAP, &out()).reason, Reason::NoRoute);
+    assert_eq!(world.guest_sends(TAP, &out()).reason, Reason::NoRoute);
     // And when it is back, the session goes on.
     world.routes.borrow_mut().clear();
-    assert_eq!(world.from_guest(TAP, &out()).reason, Reason::Translated);
+    assert_eq!(world.guest_sends(TAP, &out()).reason, Reason::Translated);
 }
 
 #[test]
 fn a_next_hop_that_changed_is_looked_up_again() {
     let world = World::new();
-    world.from_guest(TAP, &out());
+    world.guest_sends(TAP, &out());
     let link = |world: &World| {
         let session = world.half(Some(TAP), &out()).unwrap();
         session.next_hop.link.destination()
@@ -241,44 +241,44 @@ fn a_next_hop_that_changed_is_looked_up_again() {
     other.next_hop.link =
         tapnat_common::frame::LinkAddresses::new([6, 6, 6, 6, 6, 6], [5, 5, 5, 5, 5, 5]);
     world.routes.borrow_mut().insert(SERVER.into(), other);
-    world.from_guest(TAP, &out());
+    world.guest_sends(TAP, &out());
     assert_eq!(link(&world), before);
     world.set(|settings| settings.generation = settings.generation.wrapping_add(1));
-    let exit = world.from_guest(TAP, &out());
+    let exit = world.guest_sends(TAP, &out());
     assert!(exit.sent.unwrap().resolve);
     assert_eq!(link(&world), [6; 6]);
-    assert!(world.from_guest(TAP, &out()).quick);
+    assert!(world.guest_sends(TAP, &out()).quick);
 }
 
 #[test]
 fn the_first_packet_back_finds_its_way() {
     let world = World::new();
-    world.from_guest(TAP, &out());
-    let exit = world.from_world(&back());
+    world.guest_sends(TAP, &out());
+    let exit = world.world_sends(&back());
     assert!(!exit.quick && exit.sent.unwrap().resolve);
-    let exit = world.from_world(&back());
+    let exit = world.world_sends(&back());
     assert!(exit.quick && !exit.sent.unwrap().resolve);
 }
 
 #[test]
 fn forwarding_that_is_switched_off_spares_open_sessions() {
     let world = World::new();
-    world.from_guest(TAP, &out());
+    world.guest_sends(TAP, &out());
     let off = tapnat_common::nat::Route {
         fate: tapnat_common::nat::Fate::Disabled,
         ..Default::default()
     };
     world.routes.borrow_mut().insert(SERVER.into(), off);
     world.set(|settings| settings.generation += 1);
-    assert_eq!(world.from_guest(TAP, &out()).reason, Reason::Translated);
+    assert_eq!(world.guest_sends(TAP, &out()).reason, Reason::Translated);
     let new = udp(at(GUEST, 40_001), at(SERVER, 53)).build();
     assert_eq!(
-        world.from_guest(TAP, &new).reason,
+        world.guest_sends(TAP, &new).reason,
         Reason::ForwardingDisabled
     );
     // To the host it works all the same.
     let host = udp(at(GUEST, 40_001), at(HOST[0].into(), 53)).build();
-    assert_eq!(world.from_guest(TAP, &host).reason, Reason::ForTheHost);
+    assert_eq!(world.guest_sends(TAP, &host).reason, Reason::ForTheHost);
 }
 
 #[test]
@@ -287,9 +287,9 @@ fn packets_are_counted_only_if_asked() {
         let world = World::new();
         world.counts_traffic.set(counts);
         for _ in 0..3 {
-            world.from_guest(TAP, &out());
+            world.guest_sends(TAP, &out());
         }
-        world.from_world(&back());
+        world.world_sends(&back());
         let out = world.half(Some(TAP), &out()).unwrap();
         let back = world.half(None, &back()).unwrap();
         (out.packets, out.bytes, back.packets, back.bytes)

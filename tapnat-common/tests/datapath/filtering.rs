@@ -21,10 +21,10 @@ use Filtering::{AddressAndPortDependent, AddressDependent, EndpointIndependent};
 fn datagrams(filtering: Filtering) -> [Reason; 3] {
     let world = World::new();
     world.set_filtering(filtering);
-    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
     [at(SERVER, 53), at(SERVER, 54), at(OTHER_SERVER, 53)].map(|remote| {
         world
-            .from_world(&udp(remote, at(OUTSIDE, 40_000)).build())
+            .world_sends(&udp(remote, at(OUTSIDE, 40_000)).build())
             .reason
     })
 }
@@ -56,10 +56,10 @@ fn connections_are_filtered_alike_but_silently() {
     ] {
         let world = World::new();
         world.set_filtering(filtering);
-        world.from_guest(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build());
+        world.guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build());
         let reasons = [at(SERVER, 81), at(OTHER_SERVER, 80)].map(|remote| {
             world
-                .from_world(&tcp(remote, at(OUTSIDE, 40_000), "S").build())
+                .world_sends(&tcp(remote, at(OUTSIDE, 40_000), "S").build())
                 .reason
         });
         assert_eq!(reasons, expected, "{filtering:?}");
@@ -73,11 +73,11 @@ fn each_protocol_has_its_own_mode() {
         settings.filtering_tcp = EndpointIndependent as u8;
         settings.filtering_udp = AddressAndPortDependent as u8;
     });
-    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-    world.from_guest(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build());
-    let exit = world.from_world(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build());
+    let exit = world.world_sends(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
     assert_eq!(exit.reason, Reason::Filtered);
-    let exit = world.from_world(&tcp(at(OTHER_SERVER, 54), at(OUTSIDE, 40_000), "S").build());
+    let exit = world.world_sends(&tcp(at(OTHER_SERVER, 54), at(OUTSIDE, 40_000), "S").build());
     assert_eq!(exit.reason, Reason::SessionAdmitted);
 }
 
@@ -85,23 +85,25 @@ fn each_protocol_has_its_own_mode() {
 fn an_unknown_mode_is_the_strictest() {
     let world = World::new();
     world.set(|settings| settings.filtering_udp = 77);
-    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-    let exit = world.from_world(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let exit = world.world_sends(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
     assert_eq!(exit.reason, Reason::Filtered);
 }
 
 #[test]
 fn who_is_let_in_reaches_the_guest_and_is_answered() {
     let world = World::new();
-    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-    let exit = world.from_world(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let exit = world.world_sends(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
     assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
     assert_eq!(
         exit.forwarded(Reason::SessionAdmitted),
         udp(at(SERVER, 54), at(GUEST, 40_000)).ttl(63).build()
     );
     let answer = udp(at(GUEST, 40_000), at(SERVER, 54)).build();
-    let sent = world.from_guest(TAP, &answer).forwarded(Reason::Translated);
+    let sent = world
+        .guest_sends(TAP, &answer)
+        .forwarded(Reason::Translated);
     assert_eq!(
         sent,
         udp(at(OUTSIDE, 40_000), at(SERVER, 54)).ttl(63).build()
@@ -113,18 +115,18 @@ fn who_is_let_in_reaches_the_guest_and_is_answered() {
 fn a_permission_ends_when_the_guest_no_longer_sends() {
     let world = World::new();
     let to = |remote| udp(at(GUEST, 40_000), remote).build();
-    world.from_guest(TAP, &to(at(SERVER, 53)));
+    world.guest_sends(TAP, &to(at(SERVER, 53)));
     world.wait_seconds(200);
     // The mapping lives on by another remote.
-    world.from_guest(TAP, &to(at(OTHER_SERVER, 53)));
+    world.guest_sends(TAP, &to(at(OTHER_SERVER, 53)));
     world.wait_seconds(200);
-    let exit = world.from_world(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
+    let exit = world.world_sends(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
     assert_eq!(exit.reason, Reason::Filtered);
-    let exit = world.from_world(&udp(at(OTHER_SERVER, 54), at(OUTSIDE, 40_000)).build());
+    let exit = world.world_sends(&udp(at(OTHER_SERVER, 54), at(OUTSIDE, 40_000)).build());
     assert_eq!(exit.reason, Reason::SessionAdmitted);
     // Sending again renews it.
-    world.from_guest(TAP, &to(at(SERVER, 53)));
-    let exit = world.from_world(&udp(at(SERVER, 55), at(OUTSIDE, 40_000)).build());
+    world.guest_sends(TAP, &to(at(SERVER, 53)));
+    let exit = world.world_sends(&udp(at(SERVER, 55), at(OUTSIDE, 40_000)).build());
     assert_eq!(exit.reason, Reason::SessionAdmitted);
 }
 
@@ -133,10 +135,10 @@ fn a_permission_is_renewed_by_a_long_session() {
     let world = World::new();
     let out = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
     for _ in 0..10 {
-        world.from_guest(TAP, &out);
+        world.guest_sends(TAP, &out);
         world.wait_seconds(250);
     }
-    let exit = world.from_world(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
+    let exit = world.world_sends(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
     assert_eq!(exit.reason, Reason::SessionAdmitted);
     assert_eq!(world.permissions.len(), 1);
 }
@@ -146,10 +148,10 @@ fn what_comes_from_outside_gives_no_permission() {
     // Only what the guest sends does, or strangers would let each other in.
     let world = World::new();
     world.set_filtering(EndpointIndependent);
-    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-    world.from_world(&udp(at(OTHER_SERVER, 53), at(OUTSIDE, 40_000)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    world.world_sends(&udp(at(OTHER_SERVER, 53), at(OUTSIDE, 40_000)).build());
     world.set_filtering(AddressDependent);
-    let exit = world.from_world(&udp(at(OTHER_SERVER, 54), at(OUTSIDE, 40_000)).build());
+    let exit = world.world_sends(&udp(at(OTHER_SERVER, 54), at(OUTSIDE, 40_000)).build());
     assert_eq!(exit.reason, Reason::Filtered);
 }
 
@@ -169,14 +171,14 @@ fn a_forward_lets_in_its_network_for_ever() {
         .set(&endpoint(OUTSIDE, 8080, protocol::TCP), &forward);
     let syn = |from| tcp(at(from, 5000), at(OUTSIDE, 8080), "S").build();
     for _ in 0..3 {
-        let exit = world.from_world(&syn(SERVER));
+        let exit = world.world_sends(&syn(SERVER));
         let received = exit.forwarded(Reason::SessionAdmitted);
         assert_eq!(destination(&received), at(GUEST, 80));
         world.wait_seconds(100_000);
     }
     let stranger = std::net::Ipv4Addr::new(192, 0, 2, 9);
     assert_eq!(
-        world.from_world(&syn(stranger)).reason,
+        world.world_sends(&syn(stranger)).reason,
         Reason::UnsolicitedSyn
     );
 }
@@ -184,7 +186,7 @@ fn a_forward_lets_in_its_network_for_ever() {
 #[test]
 fn what_nobody_here_asked_for_is_the_hosts() {
     let world = World::new();
-    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
     for packet in [
         udp(at(SERVER, 53), at(OUTSIDE, 40_001)),
         udp(at(SERVER, 67), at(OUTSIDE, 68)),
@@ -198,7 +200,7 @@ fn what_nobody_here_asked_for_is_the_hosts() {
         ping(SERVER, OUTSIDE, 0),
         pong(SERVER, OUTSIDE, 7),
     ] {
-        let exit = world.from_world(&packet.build());
+        let exit = world.world_sends(&packet.build());
         assert_eq!(exit.reason, Reason::NoMapping, "{packet:?}");
     }
 }
@@ -207,15 +209,15 @@ fn what_nobody_here_asked_for_is_the_hosts() {
 fn pings_of_the_host_do_not_use_up_identifiers() {
     let world = World::new();
     for identifier in 0..2000 {
-        world.from_world(&ping(SERVER, OUTSIDE, identifier).build());
+        world.world_sends(&ping(SERVER, OUTSIDE, identifier).build());
     }
     assert_eq!(world.sizes(), [0; 5]);
     let sent = world
-        .from_guest(TAP, &ping(GUEST, SERVER, 7).build())
+        .guest_sends(TAP, &ping(GUEST, SERVER, 7).build())
         .forwarded(Reason::SessionStarted);
     assert_eq!(sent, ping(OUTSIDE, SERVER, 7).ttl(63).build());
     // The host's own ping is still the host's, with the same identifier.
-    let exit = world.from_world(&ping(SERVER, OUTSIDE, 7).build());
+    let exit = world.world_sends(&ping(SERVER, OUTSIDE, 7).build());
     assert_eq!(exit.reason, Reason::NoMapping);
 }
 
@@ -224,14 +226,14 @@ fn a_socket_of_the_host_comes_before_a_mapping() {
     // It connected from a port that is a guest's by now.
     let world = World::new();
     world.set_filtering(EndpointIndependent);
-    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
     world.sockets.borrow_mut().push((
         endpoint(OUTSIDE, 40_000, protocol::UDP),
         endpoint(OTHER_SERVER, 53, protocol::UDP),
     ));
     let from = |remote| {
         world
-            .from_world(&udp(remote, at(OUTSIDE, 40_000)).build())
+            .world_sends(&udp(remote, at(OUTSIDE, 40_000)).build())
             .reason
     };
     assert_eq!(from(at(OTHER_SERVER, 53)), Reason::HostSocket);
@@ -248,12 +250,12 @@ fn listeners_of_the_host_are_reached() {
         .borrow_mut()
         .push((endpoint(OUTSIDE, 8080, protocol::TCP), nobody));
     let syn = |port| tcp(at(SERVER, 5000), at(OUTSIDE, port), "S").build();
-    assert_eq!(world.from_world(&syn(8080)).reason, Reason::HostSocket);
+    assert_eq!(world.world_sends(&syn(8080)).reason, Reason::HostSocket);
     // Ports that are never handed out are the host's to answer for.
-    assert_eq!(world.from_world(&syn(22)).reason, Reason::NoMapping);
-    assert_eq!(world.from_world(&syn(8081)).reason, Reason::UnsolicitedSyn);
+    assert_eq!(world.world_sends(&syn(22)).reason, Reason::NoMapping);
+    assert_eq!(world.world_sends(&syn(8081)).reason, Reason::UnsolicitedSyn);
     world.set(|settings| {
         settings.flags |= tapnat_common::abi::setting_flags::PASS_UNSOLICITED;
     });
-    assert_eq!(world.from_world(&syn(8081)).reason, Reason::NoMapping);
+    assert_eq!(world.world_sends(&syn(8081)).reason, Reason::NoMapping);
 }

@@ -4,6 +4,7 @@ use tapnat_common::{abi::MAX_HELD, verdict::Reason};
 use tapnat_testbed::packet::Builder;
 
 use crate::support::{
+    frame::Bytes,
     network::{GUEST, HOST, NEIGHBOUR, OUTSIDE, SERVER, TAP, at, ping, pong, tcp, udp},
     world::{Exit, World},
 };
@@ -54,7 +55,7 @@ fn in_order_out_and_back() {
                 .into_iter()
                 .zip(outside.clone().ttl(63).fragments(mtu));
             for (fragment, expected) in pairs {
-                let out = sent(world.from_guest(TAP, &fragment));
+                let out = sent(world.guest_sends(TAP, &fragment));
                 assert_eq!(out, [expected]);
             }
             world.wait_seconds(16);
@@ -72,7 +73,7 @@ fn every_order_arrives_complete() {
             let world = World::new();
             let mut arrived = Vec::new();
             for (place, number) in order.into_iter().enumerate() {
-                let exit = world.from_guest(TAP, &fragments[number]);
+                let exit = world.guest_sends(TAP, &fragments[number]);
                 let first = order.iter().position(|number| *number == 0).unwrap();
                 if place < first {
                     assert_eq!(exit.reason, Reason::FragmentHeld);
@@ -105,10 +106,10 @@ fn from_the_world_in_every_order() {
         let expected = received.payload(&payload).ttl(63).fragments(1280);
         for order in [[0, 1, 2], [0, 2, 1], [1, 2, 0], [2, 1, 0]] {
             let world = World::new();
-            world.from_guest(TAP, &opening.build());
+            world.guest_sends(TAP, &opening.build());
             let arrived = order
                 .into_iter()
-                .flat_map(|number| sent(world.from_world(&fragments[number])))
+                .flat_map(|number| sent(world.world_sends(&fragments[number])))
                 .collect();
             assert_eq!(sorted(arrived), sorted(expected.clone()), "{order:?}");
         }
@@ -133,7 +134,7 @@ fn datagrams_do_not_mix() {
     for number in 0..2 {
         for (inside, outside, identification) in &flows {
             let expected = datagram(*outside, *identification).ttl(63).fragments(1280);
-            let exit = world.from_guest(TAP, &inside.fragments(1280)[number]);
+            let exit = world.guest_sends(TAP, &inside.fragments(1280)[number]);
             assert_eq!(sent(exit), [expected[number].clone()]);
         }
     }
@@ -143,7 +144,7 @@ fn datagrams_do_not_mix() {
 fn no_byte_goes_by_twice() {
     let world = World::new();
     let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 400]);
-    let pass = |bytes| world.from_guest(TAP, &datagram.fragment(bytes)).reason;
+    let pass = |bytes| world.guest_sends(TAP, &datagram.fragment(bytes)).reason;
     assert_eq!(pass(0..80), Reason::SessionStarted);
     assert_eq!(pass(0..80), Reason::FragmentOverlap, "the first once more");
     assert_eq!(pass(72..160), Reason::FragmentOverlap, "its last 8 bytes");
@@ -157,7 +158,7 @@ fn no_byte_goes_by_twice() {
 fn a_later_fragment_that_came_first_cannot_be_overwritten() {
     let world = World::new();
     let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 400]);
-    let pass = |bytes| world.from_guest(TAP, &datagram.fragment(bytes));
+    let pass = |bytes| world.guest_sends(TAP, &datagram.fragment(bytes));
     assert_eq!(pass(80..160).reason, Reason::FragmentHeld);
     assert_eq!(pass(0..88).reason, Reason::FragmentOverlap);
     let exit = pass(0..80);
@@ -171,7 +172,7 @@ fn only_so_many_wait_for_one_datagram() {
     let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 2000]);
     let pass = |number: u32| {
         let start = usize::try_from(number).unwrap() * 8;
-        world.from_guest(TAP, &datagram.fragment(start..start + 8))
+        world.guest_sends(TAP, &datagram.fragment(start..start + 8))
     };
     for number in 1..=MAX_HELD {
         assert_eq!(pass(number).reason, Reason::FragmentHeld);
@@ -186,7 +187,7 @@ fn only_so_many_wait_for_one_datagram() {
 fn too_long_a_fragment_does_not_wait() {
     let world = World::new();
     let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 6000]);
-    let exit = world.from_guest(TAP, &datagram.fragment(8..3008));
+    let exit = world.guest_sends(TAP, &datagram.fragment(8..3008));
     assert_eq!(exit.reason, Reason::FragmentNotHeld);
 }
 
@@ -194,17 +195,17 @@ fn too_long_a_fragment_does_not_wait() {
 fn a_fragment_may_not_end_beyond_the_largest_datagram() {
     let world = World::new();
     let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 400]);
-    world.from_guest(TAP, &datagram.fragment(0..80));
+    world.guest_sends(TAP, &datagram.fragment(0..80));
     let mut last = datagram.fragment(80..160);
     // "Ping of death": the offset is as high as can be.
     last[6..8].copy_from_slice(&0x1fff_u16.to_be_bytes());
     // Wrong by that, but checked by nobody before its receiver.
-    let exit = world.from_guest(TAP, &last);
+    let exit = world.guest_sends(TAP, &last);
     assert_eq!(exit.reason, Reason::FragmentBeyondEnd);
     // The highest offset with 8 bytes is the end of the largest one.
     let mut end = datagram.fragment(80..88);
     end[6..8].copy_from_slice(&0x1fff_u16.to_be_bytes());
-    assert_eq!(world.from_guest(TAP, &end).reason, Reason::Translated);
+    assert_eq!(world.guest_sends(TAP, &end).reason, Reason::Translated);
 }
 
 #[test]
@@ -212,9 +213,9 @@ fn fragments_share_their_firsts_fate() {
     let world = World::new();
     // Refused: more than the guest may have.
     world.set(|settings| settings.guest_max_sessions = 1);
-    world.from_guest(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
     let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 400]);
-    let pass = |bytes| world.from_guest(TAP, &datagram.fragment(bytes)).reason;
+    let pass = |bytes| world.guest_sends(TAP, &datagram.fragment(bytes)).reason;
     assert_eq!(pass(80..160), Reason::FragmentHeld);
     assert_eq!(pass(0..80), Reason::GuestSessionLimit);
     assert_eq!(pass(160..240), Reason::FragmentOfDropped);
@@ -225,22 +226,22 @@ fn fragments_for_the_host_reach_it() {
     let host = HOST[0].into();
     let world = World::new();
     let request = ping(GUEST, host, 5).payload(&[1; 400]);
-    let pass = |bytes| world.from_guest(TAP, &request.fragment(bytes));
+    let pass = |bytes| world.guest_sends(TAP, &request.fragment(bytes));
     assert_eq!(pass(0..80).reason, Reason::ForTheHost);
     assert_eq!(pass(80..160).reason, Reason::ForTheHost);
     // Out of order, and from the world.
     let world = World::new();
     let query = udp(at(SERVER, 99), at(OUTSIDE, 53)).payload(&[1; 400]);
     let waiting = query.fragment(80..160);
-    assert_eq!(world.from_world(&waiting).reason, Reason::FragmentHeld);
-    let exit = world.from_world(&query.fragment(0..80));
+    assert_eq!(world.world_sends(&waiting).reason, Reason::FragmentHeld);
+    let exit = world.world_sends(&query.fragment(0..80));
     assert_eq!(exit.reason, Reason::NoMapping);
-    let released: Vec<_> = exit.released.iter().map(|frame| frame.ip()).collect();
+    let released: Vec<_> = exit.released.iter().map(Bytes::ip).collect();
     assert_eq!(released, [waiting.as_slice()], "as it came");
     // It comes by once more on its way up.
-    assert_eq!(world.from_world(&waiting).reason, Reason::ForTheHost);
+    assert_eq!(world.world_sends(&waiting).reason, Reason::ForTheHost);
     assert_eq!(
-        world.from_world(&query.fragment(160..408)).reason,
+        world.world_sends(&query.fragment(160..408)).reason,
         Reason::ForTheHost
     );
 }
@@ -249,15 +250,15 @@ fn fragments_for_the_host_reach_it() {
 fn fragments_are_waited_for_a_while() {
     let world = World::new();
     let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 400]);
-    world.from_guest(TAP, &datagram.fragment(0..80));
+    world.guest_sends(TAP, &datagram.fragment(0..80));
     world.wait_seconds(14);
-    let exit = world.from_guest(TAP, &datagram.fragment(80..160));
+    let exit = world.guest_sends(TAP, &datagram.fragment(80..160));
     assert_eq!(exit.reason, Reason::Translated);
     world.wait_seconds(2);
     // The identification may now be another datagram's.
-    let exit = world.from_guest(TAP, &datagram.fragment(160..240));
+    let exit = world.guest_sends(TAP, &datagram.fragment(160..240));
     assert_eq!(exit.reason, Reason::FragmentHeld);
-    let exit = world.from_guest(TAP, &datagram.fragment(0..160));
+    let exit = world.guest_sends(TAP, &datagram.fragment(0..160));
     assert_eq!(exit.reason, Reason::Translated);
     assert_eq!(exit.released.len(), 1);
 }
@@ -267,32 +268,32 @@ fn the_time_to_live_of_waiting_fragments_counts_too() {
     let world = World::new();
     let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 400]);
     for (bytes, time_to_live) in [(80..160, 1), (160..240, 0)] {
-        let exit = world.from_guest(TAP, &datagram.clone().ttl(time_to_live).fragment(bytes));
+        let exit = world.guest_sends(TAP, &datagram.clone().ttl(time_to_live).fragment(bytes));
         assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
         assert!(
             exit.sent.is_none(),
             "RFC 1122: no error about later fragments"
         );
     }
-    let exit = world.from_guest(TAP, &datagram.fragment(0..80));
+    let exit = world.guest_sends(TAP, &datagram.fragment(0..80));
     assert!(exit.released.is_empty());
 }
 
 #[test]
 fn a_flood_of_fragments_pushes_out_fragments_only() {
     let world = World::new();
-    world.from_guest(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
     world.fragments.capacity.set(4);
     let sizes = world.sizes();
     for identification in 0..64 {
         let datagram = udp(at(GUEST, 40000), at(SERVER, 53))
             .identification(identification)
             .payload(&[1; 400]);
-        let exit = world.from_guest(TAP, &datagram.fragment(80..160));
+        let exit = world.guest_sends(TAP, &datagram.fragment(80..160));
         assert_eq!(exit.reason, Reason::FragmentHeld);
         assert_eq!(world.sizes(), sizes);
         assert!(world.fragments.len() <= 4);
     }
-    let exit = world.from_guest(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
     assert!(exit.quick);
 }

@@ -23,7 +23,7 @@ fn a_guest_sends_only_as_itself() {
     let world = World::new();
     let from = |source: Ipv4Addr| {
         world
-            .from_guest(TAP, &udp(at(source, 40_000), at(SERVER, 53)).build())
+            .guest_sends(TAP, &udp(at(source, 40_000), at(SERVER, 53)).build())
             .reason
     };
     for foreign in [
@@ -50,12 +50,12 @@ fn a_guest_sends_only_as_itself() {
 fn a_guest_on_another_device_cannot_use_a_session() {
     let world = World::new();
     let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
-    world.from_guest(TAP, &packet);
-    let exit = world.from_guest(SECOND_TAP, &packet);
+    world.guest_sends(TAP, &packet);
+    let exit = world.guest_sends(SECOND_TAP, &packet);
     assert_eq!(exit.reason, Reason::SpoofedSource);
     // Not even as the server's answer.
     let forged = udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build();
-    let exit = world.from_guest(SECOND_TAP, &forged);
+    let exit = world.guest_sends(SECOND_TAP, &forged);
     assert_eq!(exit.reason, Reason::SpoofedSource);
 }
 
@@ -73,7 +73,7 @@ fn what_is_for_the_host_goes_to_the_host() {
         tcp(at(GUEST, 40_000), at(OUTSIDE, 22), "S"),
         ping(GUEST, OUTSIDE, 1),
     ] {
-        let exit = world.from_guest(TAP, &packet.build());
+        let exit = world.guest_sends(TAP, &packet.build());
         assert_eq!(exit.reason, Reason::ForTheHost);
     }
     assert_eq!(world.sizes()[..4], [0; 4]);
@@ -87,12 +87,12 @@ fn broadcasts_and_multicasts_stay_here() {
         Ipv4Addr::new(224, 0, 0, 251),
         Ipv4Addr::new(239, 255, 255, 250),
     ] {
-        let exit = world.from_guest(TAP, &udp(at(GUEST, 5353), at(destination, 5353)).build());
+        let exit = world.guest_sends(TAP, &udp(at(GUEST, 5353), at(destination, 5353)).build());
         assert_eq!(exit.reason, Reason::NotUnicast);
     }
     // Without an address yet, it asks for one.
     let discover = udp(at(Ipv4Addr::UNSPECIFIED, 68), at(Ipv4Addr::BROADCAST, 67));
-    let exit = world.from_guest(TAP, &discover.build());
+    let exit = world.guest_sends(TAP, &discover.build());
     assert_eq!(exit.reason, Reason::NotUnicast);
 }
 
@@ -107,7 +107,7 @@ fn nobody_is_sent_to_addresses_of_nobody() {
         Ipv4Addr::new(240, 0, 0, 1),
         Ipv4Addr::new(255, 255, 255, 254),
     ] {
-        let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(destination, 53)).build());
+        let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(destination, 53)).build());
         assert_eq!(exit.reason, Reason::UnroutableDestination, "{destination}");
     }
 }
@@ -118,7 +118,7 @@ fn only_what_leaves_by_an_uplink_is_translated() {
     // To another guest by its own address: the host routes, and its firewall
     // decides.
     for guest in [OTHER_GUEST, NEIGHBOUR] {
-        let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(guest, 53)).build());
+        let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(guest, 53)).build());
         assert_eq!(exit.reason, Reason::ForTheHost);
     }
     // To a network that the host reaches by a device of its own.
@@ -127,14 +127,14 @@ fn only_what_leaves_by_an_uplink_is_translated() {
         .routes
         .borrow_mut()
         .insert(beyond.into(), route(77, 1500));
-    let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(beyond, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(beyond, 53)).build());
     assert_eq!(exit.reason, Reason::ForTheHost);
     // Where there is no route.
     world
         .routes
         .borrow_mut()
         .insert(beyond.into(), Route::default());
-    let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(beyond, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(beyond, 53)).build());
     assert_eq!(exit.reason, Reason::ForTheHost);
     // Where forwarding is off.
     let off = Route {
@@ -142,7 +142,7 @@ fn only_what_leaves_by_an_uplink_is_translated() {
         ..Route::default()
     };
     world.routes.borrow_mut().insert(beyond.into(), off);
-    let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(beyond, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(beyond, 53)).build());
     assert_eq!(exit.reason, Reason::ForwardingDisabled);
     assert_eq!(world.sizes()[..4], [0; 4]);
 }
@@ -151,7 +151,7 @@ fn only_what_leaves_by_an_uplink_is_translated() {
 fn an_uplink_that_is_none_any_more_is_not_used() {
     let world = World::new();
     world.set_device(UPLINK, |device| device.role = role::INSIDE);
-    let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
     assert_eq!(exit.reason, Reason::ForTheHost);
 }
 
@@ -179,7 +179,7 @@ fn what_is_not_carried_is_named() {
             Reason::IcmpTypeNotCarried,
         ),
     ] {
-        let exit = world.from_guest(TAP, &packet.build());
+        let exit = world.guest_sends(TAP, &packet.build());
         assert_eq!(exit.reason, reason);
         assert!(exit.sent.is_none());
     }
@@ -191,15 +191,15 @@ fn one_guest_may_use_gre_with_one_remote() {
     use etherparse::IpNumber;
     let world = World::new();
     let gre = |guest| packet::other(ip(guest), ip(SERVER), IpNumber::GRE).payload(&[0; 16]);
-    let exit = world.from_guest(TAP, &gre(GUEST).build());
+    let exit = world.guest_sends(TAP, &gre(GUEST).build());
     assert_eq!(exit.reason, Reason::SessionStarted);
     // Nothing would tell two apart.
-    let exit = world.from_guest(TAP, &gre(NEIGHBOUR).build());
+    let exit = world.guest_sends(TAP, &gre(NEIGHBOUR).build());
     assert_eq!(exit.reason, Reason::SessionConflict);
     assert_eq!(world.sessions.len(), 2);
     // When the first one is done, the second one may.
     world.wait_seconds(301);
-    let exit = world.from_guest(TAP, &gre(NEIGHBOUR).build());
+    let exit = world.guest_sends(TAP, &gre(NEIGHBOUR).build());
     assert_eq!(exit.reason, Reason::SessionStarted);
 }
 
@@ -207,7 +207,7 @@ fn one_guest_may_use_gre_with_one_remote() {
 fn frames_in_a_vlan_are_left_alone() {
     let world = World::new();
     let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
-    world.from_guest(TAP, &packet);
+    world.guest_sends(TAP, &packet);
     let tagged = Bytes {
         tagged: true,
         ..Bytes::raw(&packet)
@@ -219,9 +219,9 @@ fn frames_in_a_vlan_are_left_alone() {
 #[test]
 fn nothing_is_translated_before_there_are_settings() {
     let world = World::unset();
-    let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
     assert_eq!(exit.reason, Reason::NoMapping);
-    let exit = world.from_world(&udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build());
+    let exit = world.world_sends(&udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build());
     assert_eq!(exit.reason, Reason::NoMapping);
 }
 
@@ -229,6 +229,6 @@ fn nothing_is_translated_before_there_are_settings() {
 fn a_device_that_is_not_ours_passes_all() {
     let world = World::new();
     let stranger = std::num::NonZeroU32::new(99).unwrap();
-    let exit = world.from_guest(stranger, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let exit = world.guest_sends(stranger, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
     assert_eq!(exit.reason, Reason::NoMapping);
 }

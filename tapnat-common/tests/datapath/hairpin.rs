@@ -15,11 +15,11 @@ use crate::support::{
 fn with_peer() -> World {
     let world = World::new();
     world.set_filtering(Filtering::EndpointIndependent);
-    world.from_guest(
+    world.guest_sends(
         SECOND_TAP,
         &udp(at(OTHER_GUEST, 5000), at(SERVER, 53)).build(),
     );
-    world.from_guest(
+    world.guest_sends(
         SECOND_TAP,
         &tcp(at(OTHER_GUEST, 5000), at(SERVER, 53), "S").build(),
     );
@@ -33,7 +33,7 @@ fn meet(world: &World, build: impl Fn(std::net::SocketAddr, std::net::SocketAddr
         Reason::Translated,
         Reason::Translated,
     ] {
-        let exit = world.from_guest(TAP, &build(at(GUEST, 40_000), at(OUTSIDE, 5000)).build());
+        let exit = world.guest_sends(TAP, &build(at(GUEST, 40_000), at(OUTSIDE, 5000)).build());
         assert_eq!(exit.sent.as_ref().unwrap().device, SECOND_TAP.get());
         assert_eq!(
             exit.forwarded(reason),
@@ -42,7 +42,7 @@ fn meet(world: &World, build: impl Fn(std::net::SocketAddr, std::net::SocketAddr
                 .build()
         );
         let answer = build(at(OTHER_GUEST, 5000), at(OUTSIDE, 40_000));
-        let exit = world.from_guest(SECOND_TAP, &answer.build());
+        let exit = world.guest_sends(SECOND_TAP, &answer.build());
         assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
         assert_eq!(
             exit.forwarded(Reason::Translated),
@@ -63,11 +63,11 @@ fn datagrams_between_guests() {
 fn connections_between_guests() {
     let world = with_peer();
     let syn = tcp(at(GUEST, 40_000), at(OUTSIDE, 5000), "S").build();
-    assert_eq!(world.from_guest(TAP, &syn).reason, Reason::HairpinStarted);
+    assert_eq!(world.guest_sends(TAP, &syn).reason, Reason::HairpinStarted);
     let answer = tcp(at(OTHER_GUEST, 5000), at(OUTSIDE, 40_000), "SA").build();
     assert_eq!(
         world
-            .from_guest(SECOND_TAP, &answer)
+            .guest_sends(SECOND_TAP, &answer)
             .forwarded(Reason::Translated),
         tcp(at(OUTSIDE, 5000), at(GUEST, 40_000), "SA")
             .ttl(63)
@@ -75,9 +75,9 @@ fn connections_between_guests() {
     );
     for _ in 0..2 {
         let data = tcp(at(GUEST, 40_000), at(OUTSIDE, 5000), "PA").build();
-        assert_eq!(world.from_guest(TAP, &data).reason, Reason::Translated);
+        assert_eq!(world.guest_sends(TAP, &data).reason, Reason::Translated);
         let data = tcp(at(OTHER_GUEST, 5000), at(OUTSIDE, 40_000), "PA").build();
-        let exit = world.from_guest(SECOND_TAP, &data);
+        let exit = world.guest_sends(SECOND_TAP, &data);
         assert_eq!(exit.reason, Reason::Translated);
     }
 }
@@ -86,8 +86,8 @@ fn connections_between_guests() {
 fn guests_of_one_device_meet_there() {
     let world = World::new();
     world.set_filtering(Filtering::EndpointIndependent);
-    world.from_guest(TAP, &udp(at(NEIGHBOUR, 5000), at(SERVER, 53)).build());
-    let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build());
+    world.guest_sends(TAP, &udp(at(NEIGHBOUR, 5000), at(SERVER, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build());
     assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
     assert_eq!(
         exit.forwarded(Reason::HairpinStarted),
@@ -97,7 +97,9 @@ fn guests_of_one_device_meet_there() {
     );
     let answer = udp(at(NEIGHBOUR, 5000), at(OUTSIDE, 40_000)).build();
     assert_eq!(
-        world.from_guest(TAP, &answer).forwarded(Reason::Translated),
+        world
+            .guest_sends(TAP, &answer)
+            .forwarded(Reason::Translated),
         udp(at(OUTSIDE, 5000), at(GUEST, 40_000)).ttl(63).build()
     );
 }
@@ -107,9 +109,9 @@ fn a_guest_meets_itself() {
     // As a STUN client finds out whether its NAT hairpins: from another socket.
     let world = World::new();
     world.set_filtering(Filtering::EndpointIndependent);
-    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
     let probe = udp(at(GUEST, 40_001), at(OUTSIDE, 40_000)).build();
-    let exit = world.from_guest(TAP, &probe);
+    let exit = world.guest_sends(TAP, &probe);
     assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
     assert_eq!(
         exit.forwarded(Reason::HairpinStarted),
@@ -119,13 +121,13 @@ fn a_guest_meets_itself() {
     let own = udp(at(GUEST, 40_000), at(OUTSIDE, 40_000)).build();
     for reason in [Reason::HairpinStarted, Reason::Translated] {
         assert_eq!(
-            world.from_guest(TAP, &own).forwarded(reason),
+            world.guest_sends(TAP, &own).forwarded(reason),
             udp(at(OUTSIDE, 40_000), at(GUEST, 40_000)).ttl(63).build()
         );
     }
     // Until all of it is over.
     world.wait_seconds(1000);
-    assert_eq!(world.from_guest(TAP, &own).reason, Reason::ForTheHost);
+    assert_eq!(world.guest_sends(TAP, &own).reason, Reason::ForTheHost);
 }
 
 #[test]
@@ -133,12 +135,12 @@ fn filters_hold_between_guests_too() {
     let world = with_peer();
     world.set_filtering(Filtering::AddressDependent);
     let probe = udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build();
-    assert_eq!(world.from_guest(TAP, &probe).reason, Reason::Filtered);
+    assert_eq!(world.guest_sends(TAP, &probe).reason, Reason::Filtered);
     // Having sent to the outside address, it lets the other one in.
     let punch = udp(at(OTHER_GUEST, 5000), at(OUTSIDE, 40_000)).build();
-    let exit = world.from_guest(SECOND_TAP, &punch);
+    let exit = world.guest_sends(SECOND_TAP, &punch);
     assert_eq!(exit.reason, Reason::HairpinStarted);
-    assert_eq!(world.from_guest(TAP, &probe).reason, Reason::Translated);
+    assert_eq!(world.guest_sends(TAP, &probe).reason, Reason::Translated);
 }
 
 #[test]
@@ -146,12 +148,12 @@ fn errors_between_guests_are_translated_twice() {
     let world = with_peer();
     let out = udp(at(GUEST, 40_000), at(OUTSIDE, 5000));
     let received = udp(at(OUTSIDE, 40_000), at(OTHER_GUEST, 5000)).ttl(63);
-    world.from_guest(TAP, &out.build());
+    world.guest_sends(TAP, &out.build());
     // A packet back first, so that the way is known.
     let answer = udp(at(OTHER_GUEST, 5000), at(OUTSIDE, 40_000));
-    world.from_guest(SECOND_TAP, &answer.build());
+    world.guest_sends(SECOND_TAP, &answer.build());
     let error = packet::unreachable(ip(OTHER_GUEST), ip(OUTSIDE), 3, &received.build()[..28]);
-    let exit = world.from_guest(SECOND_TAP, &error.build());
+    let exit = world.guest_sends(SECOND_TAP, &error.build());
     assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
     assert_eq!(
         exit.forwarded(Reason::ErrorTranslated),
@@ -167,19 +169,19 @@ fn an_error_may_be_the_first_answer() {
     let world = with_peer();
     let out = udp(at(GUEST, 40_000), at(OUTSIDE, 5000));
     let received = udp(at(OUTSIDE, 40_000), at(OTHER_GUEST, 5000)).ttl(63);
-    world.from_guest(TAP, &out.build());
+    world.guest_sends(TAP, &out.build());
     let error = packet::unreachable(ip(OTHER_GUEST), ip(OUTSIDE), 3, &received.build()[..28]);
-    let exit = world.from_guest(SECOND_TAP, &error.build());
+    let exit = world.guest_sends(SECOND_TAP, &error.build());
     assert_eq!(exit.reason, Reason::ErrorTranslated);
     assert_eq!(exit.sent.unwrap().device, TAP.get());
     // So it is to the world.
     let world = World::new();
     world.set_filtering(Filtering::EndpointIndependent);
-    world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-    world.from_world(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    world.world_sends(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
     let received = udp(at(SERVER, 54), at(GUEST, 40_000)).build();
     let error = packet::unreachable(ip(GUEST), ip(SERVER), 3, &received[..28]);
-    let exit = world.from_guest(TAP, &error.build());
+    let exit = world.guest_sends(TAP, &error.build());
     assert_eq!(exit.reason, Reason::ErrorTranslated);
 }
 
@@ -191,7 +193,7 @@ fn an_outside_address_without_a_mapping_is_the_hosts() {
         tcp(at(GUEST, 40_000), at(OUTSIDE, 22), "S"),
         ping(GUEST, OUTSIDE, 7),
     ] {
-        let exit = world.from_guest(TAP, &packet.build());
+        let exit = world.guest_sends(TAP, &packet.build());
         assert_eq!(exit.reason, Reason::ForTheHost);
     }
 }
@@ -200,8 +202,8 @@ fn an_outside_address_without_a_mapping_is_the_hosts() {
 fn echoes_between_guests() {
     // A guest's identifier is not an address to ping: that is the host.
     let world = with_peer();
-    world.from_guest(SECOND_TAP, &ping(OTHER_GUEST, SERVER, 7).build());
-    let exit = world.from_guest(TAP, &ping(GUEST, OUTSIDE, 7).build());
+    world.guest_sends(SECOND_TAP, &ping(OTHER_GUEST, SERVER, 7).build());
+    let exit = world.guest_sends(TAP, &ping(GUEST, OUTSIDE, 7).build());
     assert_eq!(exit.reason, Reason::ForTheHost);
 }
 
@@ -210,16 +212,19 @@ fn a_guest_without_room_for_sessions_can_still_be_met() {
     let world = with_peer();
     world.set(|settings| settings.guest_max_sessions = 2);
     let probe = udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build();
-    assert_eq!(world.from_guest(TAP, &probe).reason, Reason::HairpinStarted);
+    assert_eq!(
+        world.guest_sends(TAP, &probe).reason,
+        Reason::HairpinStarted
+    );
 }
 
 #[test]
 fn time_to_live_and_size_count_between_guests() {
     let world = with_peer();
     let probe = udp(at(GUEST, 40_000), at(OUTSIDE, 5000));
-    let exit = world.from_guest(TAP, &probe.clone().ttl(1).build());
+    let exit = world.guest_sends(TAP, &probe.clone().ttl(1).build());
     assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
     world.set_device(SECOND_TAP, |device| device.mtu = 1000);
-    let exit = world.from_guest(TAP, &probe.payload(&[1; 1200]).dont_fragment().build());
+    let exit = world.guest_sends(TAP, &probe.payload(&[1; 1200]).dont_fragment().build());
     assert_eq!(exit.reason, Reason::FragmentationNeeded);
 }

@@ -44,7 +44,7 @@ fn what_is_too_long_goes_by_the_host() {
         for identification in 0..3 {
             let inside = inside.clone().identification(identification);
             let outside = outside.clone().identification(identification);
-            let exit = world.from_guest(TAP, &inside.build());
+            let exit = world.guest_sends(TAP, &inside.build());
             assert_eq!(exit.reason, Reason::FragmentedByHost);
             // The host has taken its hop and cut it.
             let fragments = inside.clone().ttl(63).fragments(1280);
@@ -62,7 +62,7 @@ fn what_is_too_long_goes_by_the_host() {
 fn what_must_not_be_cut_is_refused_all_the_same() {
     let world = narrow();
     for (inside, _) in large() {
-        let exit = world.from_guest(TAP, &inside.dont_fragment().build());
+        let exit = world.guest_sends(TAP, &inside.dont_fragment().build());
         assert_eq!(exit.reason, Reason::FragmentationNeeded);
     }
 }
@@ -72,7 +72,7 @@ fn nothing_of_a_guests_leaves_untranslated() {
     let world = narrow();
     world.set(|settings| settings.guest_max_sessions = 1);
     let fits = udp(at(GUEST, 40_001), at(SERVER, 53)).build();
-    world.from_guest(TAP, &fits);
+    world.guest_sends(TAP, &fits);
     let (inside, _) = large().swap_remove(0);
     for fragment in inside.ttl(63).fragments(1280) {
         let exit = world.run_egress(TAP, &fragment);
@@ -103,10 +103,10 @@ fn fragments_that_are_too_long_go_by_the_host_too() {
     let world = narrow();
     let datagram = udp(at(GUEST, 40_000), at(SERVER, 53)).payload(&[5; 3000]);
     let [first, second, last] = datagram.fragments(1500).try_into().unwrap();
-    let exit = world.from_guest(TAP, &first);
+    let exit = world.guest_sends(TAP, &first);
     assert_eq!(exit.reason, Reason::FragmentedByHost);
     for fragment in [second, last] {
-        let exit = world.from_guest(TAP, &fragment);
+        let exit = world.guest_sends(TAP, &fragment);
         assert_eq!(exit.reason, Reason::ForTheHost, "what follows goes with it");
     }
     // Forwarded fragment by fragment, each cut again.
@@ -126,6 +126,6 @@ fn without_the_egress_program_it_is_dropped() {
     let world = narrow();
     world.set(|settings| settings.flags = 0);
     let (inside, _) = large().swap_remove(0);
-    let exit = world.from_guest(TAP, &inside.build());
+    let exit = world.guest_sends(TAP, &inside.build());
     assert_eq!(exit.reason, Reason::TooBigToFragment);
 }

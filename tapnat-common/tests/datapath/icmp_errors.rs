@@ -29,7 +29,7 @@ fn error(kind: (u8, u8), rest: [u8; 4], to: Ipv4Addr, quoted: &[u8]) -> Builder 
 #[track_caller]
 fn opened(world: &World, packet: &Builder) -> Vec<u8> {
     world
-        .from_guest(TAP, &packet.build())
+        .guest_sends(TAP, &packet.build())
         .forwarded(Reason::SessionStarted)
 }
 
@@ -87,7 +87,7 @@ fn errors_from_the_world_quote_what_the_guest_sent() {
             }
             for kind in [(11, 0), (3, 1), (3, 3), (12, 0)] {
                 let exit = world
-                    .from_world(&error(kind, [0; 4], OUTSIDE, &quoted(&outside, length)).build());
+                    .world_sends(&error(kind, [0; 4], OUTSIDE, &quoted(&outside, length)).build());
                 assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
                 let expected = error(kind, [0; 4], GUEST, &quoted(&inside, length));
                 assert_eq!(
@@ -108,7 +108,7 @@ fn the_mtu_of_the_way_arrives() {
     let length = 28;
     let rest = [0, 0, 0x05, 0x14];
     let sent = world
-        .from_world(&error((3, 4), rest, OUTSIDE, &quoted(&outside, length)).build())
+        .world_sends(&error((3, 4), rest, OUTSIDE, &quoted(&outside, length)).build())
         .forwarded(Reason::ErrorTranslated);
     assert_eq!(
         sent,
@@ -126,11 +126,11 @@ fn errors_from_guests_hide_the_inside() {
     // The server answers, and the guest's port is closed by now.
     let answer = udp(at(SERVER, 53), at(GUEST, 40000));
     let seen = udp(at(SERVER, 53), at(OUTSIDE, 40000));
-    world.from_world(&seen.build());
+    world.world_sends(&seen.build());
     for length in 28..=answer.build().len() {
-        let from_guest =
+        let guest_sends =
             packet::unreachable(ip(GUEST), ip(SERVER), 3, &quoted(&answer.clone(), length));
-        let exit = world.from_guest(TAP, &from_guest.build());
+        let exit = world.guest_sends(TAP, &guest_sends.build());
         assert_eq!(exit.sent.as_ref().unwrap().device, UPLINK.get());
         let expected =
             packet::unreachable(ip(OUTSIDE), ip(SERVER), 3, &quoted(&seen.clone(), length));
@@ -147,11 +147,11 @@ fn errors_from_routers_behind_a_guest_hide_the_inside_too() {
     let world = World::new();
     opened(&world, &udp(at(GUEST, 40000), at(SERVER, 53)));
     let answer = udp(at(SERVER, 53), at(GUEST, 40000));
-    world.from_world(&udp(at(SERVER, 53), at(OUTSIDE, 40000)).build());
+    world.world_sends(&udp(at(SERVER, 53), at(OUTSIDE, 40000)).build());
     let inner = Ipv4Addr::new(10, 0, 0, 99);
     let from_router = packet::time_exceeded(ip(inner), ip(SERVER), &quoted(&answer, 36));
     let sent = world
-        .from_guest(TAP, &from_router.build())
+        .guest_sends(TAP, &from_router.build())
         .forwarded(Reason::ErrorTranslated);
     let seen = udp(at(SERVER, 53), at(OUTSIDE, 40000));
     assert_eq!(
@@ -168,11 +168,11 @@ fn errors_about_a_port_that_was_changed() {
     opened(&world, &udp(at(GUEST, 5000), at(SERVER, 53)));
     let inside = udp(at(OTHER_GUEST, 5000), at(SERVER, 53));
     let sent = world
-        .from_guest(SECOND_TAP, &inside.build())
+        .guest_sends(SECOND_TAP, &inside.build())
         .forwarded(Reason::SessionStarted);
     let port = u16::from_be_bytes([sent[20], sent[21]]);
     let outside = udp(at(OUTSIDE, port), at(SERVER, 53));
-    let exit = world.from_world(&error((3, 3), [0; 4], OUTSIDE, &quoted(&outside, 28)).build());
+    let exit = world.world_sends(&error((3, 3), [0; 4], OUTSIDE, &quoted(&outside, 28)).build());
     assert_eq!(exit.sent.as_ref().unwrap().device, SECOND_TAP.get());
     assert_eq!(
         exit.forwarded(Reason::ErrorTranslated),
@@ -190,10 +190,10 @@ fn quoted_options_do_not_hide_the_ports() {
     let outside = udp(at(OUTSIDE, 40000), at(SERVER, 53)).options(&long);
     let world = World::new();
     opened(&world, &inside);
-    let from_world = error((11, 0), [0; 4], OUTSIDE, &quoted(&outside, 68)).options(&long);
+    let world_sends = error((11, 0), [0; 4], OUTSIDE, &quoted(&outside, 68)).options(&long);
     assert_eq!(
         world
-            .from_world(&from_world.build())
+            .world_sends(&world_sends.build())
             .forwarded(Reason::ErrorTranslated),
         error((11, 0), [0; 4], GUEST, &quoted(&inside, 68))
             .options(&long)
@@ -222,10 +222,10 @@ fn extensions_are_left_alone() {
         // The length of the quoted packet is given in words of 32 bits.
         let rest = [0, 32, 0, 0];
         let length = outside.build().len();
-        let from_world = error((11, 0), rest, OUTSIDE, &extended(&quoted(&outside, length)));
+        let world_sends = error((11, 0), rest, OUTSIDE, &extended(&quoted(&outside, length)));
         assert_eq!(
             world
-                .from_world(&from_world.build())
+                .world_sends(&world_sends.build())
                 .forwarded(Reason::ErrorTranslated),
             error((11, 0), rest, GUEST, &extended(&quoted(&inside, length)))
                 .ttl(63)
@@ -246,7 +246,7 @@ fn a_quoted_checksum_that_becomes_zero_is_written_as_all_ones() {
     let world = World::new();
     opened(&world, &inside);
     let sent = world
-        .from_world(&error((3, 3), [0; 4], OUTSIDE, &quoted(&outside, 30)).build())
+        .world_sends(&error((3, 3), [0; 4], OUTSIDE, &quoted(&outside, 30)).build())
         .forwarded(Reason::ErrorTranslated);
     assert_eq!(
         sent,
@@ -262,7 +262,7 @@ fn a_quoted_transport_checksum_is_not_judged() {
     let world = World::new();
     opened(&world, &inside);
     let outside = udp(at(OUTSIDE, 40000), at(SERVER, 53)).bad_transport_checksum();
-    let exit = world.from_world(&error((3, 3), [0; 4], OUTSIDE, &quoted(&outside, 36)).build());
+    let exit = world.world_sends(&error((3, 3), [0; 4], OUTSIDE, &quoted(&outside, 36)).build());
     assert_eq!(exit.reason, Reason::ErrorTranslated);
 }
 
@@ -274,17 +274,17 @@ fn errors_with_wrong_checksums_are_dropped() {
     let good = quoted(&outside, 36);
     let own = error((11, 0), [0; 4], OUTSIDE, &good).bad_transport_checksum();
     assert_eq!(
-        world.from_world(&own.build()).reason,
+        world.world_sends(&own.build()).reason,
         Reason::ErrorBadChecksum
     );
     let inner = quoted(&outside.clone().bad_ip_checksum(), 36);
-    let exit = world.from_world(&error((11, 0), [0; 4], OUTSIDE, &inner).build());
+    let exit = world.world_sends(&error((11, 0), [0; 4], OUTSIDE, &inner).build());
     assert_eq!(exit.reason, Reason::ErrorBadChecksum);
     // An odd number of bytes, the last of which is wrong.
     let mut odd = error((11, 0), [0; 4], OUTSIDE, &good[..35]).build();
-    assert_eq!(world.from_world(&odd).reason, Reason::ErrorTranslated);
+    assert_eq!(world.world_sends(&odd).reason, Reason::ErrorTranslated);
     *odd.last_mut().unwrap() ^= 1;
-    assert_eq!(world.from_world(&odd).reason, Reason::ErrorBadChecksum);
+    assert_eq!(world.world_sends(&odd).reason, Reason::ErrorBadChecksum);
 }
 
 #[test]
@@ -294,11 +294,11 @@ fn errors_that_quote_too_little_are_the_hosts_to_judge() {
     opened(&world, &inside);
     for length in 0..28 {
         let exit =
-            world.from_world(&error((11, 0), [0; 4], OUTSIDE, &quoted(&outside, length)).build());
+            world.world_sends(&error((11, 0), [0; 4], OUTSIDE, &quoted(&outside, length)).build());
         assert_eq!(exit.reason, Reason::NoMapping, "{length} bytes quoted");
         let answer = udp(at(SERVER, 53), at(GUEST, 40000));
-        let from_guest = packet::unreachable(ip(GUEST), ip(SERVER), 3, &quoted(&answer, length));
-        let exit = world.from_guest(TAP, &from_guest.build());
+        let guest_sends = packet::unreachable(ip(GUEST), ip(SERVER), 3, &quoted(&answer, length));
+        let exit = world.guest_sends(TAP, &guest_sends.build());
         assert_eq!(exit.reason, Reason::ErrorUnusable, "{length} bytes quoted");
     }
 }
@@ -310,7 +310,7 @@ fn errors_about_errors_and_about_later_fragments_are_unusable() {
     opened(&world, &udp(at(GUEST, 40000), at(SERVER, 53)));
     let about = |inner: &[u8]| {
         world
-            .from_world(&error((11, 0), [0; 4], OUTSIDE, inner).build())
+            .world_sends(&error((11, 0), [0; 4], OUTSIDE, inner).build())
             .reason
     };
     assert_eq!(about(&datagram.fragment(0..40)), Reason::ErrorTranslated);
@@ -327,19 +327,19 @@ fn errors_about_nothing_of_ours() {
     opened(&world, &udp(at(GUEST, 40000), at(SERVER, 53)));
     // About the host's own connections: the host's.
     let hosts = udp(at(OUTSIDE, 33000), at(SERVER, 53));
-    let exit = world.from_world(&error((3, 3), [0; 4], OUTSIDE, &quoted(&hosts, 28)).build());
+    let exit = world.world_sends(&error((3, 3), [0; 4], OUTSIDE, &quoted(&hosts, 28)).build());
     assert_eq!(exit.reason, Reason::NoMapping);
     // From a guest, about what it never got.
     let never = udp(at(SERVER, 99), at(GUEST, 40000));
     let to = |destination| packet::unreachable(ip(GUEST), ip(destination), 3, &quoted(&never, 28));
-    let exit = world.from_guest(TAP, &to(SERVER).build());
+    let exit = world.guest_sends(TAP, &to(SERVER).build());
     assert_eq!(exit.reason, Reason::ErrorWithoutSession);
-    let exit = world.from_guest(TAP, &to(Ipv4Addr::new(10, 0, 0, 1)).build());
+    let exit = world.guest_sends(TAP, &to(Ipv4Addr::new(10, 0, 0, 1)).build());
     assert_eq!(exit.reason, Reason::ForTheHost);
     // About another guest's session.
     let others = udp(at(SERVER, 53), at(GUEST, 40000));
     let forged = packet::unreachable(ip(OTHER_GUEST), ip(SERVER), 3, &quoted(&others, 28));
-    let exit = world.from_guest(SECOND_TAP, &forged.build());
+    let exit = world.guest_sends(SECOND_TAP, &forged.build());
     assert_eq!(exit.reason, Reason::ErrorWithoutSession);
 }
 
@@ -348,7 +348,7 @@ fn an_error_whose_time_to_live_ends_here_is_not_answered() {
     let (_, inside, outside) = sessions().swap_remove(0);
     let world = World::new();
     opened(&world, &inside);
-    let exit = world.from_world(
+    let exit = world.world_sends(
         &error((11, 0), [0; 4], OUTSIDE, &quoted(&outside, 36))
             .ttl(1)
             .build(),
@@ -373,7 +373,7 @@ fn errors_keep_nothing_alive_and_end_nothing() {
     for seconds in [0, 100, 100, 99] {
         world.wait_seconds(seconds);
         let about = error((3, 3), [0; 4], OUTSIDE, &quoted(&outside, 28)).build();
-        assert_eq!(world.from_world(&about).reason, Reason::ErrorTranslated);
+        assert_eq!(world.world_sends(&about).reason, Reason::ErrorTranslated);
         assert_eq!(
             (world.half(Some(TAP), &inside.build()), world.sizes()),
             before
@@ -382,7 +382,10 @@ fn errors_keep_nothing_alive_and_end_nothing() {
     }
     world.wait_seconds(2);
     let about = error((3, 3), [0; 4], OUTSIDE, &quoted(&outside, 28)).build();
-    assert_eq!(world.from_world(&about).reason, Reason::ErrorWithoutSession);
+    assert_eq!(
+        world.world_sends(&about).reason,
+        Reason::ErrorWithoutSession
+    );
 }
 
 #[test]
@@ -394,7 +397,7 @@ fn the_error_itself_may_be_long() {
     opened(&world, &inside);
     let length = 1450;
     let sent = world
-        .from_world(&error((3, 1), [0; 4], OUTSIDE, &quoted(&outside, length)).build())
+        .world_sends(&error((3, 1), [0; 4], OUTSIDE, &quoted(&outside, length)).build())
         .forwarded(Reason::ErrorTranslated);
     assert_eq!(
         sent,

@@ -5,6 +5,11 @@
 //! What packets should look like is said by `tapnat_testbed::packet`, which
 //! shares nothing with the code under test.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of tests fail like the tests"
+)]
+
 mod clamping;
 mod expiry;
 mod filtering;

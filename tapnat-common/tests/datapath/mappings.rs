@@ -24,7 +24,7 @@ fn outside_port(world: &World, guest: std::net::Ipv4Addr, port: u16) -> u16 {
     let packet = udp(at(guest, port), at(SERVER, 53)).build();
     source(
         &world
-            .from_guest(TAP, &packet)
+            .guest_sends(TAP, &packet)
             .forwarded(Reason::SessionStarted),
     )
     .port()
@@ -56,7 +56,7 @@ fn one_socket_has_one_outside_endpoint_for_all_remotes() {
             let packet = udp(at(GUEST, 40000), *remote).build();
             source(
                 &world
-                    .from_guest(TAP, &packet)
+                    .guest_sends(TAP, &packet)
                     .forwarded(Reason::SessionStarted),
             )
         })
@@ -75,7 +75,7 @@ fn protocols_have_mappings_of_their_own() {
         ping(GUEST, SERVER, 40000),
     ] {
         let sent = world
-            .from_guest(TAP, &packet.build())
+            .guest_sends(TAP, &packet.build())
             .forwarded(Reason::SessionStarted);
         assert_eq!(source(&sent), at(OUTSIDE, 40000));
     }
@@ -139,15 +139,15 @@ fn the_last_free_port_is_found_and_then_there_is_none() {
         let world = World::new();
         world.withhold(|port| *port != last);
         assert_eq!(outside_port(&world, GUEST, 40_000), last);
-        let exit = world.from_guest(TAP, &udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build());
+        let exit = world.guest_sends(TAP, &udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build());
         assert_eq!(exit.reason, Reason::PortsExhausted);
         // Who has it keeps it.
-        let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
         assert!(exit.quick);
-        let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build());
+        let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build());
         assert_eq!(exit.reason, Reason::SessionStarted);
         // TCP's and ICMP's are others.
-        let exit = world.from_guest(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 53), "S").build());
+        let exit = world.guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 53), "S").build());
         assert_eq!(exit.reason, Reason::SessionStarted);
     }
 }
@@ -164,7 +164,7 @@ fn a_nearly_full_pool_is_handed_out_to_the_last_port() {
         .collect();
     assert_eq!(got.len(), wanted);
     assert!(got.into_iter().all(free));
-    let exit = world.from_guest(TAP, &udp(at(GUEST, 1999), at(SERVER, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(GUEST, 1999), at(SERVER, 53)).build());
     assert_eq!(exit.reason, Reason::PortsExhausted);
 }
 
@@ -191,7 +191,7 @@ fn a_port_that_a_socket_of_the_host_listens_on_is_not_handed_out() {
     assert_ne!(port, 40_000);
     // In TCP nobody listens there.
     let sent = world
-        .from_guest(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build())
+        .guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build())
         .forwarded(Reason::SessionStarted);
     assert_eq!(source(&sent).port(), 40_000);
 }
@@ -209,7 +209,7 @@ fn a_freed_port_rests_before_another_guest_gets_it() {
         // Chance leads to it at once, so that only its rest is in the way.
         world.chances.borrow_mut().extend([chance_of(only); 32]);
         world
-            .from_guest(TAP, &udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build())
+            .guest_sends(TAP, &udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build())
             .reason
     };
     assert_eq!(try_again(), Reason::PortsExhausted);
@@ -230,7 +230,7 @@ fn the_guest_itself_may_reuse_its_port_at_once() {
     world.wait(world.timeouts().udp);
     world.wait_seconds(1);
     // By the same socket, and by another one.
-    let exit = world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
     assert_eq!(exit.reason, Reason::SessionStarted);
     world.wait(world.timeouts().udp);
     world.wait_seconds(1);
@@ -295,7 +295,7 @@ fn one_guest_has_one_outside_address() {
                 } else {
                     tcp(at(guest, 4000 + number), at(OTHER_SERVER, 80), "S")
                 };
-                let exit = world.from_guest(TAP, &packet.build());
+                let exit = world.guest_sends(TAP, &packet.build());
                 source(&exit.forwarded(Reason::SessionStarted)).ip()
             })
             .collect();
@@ -312,7 +312,7 @@ fn without_an_outside_address_nothing_leaves() {
     world.set(|settings| settings.outside_count = 0);
     let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
     assert_eq!(
-        world.from_guest(TAP, &packet).reason,
+        world.guest_sends(TAP, &packet).reason,
         Reason::NoOutsideAddress
     );
     world.set(|settings| {
@@ -320,7 +320,7 @@ fn without_an_outside_address_nothing_leaves() {
         settings.outside[0] = Be32::ZERO;
     });
     assert_eq!(
-        world.from_guest(TAP, &packet).reason,
+        world.guest_sends(TAP, &packet).reason,
         Reason::NoOutsideAddress
     );
 }
@@ -329,7 +329,7 @@ fn without_an_outside_address_nothing_leaves() {
 fn identifiers_are_preserved_if_free_but_never_zero() {
     let world = World::new();
     let identifier = |guest, identifier| {
-        let exit = world.from_guest(TAP, &ping(guest, SERVER, identifier).build());
+        let exit = world.guest_sends(TAP, &ping(guest, SERVER, identifier).build());
         source(&exit.forwarded(Reason::SessionStarted)).port()
     };
     for wanted in [1, 2, 1023, 1024, 65_535] {
@@ -343,7 +343,7 @@ fn identifiers_are_preserved_if_free_but_never_zero() {
     for number in (2..1024).step_by(2) {
         world.port_set(Class::Icmp, number).take(number);
     }
-    let exit = world.from_guest(TAP, &ping(GUEST, SERVER, 0).build());
+    let exit = world.guest_sends(TAP, &ping(GUEST, SERVER, 0).build());
     let sent = exit.forwarded(Reason::SessionStarted);
     assert_ne!(source(&sent).port(), 0);
 }
@@ -352,7 +352,7 @@ fn identifiers_are_preserved_if_free_but_never_zero() {
 fn a_mapping_follows_its_guest_to_another_device() {
     let world = World::new();
     let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
-    world.from_guest(TAP, &packet);
+    world.guest_sends(TAP, &packet);
     // The guest's network is now on the other device.
     let address = |world: &World, device, first| {
         world.set_device(device, |device| {
@@ -361,7 +361,7 @@ fn a_mapping_follows_its_guest_to_another_device() {
     };
     address(&world, TAP, 9);
     address(&world, SECOND_TAP, 0);
-    let exit = world.from_guest(
+    let exit = world.guest_sends(
         SECOND_TAP,
         &udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build(),
     );
@@ -382,7 +382,7 @@ fn address_and_port_dependent_mapping_shares_ports_between_remotes() {
     world.set_mapping(MappingMode::AddressAndPortDependent);
     world.withhold(|port| !(30_000..30_004).contains(port));
     let port = |guest, tap, wanted, remote| {
-        let exit = world.from_guest(tap, &udp(at(guest, wanted), remote).build());
+        let exit = world.guest_sends(tap, &udp(at(guest, wanted), remote).build());
         (exit.reason == Reason::SessionStarted)
             .then(|| source(&exit.forwarded(Reason::SessionStarted)).port())
     };
@@ -407,7 +407,7 @@ fn address_and_port_dependent_mapping_shares_ports_between_remotes() {
         (30_002, OTHER_GUEST, at(SERVER, 53)),
     ] {
         let reply = world
-            .from_world(&udp(remote, at(OUTSIDE, to)).build())
+            .world_sends(&udp(remote, at(OUTSIDE, to)).build())
             .forwarded(Reason::Translated);
         assert_eq!(
             crate::support::network::destination(&reply),
@@ -422,11 +422,11 @@ fn a_port_for_one_remote_is_free_again_when_its_session_is_over() {
     world.set_mapping(MappingMode::AddressAndPortDependent);
     world.withhold(|port| *port != 30_000);
     let packet = |guest| udp(at(guest, 30_000), at(SERVER, 53)).build();
-    world.from_guest(TAP, &packet(GUEST));
-    let exit = world.from_guest(TAP, &packet(NEIGHBOUR));
+    world.guest_sends(TAP, &packet(GUEST));
+    let exit = world.guest_sends(TAP, &packet(NEIGHBOUR));
     assert_eq!(exit.reason, Reason::PortsExhausted);
     world.wait_seconds(302);
-    let exit = world.from_guest(TAP, &packet(NEIGHBOUR));
+    let exit = world.guest_sends(TAP, &packet(NEIGHBOUR));
     assert_eq!(exit.reason, Reason::SessionStarted);
     assert_eq!(world.sessions.len(), 2, "the old one made way");
 }

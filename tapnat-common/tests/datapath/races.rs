@@ -27,8 +27,8 @@ struct Arrival {
 impl Arrival {
     fn run(&self, world: &World) -> Exit {
         match self.device {
-            Some(device) => world.from_guest(device, &self.packet),
-            None => world.from_world(&self.packet),
+            Some(device) => world.guest_sends(device, &self.packet),
+            None => world.world_sends(&self.packet),
         }
     }
 }
@@ -101,7 +101,7 @@ fn one_socket_sends_to_two_remotes() {
             let world = World::new();
             if taken {
                 let packet = udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build();
-                world.from_guest(TAP, &packet);
+                world.guest_sends(TAP, &packet);
             }
             world
         };
@@ -166,7 +166,7 @@ fn one_packet_comes_twice() {
                 world.set_mapping(mode);
                 if taken {
                     let packet = udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build();
-                    world.from_guest(TAP, &packet);
+                    world.guest_sends(TAP, &packet);
                 }
                 world
             };
@@ -215,7 +215,7 @@ fn an_answer_comes_while_its_session_is_made() {
             let world = World::new();
             world.set_filtering(filtering);
             let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
-            world.from_guest(TAP, &packet);
+            world.guest_sends(TAP, &packet);
             world
         };
         let out = guest(udp(at(GUEST, 40_000), at(SERVER, 54)).build());
@@ -246,12 +246,12 @@ fn both_sides_come_back_to_an_expired_session() {
             let world = World::new();
             world.set_filtering(Filtering::EndpointIndependent);
             let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
-            world.from_guest(TAP, &packet);
+            world.guest_sends(TAP, &packet);
             if inbound_allowed {
                 // Another session keeps the mapping.
                 world.wait_seconds(200);
                 let packet = udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build();
-                world.from_guest(TAP, &packet);
+                world.guest_sends(TAP, &packet);
                 world.wait_seconds(200);
             } else {
                 world.wait_seconds(400);
@@ -278,7 +278,7 @@ fn two_guests_take_over_one_expired_port() {
         let world = World::new();
         world.withhold(|port| *port != 30_000);
         let packet = udp(at(NEIGHBOUR, 30_000), at(SERVER, 53)).build();
-        world.from_guest(TAP, &packet);
+        world.guest_sends(TAP, &packet);
         world.wait_seconds(1000);
         world
     };
@@ -322,9 +322,9 @@ fn two_guests_meet_each_other_at_once() {
     let setup = || {
         let world = World::new();
         world.set_filtering(Filtering::EndpointIndependent);
-        world.from_guest(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
         let packet = udp(at(OTHER_GUEST, 5000), at(SERVER, 53)).build();
-        world.from_guest(SECOND_TAP, &packet);
+        world.guest_sends(SECOND_TAP, &packet);
         world
     };
     let first = guest(udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build());
@@ -342,9 +342,9 @@ fn two_guests_meet_each_other_at_once() {
 fn a_reset_and_data_at_once() {
     let setup = || {
         let world = World::new();
-        world.from_guest(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build());
-        world.from_world(&tcp(at(SERVER, 80), at(OUTSIDE, 40_000), "SA").build());
-        world.from_guest(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "A").build());
+        world.guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build());
+        world.world_sends(&tcp(at(SERVER, 80), at(OUTSIDE, 40_000), "SA").build());
+        world.guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "A").build());
         world.wait_seconds(10);
         world
     };

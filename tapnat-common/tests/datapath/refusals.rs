@@ -46,7 +46,7 @@ fn the_last_hop_is_ours_to_tell() {
         for time_to_live in [0, 1] {
             let world = World::new();
             let probe = builder.clone().ttl(time_to_live).build();
-            let exit = world.from_guest(TAP, &probe);
+            let exit = world.guest_sends(TAP, &probe);
             assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
             assert_eq!(
                 exit.refused(Reason::TimeToLiveExceeded),
@@ -54,8 +54,8 @@ fn the_last_hop_is_ours_to_tell() {
             );
             assert_eq!(world.sizes(), [0; 5], "nothing is made for it");
             // Of a session that is there, too.
-            world.from_guest(TAP, &builder.clone().ttl(2).build());
-            let exit = world.from_guest(TAP, &probe);
+            world.guest_sends(TAP, &builder.clone().ttl(2).build());
+            let exit = world.guest_sends(TAP, &probe);
             assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
         }
     }
@@ -78,7 +78,7 @@ fn short_packets_are_quoted_whole() {
             .ttl(1)
             .build();
         let answer = world
-            .from_guest(TAP, &probe)
+            .guest_sends(TAP, &probe)
             .refused(Reason::TimeToLiveExceeded);
         assert_eq!(
             checksum::verify(&answer, checksum::Expect::Complete),
@@ -93,9 +93,9 @@ fn short_packets_are_quoted_whole() {
 #[test]
 fn the_world_is_told_by_the_outside_address() {
     let world = World::new();
-    world.from_guest(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build());
     let back = udp(at(SERVER, 53), at(OUTSIDE, 40000)).ttl(1).build();
-    let exit = world.from_world(&back);
+    let exit = world.world_sends(&back);
     assert_eq!(exit.sent.as_ref().unwrap().device, UPLINK.get());
     assert_eq!(
         exit.refused(Reason::TimeToLiveExceeded),
@@ -107,7 +107,7 @@ fn the_world_is_told_by_the_outside_address() {
 fn two_hops_to_go_are_enough_and_one_is_taken() {
     let world = World::new();
     let sent = world
-        .from_guest(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).ttl(2).build())
+        .guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).ttl(2).build())
         .forwarded(Reason::SessionStarted);
     assert_eq!(sent, udp(at(OUTSIDE, 40000), at(SERVER, 53)).ttl(1).build());
 }
@@ -116,11 +116,11 @@ fn two_hops_to_go_are_enough_and_one_is_taken() {
 fn for_the_host_the_last_hop_is_enough() {
     let world = World::new();
     for time_to_live in [0, 1] {
-        let from_guest = udp(at(GUEST, 40000), at(GATEWAY, 53)).ttl(time_to_live);
-        let exit = world.from_guest(TAP, &from_guest.build());
+        let guest_sends = udp(at(GUEST, 40000), at(GATEWAY, 53)).ttl(time_to_live);
+        let exit = world.guest_sends(TAP, &guest_sends.build());
         assert_eq!(exit.reason, Reason::ForTheHost);
-        let from_world = udp(at(SERVER, 40000), at(OUTSIDE, 53)).ttl(time_to_live);
-        let exit = world.from_world(&from_world.build());
+        let world_sends = udp(at(SERVER, 40000), at(OUTSIDE, 53)).ttl(time_to_live);
+        let exit = world.world_sends(&world_sends.build());
         assert_eq!(exit.reason, Reason::NoMapping);
     }
 }
@@ -140,21 +140,21 @@ fn what_is_too_big_and_must_not_be_cut_is_refused_with_the_mtu() {
     let large = sized(1401).dont_fragment().build();
     assert_eq!(
         world
-            .from_guest(TAP, &large)
+            .guest_sends(TAP, &large)
             .refused(Reason::FragmentationNeeded),
         error(GATEWAY, GUEST, (3, 4), 1400, quote(&large))
     );
     assert_eq!(world.sizes()[..2], [0, 0], "no session for what did not go");
-    let exit = world.from_guest(TAP, &sized(1401).build());
+    let exit = world.guest_sends(TAP, &sized(1401).build());
     assert_eq!(exit.reason, Reason::TooBigToFragment);
     // One byte less fits, at first and in the session.
     let fits = sized(1400).dont_fragment().build();
-    assert_eq!(world.from_guest(TAP, &fits).reason, Reason::SessionStarted);
-    let exit = world.from_guest(TAP, &fits);
+    assert_eq!(world.guest_sends(TAP, &fits).reason, Reason::SessionStarted);
+    let exit = world.guest_sends(TAP, &fits);
     assert!(exit.quick);
     assert_eq!(
         world
-            .from_guest(TAP, &large)
+            .guest_sends(TAP, &large)
             .refused(Reason::FragmentationNeeded),
         error(GATEWAY, GUEST, (3, 4), 1400, quote(&large))
     );
@@ -164,7 +164,7 @@ fn what_is_too_big_and_must_not_be_cut_is_refused_with_the_mtu() {
 fn the_way_in_has_its_own_mtu() {
     let world = World::new();
     world.set_device(TAP, |device| device.mtu = 1280);
-    world.from_guest(TAP, &sized(100).build());
+    world.guest_sends(TAP, &sized(100).build());
     let back = |length: usize| {
         udp(at(SERVER, 53), at(OUTSIDE, 40000))
             .payload(&vec![7; length - 28])
@@ -174,40 +174,40 @@ fn the_way_in_has_its_own_mtu() {
     let large = back(1281);
     assert_eq!(
         world
-            .from_world(&large)
+            .world_sends(&large)
             .refused(Reason::FragmentationNeeded),
         error(OUTSIDE, SERVER, (3, 4), 1280, quote(&large))
     );
-    assert_eq!(world.from_world(&back(1280)).reason, Reason::Translated);
+    assert_eq!(world.world_sends(&back(1280)).reason, Reason::Translated);
 }
 
 #[test]
 fn an_mtu_that_shrinks_is_noticed() {
     let world = World::new();
     let large = sized(1500).dont_fragment().build();
-    world.from_guest(TAP, &large);
+    world.guest_sends(TAP, &large);
     world
         .routes
         .borrow_mut()
         .insert(SERVER.into(), route(UPLINK.get(), 1300));
-    assert!(world.from_guest(TAP, &large).quick, "nobody told yet");
+    assert!(world.guest_sends(TAP, &large).quick, "nobody told yet");
     world.set(|settings| settings.generation += 1);
     assert_eq!(
         world
-            .from_guest(TAP, &large)
+            .guest_sends(TAP, &large)
             .refused(Reason::FragmentationNeeded),
         error(GATEWAY, GUEST, (3, 4), 1300, quote(&large))
     );
     // Without being told, it is looked up again after a while.
     let world = World::new();
-    world.from_guest(TAP, &large);
+    world.guest_sends(TAP, &large);
     world
         .routes
         .borrow_mut()
         .insert(SERVER.into(), route(UPLINK.get(), 1300));
     world.wait_seconds(1);
     assert_eq!(
-        world.from_guest(TAP, &large).reason,
+        world.guest_sends(TAP, &large).reason,
         Reason::FragmentationNeeded
     );
 }
@@ -291,8 +291,8 @@ fn some_packets_are_never_answered() {
     // RFC 1122 section 3.2.2: later fragments, and sources that are nobody's.
     let world = World::new();
     let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 400]);
-    world.from_guest(TAP, &datagram.fragment(0..80));
-    let exit = world.from_guest(TAP, &datagram.clone().ttl(1).fragment(80..160));
+    world.guest_sends(TAP, &datagram.fragment(0..80));
+    let exit = world.guest_sends(TAP, &datagram.clone().ttl(1).fragment(80..160));
     assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
     assert!(exit.sent.is_none());
     world.set_device(TAP, |device| {
@@ -300,14 +300,14 @@ fn some_packets_are_never_answered() {
         device.mask = Be32::mask(8);
     });
     let unroutable = Ipv4Addr::new(127, 0, 0, 9);
-    let exit = world.from_guest(
+    let exit = world.guest_sends(
         TAP,
         &udp(at(unroutable, 40000), at(SERVER, 53)).ttl(1).build(),
     );
     assert!(exit.sent.is_none());
     // The first fragment is answered.
     let world = World::new();
-    let exit = world.from_guest(TAP, &datagram.ttl(1).fragment(0..80));
+    let exit = world.guest_sends(TAP, &datagram.ttl(1).fragment(0..80));
     exit.refused(Reason::TimeToLiveExceeded);
 }
 
@@ -316,7 +316,7 @@ fn what_resources_are_missing_for_is_prohibited() {
     // RFC 5508 REQ-8.
     let first = udp(at(GUEST, 40000), at(SERVER, 53)).build();
     let check = |world: &World, reason| {
-        let exit = world.from_guest(TAP, &first);
+        let exit = world.guest_sends(TAP, &first);
         assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
         assert_eq!(
             exit.refused(reason),
@@ -337,19 +337,19 @@ fn what_resources_are_missing_for_is_prohibited() {
     check(&world, Reason::PortsExhausted);
     let world = World::new();
     world.set(|settings| settings.guest_max_sessions = 1);
-    world.from_guest(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
     check(&world, Reason::GuestSessionLimit);
 }
 
 #[test]
 fn errors_and_replies_are_not_refused_with_errors() {
     let world = World::new();
-    world.from_guest(TAP, &ping(GUEST, SERVER, 7).build());
-    let exit = world.from_world(&pong(SERVER, OUTSIDE, 7).ttl(1).build());
+    world.guest_sends(TAP, &ping(GUEST, SERVER, 7).build());
+    let exit = world.world_sends(&pong(SERVER, OUTSIDE, 7).ttl(1).build());
     // A reply is no error: RFC 1812 section 4.3.2.7 lets it be answered.
     assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
     let about = udp(at(SERVER, 53), at(GUEST, 40000)).build();
     let unreachable = packet::unreachable(ip(GUEST), ip(SERVER), 3, &about).ttl(1);
-    let exit = world.from_guest(TAP, &unreachable.build());
+    let exit = world.guest_sends(TAP, &unreachable.build());
     assert!(exit.sent.is_none());
 }

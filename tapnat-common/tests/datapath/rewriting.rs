@@ -17,10 +17,10 @@ use crate::support::{
 #[track_caller]
 fn translated(world: &World, [out, sent]: [&Builder; 2], [back, received]: [&Builder; 2]) {
     for reason in [Reason::SessionStarted, Reason::Translated] {
-        let exit = world.from_guest(TAP, &out.build());
+        let exit = world.guest_sends(TAP, &out.build());
         assert_eq!(exit.sent.as_ref().unwrap().device, UPLINK.get());
         assert_eq!(exit.forwarded(reason), sent.clone().ttl(63).build());
-        let exit = world.from_world(&back.build());
+        let exit = world.world_sends(&back.build());
         assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
         assert_eq!(
             exit.forwarded(Reason::Translated),
@@ -46,9 +46,9 @@ fn udp_out_and_back() {
             ],
         );
         let out = datagram(at(GUEST, 40000), at(SERVER, 53)).build();
-        assert!(world.from_guest(TAP, &out).quick);
+        assert!(world.guest_sends(TAP, &out).quick);
         let back = datagram(at(SERVER, 53), at(OUTSIDE, 40000)).build();
-        assert!(world.from_world(&back).quick);
+        assert!(world.world_sends(&back).quick);
     }
 }
 
@@ -64,19 +64,19 @@ fn tcp_out_and_back() {
     for (flags, sequence) in handshake {
         let inside = segment(at(GUEST, 40000), at(SERVER, 80), flags, sequence);
         let outside = segment(at(OUTSIDE, 40000), at(SERVER, 80), flags, sequence);
-        let exit = world.from_guest(TAP, &inside.build());
+        let exit = world.guest_sends(TAP, &inside.build());
         let reason = exit.reason;
         assert_eq!(exit.forwarded(reason), outside.ttl(63).build());
         let back = segment(at(SERVER, 80), at(OUTSIDE, 40000), "SA", 100);
         let received = segment(at(SERVER, 80), at(GUEST, 40000), "SA", 100);
         assert_eq!(
             world
-                .from_world(&back.build())
+                .world_sends(&back.build())
                 .forwarded(Reason::Translated),
             received.ttl(63).build()
         );
     }
-    let exit = world.from_guest(
+    let exit = world.guest_sends(
         TAP,
         &segment(at(GUEST, 40000), at(SERVER, 80), "PA", 5).build(),
     );
@@ -102,16 +102,16 @@ fn echoes_out_and_back() {
 fn two_guests_pinging_with_one_identifier_get_their_own_replies() {
     let world = World::new();
     let first = world
-        .from_guest(TAP, &ping(GUEST, SERVER, 77).build())
+        .guest_sends(TAP, &ping(GUEST, SERVER, 77).build())
         .forwarded(Reason::SessionStarted);
     assert_eq!(first, ping(OUTSIDE, SERVER, 77).ttl(63).build());
     let second = world
-        .from_guest(SECOND_TAP, &ping(OTHER_GUEST, SERVER, 77).build())
+        .guest_sends(SECOND_TAP, &ping(OTHER_GUEST, SERVER, 77).build())
         .forwarded(Reason::SessionStarted);
     let identifier = u16::from_be_bytes([second[24], second[25]]);
     assert_ne!(identifier, 77);
     assert_eq!(second, ping(OUTSIDE, SERVER, identifier).ttl(63).build());
-    let exit = world.from_world(&pong(SERVER, OUTSIDE, identifier).build());
+    let exit = world.world_sends(&pong(SERVER, OUTSIDE, identifier).build());
     assert_eq!(exit.sent.as_ref().unwrap().device, SECOND_TAP.get());
     assert_eq!(
         exit.forwarded(Reason::Translated),
@@ -119,7 +119,7 @@ fn two_guests_pinging_with_one_identifier_get_their_own_replies() {
     );
     assert_eq!(
         world
-            .from_world(&pong(SERVER, OUTSIDE, 77).build())
+            .world_sends(&pong(SERVER, OUTSIDE, 77).build())
             .forwarded(Reason::Translated),
         pong(SERVER, GUEST, 77).ttl(63).build()
     );
@@ -128,9 +128,9 @@ fn two_guests_pinging_with_one_identifier_get_their_own_replies() {
 #[test]
 fn a_port_that_changes_changes_the_checksum() {
     let world = World::new();
-    world.from_guest(TAP, &udp(at(GUEST, 5000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(GUEST, 5000), at(SERVER, 53)).build());
     let sent = world
-        .from_guest(
+        .guest_sends(
             SECOND_TAP,
             &udp(at(OTHER_GUEST, 5000), at(SERVER, 53)).build(),
         )
@@ -140,7 +140,7 @@ fn a_port_that_changes_changes_the_checksum() {
     assert_eq!(sent, udp(at(OUTSIDE, port), at(SERVER, 53)).ttl(63).build());
     assert_eq!(
         world
-            .from_world(&udp(at(SERVER, 53), at(OUTSIDE, port)).build())
+            .world_sends(&udp(at(SERVER, 53), at(OUTSIDE, port)).build())
             .forwarded(Reason::Translated),
         udp(at(SERVER, 53), at(OTHER_GUEST, 5000)).ttl(63).build()
     );
@@ -192,7 +192,7 @@ fn a_computed_udp_checksum_of_zero_is_sent_as_all_ones() {
     let outside = |payload: &[u8]| udp(at(OUTSIDE, 40000), at(SERVER, 53)).payload(payload);
     let payload = payload_for_zero(|payload| outside(payload).build(), 26);
     let sent = World::new()
-        .from_guest(
+        .guest_sends(
             TAP,
             &udp(at(GUEST, 40000), at(SERVER, 53))
                 .payload(&payload)
@@ -208,7 +208,7 @@ fn a_computed_tcp_checksum_of_zero_is_sent_as_zero() {
     let outside = |payload: &[u8]| tcp(at(OUTSIDE, 40000), at(SERVER, 80), "S").payload(payload);
     let payload = payload_for_zero(|payload| outside(payload).build(), 36);
     let sent = World::new()
-        .from_guest(
+        .guest_sends(
             TAP,
             &tcp(at(GUEST, 40000), at(SERVER, 80), "S")
                 .payload(&payload)
@@ -309,8 +309,8 @@ fn partial(builder: &Builder) -> Bytes {
 fn a_checksum_that_the_device_completes_covers_what_is_sent() {
     let world = World::new();
     // The port changes for the second guest; it is not in a partial checksum.
-    world.from_guest(TAP, &udp(at(GUEST, 5000), at(SERVER, 53)).build());
-    world.from_guest(TAP, &tcp(at(GUEST, 5000), at(SERVER, 53), "S").build());
+    world.guest_sends(TAP, &udp(at(GUEST, 5000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &tcp(at(GUEST, 5000), at(SERVER, 53), "S").build());
     for builder in [
         udp(at(OTHER_GUEST, 5000), at(SERVER, 53)),
         tcp(at(OTHER_GUEST, 5000), at(SERVER, 53), "S"),
@@ -402,9 +402,9 @@ fn wrong_checksums_stay_wrong() {
     let world = World::new();
     world.set_filtering(Filtering::EndpointIndependent);
     let builder = udp(at(GUEST, 40000), at(SERVER, 53));
-    world.from_guest(TAP, &builder.build());
+    world.guest_sends(TAP, &builder.build());
     let sent = world
-        .from_guest(TAP, &builder.bad_transport_checksum().build())
+        .guest_sends(TAP, &builder.bad_transport_checksum().build())
         .forwarded(Reason::Translated);
     let fault = checksum::verify(&sent, checksum::Expect::Complete).unwrap_err();
     assert!(

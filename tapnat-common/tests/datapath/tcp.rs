@@ -67,14 +67,16 @@ impl Connection {
     fn out(&self, flags: &str, change: impl FnOnce(&mut TcpHeader)) -> Exit {
         let exit = self
             .world
-            .from_guest(TAP, &Self::inside(flags, change).build());
+            .guest_sends(TAP, &Self::inside(flags, change).build());
         assert!(exit.sent.is_some(), "{flags} out: {:?}", exit.reason);
         exit
     }
 
     #[track_caller]
     fn back(&self, flags: &str, change: impl FnOnce(&mut TcpHeader)) -> Exit {
-        let exit = self.world.from_world(&Self::outside(flags, change).build());
+        let exit = self
+            .world
+            .world_sends(&Self::outside(flags, change).build());
         assert!(exit.sent.is_some(), "{flags} back: {:?}", exit.reason);
         exit
     }
@@ -258,7 +260,7 @@ fn the_mapping_lives_as_long_as_its_connection() {
         let other = tcp(at(GUEST, 40_000), at(SERVER, 81), "S").build();
         let sent = connection
             .world
-            .from_guest(TAP, &other)
+            .guest_sends(TAP, &other)
             .forwarded(Reason::SessionStarted);
         assert_eq!(source(&sent), at(OUTSIDE, 40_000));
         assert_eq!(connection.world.mappings.len(), 1);
@@ -285,13 +287,13 @@ fn an_expired_connection_is_over_for_both_sides() {
     connection.world.wait_seconds(7442);
     let exit = connection
         .world
-        .from_world(&Connection::outside("A", |_| ()).build());
+        .world_sends(&Connection::outside("A", |_| ()).build());
     assert_eq!(exit.reason, Reason::NoMapping);
     assert_eq!(connection.world.sessions.len(), 0, "it is gone at once");
     // The guest's side is picked up again, as after a restart.
     let exit = connection
         .world
-        .from_guest(TAP, &Connection::inside("A", |_| ()).build());
+        .guest_sends(TAP, &Connection::inside("A", |_| ()).build());
     assert_eq!(exit.reason, Reason::SessionStarted);
 }
 
@@ -502,20 +504,20 @@ fn what_does_not_open_a_connection() {
     for flags in [
         "", "F", "FA", "R", "RA", "SA", "SF", "SR", "SFA", "P", "SRA",
     ] {
-        let exit = world.from_guest(TAP, &Connection::inside(flags, |_| ()).build());
+        let exit = world.guest_sends(TAP, &Connection::inside(flags, |_| ()).build());
         assert_eq!(exit.reason, Reason::NoSession, "{flags:?}");
         assert_eq!(world.sizes()[..4], [0; 4]);
     }
     // With a mapping that lets everybody in.
     world.set_filtering(Filtering::EndpointIndependent);
-    world.from_guest(TAP, &Connection::inside("S", |_| ()).build());
+    world.guest_sends(TAP, &Connection::inside("S", |_| ()).build());
     for flags in ["", "A", "PA", "F", "FA", "R", "RA", "SA", "SF", "SR"] {
         let stranger = tcp(at(SERVER, 9999), at(OUTSIDE, 40_000), flags);
-        let exit = world.from_world(&stranger.build());
+        let exit = world.world_sends(&stranger.build());
         assert_eq!(exit.reason, Reason::NoSession, "{flags:?}");
     }
     let stranger = tcp(at(SERVER, 9999), at(OUTSIDE, 40_000), "S");
-    let exit = world.from_world(&stranger.build());
+    let exit = world.world_sends(&stranger.build());
     assert_eq!(exit.reason, Reason::SessionAdmitted);
 }
 
@@ -523,7 +525,7 @@ fn what_does_not_open_a_connection() {
 fn without_a_mapping_segments_are_the_hosts() {
     let world = World::new();
     for flags in ["A", "PA", "F", "FA", "R", "RA", "SA"] {
-        let exit = world.from_world(&Connection::outside(flags, |_| ()).build());
+        let exit = world.world_sends(&Connection::outside(flags, |_| ()).build());
         assert_eq!(exit.reason, Reason::NoMapping, "{flags:?}");
     }
 }
@@ -533,7 +535,7 @@ fn an_unsolicited_syn_waits_for_one_from_inside() {
     // RFC 5382 REQ-4.
     let connection = Connection::new();
     let syn = Connection::outside("S", |header| header.sequence_number = 777);
-    let exit = connection.world.from_world(&syn.build());
+    let exit = connection.world.world_sends(&syn.build());
     assert_eq!(exit.reason, Reason::UnsolicitedSyn);
     assert!(exit.sent.is_none(), "it is not answered at once");
     let noted = connection.world.unsolicited.all();

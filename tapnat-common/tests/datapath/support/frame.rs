@@ -24,6 +24,7 @@ pub struct Partial {
 /// A frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bytes {
+    #[expect(clippy::struct_field_names, reason = "they are what it is about")]
     pub bytes: Vec<u8>,
     /// Bytes of its link header.
     pub link_length: usize,

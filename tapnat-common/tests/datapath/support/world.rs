@@ -172,6 +172,10 @@ impl World {
     }
 
     /// Two taps, an uplink, timeouts as by default, ports from 1024 on.
+    #[expect(
+        clippy::items_after_statements,
+        reason = "it belongs to this line alone"
+    )]
     pub fn new() -> Self {
         let world = Self::unset();
         let mut settings = Settings {
@@ -340,13 +344,13 @@ impl World {
 
     /// A packet from a guest on this tap, without a link header.
     #[track_caller]
-    pub fn from_guest(&self, device: NonZeroU32, packet: &[u8]) -> Exit {
+    pub fn guest_sends(&self, device: NonZeroU32, packet: &[u8]) -> Exit {
         self.run(Some(device), Bytes::raw(packet))
     }
 
     /// A packet from the world, without a link header.
     #[track_caller]
-    pub fn from_world(&self, packet: &[u8]) -> Exit {
+    pub fn world_sends(&self, packet: &[u8]) -> Exit {
         self.run(None, Bytes::raw(packet))
     }
 
@@ -554,6 +558,7 @@ impl World {
 
     /// A packet that came with right checksums leaves with right ones.
     #[track_caller]
+    #[expect(clippy::unused_self, reason = "its fellows need it")]
     fn check_sent(&self, before: &Bytes, exit: &Exit) {
         let Some(sent) = &exit.sent else { return };
         let mut before = before.clone();
