@@ -163,7 +163,10 @@ fn enter<T: Tables>(
                 .mapping(&first)
                 .is_some_and(|mapping| mapping.inside == *inside)
         {
-            tables.remove_mapping(outside);
+            // Left by an earlier mapping, this may be the way to the new one.
+            if first != *outside {
+                tables.remove_mapping(outside);
+            }
             return Ok(first);
         }
         // What is noted there belongs to somebody else by now.

@@ -12,4 +12,5 @@ mod parsing;
 mod refusals;
 mod rewriting;
 mod support;
+mod sweep;
 mod tcp;
