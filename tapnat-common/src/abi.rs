@@ -716,6 +716,8 @@ const _: () = {
     assert!(size_of::<FragmentKey>() == 16);
     assert!(size_of::<Fragment>() == 16 + 1024);
     assert!(size_of::<HeldKey>() == 20);
+    assert!(size_of::<Sweep>() == 16);
+    assert!(size_of::<FlowKey>() <= SWEEP_KEY_BYTES);
     assert!(size_of::<Device>() == 12);
     assert!(size_of::<Settings>() == 4 + 4 + 28 + 64 + 4 + 4 + 8);
 };
@@ -724,7 +726,7 @@ const _: () = {
 mod pod {
     use super::{
         Arrival, Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held,
-        HeldKey, Mapping, Permission, PermissionKey, Session, Settings,
+        HeldKey, Mapping, Permission, PermissionKey, Session, Settings, Sweep,
     };
     use crate::net::Be32;
 
@@ -754,6 +756,7 @@ mod pod {
         PermissionKey,
         Session,
         Settings,
+        Sweep,
         crate::ports::PortSet,
         crate::ports::Reserved,
     );

@@ -19,6 +19,8 @@ use crate::{host::tap::Queues, instance::InstanceName};
 pub const DEFAULT_PORTS: RangeInclusive<u16> = 512..=65535;
 /// Sessions that the tables have room for unless told otherwise.
 pub const DEFAULT_MAX_SESSIONS: u32 = 131_072;
+/// Between two sweeps unless told otherwise.
+pub const DEFAULT_SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// More sessions than this do not fit the tables' sizes.
 pub const MOST_SESSIONS: u32 = 1 << 24;
 
@@ -54,6 +56,8 @@ pub struct Config {
     /// How many queues a tap that tapnat creates can have.
     pub tap_queues: Queues,
     pub attach: Attach,
+    /// How long memory and ports that are free again rest before they are given back.
+    pub sweep_interval: Duration,
 }
 
 /// A mode for TCP and one for everything else.

@@ -44,6 +44,7 @@ use crate::{
     ports::{Division, PortSet, parse_ephemeral},
     preflight::{Facts, Plan, PlannedInside},
     statics,
+    sweep::Sweep,
     tables::PinnedTables,
 };
 
@@ -249,6 +250,7 @@ struct Daemon {
     logs: Option<Logs>,
     events: Events,
     control: Control,
+    sweep: Sweep,
     known: Surroundings,
 }
 
@@ -301,6 +303,7 @@ impl Daemon {
                     logs: prepared.logs,
                     events,
                     control,
+                    sweep: Sweep::new(config.sweep_interval),
                     known: prepared.known,
                 })
             }
@@ -362,6 +365,11 @@ impl Daemon {
                 pending = self.control.next() => {
                     let result = control::perform(&mut self.tables, &pending.request);
                     pending.answer(result);
+                }
+                () = self.sweep.due() => {
+                    if let Err(error) = self.sweep.step(&self.tables, &self.datapath, now()) {
+                        warn(&format!("{error:#}"));
+                    }
                 }
                 () = print(&mut self.logs) => {}
             }

@@ -136,19 +136,22 @@ fn has_mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
     tables.mapping(outside).is_some() || tables.mapping(&other).is_some()
 }
 
+/// Whether the permission is past its time.
 #[inline(always)]
 #[must_use]
 pub fn permission_is_over(permission: &Permission, now: Instant) -> bool {
     !now.is_before(permission.expires_at)
 }
 
-/// Removes a permission that is over. Returns whether it was.
+/// Removes a permission that is over, or whose mapping is gone: the next to have
+/// the port must not inherit it. Returns whether it was there and is gone.
 #[inline(always)]
 pub fn permission<T: Tables>(key: &PermissionKey, tables: &T) -> bool {
-    let is_over = tables
-        .permission(key)
-        .is_some_and(|permission| permission_is_over(permission, tables.now()));
-    is_over && tables.remove_permission(key)
+    let Some(permission) = tables.permission(key) else {
+        return false;
+    };
+    let is_over = permission_is_over(permission, tables.now());
+    (is_over || tables.mapping(&key.outside).is_none()) && tables.remove_permission(key)
 }
 
 /// Forgets a guest that has no sessions, and what was refused it. Returns whether

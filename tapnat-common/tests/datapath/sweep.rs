@@ -37,10 +37,8 @@ fn sweep_all(world: &World) -> [usize; 2] {
         .filter(|(_, mapping)| sweep::mapping_is_over(mapping, &settings, now))
         .filter(|(outside, _)| world.act(|| sweep::mapping(outside, world)))
         .count();
-    for (key, permission) in world.permissions.all() {
-        if sweep::permission_is_over(&permission, now) {
-            assert!(world.act(|| sweep::permission(&key, world)));
-        }
+    for (key, _) in world.permissions.all() {
+        world.act(|| sweep::permission(&key, world));
     }
     [sessions, mappings]
 }
@@ -93,6 +91,22 @@ fn a_session_goes_with_all_that_was_made_for_it() {
         assert!(world.act(|| sweep::guest(address, &world)));
         assert_eq!(world.guests.len(), 0);
     }
+}
+
+#[test]
+fn the_next_owner_of_a_port_does_not_inherit_permissions() {
+    let world = World::new();
+    let timeouts = world.timeouts();
+    world.from_guest(TAP, &tcp(at(GUEST, 40000), at(SERVER, 80), "S").build());
+    world.from_world(&tcp(at(SERVER, 80), at(OUTSIDE, 40000), "SA").build());
+    world.from_guest(TAP, &tcp(at(GUEST, 40000), at(SERVER, 80), "A").build());
+    world.from_guest(TAP, &tcp(at(GUEST, 40000), at(SERVER, 80), "R").build());
+    world.wait(all_of(timeouts.tcp_transitory));
+    assert_eq!(sweep_all(&world), [1, 0]);
+    assert_eq!(world.permissions.len(), 1);
+    world.wait(timeouts.port_rest);
+    assert_eq!(sweep_all(&world), [0, 1]);
+    assert_eq!(world.permissions.len(), 0);
 }
 
 #[test]

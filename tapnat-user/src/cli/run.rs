@@ -1,6 +1,6 @@
 //! `tapnat run`: the life of an instance.
 
-use std::{net::Ipv4Addr, num::NonZeroU32, ops::RangeInclusive};
+use std::{net::Ipv4Addr, num::NonZeroU32, ops::RangeInclusive, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, builder::RangedU64ValueParser};
@@ -12,9 +12,9 @@ use tapnat_common::{
 use super::Instance;
 use crate::{
     config::{
-        Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DeviceName, Inside,
-        MOST_SESSIONS, PerProtocol, parse_duration, parse_filtering_choice, parse_mapping_choice,
-        parse_outside_address,
+        Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL,
+        DeviceName, Inside, MOST_SESSIONS, PerProtocol, parse_duration, parse_filtering_choice,
+        parse_mapping_choice, parse_outside_address,
     },
     daemon,
     host::tap::Queues,
@@ -136,6 +136,10 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t)]
     attach: Attach,
 
+    /// How long to wait between two searches for what is over [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, hide = true)]
+    sweep_interval: Option<Ticks>,
+
     #[command(flatten)]
     timeouts: TimeoutArguments,
 }
@@ -201,6 +205,11 @@ impl Arguments {
             verbose: self.verbose,
             tap_queues: self.tap_queues,
             attach: self.attach,
+            sweep_interval: self
+                .sweep_interval
+                .map_or(DEFAULT_SWEEP_INTERVAL, |interval| {
+                    Duration::from_millis(interval.milliseconds())
+                }),
         }
     }
 }
