@@ -88,6 +88,9 @@ pub mod programs {
     pub const OPEN: &str = "open";
     /// First fragments, for which others wait.
     pub const RELEASE: &str = "release";
+    /// Removes what is over. Attached to nothing: user space runs it on packets
+    /// of [`super::Sweep`].
+    pub const SWEEP: &str = "sweep";
 }
 
 /// Places in [`maps::STAGES`]: the programs that others go on to.
@@ -498,6 +501,60 @@ pub struct Guest {
     pub refused: u32,
 }
 
+/// What [`programs::SWEEP`] is to remove: [`Sweep::table`].
+pub mod sweep_tables {
+    /// Sessions, by the [`super::FlowKey`] of either half.
+    pub const SESSIONS: u32 = 1;
+    /// Mappings, by their outside [`super::EndpointKey`].
+    pub const MAPPINGS: u32 = 2;
+    /// Permissions, by their [`super::PermissionKey`].
+    pub const PERMISSIONS: u32 = 3;
+    /// Guests without sessions, by their address.
+    pub const GUESTS: u32 = 4;
+    /// Ports that are marked as taken in [`super::maps::PORTS`] and that no mapping
+    /// has, by an outside [`super::EndpointKey`].
+    pub const PORTS: u32 = 5;
+}
+
+/// The beginning of a packet that [`programs::SWEEP`] is run on. After it come
+/// keys of one table, one every [`SWEEP_KEY_BYTES`].
+///
+/// The kernel runs the program as often as user space asks it to on one packet,
+/// and each run deals with one key. So it needs no loop, and the kernel can do
+/// other things between two keys. It is no less than an Ethernet header, which
+/// the kernel takes it for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// [`sweep_tables`].
+    pub table: u32,
+    /// The number of the next run's key.
+    pub next: u32,
+    /// Entries removed so far, which is also what the program returns.
+    pub removed: u32,
+    _zero: u32,
+}
+
+impl Sweep {
+    /// Of a table ([`sweep_tables`]), before the first run.
+    #[must_use]
+    pub const fn new(table: u32) -> Self {
+        Self {
+            table,
+            next: 0,
+            removed: 0,
+            _zero: 0,
+        }
+    }
+}
+
+/// From one key of a [`Sweep`] to the next.
+pub const SWEEP_KEY_BYTES: usize = 16;
+
+/// At most so many keys are in one packet: the kernel's test runs take packets
+/// of a page less some room for its own use.
+pub const SWEEP_KEYS: usize = 200;
+
 /// The role of a device the datapath is attached to.
 pub mod role {
     pub const INSIDE: u8 = 1;
@@ -628,11 +685,17 @@ impl Settings {
     #[inline(always)]
     #[must_use]
     pub fn is_outside(&self, address: Be32) -> bool {
-        let count = self.outside_count as usize;
-        self.outside
-            .iter()
-            .enumerate()
-            .any(|(index, outside)| index < count && *outside == address)
+        self.place_of_outside(address).is_some()
+    }
+
+    /// The place of an outside address in the pool.
+    #[inline(always)]
+    #[must_use]
+    pub fn place_of_outside(&self, address: Be32) -> Option<u32> {
+        (0..self.outside_count)
+            .zip(&self.outside)
+            .find(|(_, outside)| **outside == address)
+            .map(|(place, _)| place)
     }
 
     #[inline(always)]
@@ -676,6 +739,8 @@ const _: () = {
     assert!(size_of::<FragmentKey>() == 16);
     assert!(size_of::<Fragment>() == 16 + 1024);
     assert!(size_of::<HeldKey>() == 20);
+    assert!(size_of::<Sweep>() == 16);
+    assert!(size_of::<FlowKey>() <= SWEEP_KEY_BYTES);
     assert!(size_of::<Device>() == 12);
     assert!(size_of::<Settings>() == 4 + 4 + 28 + 64 + 4 + 4 + 8);
 };
@@ -684,7 +749,7 @@ const _: () = {
 mod pod {
     use super::{
         Arrival, Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held,
-        HeldKey, Mapping, Permission, PermissionKey, Session, Settings,
+        HeldKey, Mapping, Permission, PermissionKey, Session, Settings, Sweep,
     };
     use crate::net::Be32;
 
@@ -714,6 +779,7 @@ mod pod {
         PermissionKey,
         Session,
         Settings,
+        Sweep,
         crate::ports::PortSet,
         crate::ports::Reserved,
     );

@@ -5,9 +5,13 @@
 
 use network_types::{ip::Ipv4Hdr, tcp::TcpHdr};
 
-use crate::checksum::Delta;
+use crate::{
+    abi::{EndpointKey, FlowKey, PermissionKey, Sweep},
+    checksum::Delta,
+    net::Be32,
+};
 
-/// A header: bytes only, no padding.
+/// A header, or a key in its place: bytes only, no padding.
 ///
 /// # Safety
 /// Every bit pattern is a value of the type, and of its `Words`; both have the
@@ -42,6 +46,11 @@ headers! {
     LinkAddresses as [u32; 3],
     Ipv4Hdr as [u32; 5],
     TcpHdr as [u32; 5],
+    Sweep as [u32; 4],
+    FlowKey as [u32; 4],
+    EndpointKey as [u32; 2],
+    PermissionKey as [u32; 3],
+    Be32 as u32,
 }
 
 /// The first 12 bytes of an Ethernet header: destination, then source.

@@ -105,6 +105,19 @@ impl PortSet {
             .is_some_and(|word| word >> (port >> 1 & 63) & 1 == 1)
     }
 
+    /// The ports that are marked as taken here and not in `other`; `parity` is
+    /// that of the sets.
+    pub fn taken_beyond(&self, other: &Self, parity: u16) -> impl Iterator<Item = u16> {
+        (0u16..)
+            .zip(self.words.iter().zip(&other.words))
+            .flat_map(move |(index, (word, other))| {
+                let beyond = word & !other;
+                (0..64)
+                    .filter(move |bit| beyond >> bit & 1 == 1)
+                    .map(move |bit| index << 7 | bit << 1 | parity & 1)
+            })
+    }
+
     #[inline(always)]
     fn mark_full(&mut self, index: usize) {
         if let Some(summary) = self.full.get_mut(index >> 6) {
@@ -272,6 +285,19 @@ mod tests {
         assert!(reserved.contains(53) && !reserved.contains(54));
         let [even, odd] = reserved.sets();
         assert!(odd.is_taken(53) && even.is_taken(32768) && !even.is_taken(52));
+    }
+
+    #[test]
+    fn sets_are_compared_port_by_port() {
+        let (mut one, mut other) = (PortSet::default(), PortSet::default());
+        for port in [1, 127, 129, 40001, 65535] {
+            one.take(port);
+        }
+        other.take(129);
+        other.take(3);
+        let beyond: Vec<_> = one.taken_beyond(&other, 1).collect();
+        assert_eq!(beyond, [1, 127, 40001, 65535]);
+        assert_eq!(one.taken_beyond(&one, 1).count(), 0);
     }
 
     proptest! {

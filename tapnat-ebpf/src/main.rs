@@ -37,7 +37,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tapnat_common::{
-    abi::{HeldKey, role, stages},
+    abi::{HeldKey, SWEEP_KEY_BYTES, Sweep, role, stages, sweep_tables},
     frame::Frame as _,
     nat::{self, Tables as _},
     net::Be32,
@@ -145,6 +145,36 @@ pub fn release(context: TcContext) -> i32 {
     let datagram = nat::datagram_key(&scratch.packet, device, &scratch.plan);
     let to_host = scratch.plan.rewrite.next_hop.device == 0;
     emit::release(&mut skb, scratch, datagram, to_host)
+}
+
+/// Removes what is over: the entry whose key is next in the packet. See
+/// `tapnat_common::abi::Sweep`.
+#[classifier]
+pub fn sweep(context: TcContext) -> i32 {
+    let mut packet = Skb::new(context.skb.skb, RAW);
+    let kernel = Kernel::new(context.skb.skb, now());
+    let Some(mut sweep) = packet.load::<Sweep>(0) else {
+        return 0;
+    };
+    let at = (size_of::<Sweep>() + sweep.next as usize * SWEEP_KEY_BYTES) as u32;
+    let removed = match sweep.table {
+        sweep_tables::SESSIONS => packet
+            .read(at)
+            .map(|key| nat::sweep::session(&key, &kernel)),
+        sweep_tables::MAPPINGS => packet
+            .read(at)
+            .map(|key| nat::sweep::mapping(&key, &kernel)),
+        sweep_tables::PERMISSIONS => packet
+            .read(at)
+            .map(|key| nat::sweep::permission(&key, &kernel)),
+        sweep_tables::GUESTS => packet.read(at).map(|key| nat::sweep::guest(key, &kernel)),
+        sweep_tables::PORTS => packet.read(at).map(|key| nat::sweep::port(&key, &kernel)),
+        _ => None,
+    };
+    sweep.next += 1;
+    sweep.removed += u32::from(removed == Some(true));
+    packet.store(0, &sweep);
+    sweep.removed as i32
 }
 
 /// Runs a program that others go on to.

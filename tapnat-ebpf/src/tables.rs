@@ -208,6 +208,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn remove_permission(&self, key: &PermissionKey) -> bool {
+        maps::PERMISSIONS.remove(key).is_ok()
+    }
+
+    #[inline(always)]
     fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert {
         inserted(maps::PERMISSIONS.insert(key, permission, u64::from(BPF_ANY)))
     }
@@ -242,8 +247,15 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn remove_guest(&self, address: Be32) -> bool {
+        maps::GUESTS.remove(address).is_ok()
+    }
+
+    #[inline(always)]
     fn count_on_guest(&self, address: Be32, more: bool) {
-        if let Some(guest) = value(maps::GUESTS.get_ptr_mut(address)) {
+        if let Some(guest) = value(maps::GUESTS.get_ptr_mut(address))
+            && (more || guest.sessions != 0)
+        {
             count(&mut guest.sessions, more);
         }
     }

@@ -21,6 +21,8 @@ pub mod check;
 pub const DEFAULT_PORTS: RangeInclusive<u16> = 512..=65535;
 /// Sessions that the tables have room for unless told otherwise.
 pub const DEFAULT_MAX_SESSIONS: u32 = 131_072;
+/// Between two sweeps unless told otherwise.
+pub const DEFAULT_SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// More sessions than this do not fit the tables' sizes.
 pub const MOST_SESSIONS: u32 = 1 << 24;
 
@@ -62,6 +64,8 @@ pub struct Config {
     pub attach: Attach,
     /// What is always let in from outside.
     pub forwards: Vec<Forward>,
+    /// How long memory and ports that are free again rest before they are given back.
+    pub sweep_interval: Duration,
 }
 
 /// A mode for TCP and one for everything else.

@@ -47,6 +47,7 @@ use crate::{
     ports::{Division, PortSet, parse_ephemeral},
     preflight::{Facts, Plan, PlannedInside},
     statics,
+    sweep::Sweep,
     tables::PinnedTables,
 };
 
@@ -276,6 +277,7 @@ struct Daemon {
     logs: Option<Logs>,
     events: Events,
     control: Control,
+    sweep: Sweep,
     known: Surroundings,
 }
 
@@ -329,6 +331,7 @@ impl Daemon {
                     logs: prepared.logs,
                     events,
                     control,
+                    sweep: Sweep::new(config.sweep_interval),
                     known: prepared.known,
                 })
             }
@@ -404,6 +407,11 @@ impl Daemon {
                         request => control::perform(&mut self.tables, request),
                     };
                     pending.answer(result);
+                }
+                () = self.sweep.due() => {
+                    if let Err(error) = self.sweep.step(&self.tables, &self.datapath, now()) {
+                        warn(&format!("{error:#}"));
+                    }
                 }
                 () = print(&mut self.logs) => {}
             }

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
+    Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{MapError, ProgramArray},
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType,
@@ -29,6 +29,7 @@ use crate::{
     config::{Attach, Config},
     host::netlink::Device,
     journal::Role,
+    sweep::Remover,
     tables::{PinnedTables, Unusable},
 };
 
@@ -68,6 +69,11 @@ impl Pins {
     /// attached must not go on to programs of another generation, not even while they are replaced.
     fn stages(&self) -> PathBuf {
         self.directory.join("stages")
+    }
+
+    /// Where the sweep program is pinned, for whoever wants to sweep without a daemon.
+    fn sweep(&self) -> PathBuf {
+        self.directory.join(programs::SWEEP)
     }
 
     fn link(&self, hook: &Hook) -> PathBuf {
@@ -112,7 +118,7 @@ impl Pins {
                 _ => {}
             }
         }
-        Ok(())
+        remove_file(&self.sweep())
     }
 
     fn create(&self) -> Result<()> {
@@ -258,6 +264,7 @@ impl Datapath {
     pub fn load_programs(&mut self, hooks: &[Hook]) -> Result<()> {
         let mut names: Vec<_> = hooks.iter().map(Hook::program).collect();
         names.extend(STAGES.map(|(_, name)| name));
+        names.push(programs::SWEEP);
         names.sort_unstable();
         names.dedup();
         for name in names {
@@ -265,7 +272,17 @@ impl Datapath {
                 .load()
                 .map_err(|error| explain_refusal(name, error))?;
         }
+        self.pin_sweep()?;
         self.fill_stages()
+    }
+
+    /// Pins the sweep program in place of the one that is there.
+    fn pin_sweep(&mut self) -> Result<()> {
+        let path = self.pins.sweep();
+        remove_file(&path)?;
+        self.program(programs::SWEEP)?
+            .pin(&path)
+            .with_context(|| format!("cannot pin {}", path.display()))
     }
 
     /// The kernel empties a table of programs when no process and no pin holds it any more.
@@ -380,6 +397,40 @@ impl Datapath {
         let wanted: Vec<_> = hooks.iter().map(|hook| self.pins.link(hook)).collect();
         remove_all_but(&wanted, &self.pins.links())?;
         remove_all_but(std::slice::from_ref(&self.stages), &self.pins.stages())
+    }
+}
+
+impl Remover for Datapath {
+    fn remove(&self, packet: &[u8], keys: u32) -> Result<u32> {
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(programs::SWEEP)
+            .context("the datapath has no sweep program: rebuild tapnat")?
+            .try_into()?;
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            repeat: keys,
+            ..TestRunOptions::default()
+        };
+        match program.test_run(options) {
+            Ok(result) => Ok(result.return_value),
+            // A signal came; the rest is for the next sweep.
+            Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
+                if io_error.kind() == io::ErrorKind::Interrupted =>
+            {
+                Ok(0)
+            }
+            Err(error) => Err(error).context("cannot run the sweep program"),
+        }
+    }
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
     }
 }
 

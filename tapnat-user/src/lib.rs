@@ -14,5 +14,6 @@ pub mod logs;
 pub mod ports;
 pub mod preflight;
 pub mod statics;
+pub mod sweep;
 pub mod tables;
 pub mod view;

@@ -338,7 +338,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{Attach, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, PerProtocol},
+        config::{
+            Attach, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL, PerProtocol,
+        },
         host::{
             netlink::{Address, Device},
             tap::Queues,
@@ -411,6 +413,7 @@ mod tests {
             tap_queues: Queues::Multi,
             attach: Attach::Auto,
             forwards: Vec::new(),
+            sweep_interval: DEFAULT_SWEEP_INTERVAL,
         }
     }
 

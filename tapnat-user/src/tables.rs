@@ -14,13 +14,15 @@ use aya::{
 };
 use tapnat_common::{
     abi::{
-        ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Session, Settings, maps,
+        ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Permission,
+        PermissionKey, Session, Settings, maps,
     },
     net::Be32,
     ports::{Class, PortSet, Reserved, SETS, set_index},
     verdict::Reason,
 };
 
+pub use self::batch::Walk;
 use self::batch::for_each;
 
 /// Why pinned tables cannot be used.
@@ -69,6 +71,7 @@ pub struct PinnedTables {
     sessions: HashMap<MapData, FlowKey, Session>,
     mappings: HashMap<MapData, EndpointKey, Mapping>,
     inside: HashMap<MapData, EndpointKey, EndpointKey>,
+    permissions: HashMap<MapData, PermissionKey, Permission>,
     guests: HashMap<MapData, Be32, Guest>,
     devices: HashMap<MapData, u32, Device>,
     ports: Array<MapData, PortSet>,
@@ -104,6 +107,7 @@ impl PinnedTables {
             sessions: open(directory, maps::SESSIONS)?,
             mappings: open(directory, maps::MAPPINGS)?,
             inside: open(directory, maps::INSIDE)?,
+            permissions: open(directory, maps::PERMISSIONS)?,
             guests: open(directory, maps::GUESTS)?,
             devices: open(directory, maps::DEVICES)?,
             ports: open(directory, maps::PORTS)?,
@@ -250,6 +254,78 @@ impl PinnedTables {
         visit: impl FnMut(&EndpointKey, &Mapping) -> Result<()>,
     ) -> Result<()> {
         for_each(self.mappings.map(), visit)
+    }
+
+    /// Goes on with a walk through the halves of sessions.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn next_halves<'a>(
+        &self,
+        walk: &'a mut Walk<FlowKey, Session>,
+    ) -> Result<impl Iterator<Item = (&'a FlowKey, &'a Session)>> {
+        walk.next(self.sessions.map())
+    }
+
+    /// Goes on with a walk through the mappings, by their outside endpoints.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn next_mappings<'a>(
+        &self,
+        walk: &'a mut Walk<EndpointKey, Mapping>,
+    ) -> Result<impl Iterator<Item = (&'a EndpointKey, &'a Mapping)>> {
+        walk.next(self.mappings.map())
+    }
+
+    /// Goes on with a walk through the permissions.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn next_permissions<'a>(
+        &self,
+        walk: &'a mut Walk<PermissionKey, Permission>,
+    ) -> Result<impl Iterator<Item = (&'a PermissionKey, &'a Permission)>> {
+        walk.next(self.permissions.map())
+    }
+
+    /// Every guest that was seen, by its inside address, and how many there can be.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn guests(&self) -> Result<(Vec<(Be32, Guest)>, u32)> {
+        let mut guests = Vec::new();
+        for_each(self.guests.map(), |address, guest| {
+            guests.push((*address, *guest));
+            Ok(())
+        })?;
+        Ok((guests, capacity(self.guests.map())?))
+    }
+
+    /// Which ports of a set ([`set_index`]) are marked as taken.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn port_set(&self, index: u32) -> Result<PortSet> {
+        self.ports
+            .get(&index, 0)
+            .context("cannot read the sets of ports")
+    }
+
+    /// Which ports must not be handed out.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn reserved(&self, class: Class) -> Result<Reserved> {
+        self.reserved
+            .get(&(class as u32), 0)
+            .context("cannot read the reserved ports")
     }
 
     /// How many packets and bytes left the datapath for each reason, in the order of the reasons.

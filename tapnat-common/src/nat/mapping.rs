@@ -169,7 +169,9 @@ fn enter<T: Tables>(
 ) -> Result<EndpointKey, Reason> {
     let inserted = tables.insert_outside_of(inside, outside);
     if inserted == Insert::Exists {
+        // One to the very endpoint was left by an earlier mapping.
         if let Some(first) = tables.outside_of(inside)
+            && first != *outside
             && tables
                 .mapping(&first)
                 .is_some_and(|mapping| mapping.inside == *inside)
@@ -284,11 +286,15 @@ fn take_over<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) ->
         return Insert::Exists;
     };
     let before = old.inside;
-    if !may_take_over(mapping, outside, tables) || !tables.remove_mapping(outside) {
+    if !may_take_over(mapping, outside, tables) {
         return Insert::Exists;
     }
+    // The way to it first: once it is gone, its owner may come back and map it.
     if tables.outside_of(&before) == Some(*outside) {
         tables.remove_outside_of(&before);
+    }
+    if !tables.remove_mapping(outside) {
+        return Insert::Exists;
     }
     tables.insert_mapping(outside, mapping)
 }

@@ -10,6 +10,7 @@ mod fragments;
 mod mapping;
 pub mod session;
 mod start;
+pub mod sweep;
 
 pub use errors::decide_error;
 pub use fragments::{key_of as datagram_key, settle};
@@ -98,6 +99,7 @@ pub trait Tables {
     fn remove_outside_of(&self, inside: &EndpointKey);
 
     fn permission(&self, key: &PermissionKey) -> Option<&mut Permission>;
+    fn remove_permission(&self, key: &PermissionKey) -> bool;
     /// Replaces what was there.
     fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert;
 
@@ -110,7 +112,8 @@ pub trait Tables {
 
     /// What the guest uses; made on first use. `None` when the table is full.
     fn guest(&self, address: Be32) -> Option<&mut Guest>;
-    /// Adds to (or takes from) the guest's sessions.
+    fn remove_guest(&self, address: Be32) -> bool;
+    /// Adds to (or takes from) the guest's sessions; never below 0.
     fn count_on_guest(&self, address: Be32, more: bool);
 
     fn ports(&self, index: u32) -> Option<&mut PortSet>;

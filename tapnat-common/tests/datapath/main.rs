@@ -25,4 +25,5 @@ mod races;
 mod refusals;
 mod rewriting;
 mod support;
+mod sweep;
 mod tcp;

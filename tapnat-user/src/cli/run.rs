@@ -7,6 +7,7 @@ use std::{
     num::NonZeroU32,
     ops::RangeInclusive,
     path::{self, Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -24,9 +25,9 @@ use super::{
 };
 use crate::{
     config::{
-        Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DeviceName, Inside,
-        MOST_SESSIONS, PerProtocol, parse_duration, parse_filtering_choice, parse_mapping_choice,
-        parse_outside_address,
+        Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL,
+        DeviceName, Inside, MOST_SESSIONS, PerProtocol, parse_duration, parse_filtering_choice,
+        parse_mapping_choice, parse_outside_address,
     },
     daemon::{self, Reread},
     forwards::Forward,
@@ -151,6 +152,10 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t)]
     attach: Attach,
 
+    /// How long to wait between two searches for what is over [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, hide = true)]
+    sweep_interval: Option<Ticks>,
+
     #[command(flatten)]
     timeouts: TimeoutArguments,
 }
@@ -242,6 +247,11 @@ impl Arguments {
             tap_queues: self.tap_queues,
             attach: self.attach,
             forwards,
+            sweep_interval: self
+                .sweep_interval
+                .map_or(DEFAULT_SWEEP_INTERVAL, |interval| {
+                    Duration::from_millis(interval.milliseconds())
+                }),
         }
     }
 }

@@ -175,6 +175,7 @@ impl Config {
             tap_queues,
             attach,
             forwards: _,
+            sweep_interval: _,
         } = self;
         [
             ("inside", *insides != new.insides),

@@ -8,6 +8,7 @@ use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
     MulticastGroup, packet_core::NetlinkMessage, packet_route::RouteNetlinkMessage, sys::SocketAddr,
 };
+use tokio::time::{Instant, sleep_until};
 
 /// Changes come in swarms; this long after the first, all that belong together are there.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -16,6 +17,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Events {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    /// There was a change, and those that come with it are there by then.
+    settles_at: Option<Instant>,
 }
 
 impl Events {
@@ -33,16 +36,23 @@ impl Events {
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)
             .context("cannot listen for changes of the network")?;
         tokio::spawn(connection);
-        Ok(Self { messages })
+        Ok(Self {
+            messages,
+            settles_at: None,
+        })
     }
 
     /// Waits for a change, and for the others that come with it. Never returns when the kernel stops
-    /// telling.
+    /// telling. Can be dropped while it waits, and called again.
     pub async fn changed(&mut self) {
-        if self.messages.next().await.is_none() {
+        if self.settles_at.is_none() && self.messages.next().await.is_none() {
             std::future::pending::<()>().await;
         }
-        tokio::time::sleep(SETTLE).await;
+        let settles_at = self
+            .settles_at
+            .get_or_insert_with(|| Instant::now() + SETTLE);
+        sleep_until(*settles_at).await;
+        self.settles_at = None;
         while self.messages.try_recv().is_ok() {}
     }
 }

@@ -40,43 +40,84 @@ where
     K: Pod + Default,
     V: Pod + Default,
 {
-    let mut entries = ENTRIES;
-    // The kernel's cursor: a bucket's number.
-    let (mut cursor, mut next) = (0u32, 0u32);
-    let mut first = true;
-    let (mut keys, mut values) = (Vec::<K>::new(), Vec::<V>::new());
-    loop {
-        keys.resize(entries, K::default());
-        values.resize(entries, V::default());
-        let mut attributes = Attributes {
-            in_batch: if first { 0 } else { address(&raw mut cursor) },
-            out_batch: address(&raw mut next),
-            keys: address(keys.as_mut_ptr()),
-            values: address(values.as_mut_ptr()),
-            count: u32::try_from(entries).context("a table's bucket is too full to be read")?,
-            map: map.fd().as_fd().as_raw_fd(),
-            element_flags: 0,
-            flags: 0,
-        };
-        let outcome = lookup(&mut attributes);
-        let last = match outcome {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                entries *= 2;
-                continue;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error).context("the kernel refuses to list a table"),
-        };
-        for (key, value) in keys.iter().zip(&values).take(attributes.count as usize) {
+    let mut walk = Walk::default();
+    while !walk.is_over() {
+        for (key, value) in walk.next(map)? {
             visit(key, value)?;
         }
-        if last {
-            return Ok(());
+    }
+    Ok(())
+}
+
+/// Where a walk through a hash table is, which can be interrupted between any two batches.
+#[derive(Clone, Debug)]
+pub struct Walk<K, V> {
+    entries: usize,
+    /// The kernel's cursor, a bucket's number: where to go on.
+    position: Option<u32>,
+    is_over: bool,
+    keys: Vec<K>,
+    values: Vec<V>,
+}
+
+impl<K, V> Default for Walk<K, V> {
+    fn default() -> Self {
+        Self {
+            entries: ENTRIES,
+            position: None,
+            is_over: false,
+            keys: Vec::new(),
+            values: Vec::new(),
         }
-        cursor = next;
-        first = false;
+    }
+}
+
+impl<K: Pod + Default, V: Pod + Default> Walk<K, V> {
+    /// Whether every bucket was seen.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Reads some more entries of the table, a few thousand at most unless a bucket holds more.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answers.
+    pub fn next(&mut self, map: &MapData) -> Result<impl Iterator<Item = (&K, &V)>> {
+        let count = loop {
+            self.keys.resize(self.entries, K::default());
+            self.values.resize(self.entries, V::default());
+            let mut position = self.position.unwrap_or_default();
+            let mut next = 0u32;
+            let mut attributes = Attributes {
+                in_batch: match self.position {
+                    None => 0,
+                    Some(_) => address(&raw mut position),
+                },
+                out_batch: address(&raw mut next),
+                keys: address(self.keys.as_mut_ptr()),
+                values: address(self.values.as_mut_ptr()),
+                count: u32::try_from(self.entries)
+                    .context("a table's bucket is too full to be read")?,
+                map: map.fd().as_fd().as_raw_fd(),
+                element_flags: 0,
+                flags: 0,
+            };
+            match lookup(&mut attributes) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.is_over = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    self.entries *= 2;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error).context("the kernel refuses to list a table"),
+            }
+            self.position = Some(next);
+            break attributes.count as usize;
+        };
+        Ok(self.keys.iter().zip(&self.values).take(count))
     }
 }
 

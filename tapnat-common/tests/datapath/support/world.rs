@@ -312,6 +312,21 @@ impl World {
         self.refused_insert.take().is_none()
     }
 
+    /// Does something to the tables as one act, and checks the books after it.
+    #[track_caller]
+    pub fn act<R>(&self, act: impl FnOnce() -> R) -> R {
+        self.depth.set(self.depth.get() + 1);
+        let result = act();
+        self.depth.set(self.depth.get() - 1);
+        self.audit();
+        result
+    }
+
+    /// What the operator set.
+    pub fn settings_now(&self) -> Settings {
+        *self.settings.get(&()).unwrap()
+    }
+
     fn operate(&self, operation: Operation) -> bool {
         if self.auditing.get() {
             return true;
@@ -739,6 +754,11 @@ impl Tables for World {
         self.permissions.get(key)
     }
 
+    fn remove_permission(&self, key: &PermissionKey) -> bool {
+        self.operate(Operation::Remove);
+        self.permissions.remove(key)
+    }
+
     fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert {
         self.insert(|| self.permissions.set(key, permission))
     }
@@ -781,6 +801,11 @@ impl Tables for World {
             self.insert(|| self.guests.insert(&address, &Guest::default()));
         }
         self.guests.get(&address)
+    }
+
+    fn remove_guest(&self, address: Be32) -> bool {
+        self.operate(Operation::Remove);
+        self.guests.remove(&address)
     }
 
     fn count_on_guest(&self, address: Be32, more: bool) {

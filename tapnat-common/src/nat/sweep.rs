@@ -1,0 +1,168 @@
+//! Gives back what is over and what no packet has met since.
+//!
+//! Each function first looks whether what it is to remove is over, by the code
+//! that packets are judged by, and so is safe to call about anything at any
+//! time. User space finds what is worth asking about on its copies of the
+//! entries, with the functions that take a time.
+
+use super::{Insert, Tables, mapping, session};
+use crate::{
+    abi::{EndpointKey, FlowKey, Mapping, Permission, PermissionKey, Session, Settings, tcp_state},
+    net::{Be32, protocol},
+    ports::{Class, set_index},
+    time::Instant,
+};
+
+/// Whether the session that this half belongs to may be over, as far as one half
+/// can tell: [`session`] tells.
+#[must_use]
+pub fn session_may_be_over(
+    key: &FlowKey,
+    half: &Session,
+    settings: &Settings,
+    now: Instant,
+) -> bool {
+    let number = key.arrival.protocol();
+    let timeouts = &settings.timeouts;
+    let timeout = if number == protocol::TCP {
+        let is_closing = half.tcp & (tcp_state::FIN | tcp_state::RST) != 0;
+        let is_open = half.tcp & tcp_state::OPEN != 0 && !is_closing;
+        if key.arrival.device().is_none() {
+            // The half from inside comes by, too, and is as good a witness. This
+            // one is for when that is gone.
+            timeouts.tcp_established.max(timeouts.tcp_transitory)
+        } else if is_open {
+            timeouts.tcp_established.min(timeouts.tcp_transitory)
+        } else {
+            timeouts.tcp_transitory
+        }
+    } else {
+        session::timeout(number, session::State::OneWay, timeouts)
+    };
+    now.since(half.last_seen) >= timeout.plus(super::REFRESH_AFTER)
+}
+
+/// Removes the session that this half belongs to, if it is over. Returns whether
+/// it was.
+#[inline(always)]
+pub fn session<T: Tables>(key: &FlowKey, tables: &T) -> bool {
+    let Some(session) = tables.session(key) else {
+        return false;
+    };
+    let is_over = session::is_expired(key, session, tables);
+    if is_over {
+        session::close(key, session, tables);
+    }
+    is_over
+}
+
+/// Whether the mapping is over and its port has rested (RFC 6888 REQ-8).
+#[inline(always)]
+#[must_use]
+pub fn mapping_is_over(mapping: &Mapping, settings: &Settings, now: Instant) -> bool {
+    mapping::is_expired(mapping, now)
+        && !now.is_before(mapping.expires_at.after(settings.timeouts.port_rest))
+}
+
+/// Removes a mapping that is over, and marks its port as free. Returns whether it
+/// was there and is gone.
+#[inline(always)]
+pub fn mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+    let (Some(mapping), Some(settings)) = (tables.mapping(outside), tables.settings()) else {
+        return false;
+    };
+    let now = tables.now();
+    let before = *mapping;
+    if !mapping_is_over(&before, settings, now) || !tables.remove_mapping(outside) {
+        return false;
+    }
+    if mapping.inside == before.inside && !mapping::is_expired(mapping, now) {
+        // Its guest came back to it on another CPU at the last moment.
+        return tables.insert_mapping(outside, mapping) == Insert::Full;
+    }
+    if tables.outside_of(&before.inside) == Some(*outside) {
+        tables.remove_outside_of(&before.inside);
+        if tables
+            .mapping(outside)
+            .is_some_and(|mapping| mapping.inside == before.inside)
+        {
+            // Its guest has made it anew meanwhile, and had noted it already.
+            let _ = tables.insert_outside_of(&before.inside, outside);
+        }
+    }
+    port(outside, tables);
+    true
+}
+
+/// Marks the port as free, unless it must not be handed out or a mapping has it.
+/// Returns whether it did.
+#[inline(always)]
+pub fn port<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+    let number = outside.port.get();
+    let (Some(settings), Some(class)) = (tables.settings(), Class::of(outside.protocol)) else {
+        return false;
+    };
+    let Some(address) = settings.place_of_outside(outside.address) else {
+        return false;
+    };
+    let is_reserved = tables
+        .reserved(class as u32)
+        .is_none_or(|reserved| reserved.contains(number));
+    if is_reserved || has_mapping(outside, tables) {
+        return false;
+    }
+    let Some(set) = tables.ports(set_index(address, class as u32, number)) else {
+        return false;
+    };
+    set.release(number);
+    if has_mapping(outside, tables) {
+        // Taken on another CPU just now.
+        set.take(number);
+        return false;
+    }
+    true
+}
+
+/// Whether a mapping has this port, of any protocol that shares ports with this
+/// one.
+#[inline(always)]
+fn has_mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+    let other = match outside.protocol {
+        protocol::UDP => protocol::UDP_LITE,
+        protocol::UDP_LITE => protocol::UDP,
+        number => number,
+    };
+    let other = EndpointKey::new(outside.address, outside.port, other);
+    tables.mapping(outside).is_some() || tables.mapping(&other).is_some()
+}
+
+/// Whether the permission is past its time.
+#[inline(always)]
+#[must_use]
+pub fn permission_is_over(permission: &Permission, now: Instant) -> bool {
+    !now.is_before(permission.expires_at)
+}
+
+/// Removes a permission that is over, or whose mapping is gone: the next to have
+/// the port must not inherit it. Returns whether it was there and is gone.
+#[inline(always)]
+pub fn permission<T: Tables>(key: &PermissionKey, tables: &T) -> bool {
+    let Some(permission) = tables.permission(key) else {
+        return false;
+    };
+    let is_over = permission_is_over(permission, tables.now());
+    (is_over || tables.mapping(&key.outside).is_none()) && tables.remove_permission(key)
+}
+
+/// Forgets a guest that has no sessions, and what was refused it. Returns whether
+/// it was there.
+///
+/// A session that another CPU is opening for it right now may then be counted on
+/// nobody, so this is for want of room, not for order's sake.
+#[inline(always)]
+pub fn guest<T: Tables>(address: Be32, tables: &T) -> bool {
+    let is_idle = tables
+        .guest(address)
+        .is_some_and(|guest| guest.sessions == 0);
+    is_idle && tables.remove_guest(address)
+}

@@ -1,0 +1,266 @@
+//! What is over goes, what is alive stays, also when packets come while the
+//! sweep is at it.
+
+use tapnat_common::{
+    abi::{Filtering, FlowKey, Session},
+    nat::{REFRESH_AFTER, Tables as _, sweep},
+    net::protocol,
+    ports::Class,
+    time::Ticks,
+    verdict::Reason,
+};
+
+use crate::support::{
+    network::{
+        GUEST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SECOND_TAP, SERVER, TAP, at,
+        endpoint, ping, pong, source, tcp, udp,
+    },
+    world::World,
+};
+
+/// Sweeps all tables but the guests as user space does. Returns how many
+/// sessions and how many mappings went.
+#[track_caller]
+fn sweep_all(world: &World) -> [usize; 2] {
+    let (settings, now) = (world.settings_now(), world.now());
+    let sessions = world
+        .sessions
+        .all()
+        .iter()
+        .filter(|(key, half)| sweep::session_may_be_over(key, half, &settings, now))
+        .filter(|(key, _)| world.act(|| sweep::session(key, world)))
+        .count();
+    let mappings = world
+        .mappings
+        .all()
+        .iter()
+        .filter(|(_, mapping)| sweep::mapping_is_over(mapping, &settings, now))
+        .filter(|(outside, _)| world.act(|| sweep::mapping(outside, world)))
+        .count();
+    for (key, _) in world.permissions.all() {
+        world.act(|| sweep::permission(&key, world));
+    }
+    [sessions, mappings]
+}
+
+/// The time after which a session of this timeout is over.
+fn all_of(timeout: Ticks) -> Ticks {
+    timeout.plus(REFRESH_AFTER)
+}
+
+fn one_less(ticks: Ticks) -> Ticks {
+    Ticks::new(ticks.get() - 1)
+}
+
+#[test]
+fn a_session_goes_with_all_that_was_made_for_it() {
+    for number in [protocol::UDP, protocol::TCP, protocol::ICMP] {
+        let world = World::new();
+        let timeouts = world.timeouts();
+        let (packet, class, timeout) = match number {
+            protocol::UDP => (
+                udp(at(GUEST, 40000), at(SERVER, 53)),
+                Class::Udp,
+                timeouts.udp,
+            ),
+            protocol::TCP => (
+                tcp(at(GUEST, 40000), at(SERVER, 80), "S"),
+                Class::Tcp,
+                timeouts.tcp_transitory,
+            ),
+            _ => (ping(GUEST, SERVER, 40000), Class::Icmp, timeouts.icmp),
+        };
+        world
+            .guest_sends(TAP, &packet.build())
+            .forwarded(Reason::SessionStarted);
+        world.wait(one_less(all_of(timeout)));
+        assert_eq!(sweep_all(&world), [0, 0]);
+        assert_eq!(world.sizes(), [2, 1, 1, 1, 1]);
+        world.wait(Ticks::new(1));
+        assert_eq!(sweep_all(&world), [1, 0]);
+        // The port rests, and the guest may come back to it.
+        assert_eq!(world.sizes(), [0, 1, 1, 0, 1]);
+        world.wait(one_less(timeouts.port_rest));
+        assert_eq!(sweep_all(&world), [0, 0]);
+        assert!(world.port_set(class, 40000).is_taken(40000));
+        world.wait(Ticks::new(1));
+        assert_eq!(sweep_all(&world), [0, 1]);
+        assert_eq!(world.sizes(), [0, 0, 0, 0, 1]);
+        assert!(!world.port_set(class, 40000).is_taken(40000));
+        let address = GUEST.into();
+        assert!(world.act(|| sweep::guest(address, &world)));
+        assert_eq!(world.guests.len(), 0);
+    }
+}
+
+#[test]
+fn the_next_owner_of_a_port_does_not_inherit_permissions() {
+    let world = World::new();
+    let timeouts = world.timeouts();
+    world.guest_sends(TAP, &tcp(at(GUEST, 40000), at(SERVER, 80), "S").build());
+    world.world_sends(&tcp(at(SERVER, 80), at(OUTSIDE, 40000), "SA").build());
+    world.guest_sends(TAP, &tcp(at(GUEST, 40000), at(SERVER, 80), "A").build());
+    world.guest_sends(TAP, &tcp(at(GUEST, 40000), at(SERVER, 80), "R").build());
+    world.wait(all_of(timeouts.tcp_transitory));
+    assert_eq!(sweep_all(&world), [1, 0]);
+    assert_eq!(world.permissions.len(), 1);
+    world.wait(timeouts.port_rest);
+    assert_eq!(sweep_all(&world), [0, 1]);
+    assert_eq!(world.permissions.len(), 0);
+}
+
+#[test]
+fn live_sessions_stay() {
+    let world = World::new();
+    let timeouts = world.timeouts();
+    let client = || tcp(at(GUEST, 40000), at(SERVER, 80), "");
+    let server = || tcp(at(SERVER, 80), at(OUTSIDE, 40000), "");
+    let flags = |builder: tapnat_testbed::packet::Builder, syn, ack| {
+        builder
+            .with_tcp(|header| (header.syn, header.ack) = (syn, ack))
+            .build()
+    };
+    world.guest_sends(TAP, &flags(client(), true, false));
+    world.world_sends(&flags(server(), true, true));
+    world.guest_sends(TAP, &flags(client(), false, true));
+    world.wait(all_of(timeouts.tcp_transitory));
+    world.wait(all_of(timeouts.tcp_transitory));
+    // One half cannot tell that the connection is open.
+    let (settings, now) = (world.settings_now(), world.now());
+    let asked =
+        |(key, half): &(FlowKey, Session)| sweep::session_may_be_over(key, half, &settings, now);
+    assert_eq!(
+        world.sessions.all().iter().filter(|it| asked(it)).count(),
+        1
+    );
+    assert_eq!(sweep_all(&world), [0, 0]);
+    // A stream in one direction keeps both halves.
+    for _ in 0..100 {
+        world.wait(Ticks::from_seconds(100));
+        world
+            .world_sends(&flags(server(), false, true))
+            .forwarded(Reason::Translated);
+        assert_eq!(sweep_all(&world), [0, 0]);
+    }
+    world.wait(all_of(timeouts.tcp_established));
+    assert_eq!(sweep_all(&world), [1, 0]);
+}
+
+#[test]
+fn half_a_session_goes_too() {
+    for from_outside in [false, true] {
+        let world = World::new();
+        let packet = udp(at(GUEST, 40000), at(SERVER, 53)).build();
+        world.guest_sends(TAP, &packet);
+        let halves = world.sessions.all();
+        let (lost, _) = halves
+            .iter()
+            .find(|(key, _)| key.arrival.device().is_none() == from_outside)
+            .unwrap();
+        // Uncounted, as whoever removes a half does.
+        world.sessions.remove(lost);
+        if !from_outside {
+            world.count_on_guest(GUEST.into(), false);
+            world.count_on_mapping(&endpoint(OUTSIDE, 40000, protocol::UDP), false);
+        }
+        world.wait(all_of(world.timeouts().udp));
+        assert_eq!(sweep_all(&world), [1, 0]);
+        assert_eq!(world.sessions.len(), 0);
+    }
+}
+
+#[test]
+fn a_session_between_guests_goes_once() {
+    let world = World::new();
+    world.set_filtering(Filtering::EndpointIndependent);
+    world.guest_sends(
+        SECOND_TAP,
+        &udp(at(OTHER_GUEST, 50000), at(SERVER, 53)).build(),
+    );
+    world
+        .guest_sends(TAP, &udp(at(GUEST, 40000), at(OUTSIDE, 50000)).build())
+        .forwarded(Reason::HairpinStarted);
+    world.wait(all_of(world.timeouts().udp));
+    assert_eq!(sweep_all(&world), [2, 0]);
+    assert_eq!(world.sessions.len(), 0);
+}
+
+#[test]
+fn ports_that_must_not_be_handed_out_stay_marked() {
+    let world = World::new();
+    let port = |port, number| sweep::port(&endpoint(OUTSIDE, port, number), &world);
+    let set = |port| world.port_set(Class::Udp, port);
+    world.guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build());
+    for marked in [40000, 40002, 500] {
+        set(marked).take(marked);
+    }
+    // UDP-Lite has its ports in common with UDP.
+    for number in [protocol::UDP, protocol::UDP_LITE] {
+        assert!(!port(40000, number), "a guest has it");
+        assert!(!port(500, number), "the host has it");
+    }
+    assert!(!port(40001, protocol::GRE), "has no ports");
+    assert!(port(40002, protocol::UDP));
+    let taken = [40000, 40002, 500].map(|port| set(port).is_taken(port));
+    assert_eq!(taken, [true, false, true]);
+    // Of an address that is not in the pool nothing is marked.
+    assert!(!sweep::port(
+        &endpoint(SERVER, 40004, protocol::UDP),
+        &world
+    ));
+}
+
+#[test]
+fn a_guest_with_sessions_is_not_forgotten() {
+    let world = World::new();
+    world.guest_sends(TAP, &ping(GUEST, SERVER, 1).build());
+    world.world_sends(&pong(SERVER, OUTSIDE, 1).build());
+    assert!(!sweep::guest(GUEST.into(), &world));
+    assert_eq!(world.guests.len(), 1);
+}
+
+/// The guest comes back at every moment of its mapping's removal: it keeps its
+/// port, or gets another one, but never has two for one inside endpoint, and
+/// none is another guest's.
+#[test]
+fn a_guest_that_comes_back_meanwhile_has_one_mapping() {
+    for moment in 0.. {
+        let world = World::new();
+        world.guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build());
+        world.wait(all_of(world.timeouts().udp));
+        assert_eq!(sweep_all(&world), [1, 0]);
+        world.wait(world.timeouts().port_rest);
+        world.intrude(moment, |world| {
+            world
+                .guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build())
+                .forwarded(Reason::SessionStarted);
+        });
+        let outside = endpoint(OUTSIDE, 40000, protocol::UDP);
+        world.act(|| sweep::mapping(&outside, &world));
+        let intruded = world.intruded();
+        let seen = |remote| {
+            source(
+                &world
+                    .guest_sends(TAP, &udp(at(GUEST, 40000), remote).build())
+                    .sent
+                    .unwrap()
+                    .frame
+                    .ip()
+                    .to_vec(),
+            )
+        };
+        let first = seen(at(SERVER, 53));
+        assert_eq!(first, seen(at(OTHER_SERVER, 53)), "at moment {moment}");
+        assert_eq!(world.mappings.len(), 1, "at moment {moment}");
+        assert_eq!(world.inside.len(), 1, "at moment {moment}");
+        let other = udp(at(NEIGHBOUR, 40000), at(SERVER, 53)).build();
+        let other = world
+            .guest_sends(TAP, &other)
+            .forwarded(Reason::SessionStarted);
+        assert_ne!(source(&other), first, "at moment {moment}");
+        if !intruded {
+            assert!(moment > 4, "the removal takes more steps");
+            break;
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Gives back memory and ports that nobody uses any more. Owns when tables are walked and what is
+//! worth asking about; the datapath's sweep program decides and removes, as only it can count a
+//! session out while packets come.
+//!
+//! The datapath treats what is over as absent, so nothing hangs on when the sweep comes. It goes
+//! through the tables in slices of a few milliseconds and rests between them, so that signals and
+//! the network are answered at once and it never takes much of a processor.
+
+use std::{
+    collections::HashSet,
+    mem,
+    time::{Duration, Instant as Clock},
+};
+
+use anyhow::Result;
+use aya::Pod;
+use tapnat_common::{
+    abi::{
+        EndpointKey, FlowKey, Mapping, Permission, PermissionKey, SWEEP_KEY_BYTES, SWEEP_KEYS,
+        Session, Settings, Sweep as Request, sweep_tables,
+    },
+    nat::sweep,
+    net::{Be16, Be32, protocol},
+    ports::{Class, PortSet, SETS, set_index},
+    time::Instant,
+};
+use tokio::time::{Instant as Timer, sleep_until};
+
+use crate::tables::{PinnedTables, Walk};
+
+/// After a slice, a rest of so many times its length.
+const REST: u32 = 19;
+
+/// Runs the datapath's sweep program.
+pub trait Remover {
+    /// Has the program deal with the keys in a packet, one after the other. Returns how many entries
+    /// it removed.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    fn remove(&self, packet: &[u8], keys: u32) -> Result<u32>;
+}
+
+/// What the sweep of an instance is at.
+#[derive(Debug)]
+pub struct Sweep {
+    interval: Duration,
+    next: Timer,
+    stage: Stage,
+    /// Guests without sessions when they were last looked at.
+    idle: HashSet<Be32>,
+    /// Ports that mappings had in this walk.
+    mapped: Ports,
+    /// Ports that were marked as taken, by the last walk, and that no mapping had.
+    unused: HashSet<EndpointKey>,
+}
+
+/// Sessions come before the mappings that they stand on.
+#[derive(Debug)]
+enum Stage {
+    Sessions(Walk<FlowKey, Session>),
+    Mappings(Walk<EndpointKey, Mapping>),
+    Permissions(Walk<PermissionKey, Permission>),
+    Guests,
+    Ports,
+}
+
+impl Sweep {
+    /// Begins to walk after an `interval`, and again so long after the end of each walk.
+    #[must_use]
+    pub fn new(interval: Duration) -> Self {
+        Self {
+            interval,
+            next: Timer::now() + interval,
+            stage: Stage::Sessions(Walk::default()),
+            idle: HashSet::new(),
+            mapped: Ports::default(),
+            unused: HashSet::new(),
+        }
+    }
+
+    /// Waits until there is something to do.
+    pub async fn due(&self) {
+        sleep_until(self.next).await;
+    }
+
+    /// Does the next slice.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses. The walk then begins anew after an interval.
+    pub fn step(
+        &mut self,
+        tables: &PinnedTables,
+        remover: &impl Remover,
+        now: Instant,
+    ) -> Result<()> {
+        let begin = Clock::now();
+        let stage = mem::replace(&mut self.stage, Stage::Sessions(Walk::default()));
+        // Until it is known that there is more to do at once.
+        self.next = Timer::now() + self.interval;
+        if let Some(stage) = self.slice(stage, tables, remover, now)? {
+            self.stage = stage;
+            self.next = Timer::now() + begin.elapsed() * REST;
+        }
+        Ok(())
+    }
+
+    /// Does a slice of a stage. Returns with which to go on, or `None` after the last.
+    fn slice(
+        &mut self,
+        stage: Stage,
+        tables: &PinnedTables,
+        remover: &impl Remover,
+        now: Instant,
+    ) -> Result<Option<Stage>> {
+        let settings = tables.settings()?;
+        let next = match stage {
+            Stage::Sessions(mut walk) => {
+                let mut keys = Keys::new(sweep_tables::SESSIONS, remover);
+                for (key, half) in tables.next_halves(&mut walk)? {
+                    if sweep::session_may_be_over(key, half, &settings, now) {
+                        keys.add(key)?;
+                    }
+                }
+                keys.finish()?;
+                if walk.is_over() {
+                    self.mapped = Ports::none();
+                    Stage::Mappings(Walk::default())
+                } else {
+                    Stage::Sessions(walk)
+                }
+            }
+            Stage::Mappings(mut walk) => {
+                let mut keys = Keys::new(sweep_tables::MAPPINGS, remover);
+                for (outside, mapping) in tables.next_mappings(&mut walk)? {
+                    self.mapped.add(*outside, &settings);
+                    if sweep::mapping_is_over(mapping, &settings, now) {
+                        keys.add(outside)?;
+                    }
+                }
+                keys.finish()?;
+                if walk.is_over() {
+                    Stage::Permissions(Walk::default())
+                } else {
+                    Stage::Mappings(walk)
+                }
+            }
+            Stage::Permissions(mut walk) => {
+                let mut keys = Keys::new(sweep_tables::PERMISSIONS, remover);
+                for (key, permission) in tables.next_permissions(&mut walk)? {
+                    if sweep::permission_is_over(permission, now)
+                        || !self.mapped.has(key.outside, &settings)
+                    {
+                        keys.add(key)?;
+                    }
+                }
+                keys.finish()?;
+                if walk.is_over() {
+                    Stage::Guests
+                } else {
+                    Stage::Permissions(walk)
+                }
+            }
+            Stage::Guests => {
+                self.sweep_guests(tables, remover)?;
+                Stage::Ports
+            }
+            Stage::Ports => {
+                self.sweep_ports(tables, remover, &settings)?;
+                return Ok(None);
+            }
+        };
+        Ok(Some(next))
+    }
+
+    /// Forgets guests that had no sessions in two walks, if their table is more than half full: a
+    /// guest that is known costs nothing else.
+    fn sweep_guests(&mut self, tables: &PinnedTables, remover: &impl Remover) -> Result<()> {
+        let (guests, capacity) = tables.guests()?;
+        let is_full = guests.len() > capacity as usize / 2;
+        let idle: HashSet<_> = guests
+            .into_iter()
+            .filter(|(_, guest)| is_full && guest.sessions == 0)
+            .map(|(address, _)| address)
+            .collect();
+        let mut keys = Keys::new(sweep_tables::GUESTS, remover);
+        for address in idle.intersection(&self.idle) {
+            keys.add(address)?;
+        }
+        keys.finish()?;
+        self.idle = idle;
+        Ok(())
+    }
+
+    /// Marks ports as free that no mapping had in two walks. One walk does not tell: the port may
+    /// have been taken behind its back.
+    fn sweep_ports(
+        &mut self,
+        tables: &PinnedTables,
+        remover: &impl Remover,
+        settings: &Settings,
+    ) -> Result<()> {
+        let mut unused = HashSet::new();
+        for (class, number) in [
+            (Class::Tcp, protocol::TCP),
+            (Class::Udp, protocol::UDP),
+            (Class::Icmp, protocol::ICMP),
+        ] {
+            let reserved = tables.reserved(class)?;
+            for (place, address) in (0..settings.outside_count).zip(settings.outside) {
+                for parity in [0, 1] {
+                    let index = set_index(place, class as u32, parity);
+                    let Some(mapped) = self.mapped.0.get(index as usize) else {
+                        continue;
+                    };
+                    let marked = tables.port_set(index)?;
+                    unused.extend(
+                        marked
+                            .taken_beyond(mapped, parity)
+                            .filter(|port| !reserved.contains(*port))
+                            .map(|port| EndpointKey::new(address, Be16::new(port), number)),
+                    );
+                }
+            }
+        }
+        let mut keys = Keys::new(sweep_tables::PORTS, remover);
+        for port in unused.intersection(&self.unused) {
+            keys.add(port)?;
+        }
+        keys.finish()?;
+        self.unused = unused;
+        self.mapped = Ports::default();
+        Ok(())
+    }
+}
+
+/// Ports of the outside addresses: a set for each address, class and parity.
+#[derive(Debug, Default)]
+struct Ports(Vec<PortSet>);
+
+impl Ports {
+    fn none() -> Self {
+        Self(vec![PortSet::default(); SETS as usize])
+    }
+
+    fn index(outside: EndpointKey, settings: &Settings) -> Option<usize> {
+        let class = Class::of(outside.protocol)?;
+        let place = settings.place_of_outside(outside.address)?;
+        Some(set_index(place, class as u32, outside.port.get()) as usize)
+    }
+
+    /// Notes the port, if it is one of an outside address.
+    fn add(&mut self, outside: EndpointKey, settings: &Settings) {
+        if let Some(index) = Self::index(outside, settings)
+            && let Some(set) = self.0.get_mut(index)
+        {
+            set.take(outside.port.get());
+        }
+    }
+
+    fn has(&self, outside: EndpointKey, settings: &Settings) -> bool {
+        Self::index(outside, settings)
+            .and_then(|index| self.0.get(index))
+            .is_some_and(|set| set.is_taken(outside.port.get()))
+    }
+}
+
+/// Keys of one table on their way to the sweep program.
+struct Keys<'a, R> {
+    request: Request,
+    remover: &'a R,
+    packet: Vec<u8>,
+    count: u32,
+}
+
+impl<'a, R: Remover> Keys<'a, R> {
+    fn new(table: u32, remover: &'a R) -> Self {
+        Self {
+            request: Request::new(table),
+            remover,
+            packet: Vec::new(),
+            count: 0,
+        }
+    }
+
+    fn add<K: Pod>(&mut self, key: &K) -> Result<()> {
+        const { assert!(size_of::<K>() <= SWEEP_KEY_BYTES) };
+        if self.packet.is_empty() {
+            self.packet.extend_from_slice(bytes(&self.request));
+        }
+        self.packet.extend_from_slice(bytes(key));
+        self.packet
+            .resize(self.packet.len() + SWEEP_KEY_BYTES - size_of::<K>(), 0);
+        self.count += 1;
+        if self.count as usize == SWEEP_KEYS {
+            self.finish()?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        if self.count != 0 {
+            self.remover.remove(&self.packet, self.count)?;
+            self.packet.clear();
+            self.count = 0;
+        }
+        Ok(())
+    }
+}
+
+fn bytes<T: Pod>(value: &T) -> &[u8] {
+    // SAFETY: as many bytes as there are, and a `Pod` has no padding.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}

@@ -1,0 +1,181 @@
+//! The daemon gives back what is over: sessions, mappings, ports, the room of
+//! guests that are gone. What is alive stays.
+
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData},
+};
+use nix::sys::signal::Signal;
+use tapnat_common::{
+    abi::{EndpointKey, FlowKey, Guest, Mapping, Permission, PermissionKey, Session, maps},
+    net::Be32,
+    ports::{Class, PortSet, set_index},
+};
+use tapnat_testbed::{
+    topology::{Inside, Topology},
+    traffic::{TcpReflector, TcpSession, UdpReflector, ping, reflect_udp, udp_socket},
+};
+use tapnat_tests::{
+    instance::{Instance, PATIENCE},
+    world::{World, server},
+};
+
+/// The shortest that there is of everything but established TCP.
+const SHORT: [&str; 10] = [
+    "--sweep-interval",
+    "1s",
+    "--udp-timeout",
+    "1s",
+    "--icmp-timeout",
+    "1s",
+    "--tcp-transitory-timeout",
+    "1s",
+    "--port-rest",
+    "1s",
+];
+
+fn open<T: TryFrom<Map, Error = aya::maps::MapError>>(
+    instance: &Instance,
+    name: &str,
+) -> Result<T> {
+    let path: PathBuf = instance.pins().join("maps").join(name);
+    let map = Map::from_map_data(MapData::from_pin(path)?)?;
+    Ok(map.try_into()?)
+}
+
+fn entries<K: Pod, V: Pod>(instance: &Instance, name: &str) -> Result<usize> {
+    let map: HashMap<_, K, V> = open(instance, name)?;
+    Ok(map.keys().count())
+}
+
+/// Entries of the tables that are to become empty, guests aside.
+fn sizes(instance: &Instance) -> Result<[usize; 4]> {
+    Ok([
+        entries::<FlowKey, Session>(instance, maps::SESSIONS)?,
+        entries::<EndpointKey, Mapping>(instance, maps::MAPPINGS)?,
+        entries::<EndpointKey, EndpointKey>(instance, maps::INSIDE)?,
+        entries::<PermissionKey, Permission>(instance, maps::PERMISSIONS)?,
+    ])
+}
+
+/// Waits until there are as many entries as this.
+fn until_sizes(instance: &Instance, expected: [usize; 4]) -> Result<()> {
+    until(|| {
+        let sizes = sizes(instance)?;
+        ensure!(sizes == expected, "{sizes:?} entries, not {expected:?}");
+        Ok(())
+    })
+}
+
+/// Waits until this is no error any more.
+fn until(check: impl Fn() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        match check() {
+            Err(error) if start.elapsed() > PATIENCE => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(50)),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+fn is_taken(instance: &Instance, class: Class, port: u16) -> Result<bool> {
+    let sets: Array<_, PortSet> = open(instance, maps::PORTS)?;
+    let set = sets.get(&set_index(0, class as u32, port), 0)?;
+    Ok(set.is_taken(port))
+}
+
+#[test]
+fn what_is_over_is_given_back_and_what_is_alive_stays() -> Result<()> {
+    let world = World::start(Topology::builder().inside(Inside::Veth), &SHORT)?;
+    let instance = &world.instance;
+    let guest = world.guest(0);
+    let tcp = TcpReflector::start(&world.topology.world, server(0, 7))?;
+    let udp = UdpReflector::start(&world.topology.world, server(0, 7))?;
+    let mut session = TcpSession::open(&guest.namespace, None, tcp.address())?;
+    ping(&guest.namespace, server(0, 0).ip(), 1, &[])?;
+    let socket = world.guest_socket(0, 0)?;
+    let seen = reflect_udp(&socket, udp.address(), b"hello")?;
+    ensure!(sizes(instance)?[0] >= 6, "sessions are missing");
+    ensure!(is_taken(instance, Class::Udp, seen.port())?, "not marked");
+
+    // Two halves of one TCP session, and what it stands on.
+    until_sizes(instance, [2, 1, 1, 1])?;
+    ensure!(
+        !is_taken(instance, Class::Udp, seen.port())?,
+        "a port is lost"
+    );
+    session.exchange(b"still there")?;
+    // The guest's count goes down with its sessions.
+    let guests: HashMap<_, Be32, Guest> = open(instance, maps::GUESTS)?;
+    let counted = guests.get(&Be32::from(guest.address), 0)?;
+    ensure!(counted.sessions == 1, "{counted:?}");
+    // And it may come again.
+    reflect_udp(&socket, udp.address(), b"again")?;
+
+    session.stream().shutdown(std::net::Shutdown::Both)?;
+    drop(session);
+    until_sizes(instance, [0; 4])
+}
+
+#[test]
+fn the_next_process_gives_back_what_an_earlier_one_left() -> Result<()> {
+    let world = Topology::builder().inside(Inside::Veth).build()?;
+    let instance = Instance::new(&world.host);
+    let arguments = [&["--inside", "veth0=10.0.0.1/24"][..], &SHORT].concat();
+    let mut first = instance.start(&arguments)?;
+    let guest = world.guests.first().context("the world has no guest")?;
+    let udp = UdpReflector::start(&world.world, server(0, 7))?;
+    let socket = udp_socket(&guest.namespace, (guest.address, 0).into())?;
+    let seen = reflect_udp(&socket, udp.address(), b"hello")?;
+    first.signal(Signal::SIGKILL)?;
+    first.wait(PATIENCE)?;
+    // A port that nobody has, marked as taken: as after a lost race.
+    let mut sets: Array<_, PortSet> = open(&instance, maps::PORTS)?;
+    let lost = seen.port() ^ 2;
+    let index = set_index(0, Class::Udp as u32, lost);
+    let mut set = sets.get(&index, 0)?;
+    set.take(lost);
+    sets.set(index, set, 0)?;
+    drop(sets);
+
+    let _second = instance.start(&arguments)?;
+    until_sizes(&instance, [0; 4])?;
+    until(|| {
+        for port in [seen.port(), lost] {
+            ensure!(!is_taken(&instance, Class::Udp, port)?, "{port} is lost");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn guests_that_are_gone_make_room_for_others() -> Result<()> {
+    let world = World::start(Topology::builder().inside(Inside::Veth), &SHORT)?;
+    let mut guests: HashMap<_, Be32, Guest> = open(&world.instance, maps::GUESTS)?;
+    let tcp = TcpReflector::start(&world.topology.world, server(0, 7))?;
+    let mut session = TcpSession::open(&world.guest(0).namespace, None, tcp.address())?;
+    for number in 0u32.. {
+        let address = Be32::new(0x0a01_0000 + number);
+        if guests.insert(address, Guest::default(), 0).is_err() {
+            ensure!(number > 1000, "there is hardly any room");
+            break;
+        }
+    }
+    until(|| {
+        let known = guests.keys().count();
+        ensure!(known == 1, "{known} guests are known");
+        Ok(())
+    })?;
+    session.exchange(b"still there")?;
+    let guest = guests.get(&Be32::from(world.guest(0).address), 0)?;
+    ensure!(guest.sessions == 1, "{guest:?}");
+    Ok(())
+}
