@@ -136,6 +136,7 @@ mod tests {
 
     #[test]
     fn the_table_fits_and_is_sorted() {
+        let _alone = crate::COLOURS.lock();
         console::set_colors_enabled(false);
         let flows: Vec<Flow> = serde_json::from_str(JSON).unwrap();
         let wide = [
@@ -151,6 +152,7 @@ mod tests {
 
     #[test]
     fn no_sessions_leave_the_titles() {
+        let _alone = crate::COLOURS.lock();
         console::set_colors_enabled(false);
         assert_eq!(table(&[], 80).len(), 1);
     }

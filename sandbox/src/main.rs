@@ -62,3 +62,8 @@ mod tests {
         Options::command().debug_assert();
     }
 }
+
+/// Whether colours are on is known to the whole process: tests that set it take
+/// turns.
+#[cfg(test)]
+static COLOURS: std::sync::Mutex<()> = std::sync::Mutex::new(());

@@ -227,6 +227,7 @@ mod tests {
 
     #[test]
     fn everything_stands_where_it_should() {
+        let _alone = crate::COLOURS.lock();
         console::set_colors_enabled(false);
         let expected = "\
 ┌─ guest ──────┐   ┌─ host ─────────────────────────────────┐   ┌─ world ──────┐
@@ -249,6 +250,7 @@ mod tests {
 
     #[test]
     fn all_lines_are_equally_long_and_fit() {
+        let _alone = crate::COLOURS.lock();
         for columns in [78, 80, 81, 99, 120, 300] {
             for colours in [false, true] {
                 console::set_colors_enabled(colours);
