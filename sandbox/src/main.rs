@@ -51,6 +51,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
+/// Whether colours are on is known to the whole process: tests that set it take
+/// turns.
+#[cfg(test)]
+static COLOURS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -62,8 +67,3 @@ mod tests {
         Options::command().debug_assert();
     }
 }
-
-/// Whether colours are on is known to the whole process: tests that set it take
-/// turns.
-#[cfg(test)]
-static COLOURS: std::sync::Mutex<()> = std::sync::Mutex::new(());

@@ -245,8 +245,7 @@ fn a_guest_that_comes_back_meanwhile_has_one_mapping() {
                     .sent
                     .unwrap()
                     .frame
-                    .ip()
-                    .to_vec(),
+                    .ip(),
             )
         };
         let first = seen(at(SERVER, 53));
