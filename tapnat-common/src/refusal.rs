@@ -28,11 +28,7 @@ pub const fn quoted_length(packet: &Packet) -> u32 {
         most
     };
     // Whole words, which the checksum is taken of.
-    if some > packet.header_length + 8 {
-        some & !3
-    } else {
-        some
-    }
+    some & !3
 }
 
 /// Whether the sender may be told (RFC 1122 section 3.2.2): not about an ICMP

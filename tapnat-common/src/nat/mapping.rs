@@ -238,7 +238,8 @@ pub(super) fn unmapped_port<T: Tables>(
             None => false,
         };
         let remote = EndpointKey::new(back.source, back.source_port, outside.protocol);
-        if !taken && tables.mapping(&outside).is_none() && !tables.host_socket(&outside, &remote) {
+        let is_hosts = outside.protocol != protocol::ICMP && tables.host_socket(&outside, &remote);
+        if !taken && !is_hosts && tables.mapping(&outside).is_none() {
             return Ok(outside);
         }
     }

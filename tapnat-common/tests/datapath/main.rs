@@ -10,6 +10,7 @@
     reason = "the helpers of tests fail like the tests"
 )]
 
+mod arbitrary;
 mod clamping;
 mod expiry;
 mod filtering;

@@ -4,6 +4,7 @@
 
 use std::net::Ipv4Addr;
 
+use etherparse::IpNumber;
 use tapnat_common::{
     net::Be32,
     verdict::{Outcome, Reason},
@@ -86,6 +87,21 @@ fn short_packets_are_quoted_whole() {
         );
         let quoted = &answer[28..];
         assert!(quoted.len() >= 28 && probe.starts_with(quoted));
+        assert_eq!(answer, error(GATEWAY, GUEST, (11, 0), 0, quoted));
+    }
+}
+
+#[test]
+fn of_a_protocol_with_less_than_a_header_whole_words_are_quoted() {
+    for length in 0..8 {
+        let probe = packet::other(ip(GUEST), ip(SERVER), IpNumber::IGMP)
+            .payload(&vec![1; length])
+            .ttl(1)
+            .build();
+        let answer = World::new()
+            .from_guest(TAP, &probe)
+            .refused(Reason::TimeToLiveExceeded);
+        let quoted = &probe[..20 + length / 4 * 4];
         assert_eq!(answer, error(GATEWAY, GUEST, (11, 0), 0, quoted));
     }
 }

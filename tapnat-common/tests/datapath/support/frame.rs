@@ -2,7 +2,7 @@
 //! a segment size, and a checksum that a device is to complete. Its checksum
 //! arithmetic is its own, so that a mistake in `checksum.rs` cannot hide here.
 
-use std::ptr;
+use std::{fmt, ptr};
 
 use tapnat_common::{
     checksum::Delta,
@@ -22,7 +22,7 @@ pub struct Partial {
 }
 
 /// A frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Bytes {
     #[expect(clippy::struct_field_names, reason = "they are what it is about")]
     pub bytes: Vec<u8>,
@@ -35,6 +35,27 @@ pub struct Bytes {
     pub tagged: bool,
     /// Bytes in its linear part, where headers can be loaded.
     pub linear: usize,
+}
+
+impl fmt::Debug for Bytes {
+    /// On one line, with the repeated bytes at the end counted.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last = self.bytes.last();
+        let same = |byte: &&u8| Some(*byte) == last;
+        let repeated = self.bytes.iter().rev().take_while(same).count();
+        write!(formatter, "Bytes {{ ")?;
+        for byte in &self.bytes[..self.bytes.len() - repeated] {
+            write!(formatter, "{byte:02x}")?;
+        }
+        if let Some(last) = last {
+            write!(formatter, " {last:02x} x {repeated}")?;
+        }
+        write!(
+            formatter,
+            ", link {}, linear {}, segments {}, tagged {}, {:?} }}",
+            self.link_length, self.linear, self.segment_size, self.tagged, self.partial
+        )
+    }
 }
 
 impl Bytes {
@@ -75,17 +96,18 @@ impl Bytes {
         }
     }
 
-    /// Cuts the frame off after `length` bytes, as `bpf_skb_change_tail` does.
-    pub fn truncate(&mut self, length: usize) {
-        if let Some(Partial { field, .. }) = self.partial {
-            assert!(
-                length >= field + 2,
-                "the kernel keeps a checksum that is to be completed"
-            );
+    /// Cuts the frame off after `length` bytes, as `bpf_skb_change_tail` does,
+    /// which keeps a checksum that is to be completed. Whether it could.
+    pub fn truncate(&mut self, length: usize) -> bool {
+        if let Some(Partial { field, .. }) = self.partial
+            && length < field + 2
+        {
+            return false;
         }
         self.bytes.truncate(length);
         self.linear = self.linear.min(length);
         self.segment_size = 0;
+        true
     }
 
     /// Makes room after the link header, as `bpf_skb_adjust_room` does.

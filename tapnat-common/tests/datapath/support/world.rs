@@ -457,13 +457,11 @@ impl World {
             Outcome::Hold => {
                 let datagram = nat::datagram_key(&packet, device, &plan);
                 let index = plan.held;
-                assert!(
-                    frame.bytes.len() <= HELD_BYTES as usize,
-                    "there is room for a held frame"
-                );
-                self.held
-                    .borrow_mut()
-                    .insert(HeldKey { datagram, index }, frame);
+                // Padding may make it too long, then it is lost.
+                if frame.length() <= HELD_BYTES {
+                    let key = HeldKey { datagram, index };
+                    self.held.borrow_mut().insert(key, frame);
+                }
                 None
             }
             Outcome::Forward => {
@@ -556,7 +554,9 @@ impl World {
         let quoted = frame.link_length() + refusal::quoted_length(packet);
         frame.pull(quoted);
         let header = refusal::build(&frame, packet, &refusal)?;
-        frame.truncate(usize::try_from(quoted).unwrap());
+        if !frame.truncate(usize::try_from(quoted).unwrap()) {
+            return None;
+        }
         frame.make_room(usize::try_from(HEADER_LENGTH).unwrap());
         let link = frame.link_length();
         frame.store(link, &header).unwrap();
@@ -576,6 +576,9 @@ impl World {
     #[expect(clippy::unused_self, reason = "its fellows need it")]
     fn check_sent(&self, before: &Bytes, exit: &Exit) {
         let Some(sent) = &exit.sent else { return };
+        if exit.reason.outcome() == Outcome::Forward {
+            self.check_addresses(sent);
+        }
         let mut before = before.clone();
         let mut after = sent.frame.clone();
         before.complete();
@@ -587,6 +590,21 @@ impl World {
                 Ok(()),
                 "{before:02x?} was right, and became {after:02x?}"
             );
+        }
+    }
+
+    /// Nothing leaves by the uplink as a guest, nor to a guest but on its device.
+    #[track_caller]
+    fn check_addresses(&self, sent: &Sent) {
+        let ip = sent.frame.ip();
+        let address = |place: usize| Be32::from_bytes(ip[place..place + 4].try_into().unwrap());
+        let settings = self.settings.copy(&()).unwrap();
+        let device = self.devices.copy(&sent.device).unwrap();
+        if device.role == role::UPLINK {
+            assert!(settings.is_outside(address(12)), "{ip:02x?}");
+        } else {
+            let is_guests = address(16).same_network(device.address, device.mask);
+            assert!(is_guests && address(16) != device.address, "{ip:02x?}");
         }
     }
 
