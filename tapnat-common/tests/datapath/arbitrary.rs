@@ -35,6 +35,7 @@ use crate::support::{
     },
     world::{World, route},
 };
+use crate::sweep::sweep_all;
 
 /// Who is on this side: mostly those who belong there, few enough to meet often.
 fn here(device: Option<NonZeroU32>) -> BoxedStrategy<Ipv4Addr> {
@@ -384,6 +385,8 @@ enum Step {
     },
     /// Tables have room for so many more.
     Room(usize),
+    /// User space takes away what is over.
+    Sweep,
 }
 
 fn step() -> BoxedStrategy<Step> {
@@ -419,6 +422,7 @@ fn step() -> BoxedStrategy<Step> {
             limit,
         }),
         1 => (0_usize..6).prop_map(Step::Room),
+        2 => Just(Step::Sweep),
     ]
     .boxed()
 }
@@ -514,6 +518,10 @@ fn take(world: &World, step: Step, history: &mut History) {
             settings.clamp_mss = clamp;
             settings.guest_max_sessions = limit;
         }),
+        Step::Sweep => {
+            sweep_all(world);
+            world.audit();
+        }
         Step::Room(room) => {
             world.sessions.capacity.set(world.sessions.len() + room);
             world.mappings.capacity.set(world.mappings.len() + room);
@@ -529,6 +537,12 @@ fn take(world: &World, step: Step, history: &mut History) {
 }
 
 proptest! {
+    // What fails is printed whole, to become a test of its own.
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
     #[test]
     fn anything_in_any_order(steps in vec(step(), 1..60)) {
         let world = World::new();
@@ -556,20 +570,20 @@ proptest! {
         let world = World::new();
         if port_taken {
             for port in 5000..5003 {
-                world.from_guest(TAP, &packet::udp(at(NEIGHBOUR, port), at(SERVER, 1)).build());
-                world.from_guest(TAP, &tcp(at(NEIGHBOUR, port), at(SERVER, 1), "S").build());
+                world.guest_sends(TAP, &packet::udp(at(NEIGHBOUR, port), at(SERVER, 1)).build());
+                world.guest_sends(TAP, &tcp(at(NEIGHBOUR, port), at(SERVER, 1), "S").build());
                 let request = packet::echo_request(ip(NEIGHBOUR), ip(SERVER), port, 1);
-                world.from_guest(TAP, &request.build());
+                world.guest_sends(TAP, &request.build());
             }
         }
         let sent = builder.build();
-        let exit = world.from_guest(TAP, &sent);
+        let exit = world.guest_sends(TAP, &sent);
         if sent[8] < 2 {
             prop_assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
             return Ok(());
         }
         let outside = exit.forwarded(Reason::SessionStarted);
-        let exit = world.from_world(&mirrored(&outside));
+        let exit = world.world_sends(&mirrored(&outside));
         if sent[8] == 2 {
             prop_assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
             return Ok(());

@@ -99,7 +99,7 @@ fn of_a_protocol_with_less_than_a_header_whole_words_are_quoted() {
             .ttl(1)
             .build();
         let answer = World::new()
-            .from_guest(TAP, &probe)
+            .guest_sends(TAP, &probe)
             .refused(Reason::TimeToLiveExceeded);
         let quoted = &probe[..20 + length / 4 * 4];
         assert_eq!(answer, error(GATEWAY, GUEST, (11, 0), 0, quoted));

@@ -21,7 +21,7 @@ use crate::support::{
 /// Sweeps all tables but the guests as user space does. Returns how many
 /// sessions and how many mappings went.
 #[track_caller]
-fn sweep_all(world: &World) -> [usize; 2] {
+pub fn sweep_all(world: &World) -> [usize; 2] {
     let (settings, now) = (world.settings_now(), world.now());
     let sessions = world
         .sessions
@@ -240,7 +240,7 @@ fn a_guest_that_comes_back_meanwhile_has_one_mapping() {
         let intruded = world.intruded();
         let seen = |remote| {
             source(
-                &world
+                world
                     .guest_sends(TAP, &udp(at(GUEST, 40000), remote).build())
                     .sent
                     .unwrap()

@@ -28,7 +28,7 @@ use tapnat_common::{
     time::{Instant, Ticks},
     verdict::{Next, Outcome, Plan, Reason},
 };
-use tapnat_testbed::packet::checksum::{self, Expect};
+use tapnat_testbed::packet::checksum::{self, Expect, Fault};
 
 use super::{
     frame::Bytes,
@@ -573,7 +573,6 @@ impl World {
 
     /// A packet that came with right checksums leaves with right ones.
     #[track_caller]
-    #[expect(clippy::unused_self, reason = "its fellows need it")]
     fn check_sent(&self, before: &Bytes, exit: &Exit) {
         let Some(sent) = &exit.sent else { return };
         if exit.reason.outcome() == Outcome::Forward {
@@ -585,9 +584,23 @@ impl World {
         after.complete();
         let (before, after) = (before.ip(), after.ip());
         if checksum::verify(before, Expect::Complete).is_ok() {
+            let fault = checksum::verify(after, Expect::Complete).err();
+            // Nothing but zeros has two sums, and an update cannot tell which
+            // one was meant; that is an echo reply without any content.
+            let is_void = |fault: &Fault| {
+                let Fault::Wrong {
+                    found: 0,
+                    expected: 0xffff,
+                    ..
+                } = fault
+                else {
+                    return false;
+                };
+                after[20..].iter().all(|byte| *byte == 0)
+            };
+            let fault = fault.filter(|fault| !is_void(fault));
             assert_eq!(
-                checksum::verify(after, Expect::Complete),
-                Ok(()),
+                fault, None,
                 "{before:02x?} was right, and became {after:02x?}"
             );
         }
