@@ -2,6 +2,7 @@
 //! results; the work is done elsewhere.
 
 mod check;
+mod doctor;
 mod down;
 mod file;
 mod flows;
@@ -13,7 +14,7 @@ mod run;
 mod static_address;
 mod status;
 
-use std::io;
+use std::{io, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -26,7 +27,8 @@ use crate::{
 
 /// NAT for virtual machines on tap devices, in eBPF.
 ///
-/// Exit codes: 0 when all went well, 1 on a failure, 2 when the command line is wrong.
+/// Exit codes: 0 when all went well, 1 on a failure, 2 when the command line is wrong, 3 when `tapnat
+/// doctor` found a problem.
 #[derive(Debug, Parser)]
 #[command(name = "tapnat", version, max_term_width = 100)]
 pub struct Cli {
@@ -42,6 +44,8 @@ enum Command {
     Reload(reload::Arguments),
     /// Say what is wrong in a configuration file
     Check(check::Arguments),
+    /// Say what keeps guests from the world, and the way out
+    Doctor(doctor::Arguments),
     /// Show the sessions of an instance
     Flows(flows::Arguments),
     /// Show the mappings of inside to outside endpoints
@@ -78,13 +82,15 @@ struct Format {
 }
 
 impl Cli {
-    /// Does what was asked.
+    /// Does what was asked. Returns the exit code of a success.
     ///
     /// # Errors
     ///
     /// With a sentence that says what went wrong, why, and the way out.
-    pub async fn execute(self) -> Result<()> {
+    pub async fn execute(self) -> Result<ExitCode> {
+        let mut code = ExitCode::SUCCESS;
         let result = match self.command {
+            Command::Doctor(arguments) => arguments.execute().await.map(|it| code = it),
             Command::Run(arguments) => arguments.execute().await,
             Command::Reload(arguments) => arguments.execute().await,
             Command::Check(arguments) => arguments.execute(),
@@ -97,8 +103,8 @@ impl Cli {
         };
         match result {
             // Whoever read our output has seen enough.
-            Err(error) if is_broken_pipe(&error) => Ok(()),
-            result => result,
+            Err(error) if is_broken_pipe(&error) => Ok(code),
+            result => result.map(|()| code),
         }
     }
 }

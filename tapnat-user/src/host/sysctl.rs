@@ -21,6 +21,13 @@ impl Sysctl {
         Self(format!("ipv4/conf/{device}/forwarding"))
     }
 
+    /// Whether packets that arrive on `device` are dropped when their answers would leave by another
+    /// one: 0 no, 1 yes, 2 only when no device would do.
+    #[must_use]
+    pub fn reverse_path_filter(device: &str) -> Self {
+        Self(format!("ipv4/conf/{device}/rp_filter"))
+    }
+
     /// The range that the host's own connections take their ports from: two numbers.
     #[must_use]
     pub fn local_port_range() -> Self {

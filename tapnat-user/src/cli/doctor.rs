@@ -1,0 +1,95 @@
+//! `tapnat doctor`: what keeps guests from the world, and the way out.
+
+use std::{ffi::OsString, fmt::Write as _, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+
+use super::{Format, Instance, file, print, run};
+use crate::{
+    doctor::{self, Finding, Level},
+    view::SCHEMA,
+};
+
+/// Ends with this when there is a problem.
+const PROBLEM: u8 = 3;
+
+/// Looks at the kernel, the uplink, the firewall, networks, MTUs and offloads, at what instances left,
+/// and around an instance that translates; changes nothing. Ends with 0 when no problem was found
+/// (there may be warnings and notes), with 3 when there is one, and with 1 when it could not look.
+///
+/// The JSON is an object with the version of all of tapnat's JSON in `schema` and the array
+/// `findings`, gravest first: `level` (`problem`, `warning`, `note` or `ok`), `topic`, `what`, and
+/// `why` and `way_out`, which are null where there is nothing to say.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    instance: Instance,
+
+    /// The configuration that the instance would be started with [default: as of `tapnat run`, if it
+    /// is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    findings: &'a [Finding],
+}
+
+impl Arguments {
+    pub async fn execute(self) -> Result<ExitCode> {
+        let default = || Some(file::default_path(&self.instance.name)).filter(|it| it.exists());
+        let path = self.config.clone().or_else(default);
+        let typed = ["tapnat", "run"].map(OsString::from);
+        let config = match &path {
+            Some(path) => Some(run::read(&typed, Some(path))?.0),
+            None => None,
+        };
+        let findings = doctor::examine(&self.instance.name, config.as_ref()).await?;
+        if self.format.json {
+            print::json(&Report {
+                schema: SCHEMA,
+                findings: &findings,
+            })?;
+        } else {
+            print::text(&describe(&findings)?)?;
+        }
+        let is_ill = findings
+            .iter()
+            .any(|finding| finding.level == Level::Problem);
+        Ok(if is_ill {
+            ExitCode::from(PROBLEM)
+        } else {
+            ExitCode::SUCCESS
+        })
+    }
+}
+
+fn describe(findings: &[Finding]) -> Result<String> {
+    let mut text = String::new();
+    for finding in findings {
+        writeln!(text, "{:<8} {}", finding.level.label(), finding.what)?;
+        if let Some(why) = &finding.why {
+            writeln!(text, "         why: {why}")?;
+        }
+        if let Some(way_out) = &finding.way_out {
+            writeln!(text, "         way out: {way_out}")?;
+        }
+    }
+    let count = |level| findings.iter().filter(|it| it.level == level).count();
+    writeln!(
+        text,
+        "{} looked at: {} problems, {} warnings, {} notes",
+        findings.len(),
+        count(Level::Problem),
+        count(Level::Warning),
+        count(Level::Note)
+    )?;
+    Ok(text)
+}
