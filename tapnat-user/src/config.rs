@@ -7,7 +7,7 @@ use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use ipnet::{IpNet, Ipv4Net};
 use tapnat_common::{
-    abi::{Filtering, MappingMode, Timeouts},
+    abi::{Filtering, MAX_OUTSIDE_ADDRESSES, MappingMode, Timeouts},
     time::Ticks,
 };
 
@@ -275,6 +275,53 @@ fn parse_host_address(text: &str) -> Result<Ipv4Net> {
     Ok(net)
 }
 
+/// Outside addresses that were given in one word: an address, or a prefix that stands for the
+/// addresses that hosts can have in it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OutsideAddresses(Vec<Ipv4Addr>);
+
+impl OutsideAddresses {
+    /// All the addresses of several words, each once, in their order.
+    #[must_use]
+    pub fn all(words: &[Self]) -> Vec<Ipv4Addr> {
+        let mut addresses = Vec::new();
+        for address in words.iter().flat_map(|word| &word.0) {
+            if !addresses.contains(address) {
+                addresses.push(*address);
+            }
+        }
+        addresses
+    }
+}
+
+impl FromStr for OutsideAddresses {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if !text.contains('/') {
+            return parse_outside_address(text).map(|address| Self(vec![address]));
+        }
+        let net = text.parse::<Ipv4Net>().with_context(|| {
+            format!("'{text}' is not an IPv4 prefix: write 203.0.113.8/29, or one address")
+        })?;
+        ensure!(
+            net.addr() == net.network(),
+            "{text} is an address within a prefix: write {} for all of it, or {} for the one",
+            net.trunc(),
+            net.addr()
+        );
+        let addresses: Vec<_> = net.hosts().take(MAX_OUTSIDE_ADDRESSES + 1).collect();
+        ensure!(
+            addresses.len() <= MAX_OUTSIDE_ADDRESSES,
+            "{text} has more than {MAX_OUTSIDE_ADDRESSES} addresses, which are the most: a /28 has 14"
+        );
+        for address in &addresses {
+            ensure!(is_unicast(*address), "{address} cannot be a host's address");
+        }
+        Ok(Self(addresses))
+    }
+}
+
 /// Reads an outside address.
 ///
 /// # Errors
@@ -420,6 +467,30 @@ mod tests {
             let error = format!("{:#}", text.parse::<Inside>().unwrap_err());
             assert!(error.contains(hint), "{text}: {error}");
             assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_stands_for_its_hosts() {
+        let read = |words: &[&str]| -> Result<Vec<Ipv4Addr>> {
+            let words: Result<Vec<OutsideAddresses>> =
+                words.iter().map(|word| word.parse()).collect();
+            words.map(|words| OutsideAddresses::all(&words))
+        };
+        let all = read(&["203.0.113.5", "203.0.113.4/30", "203.0.113.9/32"]).unwrap();
+        let last: Vec<_> = all.iter().map(|address| address.octets()[3]).collect();
+        assert_eq!(last, [5, 6, 9]);
+        assert_eq!(read(&["203.0.113.0/31"]).unwrap().len(), 2);
+        assert_eq!(read(&["203.0.113.16/28"]).unwrap().len(), 14);
+        for (word, said) in [
+            ("203.0.113.0/27", "a /28 has 14"),
+            ("10.0.0.0/8", "a /28 has 14"),
+            ("203.0.113.5/29", "write 203.0.113.0/29"),
+            ("127.0.0.0/30", "cannot be"),
+            ("x/29", "203.0.113.8/29"),
+        ] {
+            let error = format!("{:#}", read(&[word]).unwrap_err());
+            assert!(error.contains(said), "{word}: {error}");
         }
     }
 

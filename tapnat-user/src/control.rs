@@ -2,7 +2,10 @@
 //! connection, each a line of JSON. Only root gets there. While no process runs, a command does the
 //! same by itself, under the instance's lock. What a request means is other modules' business.
 
-use std::{fs, io, os::unix::net::UnixStream as BlockingStream, path::PathBuf, time::Duration};
+use std::{
+    fs, io, net::Ipv4Addr, os::unix::net::UnixStream as BlockingStream, path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -14,10 +17,12 @@ use tokio::{
 };
 
 use crate::{
+    changes::RealHost,
     forwards::Forward,
-    host::namespace::NetworkNamespace,
+    host::{namespace::NetworkNamespace, netlink::Netlink},
     instance::{InstanceName, Lock},
-    journal::Journal,
+    journal::{Journal, Role},
+    pool,
     statics::{self, Selector},
     tables::PinnedTables,
 };
@@ -179,22 +184,52 @@ pub async fn ask(
         }
         Err(error) => return Err(failed(error)),
     }
-    let mut tables = open()?;
+    let tables = open()?;
     let _lock = match Lock::instance(instance)? {
         Ok(lock) => lock,
         Err(holder) => {
             bail!("the tapnat instance '{instance}'{holder} is starting or ending: try again")
         }
     };
-    if let Some(journal) = Journal::load(instance)?
-        && journal.network_namespace() != NetworkNamespace::current()?
-    {
+    let Some(journal) = Journal::load(instance)? else {
+        bail!("the tapnat instance '{instance}' has lost its record of changes: `tapnat down` it");
+    };
+    if journal.network_namespace() != NetworkNamespace::current()? {
         bail!(
             "the tapnat instance '{instance}' belongs to another network namespace: say this there \
              (`nsenter --net=.. tapnat ..`)"
         );
     }
-    perform(&mut tables, request)
+    perform_alone(instance, tables, journal, request).await
+}
+
+/// Does it in place of the process that does not run, under the instance's lock.
+async fn perform_alone(
+    instance: &InstanceName,
+    mut tables: PinnedTables,
+    mut journal: Journal,
+    request: &Request,
+) -> Result<Vec<String>> {
+    let mut notes = perform(&mut tables, request)?;
+    let claims = journal.claims().iter();
+    let uplinks = claims.filter(|claim| claim.role == Role::Uplink);
+    let uplinks: Vec<_> = uplinks.map(|claim| claim.device.clone()).collect();
+    let host = RealHost::new(instance.clone(), Netlink::open()?);
+    let settings = tables.settings()?;
+    let count = settings.outside_count as usize;
+    // Of these nobody here can tell whether the operator gave them or the uplink had them.
+    let kept: Vec<_> = settings
+        .outside
+        .iter()
+        .take(count)
+        .copied()
+        .map(Ipv4Addr::from)
+        .collect();
+    let wanted = pool::of_statics(&tables)?;
+    for uplink in uplinks {
+        notes.extend(pool::settle(&wanted, &kept, &uplink, &host, &mut journal).await?);
+    }
+    Ok(notes)
 }
 
 /// Does what needs the tables alone.

@@ -44,6 +44,7 @@ use crate::{
     instance::{InstanceName, Lock, bpffs_or_mount, unmount_bpffs},
     journal::{Change, Claim, Journal, Role},
     logs::Logs,
+    pool,
     ports::{Division, PortSet, parse_ephemeral},
     preflight::{Facts, Plan, PlannedInside},
     statics,
@@ -402,10 +403,7 @@ impl Daemon {
                     }
                 }
                 pending = self.control.next() => {
-                    let result = match &pending.request {
-                        Request::Reload => self.reload().await,
-                        request => control::perform(&mut self.tables, request),
-                    };
+                    let result = self.perform(&pending.request).await;
                     pending.answer(result);
                 }
                 () = self.sweep.due() => {
@@ -420,7 +418,9 @@ impl Daemon {
 
     /// Tells the datapath what the network looks like now.
     async fn follow(&mut self) -> Result<()> {
+        let uplink = self.plan.uplink.device();
         let links = self.host.netlink().links().await?;
+        let links = pool::without_ours(links, &uplink, &self.journal);
         let known = surroundings(&self.config, &self.plan, &links);
         let mut settings = self.tables.settings()?;
         if known != self.known {
@@ -439,7 +439,28 @@ impl Daemon {
         for note in statics::follow(&mut self.tables)? {
             warn(&note);
         }
+        for note in self.settle_addresses().await? {
+            warn(&note);
+        }
         Ok(())
+    }
+
+    /// Puts the outside addresses that are missing on the uplink, and takes those away that it no
+    /// longer needs.
+    async fn settle_addresses(&mut self) -> Result<Vec<String>> {
+        let wanted = wanted_addresses(&self.config, &self.tables)?;
+        let uplink = self.plan.uplink.device();
+        pool::settle(&wanted, &[], &uplink, &self.host, &mut self.journal).await
+    }
+
+    /// Does what a command asks for.
+    async fn perform(&mut self, request: &Request) -> Result<Vec<String>> {
+        if *request == Request::Reload {
+            return self.reload().await;
+        }
+        let mut notes = control::perform(&mut self.tables, request)?;
+        notes.extend(self.settle_addresses().await?);
+        Ok(notes)
     }
 
     /// Takes everything away.
@@ -459,6 +480,13 @@ impl Daemon {
         )
         .await
     }
+}
+
+/// The outside addresses that the operator gave, as opposed to those that the uplink happens to have.
+fn wanted_addresses(config: &Config, tables: &PinnedTables) -> Result<Vec<Ipv4Addr>> {
+    let mut addresses = config.outside_addresses.clone();
+    addresses.extend(pool::of_statics(tables)?);
+    Ok(addresses)
 }
 
 async fn print(logs: &mut Option<Logs>) {
@@ -489,7 +517,8 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     } else {
         journal.make(Change::PinDirectory, host).await?;
     }
-    let known = surroundings(config, &plan, &links);
+    let own = pool::without_ours(links.clone(), &plan.uplink.device(), journal);
+    let known = surroundings(config, &plan, &own);
     let hooks = hooks(&plan, &links, tcx)?;
     let pins = Pins::new(pins_path);
     let adopted = pins.adoptable()?;
@@ -546,6 +575,10 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
             journal,
         )
         .await?;
+    }
+    let wanted = wanted_addresses(config, &tables)?;
+    for note in pool::settle(&wanted, &[], &plan.uplink.device(), host, journal).await? {
+        warn(&note);
     }
     datapath.forget_others(if tcx { &hooks } else { &[] })?;
     for note in journal.revert_unwanted(host).await? {

@@ -333,6 +333,23 @@ impl Journal {
         self.revert_where(|found, _| found >= position, host).await
     }
 
+    /// Reverts the changes that are selected, and forgets them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::revert_from`].
+    pub async fn revert_matching(
+        &mut self,
+        selected: impl Fn(&Change) -> bool,
+        host: &impl Host,
+    ) -> Result<Vec<String>> {
+        if !self.changes().any(&selected) {
+            return Ok(Vec::new());
+        }
+        self.revert_where(|_, entry| selected(&entry.change), host)
+            .await
+    }
+
     /// Forgets the changes that were made in a network namespace which is gone.
     pub fn forget_namespace(&mut self) {
         self.record

@@ -12,6 +12,7 @@ pub mod host;
 pub mod instance;
 pub mod journal;
 pub mod logs;
+pub mod pool;
 pub mod ports;
 pub mod preflight;
 pub mod statics;

@@ -6,7 +6,6 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Result, bail, ensure};
 use ipnet::{IpNet, Ipv4Net};
-use tapnat_common::abi::MAX_OUTSIDE_ADDRESSES;
 
 use crate::{
     config::{Config, DeviceName, Inside},
@@ -122,13 +121,7 @@ impl Facts {
 
     fn outside_addresses(&self, config: &Config, uplink: &Link) -> Result<Vec<Ipv4Addr>> {
         if !config.outside_addresses.is_empty() {
-            let addresses = &config.outside_addresses;
-            ensure!(
-                addresses.len() <= MAX_OUTSIDE_ADDRESSES,
-                "{} outside addresses are too many: {MAX_OUTSIDE_ADDRESSES} are the most",
-                addresses.len()
-            );
-            return Ok(addresses.clone());
+            return Ok(config.outside_addresses.clone());
         }
         let source = self
             .default_route

@@ -3,7 +3,6 @@
 use std::{
     env,
     ffi::OsString,
-    net::Ipv4Addr,
     num::NonZeroU32,
     ops::RangeInclusive,
     path::{self, Path, PathBuf},
@@ -26,8 +25,8 @@ use super::{
 use crate::{
     config::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL,
-        DeviceName, Inside, MOST_SESSIONS, PerProtocol, parse_duration, parse_filtering_choice,
-        parse_mapping_choice, parse_outside_address,
+        DeviceName, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol, parse_duration,
+        parse_filtering_choice, parse_mapping_choice,
     },
     daemon::{self, Reread},
     forwards::Forward,
@@ -37,8 +36,9 @@ use crate::{
 
 /// Stays in the foreground. Prints a line that begins `tapnat ready` when packets are translated,
 /// and tells the service manager. SIGINT and SIGTERM take everything away and restore what was
-/// changed; after SIGKILL packets go on being translated, the next `tapnat run` takes over, and
-/// `tapnat down` takes everything away.
+/// changed. SIGHUP has the configuration file read again, as `tapnat reload` does. After SIGKILL
+/// packets go on being translated, the next `tapnat run` takes over, and `tapnat down` takes
+/// everything away.
 #[derive(Debug, Args)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -63,15 +63,15 @@ pub struct Arguments {
     #[arg(long, value_name = "DEVICE")]
     uplink: Option<DeviceName>,
 
-    /// An address that stands for the guests in the world [default: the uplink's]. Can be given
-    /// several times
+    /// An address that stands for the guests in the world, or a prefix of such addresses; 16 at most
+    /// [default: the uplink's]. Can be given several times. Those that the host does not have are put
+    /// on the uplink. A guest always gets the same one
     #[arg(
         long = "outside-address",
-        value_name = "ADDRESS",
-        value_delimiter = ',',
-        value_parser = parse_outside_address
+        value_name = "ADDRESS[/PREFIX]",
+        value_delimiter = ','
     )]
-    outside_addresses: Vec<Ipv4Addr>,
+    outside_addresses: Vec<OutsideAddresses>,
 
     /// Ports of the outside addresses that guests may get [default: 512-65535, less what the host
     /// needs]
@@ -232,7 +232,7 @@ impl Arguments {
             instance: self.instance.name,
             insides: self.insides,
             uplink: self.uplink,
-            outside_addresses: self.outside_addresses,
+            outside_addresses: OutsideAddresses::all(&self.outside_addresses),
             ports: self.ports.unwrap_or(DEFAULT_PORTS),
             max_sessions: self.max_sessions,
             guest_max_sessions: self.guest_max_sessions,

@@ -28,7 +28,8 @@ const COLUMNS: [Column; 4] = [
 
 /// Packets to the outside address go to the guest, whatever their protocol and port, and those of the
 /// guest go out with it. The address must not be one that other guests are translated to. The
-/// network has to bring its packets here: the uplink has it too, or a router sends them.
+/// address is put on the uplink if no device has it; one of a network that is not the uplink's has to
+/// be routed here.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

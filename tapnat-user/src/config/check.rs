@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use tapnat_common::abi::MAX_OUTSIDE_ADDRESSES;
 
 use super::{Config, Inside};
 use crate::forwards::{Forward, Share};
@@ -40,6 +41,15 @@ impl Config {
     pub fn check(&self) -> Checked {
         for (position, inside) in self.insides.iter().enumerate() {
             self.check_inside(inside, self.insides.get(..position).unwrap_or_default())?;
+        }
+        if self.outside_addresses.len() > MAX_OUTSIDE_ADDRESSES {
+            refuse(
+                About::Option("outside-address"),
+                format!(
+                    "{} outside addresses are too many: {MAX_OUTSIDE_ADDRESSES} are the most",
+                    self.outside_addresses.len()
+                ),
+            )?;
         }
         if let Some(guest) = self.guest_max_sessions
             && guest.get() > self.max_sessions

@@ -4,8 +4,8 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use tapnat_common::abi::setting_flags;
 
-use super::{Daemon, divide_ports, reserved, settings, surroundings, warn};
-use crate::{config::Config, host::systemd, statics};
+use super::{Daemon, divide_ports, reserved, settings, surroundings, wanted_addresses, warn};
+use crate::{config::Config, host::systemd, pool, statics};
 
 /// What begins every refusal.
 const NOTHING: &str = "nothing was applied";
@@ -59,7 +59,9 @@ impl Daemon {
     }
 
     async fn apply(&mut self, config: &Config) -> Result<Vec<String>> {
+        let uplink = self.plan.uplink.device();
         let links = self.host.netlink().links().await?;
+        let links = pool::without_ours(links, &uplink, &self.journal);
         let known = surroundings(config, &self.plan, &links);
         let left = self.tables.settings()?;
         let mut settings = settings(config, &known.outside, &left);
@@ -69,6 +71,8 @@ impl Daemon {
         let mut notes = statics::follow(&mut self.tables)?;
         let change = statics::plan_configured(&self.tables, &config.forwards)?;
         statics::apply(&mut self.tables, &change)?;
+        let wanted = wanted_addresses(config, &self.tables)?;
+        notes.extend(pool::settle(&wanted, &[], &uplink, &self.host, &mut self.journal).await?);
         if config.ports != self.config.ports || known.outside != self.known.outside {
             // What is reserved for guests that no longer get it stays so until the end: the host has
             // ports enough.

@@ -1,6 +1,8 @@
 //! What the host's firewall has to do with guests, read from what `nft` and `iptables` print. Looks
 //! for a few words; does not understand rules.
 
+use std::net::Ipv4Addr;
+
 use ipnet::Ipv4Net;
 
 use super::output;
@@ -142,14 +144,12 @@ fn source(words: &[&str], word: &str) -> Option<Ipv4Net> {
     if negated_before || *value == "!=" {
         return None;
     }
-    let address = value.parse().map(Ipv4Net::from);
+    let address = value.parse::<Ipv4Addr>().map(Ipv4Net::from);
     value.parse().ok().or_else(|| address.ok())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     #[test]

@@ -1,0 +1,106 @@
+//! Outside addresses on the uplink: those that the operator gave and that no device of the host has
+//! are put there, so that the host answers for them, and taken away again when nobody wants them any
+//! more. Knows them by the journal; what is translated to them is the tables' business.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use ipnet::IpNet;
+use tapnat_common::abi::mapping_flags;
+
+use crate::{
+    changes::RealHost,
+    host::netlink::{Device, Link},
+    journal::{Change, Journal},
+    tables::PinnedTables,
+};
+
+/// The addresses that static mappings were made for.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn of_statics(tables: &PinnedTables) -> Result<Vec<Ipv4Addr>> {
+    let mut addresses: Vec<_> = tables
+        .static_mappings()?
+        .iter()
+        .filter(|(_, mapping)| mapping.flags & mapping_flags::MOVES == 0)
+        .map(|(outside, _)| outside.address.into())
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+fn change(uplink: &Device, address: Ipv4Addr) -> Change {
+    Change::AddAddress {
+        device: uplink.clone(),
+        address: IpNet::from(std::net::IpAddr::V4(address)),
+    }
+}
+
+fn is_ours(journal: &Journal, wanted: &Change) -> bool {
+    journal.changes().any(|made| made.same_target(wanted))
+}
+
+/// The links without the addresses that were put on the uplink here: only what others put there is
+/// the uplink's own.
+#[must_use]
+pub fn without_ours(mut links: Vec<Link>, uplink: &Device, journal: &Journal) -> Vec<Link> {
+    for link in links.iter_mut().filter(|link| link.index == uplink.index) {
+        link.addresses.retain(|address| match address.net {
+            IpNet::V4(net) if net.prefix_len() == 32 => {
+                !is_ours(journal, &change(uplink, net.addr()))
+            }
+            IpNet::V4(_) | IpNet::V6(_) => true,
+        });
+    }
+    links
+}
+
+/// Puts the `wanted` addresses on the uplink, as far as no device has them, and takes away those that
+/// were put there before and are neither wanted nor to be `kept`. Returns what was left alone, and
+/// why.
+///
+/// # Errors
+///
+/// When the kernel refuses, or the journal cannot be written.
+pub async fn settle(
+    wanted: &[Ipv4Addr],
+    kept: &[Ipv4Addr],
+    uplink: &Device,
+    host: &RealHost,
+    journal: &mut Journal,
+) -> Result<Vec<String>> {
+    let links = host.netlink().links().await?;
+    if links.iter().any(|link| link.index == uplink.index) {
+        for address in wanted {
+            let change = change(uplink, *address);
+            let is_there = links
+                .iter()
+                .any(|link| link.ipv4().any(|(net, _)| net.addr() == *address));
+            if is_there {
+                journal.keep(&change);
+            } else {
+                journal.make(change, host).await?;
+            }
+        }
+    }
+    journal
+        .revert_matching(
+            |made| match made {
+                Change::AddAddress {
+                    device,
+                    address: IpNet::V4(net),
+                } => {
+                    let address = net.addr();
+                    device.index == uplink.index
+                        && !wanted.contains(&address)
+                        && !kept.contains(&address)
+                }
+                _ => false,
+            },
+            host,
+        )
+        .await
+}
