@@ -257,14 +257,27 @@ fn take<T: Tables>(mapping: &Mapping, outside: EndpointKey, tables: &T) -> Inser
     if inserted != Insert::Exists || !may_take_over(mapping, &outside, tables) {
         return inserted;
     }
-    // One at a time: what a second one removed could be the first one's. An
-    // outside endpoint is nobody's inside one, so the entry is only a lock.
-    if tables.insert_outside_of(&outside, &outside) != Insert::Done {
+    if !lock(&outside, tables) {
         return Insert::Exists;
     }
     let inserted = take_over(mapping, &outside, tables);
-    tables.remove_outside_of(&outside);
+    unlock(&outside, tables);
     inserted
+}
+
+/// Keeps others from removing what is in this outside endpoint's place: what a
+/// second one removed could be what the first one put there. Returns whether
+/// nobody else does already.
+///
+/// An outside endpoint is nobody's inside one, so the entry is only a lock.
+#[inline(always)]
+pub(super) fn lock<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+    tables.insert_outside_of(outside, outside) == Insert::Done
+}
+
+#[inline(always)]
+pub(super) fn unlock<T: Tables>(outside: &EndpointKey, tables: &T) {
+    tables.remove_outside_of(outside);
 }
 
 /// Whether the mapping in the way is over, and has rested if another guest had

@@ -68,11 +68,29 @@ pub fn mapping_is_over(mapping: &Mapping, settings: &Settings, now: Instant) -> 
 /// was there and is gone.
 #[inline(always)]
 pub fn mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+    let is_over = tables
+        .mapping(outside)
+        .zip(tables.settings())
+        .is_some_and(|(mapping, settings)| mapping_is_over(mapping, settings, tables.now()));
+    if !is_over || !mapping::lock(outside, tables) {
+        return false;
+    }
+    let removed = remove_mapping(outside, tables);
+    mapping::unlock(outside, tables);
+    if removed {
+        port(outside, tables);
+    }
+    removed
+}
+
+#[inline(always)]
+fn remove_mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
     let (Some(mapping), Some(settings)) = (tables.mapping(outside), tables.settings()) else {
         return false;
     };
     let now = tables.now();
     let before = *mapping;
+    // Looked at again: another guest may just have taken it over.
     if !mapping_is_over(&before, settings, now) || !tables.remove_mapping(outside) {
         return false;
     }
@@ -90,7 +108,6 @@ pub fn mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
             let _ = tables.insert_outside_of(&before.inside, outside);
         }
     }
-    port(outside, tables);
     true
 }
 

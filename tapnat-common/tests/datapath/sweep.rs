@@ -1,8 +1,10 @@
 //! What is over goes, what is alive stays, also when packets come while the
 //! sweep is at it.
 
+use std::net::Ipv4Addr;
+
 use tapnat_common::{
-    abi::{Filtering, FlowKey, Session},
+    abi::{EndpointKey, Filtering, FlowKey, Mapping, Session},
     nat::{REFRESH_AFTER, Tables as _, sweep},
     net::protocol,
     ports::Class,
@@ -17,6 +19,9 @@ use crate::support::{
     },
     world::World,
 };
+
+/// A third guest on the tap.
+const OTHER_NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 12);
 
 /// Sweeps all tables but the guests as user space does. Returns how many
 /// sessions and how many mappings went.
@@ -219,47 +224,67 @@ fn a_guest_with_sessions_is_not_forgotten() {
     assert_eq!(world.guests.len(), 1);
 }
 
-/// The guest comes back at every moment of its mapping's removal: it keeps its
-/// port, or gets another one, but never has two for one inside endpoint, and
-/// none is another guest's.
+/// A guest wants the port at every moment of its mapping's removal, be it the
+/// guest that had it or another one: it gets that port or one of its own, never
+/// two for one inside endpoint, and none that is another guest's.
 #[test]
-fn a_guest_that_comes_back_meanwhile_has_one_mapping() {
-    for moment in 0.. {
-        let world = World::new();
-        world.guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build());
-        world.wait(all_of(world.timeouts().udp));
-        assert_eq!(sweep_all(&world), [1, 0]);
-        world.wait(world.timeouts().port_rest);
-        world.intrude(moment, |world| {
-            world
-                .guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build())
-                .forwarded(Reason::SessionStarted);
-        });
-        let outside = endpoint(OUTSIDE, 40000, protocol::UDP);
-        world.act(|| sweep::mapping(&outside, &world));
-        let intruded = world.intruded();
-        let seen = |remote| {
-            source(
-                world
-                    .guest_sends(TAP, &udp(at(GUEST, 40000), remote).build())
-                    .sent
-                    .unwrap()
-                    .frame
-                    .ip(),
-            )
-        };
-        let first = seen(at(SERVER, 53));
-        assert_eq!(first, seen(at(OTHER_SERVER, 53)), "at moment {moment}");
-        assert_eq!(world.mappings.len(), 1, "at moment {moment}");
-        assert_eq!(world.inside.len(), 1, "at moment {moment}");
-        let other = udp(at(NEIGHBOUR, 40000), at(SERVER, 53)).build();
-        let other = world
-            .guest_sends(TAP, &other)
-            .forwarded(Reason::SessionStarted);
-        assert_ne!(source(&other), first, "at moment {moment}");
-        if !intruded {
-            assert!(moment > 4, "the removal takes more steps");
-            break;
+fn a_guest_that_comes_meanwhile_has_one_mapping() {
+    for newcomer in [GUEST, NEIGHBOUR] {
+        for moment in 0.. {
+            if !comes_meanwhile(newcomer, moment) {
+                assert!(moment > 6, "the removal takes more steps");
+                break;
+            }
         }
     }
+}
+
+/// Whether the removal of the guest's mapping took so many steps.
+fn comes_meanwhile(newcomer: Ipv4Addr, moment: usize) -> bool {
+    let world = World::new();
+    world.guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build());
+    world.wait(all_of(world.timeouts().udp));
+    assert_eq!(sweep_all(&world), [1, 0]);
+    world.wait(world.timeouts().port_rest);
+    world.intrude(moment, move |world| {
+        world
+            .guest_sends(TAP, &udp(at(newcomer, 40000), at(SERVER, 53)).build())
+            .forwarded(Reason::SessionStarted);
+    });
+    let outside = endpoint(OUTSIDE, 40000, protocol::UDP);
+    world.act(|| sweep::mapping(&outside, &world));
+    let intruded = world.intruded();
+    let seen = |guest, remote| {
+        let packet = udp(at(guest, 40000), remote).build();
+        source(world.guest_sends(TAP, &packet).sent.unwrap().frame.ip())
+    };
+    let first = seen(newcomer, at(SERVER, 53));
+    assert_eq!(
+        first,
+        seen(newcomer, at(OTHER_SERVER, 53)),
+        "{newcomer} at {moment}"
+    );
+    let mappings = world.mappings.all();
+    let own = |(_, mapping): &&(EndpointKey, Mapping)| mapping.inside.address == newcomer.into();
+    assert_eq!(
+        mappings.iter().filter(own).count(),
+        1,
+        "{newcomer} at {moment}"
+    );
+    for other in [
+        OTHER_NEIGHBOUR,
+        if newcomer == GUEST { NEIGHBOUR } else { GUEST },
+    ] {
+        assert_ne!(seen(other, at(SERVER, 53)), first, "{newcomer} at {moment}");
+    }
+    // Nothing is left locked.
+    world.wait(all_of(world.timeouts().udp));
+    world.wait(world.timeouts().port_rest);
+    sweep_all(&world);
+    assert_eq!(
+        world.mappings.len() + world.inside.len(),
+        0,
+        "{newcomer} at {moment}"
+    );
+    intruded
 }
