@@ -1,25 +1,28 @@
 //! The benchmarks: compares tapnat with the bare path and with other NATs, scenario by scenario.
-//! `cargo xtask bench` starts it.
+//! `cargo xtask bench` starts it; `docs/performance.md` says how it measures and why.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
-    reason = "frames, rounds and shares are small"
+    reason = "figures are rounded to be shown, and counts and lengths are small"
 )]
 
 mod abi;
 mod contender;
 mod packets;
 mod processor;
+mod report;
 mod rig;
+mod rounds;
 mod scenario;
 mod statistics;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser;
 
+use rounds::Effort;
 use scenario::Scenario;
 
 /// Compare tapnat with the bare path and with other NATs.
@@ -32,6 +35,14 @@ struct Options {
     /// Fewer, shorter rounds: to try it out, not to publish
     #[arg(long)]
     quick: bool,
+
+    /// Only cases whose title contains this, such as `30000`
+    #[arg(long, default_value = "", hide_default_value = true)]
+    case: String,
+
+    /// Where to write the JSON and the drawings
+    #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
+    output: PathBuf,
 }
 
 fn main() -> ExitCode {
@@ -50,8 +61,11 @@ fn run(options: &Options) -> Result<()> {
     } else {
         &options.scenarios
     };
+    let effort = Effort::new(options.quick);
     for scenario in scenarios {
-        scenario.run(options.quick)?;
+        scenario
+            .run(effort, &options.case)?
+            .finish(&options.output)?;
     }
     Ok(())
 }

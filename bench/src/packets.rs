@@ -1,16 +1,43 @@
 //! What is sent: which packets the generators make, and what proves that they were translated.
 
-use std::net::Ipv4Addr;
+use std::{f64::consts::GOLDEN_RATIO, net::Ipv4Addr};
 
 use anyhow::{Result, ensure};
 
-use crate::abi::{FRAME_LENGTH, PORTS, Stream};
+use crate::abi::{FRAME_LENGTH, PORTS, REMOTE_PORT, Stream};
 
 /// The transport protocol of a measurement's flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Udp,
     Tcp,
+}
+
+impl Protocol {
+    /// As people write it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+        }
+    }
+
+    /// As iptables and nft write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    const fn number(self) -> u8 {
+        match self {
+            Self::Udp => 17,
+            Self::Tcp => 6,
+        }
+    }
 }
 
 /// TCP's flags, as far as they are used here.
@@ -21,11 +48,28 @@ pub mod tcp_flags {
 
 /// The address of flow 0's remote; others follow.
 pub const FIRST_REMOTE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-/// The guest's port of flow 0: one of those that every NAT here leaves as it is.
+/// The guest's port of flow 0: one of those that every NAT here leaves as it is, if it is free.
 pub const FIRST_PORT: u16 = 2048;
-const REMOTE_PORT: u16 = 4433;
 const ETHERNET: usize = 14;
 const IP: usize = 20;
+
+/// In which order the flows have their packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Round and round through so many flows, in steps of nearly a golden ratio of them: successive
+    /// packets have little to do with each other, and of so many packets each flow has one.
+    Mixed(u32),
+    /// One packet for each flow, from flow 0 on, and never the same again.
+    Fresh,
+}
+
+/// Of whom the next run of [`PORTS`] flows, which differ by the guest's port, has another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vary {
+    Remote,
+    Guest,
+    Both,
+}
 
 /// One direction's packets of a set of flows.
 #[derive(Clone, Copy, Debug)]
@@ -35,15 +79,18 @@ pub struct Packets {
     pub flags: u8,
     /// Whether they go from the guest to the world.
     pub outward: bool,
-    /// The device's address where the packets arrive.
+    /// The device's link address where the packets arrive.
     pub mac: [u8; 6],
-    /// The guest's address, as it stands where the packets arrive.
+    /// Flow 0's guest, as it stands where the packets arrive.
     pub guest: Ipv4Addr,
     /// The guest's address, as it stands where the packets leave.
     pub translated: Ipv4Addr,
-    pub first_remote: Ipv4Addr,
-    pub first_port: u16,
-    pub flows: u32,
+    /// The bits of it that are so for every flow.
+    pub translated_mask: Ipv4Addr,
+    pub order: Order,
+    pub vary: Vary,
+    /// The interface index to send frames through instead of receiving them, or zero.
+    pub through: u32,
 }
 
 impl Packets {
@@ -51,63 +98,68 @@ impl Packets {
     ///
     /// # Errors
     ///
-    /// When the ports overflow.
+    /// When there are no flows.
     pub fn stream(&self) -> Result<Stream> {
-        ensure!(
-            self.flows > 0 && u32::from(self.first_port) + PORTS <= 1 << 16,
-            "the guest's ports would wrap"
-        );
         let frame = self.frame();
         let mut header = [0; 7];
         for (word, bytes) in header.iter_mut().zip(frame.as_chunks().0) {
             *word = u64::from_ne_bytes(*bytes);
         }
+        let (flows, stride) = match self.order {
+            Order::Mixed(flows) => (flows, golden_stride(flows)),
+            Order::Fresh => (u32::MAX >> 1, 1),
+        };
+        ensure!(flows > 0, "there must be a flow");
         let transport_length = FRAME_LENGTH - ETHERNET - IP;
-        let pseudo = u32::from(self.number()) + transport_length as u32 + sum(&self.guest.octets());
-        let [a, b, c, d] = self.translated.octets();
+        let pseudo = u32::from(self.protocol.number()) + transport_length as u32;
+        let mask = |varies| if varies { u32::MAX } else { 0 };
+        let halves = |address: Ipv4Addr| {
+            let [a, b, c, d] = address.octets();
+            [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
+        };
         Ok(Stream {
             header,
             ip_sum: sum(&frame[ETHERNET..ETHERNET + IP]),
             transport_sum: sum(&frame[ETHERNET + IP..]) + pseudo,
-            first_remote: self.first_remote.to_bits(),
-            first_port: self.first_port.into(),
-            flows: self.flows,
-            stride: stride(self.flows),
-            position: 0,
+            first_guest: self.guest.to_bits(),
+            guest_mask: mask(self.vary != Vary::Remote),
+            first_remote: FIRST_REMOTE.to_bits(),
+            remote_mask: mask(self.vary != Vary::Guest),
+            first_port: FIRST_PORT.into(),
+            flows,
+            stride,
+            // So that the first packet is flow 0's.
+            position: flows - stride,
             tcp: u32::from(self.protocol == Protocol::Tcp),
-            proof: [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])],
-            zero: 0,
+            through: self.through,
+            proof: halves(self.translated & self.translated_mask),
+            proof_mask: halves(self.translated_mask),
         })
     }
 
-    const fn number(&self) -> u8 {
-        match self.protocol {
-            Protocol::Udp => 17,
-            Protocol::Tcp => 6,
-        }
-    }
-
-    /// Flow 0's frame without its remote address, the guest's port and checksums.
+    /// A frame without addresses, the guest's port and checksums.
     fn frame(&self) -> [u8; FRAME_LENGTH] {
+        const IP_LENGTH: u16 = (FRAME_LENGTH - ETHERNET) as u16;
+        const UDP_LENGTH: u16 = IP_LENGTH - IP as u16;
         let mut bytes = Vec::with_capacity(FRAME_LENGTH);
         bytes.extend(self.mac);
         bytes.extend([2, 0, 0, 0, 0, 1]);
         bytes.extend([8, 0]);
-        let ip_length = (FRAME_LENGTH - ETHERNET) as u16;
         bytes.extend([0x45, 0]);
-        bytes.extend(ip_length.to_be_bytes());
+        bytes.extend(IP_LENGTH.to_be_bytes());
         // Identification 0, and not to be fragmented.
-        bytes.extend([0, 0, 0x40, 0, 64, self.number(), 0, 0]);
-        let (addresses, ports) = if self.outward {
-            ([self.guest, Ipv4Addr::UNSPECIFIED], [0, REMOTE_PORT])
+        bytes.extend([0, 0, 0x40, 0, 64, self.protocol.number(), 0, 0]);
+        bytes.extend([0; 8]);
+        let remote = REMOTE_PORT as u16;
+        let ports = if self.outward {
+            [0, remote]
         } else {
-            ([Ipv4Addr::UNSPECIFIED, self.guest], [REMOTE_PORT, 0])
+            [remote, 0]
         };
-        bytes.extend(addresses.iter().flat_map(Ipv4Addr::octets));
         bytes.extend(ports.iter().flat_map(|port| port.to_be_bytes()));
         match self.protocol {
             Protocol::Udp => {
-                bytes.extend((ip_length - IP as u16).to_be_bytes());
+                bytes.extend(UDP_LENGTH.to_be_bytes());
                 bytes.extend([0, 0]);
             }
             Protocol::Tcp => {
@@ -127,13 +179,11 @@ impl Packets {
     }
 }
 
-/// Steps of nearly a golden ratio of all flows: successive packets have little to do with each
-/// other, and after `flows` packets each flow had exactly one.
-fn stride(flows: u32) -> u32 {
-    let wanted = (f64::from(flows) * 0.618) as u32;
-    (wanted..flows)
+fn golden_stride(flows: u32) -> u32 {
+    let wanted = (f64::from(flows) * (GOLDEN_RATIO - 1.0)) as u32;
+    (wanted.max(1)..flows)
         .find(|step| greatest_common_divisor(*step, flows) == 1)
-        .unwrap_or(0)
+        .unwrap_or(1)
 }
 
 fn greatest_common_divisor(one: u32, other: u32) -> u32 {
@@ -152,3 +202,8 @@ fn sum(bytes: &[u8]) -> u32 {
         .map(|word| u32::from(u16::from_be_bytes(*word)))
         .sum()
 }
+
+const _: () = assert!(
+    FIRST_PORT as u32 + PORTS <= 32_768,
+    "ephemeral ports begin there"
+);

@@ -7,29 +7,33 @@
 //! The generators put packets into the receive path of the host's devices, so that they take the
 //! same way as a guest's; the sinks drop them in the peer's driver.
 
-use std::{
-    net::Ipv4Addr,
-    time::{Duration, Instant},
-};
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
     maps::{Array, PerCpuArray},
-    programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
+    programs::{Xdp, XdpMode},
 };
-use tapnat_testbed::topology::{GUEST_DEVICE, HOST_ADDRESS, Inside, Topology, UPLINK};
+use tapnat_testbed::{
+    Namespace,
+    topology::{GUEST_DEVICE, HOST_ADDRESS, Inside, Topology, UPLINK},
+};
 
 use crate::{
     abi::{self, FRAME_LENGTH, Received, Stream},
-    packets::{FIRST_PORT, FIRST_REMOTE, Packets, Protocol, tcp_flags},
-    processor, statistics,
+    packets::{Order, Packets, Protocol, Vary, tcp_flags},
+    processor::{self, Stopwatch},
+    statistics,
 };
 
 /// The host's device towards the guest.
 pub const INSIDE: &str = "veth0";
 /// Frames that the kernel makes before it delivers them.
 const BATCH: u32 = 64;
+
+/// The benchmarks' eBPF programs.
+pub static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));
 
 /// Which way packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,44 +86,52 @@ pub struct Flows {
 }
 
 /// A world with generators and sinks.
+#[derive(Debug)]
 pub struct Rig {
     // Before the namespaces, as its links hold devices in them.
     ebpf: Ebpf,
     pub topology: Topology,
-    /// The guests' address in the world.
-    pub outside: Ipv4Addr,
+    /// Of the contender, for messages.
+    name: String,
+    translates: bool,
+}
+
+/// How long a burst took.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// The processor's time of the whole call.
+    pub used: Duration,
+    /// The mean time of a packet as the kernel measures it, without what it does before the first
+    /// and after the last: for bursts that are short. In whole nanoseconds.
+    pub each: Duration,
+}
+
+/// Nanoseconds a packet in one round.
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    pub outward: f64,
+    pub inward: f64,
 }
 
 impl Rig {
-    /// Builds a world of one guest on a veth. `outside`: what becomes of the guest's address, or
-    /// `None` if nothing does.
+    /// Builds a world of one guest on a veth for the contender of this name. `translates`: whether
+    /// the guest's address becomes the host's.
     ///
     /// # Errors
     ///
     /// No root, or the kernel refuses.
-    pub fn build(translates: bool) -> Result<Self> {
+    pub fn build(name: String, translates: bool) -> Result<Self> {
         let topology = Topology::builder().inside(Inside::Veth).build()?;
-        let guest = topology.guests.first().context("no guest")?;
-        let outside = if translates {
-            HOST_ADDRESS
-        } else {
-            guest.address
-        };
-        let host = &topology.host;
-        let index = |device| -> Result<u32> {
-            host.device_index(device)?
-                .with_context(|| format!("no device {device}"))
-        };
-        let (inside_index, uplink_index) = (index(INSIDE)?, index(UPLINK)?);
-        let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));
         let mut ebpf = EbpfLoader::new()
-            .override_global(abi::INSIDE, &inside_index, true)
-            .override_global(abi::UPLINK, &uplink_index, true)
-            .load(object)
+            .load(PROGRAMS)
             .context("cannot load the benchmarks' eBPF programs")?;
+        let guest = topology.guests.first().context("no guest")?;
         for direction in Direction::BOTH {
             // Only then does a veth accept XDP frames as if received.
-            host.exec(&format!("ethtool -K {} gro on", direction.entrance()))?;
+            let entrance = direction.entrance();
+            topology
+                .host
+                .exec(&format!("ethtool -K {entrance} gro on"))?;
             xdp(&mut ebpf, direction.generator())?.load()?;
             let sink = xdp(&mut ebpf, direction.sink())?;
             sink.load()?;
@@ -136,54 +148,45 @@ impl Rig {
         Ok(Self {
             ebpf,
             topology,
-            outside,
+            name,
+            translates,
         })
     }
 
-    /// Attaches the programs that only redirect.
+    fn guest(&self) -> Result<Ipv4Addr> {
+        Ok(self.topology.guests.first().context("no guest")?.address)
+    }
+
+    /// The packets of one direction between the guest and the world.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses.
-    pub fn attach_redirect(&mut self) -> Result<()> {
-        for direction in Direction::BOTH {
-            let name = match direction {
-                Direction::Outward => "redirect_outward",
-                Direction::Inward => "redirect_inward",
-            };
-            let program: &mut SchedClassifier = self
-                .ebpf
-                .program_mut(name)
-                .with_context(|| format!("no program {name}"))?
-                .try_into()?;
-            program.load()?;
-            self.topology.host.run(|| {
-                program.attach(direction.entrance(), TcAttachType::Ingress)?;
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    fn packets(&self, flows: Flows, direction: Direction, flags: u8) -> Result<Packets> {
-        let guest = self.topology.guests.first().context("no guest")?;
-        let mac = self.topology.host.mac_address(direction.entrance())?;
+    /// When a device is gone.
+    pub fn packets(
+        &self,
+        direction: Direction,
+        protocol: Protocol,
+        order: Order,
+    ) -> Result<Packets> {
+        let guest = self.guest()?;
+        let outside = if self.translates { HOST_ADDRESS } else { guest };
         let outward = direction == Direction::Outward;
         let (before, after) = if outward {
-            (guest.address, self.outside)
+            (guest, outside)
         } else {
-            (self.outside, guest.address)
+            (outside, guest)
         };
         Ok(Packets {
-            protocol: flows.protocol,
-            flags,
+            protocol,
+            flags: 0,
             outward,
-            mac: parse_mac(&mac)?,
+            mac: mac(&self.topology.host.mac_address(direction.entrance())?)?,
             guest: before,
             translated: after,
-            first_remote: FIRST_REMOTE,
-            first_port: FIRST_PORT,
-            flows: flows.count,
+            translated_mask: Ipv4Addr::BROADCAST,
+            order,
+            vary: Vary::Remote,
+            through: 0,
         })
     }
 
@@ -222,27 +225,131 @@ impl Rig {
             ],
         };
         for (direction, flags) in handshake {
-            let packets = self.packets(flows, *direction, *flags)?;
+            let packets = Packets {
+                flags: *flags,
+                ..self.packets(*direction, flows.protocol, Order::Mixed(flows.count))?
+            };
             self.choose(&packets)?;
-            let before = self.received(*direction)?;
             self.burst(*direction, flows.count)?;
-            let after = self.received(*direction)?;
-            let proven = after.proven - before.proven;
-            ensure!(
-                proven == u64::from(flows.count),
-                "of {} packets {direction:?} only {proven} came out as they should ({} in all)",
-                flows.count,
-                after.packets - before.packets
-            );
         }
         Ok(())
     }
 
-    /// Sends so many packets one way and returns the processor's time that this took, up to the
-    /// sink: the kernel also waits, for its own housekeeping, before the call returns.
+    /// Sends so many packets one way, all of which must come out translated.
     ///
+    /// # Errors
+    ///
+    /// When one does not, or the kernel refuses.
+    pub fn burst(&self, direction: Direction, packets: u32) -> Result<Sent> {
+        self.burst_on(processor::occupy, direction, packets)
+    }
+
+    /// The same from another processor than that of the measurement.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::burst`].
+    pub fn burst_elsewhere(&self, direction: Direction, packets: u32) -> Result<Sent> {
+        self.burst_on(processor::bind_elsewhere, direction, packets)
+    }
+
+    fn burst_on(
+        &self,
+        prepare: fn() -> Result<()>,
+        direction: Direction,
+        packets: u32,
+    ) -> Result<Sent> {
+        let device = self.index(direction)?;
+        let before = self.received(direction)?;
+        let sent = self.topology.host.run(|| {
+            prepare()?;
+            self.send(direction, packets, device)
+        })?;
+        self.check(direction, before, packets.into())?;
+        Ok(sent)
+    }
+
+    /// Sends so many packets from the world over the wire, so that they arrive at the uplink's driver;
+    /// the generator must have been told to send through the world's device. All of them must come
+    /// out translated.
+    ///
+    /// # Errors
+    ///
+    /// When one does not, or the kernel refuses.
+    pub fn burst_over_wire(&self, packets: u32) -> Result<Sent> {
+        let (world, device) = self.wire()?;
+        let before = self.received(Direction::Inward)?;
+        let sent = world.run(|| {
+            processor::occupy()?;
+            self.send(Direction::Inward, packets, device)
+        })?;
+        self.check(Direction::Inward, before, packets.into())?;
+        Ok(sent)
+    }
+
+    /// The world, and the index of its device towards the host.
+    ///
+    /// # Errors
+    ///
+    /// When the device is gone.
+    pub fn wire(&self) -> Result<(&Namespace, u32)> {
+        let (world, device) = self.topology.uplink_peer();
+        let index = world.device_index(device)?;
+        Ok((world, index.with_context(|| format!("{device} is gone"))?))
+    }
+
+    /// Sends bursts of packets in both directions, turn by turn, for about so long, after a first
+    /// one of `warm` packets that is not measured.
+    ///
+    /// # Errors
+    ///
+    /// When a packet is lost or comes out untranslated, or the kernel refuses.
+    pub fn measure(&self, warm: u32, burst: u32, length: Duration) -> Result<Round> {
+        let devices = [
+            self.index(Direction::Outward)?,
+            self.index(Direction::Inward)?,
+        ];
+        let before = [
+            self.received(Direction::Outward)?,
+            self.received(Direction::Inward)?,
+        ];
+        let (sent, times) = self.topology.host.run(|| {
+            processor::occupy()?;
+            for (direction, device) in Direction::BOTH.into_iter().zip(devices) {
+                self.send(direction, warm, device)?;
+            }
+            let mut sent = u64::from(warm);
+            let mut times = [Vec::new(), Vec::new()];
+            let mut elapsed = Duration::ZERO;
+            while elapsed < length {
+                for ((direction, device), times) in
+                    Direction::BOTH.into_iter().zip(devices).zip(&mut times)
+                {
+                    let used = self.send(direction, burst, device)?.used;
+                    elapsed += used;
+                    times.push(used.as_secs_f64() * 1e9 / f64::from(burst));
+                }
+                sent += u64::from(burst);
+            }
+            Ok((sent, times))
+        })?;
+        for (direction, before) in Direction::BOTH.into_iter().zip(before) {
+            self.check(direction, before, sent)?;
+        }
+        let [outward, inward] = times.map(|times| statistics::median(&times));
+        Ok(Round { outward, inward })
+    }
+
+    fn index(&self, direction: Direction) -> Result<u32> {
+        let entrance = direction.entrance();
+        self.topology
+            .host
+            .device_index(entrance)?
+            .with_context(|| format!("{entrance} is gone"))
+    }
+
     /// The calling thread must be in the host's namespace.
-    fn send(&self, direction: Direction, packets: u32, device: u32) -> Result<Duration> {
+    fn send(&self, direction: Direction, packets: u32, device: u32) -> Result<Sent> {
         let program = self
             .ebpf
             .program(direction.generator())
@@ -252,8 +359,10 @@ impl Rig {
         // struct xdp_md of linux/bpf.h: data, data_end, data_meta, ingress_ifindex,
         // rx_queue_index, egress_ifindex.
         let context = [0, FRAME_LENGTH as u32, 0, device, 0, 0].map(u32::to_ne_bytes);
-        let start = processor::time_used()?;
-        program
+        // The kernel also sleeps in this call, for its own housekeeping: the clock on the wall
+        // would count that too.
+        let watch = Stopwatch::start()?;
+        let result = program
             .test_run(TestRunOptions {
                 data_in: Some(&frame),
                 ctx_in: Some(context.as_flattened()),
@@ -262,76 +371,22 @@ impl Rig {
                 ..TestRunOptions::default()
             })
             .context("cannot send packets")?;
-        Ok(processor::time_used()?.saturating_sub(start))
-    }
-
-    /// Sends so many packets one way.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn burst(&self, direction: Direction, packets: u32) -> Result<()> {
-        let host = &self.topology.host;
-        let device = host
-            .device_index(direction.entrance())?
-            .context("the device is gone")?;
-        host.run(|| {
-            processor::occupy()?;
-            self.send(direction, packets, device).map(drop)
+        Ok(Sent {
+            used: watch.used()?,
+            each: result.duration,
         })
     }
 
-    /// Sends bursts of packets in both directions, turn by turn, for about so long.
-    ///
-    /// # Errors
-    ///
-    /// When a packet is lost or comes out untranslated.
-    pub fn measure(&self, warm: u32, burst: u32, length: Duration) -> Result<Round> {
-        let host = &self.topology.host;
-        let mut devices = [0; 2];
-        for (device, direction) in devices.iter_mut().zip(Direction::BOTH) {
-            *device = host
-                .device_index(direction.entrance())?
-                .context("the device is gone")?;
-        }
-        let before = self.received_both()?;
-        let (sent, times) = host.run(|| {
-            processor::occupy()?;
-            for (direction, device) in Direction::BOTH.into_iter().zip(devices) {
-                self.send(direction, warm, device)?;
-            }
-            let mut sent = u64::from(warm);
-            let mut times = [Vec::new(), Vec::new()];
-            let start = Instant::now();
-            while start.elapsed() < length {
-                for ((direction, device), times) in
-                    Direction::BOTH.into_iter().zip(devices).zip(&mut times)
-                {
-                    let time = self.send(direction, burst, device)?;
-                    times.push(time.as_secs_f64() * 1e9 / f64::from(burst));
-                }
-                sent += u64::from(burst);
-            }
-            Ok((sent, times))
-        })?;
-        let after = self.received_both()?;
-        for ((before, after), direction) in before.iter().zip(after).zip(Direction::BOTH) {
-            let proven = after.proven - before.proven;
-            ensure!(
-                proven == sent,
-                "of {sent} packets {direction:?} only {proven} came out as they should ({} in all)",
-                after.packets - before.packets
-            );
-        }
-        let [outward, inward] = times.map(|times| statistics::median(&times));
-        Ok(Round { outward, inward })
-    }
-
-    fn received_both(&self) -> Result<[Received; 2]> {
-        Ok([
-            self.received(Direction::Outward)?,
-            self.received(Direction::Inward)?,
-        ])
+    fn check(&self, direction: Direction, before: Received, sent: u64) -> Result<()> {
+        let after = self.received(direction)?;
+        let proven = after.proven - before.proven;
+        ensure!(
+            proven == sent,
+            "{}: of {sent} packets {direction:?} only {proven} came out as they should ({} in all)",
+            self.name,
+            after.packets - before.packets
+        );
+        Ok(())
     }
 
     /// What the sink of this direction has got so far.
@@ -340,33 +395,47 @@ impl Rig {
     ///
     /// When the map cannot be read.
     pub fn received(&self, direction: Direction) -> Result<Received> {
-        let map = self.ebpf.map(abi::RECEIVED).context("no counters")?;
-        let map: PerCpuArray<_, Received> = PerCpuArray::try_from(map)?;
-        let values = map.get(&direction.index(), 0)?;
-        Ok(values
-            .iter()
-            .fold(Received::default(), |sum, one| Received {
-                packets: sum.packets + one.packets,
-                proven: sum.proven + one.proven,
-            }))
+        received(&self.ebpf, direction)
     }
 }
 
-/// Nanoseconds a packet in one round.
-#[derive(Clone, Copy, Debug)]
-pub struct Round {
-    pub outward: f64,
-    pub inward: f64,
+/// What the sink of this direction has got so far.
+///
+/// # Errors
+///
+/// When the map cannot be read.
+pub fn received(ebpf: &Ebpf, direction: Direction) -> Result<Received> {
+    let map = ebpf.map(abi::RECEIVED).context("no counters")?;
+    let map: PerCpuArray<_, Received> = PerCpuArray::try_from(map)?;
+    let values = map.get(&direction.index(), 0)?;
+    Ok(values
+        .iter()
+        .fold(Received::default(), |sum, one| Received {
+            packets: sum.packets + one.packets,
+            proven: sum.proven + one.proven,
+            bytes: sum.bytes + one.bytes,
+            segments: sum.segments + one.segments,
+        }))
 }
 
-fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+/// One of the benchmarks' XDP programs.
+///
+/// # Errors
+///
+/// When there is none of that name.
+pub fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program = ebpf
         .program_mut(name)
         .with_context(|| format!("no program {name}"))?;
     Ok(program.try_into()?)
 }
 
-fn parse_mac(text: &str) -> Result<[u8; 6]> {
+/// A link address in bytes.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn mac(text: &str) -> Result<[u8; 6]> {
     let mut mac = [0; 6];
     for (byte, part) in mac.iter_mut().zip(text.split(':')) {
         *byte =

@@ -1,18 +1,36 @@
 //! Of many noisy figures, one and its spread.
 
+use serde::Serialize;
+
+/// Which figures are better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Better {
+    Lower,
+    Higher,
+}
+
+impl Better {
+    /// The best one: what the noise disturbed least; NaN of none.
+    #[must_use]
+    pub fn best(self, values: &[f64]) -> f64 {
+        values.iter().copied().fold(
+            f64::NAN,
+            match self {
+                Self::Lower => f64::min,
+                Self::Higher => f64::max,
+            },
+        )
+    }
+}
+
 /// The middle one; NaN of none.
 #[must_use]
 pub fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// The smallest; infinite of none.
-#[must_use]
-pub fn minimum(values: &[f64]) -> f64 {
-    values.iter().copied().fold(f64::INFINITY, f64::min)
-}
-
-/// The value that this share of all lies below, interpolated.
+/// The value that this share of all lies below, interpolated; NaN of none.
 #[must_use]
 pub fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
@@ -23,11 +41,11 @@ pub fn quantile(values: &[f64], share: f64) -> f64 {
     below + (above - below) * place.fract()
 }
 
-/// Two contenders compared: measured in the same rounds, in the same order.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Two contenders compared: measured in the same rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ratio {
-    /// Of the minima.
-    pub of_minima: f64,
+    /// Of the best figures.
+    pub of_best: f64,
     /// The median of each round's ratio.
     pub median: f64,
     /// The quarter and three-quarter points of each round's ratio.
@@ -37,16 +55,43 @@ pub struct Ratio {
 impl Ratio {
     /// Of `one` to `other`.
     #[must_use]
-    pub fn new(one: &[f64], other: &[f64]) -> Self {
+    pub fn new(one: &[f64], other: &[f64], better: Better) -> Self {
         let ratios: Vec<_> = one
             .iter()
             .zip(other)
             .map(|(one, other)| one / other)
             .collect();
         Self {
-            of_minima: minimum(one) / minimum(other),
+            of_best: better.best(one) / better.best(other),
             median: median(&ratios),
             spread: [quantile(&ratios, 0.25), quantile(&ratios, 0.75)],
         }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::float_cmp, reason = "these come out exactly")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_interpolated() {
+        let values = [4.0, 1.0, 3.0, 2.0];
+        assert_eq!(
+            [0.0, 0.5, 1.0].map(|share| quantile(&values, share)),
+            [1.0, 2.5, 4.0]
+        );
+        assert_eq!(median(&[7.0]), 7.0);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        // Noise of a whole round cancels out.
+        let ratio = Ratio::new(&[2.0, 20.0, 4.0], &[1.0, 10.0, 2.0], Better::Lower);
+        assert_eq!(ratio.of_best, 2.0);
+        assert_eq!(ratio.median, 2.0);
+        assert_eq!(ratio.spread, [2.0, 2.0]);
+        assert_eq!(Better::Higher.best(&[2.0, 20.0, 4.0]), 20.0);
     }
 }

@@ -39,6 +39,11 @@ pub(crate) enum Leftover {
     },
     Directory(PathBuf),
     Namespace(String),
+    /// A parameter of the kernel with the value that it had.
+    Setting {
+        path: PathBuf,
+        before: String,
+    },
 }
 
 static LEFTOVERS: Mutex<BTreeSet<Leftover>> = Mutex::new(BTreeSet::new());
@@ -148,7 +153,7 @@ fn remove_all(list: &BTreeSet<Leftover>) {
     let groups = || {
         list.iter().filter_map(|leftover| match leftover {
             Leftover::ProcessGroup { leader, grace } => Some((Pid::from_raw(*leader), *grace)),
-            Leftover::Directory(_) | Leftover::Namespace(_) => None,
+            Leftover::Directory(_) | Leftover::Namespace(_) | Leftover::Setting { .. } => None,
         })
     };
     for (leader, grace) in groups() {
@@ -175,6 +180,9 @@ fn remove(leftover: &Leftover) {
         }
         Leftover::Directory(path) => {
             let _ = fs::remove_dir_all(path);
+        }
+        Leftover::Setting { path, before } => {
+            let _ = fs::write(path, before);
         }
         Leftover::Namespace(name) => {
             let _ = Command::new("ip")

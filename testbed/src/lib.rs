@@ -12,6 +12,7 @@ pub mod namespace;
 pub mod packet;
 pub mod process;
 pub mod qemu;
+pub mod setting;
 pub mod snapshot;
 mod sys;
 pub mod topology;

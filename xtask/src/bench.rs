@@ -44,6 +44,10 @@ pub fn run(options: &Options) -> Result<()> {
     if options.quick {
         cargo.arg("--quick");
     }
-    cargo.args(&options.scenarios).args(&options.arguments);
+    cargo
+        .arg("--output")
+        .arg(command::target_directory().join("bench"))
+        .args(&options.scenarios)
+        .args(&options.arguments);
     command::run(cargo.env("TAPNAT_BIN", tapnat))
 }
