@@ -22,7 +22,7 @@ use rustix::{
 use tapnat_common::{
     abi::{self, ABI_VERSION, MAX_OUTSIDE_ADDRESSES, Settings, role, setting_flags},
     net::Be32,
-    ports::Reserved,
+    ports::{Class, Reserved},
     time::Instant,
 };
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
@@ -431,6 +431,11 @@ impl Daemon {
                 ));
             }
             self.tables.set_devices(&known.devices)?;
+            if known.outside != self.known.outside && !known.outside.is_empty() {
+                // Before the first port of another address is given away.
+                let withheld = self.tables.reserved(Class::Tcp)?;
+                self.tables.set_reserved(&withheld, &known.outside)?;
+            }
             set_outside(&mut settings, &known.outside);
             self.known = known;
         }

@@ -2,14 +2,23 @@
 //! under it are used at once.
 
 use std::{
+    net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use tapnat_testbed::topology::{HOST_ADDRESS, Inside, Topology};
-use tapnat_tests::instance::{Instance, PATIENCE};
+use tapnat_testbed::{
+    packet,
+    topology::{GATEWAY, HOST_ADDRESS, Inside, Topology},
+};
+use tapnat_tests::{
+    connection::{Connection, Flags},
+    instance::{Instance, PATIENCE},
+    wires::{Wires, remote, wired},
+    world::{OUTSIDE, World},
+};
 
 /// Waits until `status` says so.
 fn until(instance: &Instance, holds: impl Fn(&Value) -> bool) -> Result<()> {
@@ -80,4 +89,92 @@ fn outside_addresses_that_were_given_stay() -> Result<()> {
     world.host.ip("link set veth0 mtu 1300")?;
     until(&instance, |status| device(status, "veth0")["mtu"] == 1300)?;
     until(&instance, as_given)
+}
+
+/// What the uplink gets in place of [`HOST_ADDRESS`].
+const NEW: &str = "198.51.100.99";
+
+/// The uplink is without an address, and with it goes its route.
+fn lose_address(world: &World) -> Result<()> {
+    world.topology.host.ip("address flush dev uplink0")?;
+    until(&world.instance, |status| {
+        status["outside_addresses"] == json!([])
+    })
+}
+
+/// As a DHCP client or a PPP daemon would.
+fn give_address(world: &World, address: &str) -> Result<()> {
+    let host = &world.topology.host;
+    host.ip(&format!("address add {address}/24 dev uplink0"))?;
+    host.ip(&format!("route add default via {GATEWAY} dev uplink0"))?;
+    until(&world.instance, |status| {
+        status["outside_addresses"] == json!([address])
+    })
+}
+
+/// Checks that nothing went to the world, whatever its source.
+fn check_silence(wires: &Wires, world: &World, guest: usize, port: u16) -> Result<()> {
+    let sent = packet::udp(wires.inside(guest, port), remote(0, 53)).payload(b"lost?");
+    wires.guests[guest].send(&sent)?;
+    // There is no way for a marker either; the host tells the guest so.
+    let told = wires.guests[guest].receive()?;
+    ensure!(told.icmpv4().is_some(), "{told:?}");
+    let status = world.instance.ask_json("status")?;
+    ensure!(status["outside_addresses"] == json!([]), "{status}");
+    Ok(())
+}
+
+#[test]
+fn flows_of_a_lost_address_end_and_begin_anew_with_the_next() -> Result<()> {
+    let (world, wires) = wired(1, &[])?;
+    let old = wires.map_udp(0, 40_000, remote(0, 53))?;
+    ensure!(old == SocketAddr::new(OUTSIDE, 40_000), "{old}");
+    let mut connection = Connection::new(&wires, 0, 40_001, remote(0, 80));
+    connection.open()?;
+    connection.talk()?;
+
+    lose_address(&world)?;
+    check_silence(&wires, &world, 0, 40_000)?;
+    check_silence(&wires, &world, 0, 41_000)?;
+
+    give_address(&world, NEW)?;
+    let new: IpAddr = NEW.parse()?;
+    // The same port, as nobody else has it.
+    let outside = wires.map_udp(0, 40_000, remote(0, 53))?;
+    ensure!(outside == SocketAddr::new(new, 40_000), "{outside}");
+    wires.answer_udp(remote(0, 53), outside, 0, 40_000)?;
+    // The server would answer a segment from elsewhere with a RST, so that the
+    // guest knows soon. What it sends to the old address comes to nobody.
+    let segment = wires.out(0, &connection.outward(Flags::Ack, b"still there?"))?;
+    ensure!(segment.source().ip() == new, "{segment:?}");
+    connection.check_ended()?;
+    let late = packet::udp(remote(0, 53), old).payload(b"late");
+    wires.world.send(&late)?;
+    wires.nothing_arrives()?;
+
+    let mappings = world.instance.ask_json("mappings")?;
+    let left = mappings.as_array().is_some_and(|mappings| {
+        mappings
+            .iter()
+            .any(|mapping| mapping["outside"]["address"] != NEW)
+    });
+    ensure!(!left, "{mappings}");
+    Ok(())
+}
+
+#[test]
+fn flows_go_on_when_the_address_comes_back() -> Result<()> {
+    let (world, wires) = wired(1, &[])?;
+    let outside = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let mut connection = Connection::new(&wires, 0, 40_001, remote(0, 80));
+    connection.open()?;
+    lose_address(&world)?;
+    check_silence(&wires, &world, 0, 40_000)?;
+    give_address(&world, &HOST_ADDRESS.to_string())?;
+    ensure!(
+        wires.map_udp(0, 40_000, remote(0, 53))? == outside,
+        "another endpoint"
+    );
+    wires.answer_udp(remote(0, 53), outside, 0, 40_000)?;
+    connection.talk()
 }

@@ -77,6 +77,15 @@ pub(super) fn outside_address(inside: Be32, settings: &Settings) -> Result<Outsi
     }
 }
 
+/// Whether guests are no longer translated to the mapping's outside address.
+#[inline(always)]
+fn is_lost<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> bool {
+    mapping.flags & mapping_flags::STATIC == 0
+        && tables
+            .settings()
+            .is_some_and(|settings| !settings.is_outside(outside.address))
+}
+
 /// The outside endpoint for a session: of the mapping that is there, or of a
 /// new one.
 #[inline(always)]
@@ -86,10 +95,15 @@ pub(super) fn of<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey
         && let Some(mapping) = tables.mapping(&outside)
         && mapping.inside == inside
     {
-        // Also one that is expired: nobody else has taken its port.
-        mapping.device = opening.device;
-        mapping.expires_at = mapping.expires_at.later_of(opening.until);
-        return Ok(outside);
+        if !is_lost(mapping, &outside, tables) {
+            // Also one that is expired: nobody else has taken its port.
+            mapping.device = opening.device;
+            mapping.expires_at = mapping.expires_at.later_of(opening.until);
+            return Ok(outside);
+        }
+        if tables.remove_mapping(&outside) && tables.outside_of(&inside) == Some(outside) {
+            tables.remove_outside_of(&inside);
+        }
     }
     allocate(opening, tables)
 }

@@ -199,7 +199,11 @@ pub fn resume<T: Tables>(
     let now = tables.now();
     let twin_key = session.twin_key(key);
     let stale = now.since(session.last_seen) >= REFRESH_AFTER;
-    if stale && session::is_over(key, session, tables) {
+    // Addresses may have changed as well as routes.
+    let renewed = session.generation != settings.generation;
+    if stale && session::is_over(key, session, tables)
+        || renewed && session::is_lost(key, session, tables)
+    {
         session::close(key, session, tables);
         return None;
     }
@@ -209,7 +213,7 @@ pub fn resume<T: Tables>(
     let changed = session::follow(packet, session, &twin_key, tables);
     // Fragments that wait need the next hop's link addresses now.
     let unlinked = packet.part != Part::Whole && session.flags & session_flags::NEXT_HOP_KNOWN == 0;
-    let confirm = stale || changed || unlinked || session.generation != settings.generation;
+    let confirm = stale || changed || unlinked || renewed;
     if confirm {
         session.last_seen = now;
         if let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables) {

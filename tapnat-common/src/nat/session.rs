@@ -131,7 +131,29 @@ pub const fn last_kept(number: u8, one: Half, other: Half, inbound_refresh: bool
     }
 }
 
-/// Whether the session that this half belongs to has outlived its timeout.
+/// Whether the session's outside address is no longer one of ours: answers to it
+/// would not come back. While there is none at all, the old one may return.
+#[inline(always)]
+pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
+    let Some(settings) = tables.settings() else {
+        return false;
+    };
+    let outside = match key.arrival.device() {
+        Some(_) => EndpointKey::new(session.source, session.source_port, key.arrival.protocol()),
+        None => key.destination_endpoint(),
+    };
+    if settings.outside_count == 0 || settings.is_outside(outside.address) {
+        return false;
+    }
+    settings.flags & setting_flags::STATIC_ADDRESSES == 0
+        || (tables.mapping(&outside).is_none()
+            && tables
+                .mapping(&EndpointKey::whole(outside.address))
+                .is_none())
+}
+
+/// Whether the session that this half belongs to has outlived its timeout, or
+/// its outside address.
 #[inline(always)]
 pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
     let one = Half::from(session);
@@ -139,7 +161,7 @@ pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bo
     let other = tables
         .session(&session.twin_key(key))
         .map_or(one, |twin| Half::from(&*twin));
-    are_expired(key, one, other, tables)
+    are_expired(key, one, other, tables) || is_lost(key, session, tables)
 }
 
 /// Whether the session that this half belongs to is over: expired, or without
@@ -147,7 +169,10 @@ pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bo
 #[inline(always)]
 pub(super) fn is_over<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
     match tables.session(&session.twin_key(key)) {
-        Some(twin) => are_expired(key, Half::from(session), Half::from(&*twin), tables),
+        Some(twin) => {
+            are_expired(key, Half::from(session), Half::from(&*twin), tables)
+                || is_lost(key, session, tables)
+        }
         None => true,
     }
 }

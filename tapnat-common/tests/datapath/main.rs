@@ -25,6 +25,7 @@ mod parsing;
 mod races;
 mod refusals;
 mod rewriting;
+mod statics;
 mod support;
 mod sweep;
 mod tcp;

@@ -614,7 +614,17 @@ impl World {
         let settings = self.settings.copy(&()).unwrap();
         let device = self.devices.copy(&sent.device).unwrap();
         if device.role == role::UPLINK {
-            assert!(settings.is_outside(address(12)), "{ip:02x?}");
+            let source = address(12);
+            let is_guests_own = self.mappings.copy(&EndpointKey::whole(source)).is_some();
+            // Without an address, sessions keep the one that they had.
+            let is_former = settings.outside_count == 0
+                && self.devices.all().iter().all(|(_, device)| {
+                    device.role == role::UPLINK || !source.same_network(device.address, device.mask)
+                });
+            assert!(
+                settings.is_outside(source) || is_guests_own || is_former,
+                "{ip:02x?}"
+            );
         } else {
             let is_guests = address(16).same_network(device.address, device.mask);
             assert!(is_guests && address(16) != device.address, "{ip:02x?}");
@@ -644,7 +654,12 @@ impl World {
             self.auditing.set(true);
             let is_expired = session::is_expired(&key, &session, self);
             self.auditing.set(false);
-            if session.flags & session_flags::UNMAPPED != 0 {
+            // A guest that has an address to itself needs no mapping of its ports.
+            let is_whole = self
+                .mappings
+                .copy(&EndpointKey::whole(outside.address))
+                .is_some();
+            if session.flags & session_flags::UNMAPPED != 0 || is_whole {
                 continue;
             }
             if mapping.is_some_and(|mapping| mapping.inside == key.source_endpoint()) {
