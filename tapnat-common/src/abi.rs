@@ -652,6 +652,8 @@ pub mod setting_flags {
     /// There are static mappings of addresses that are not in the pool, which
     /// guests have to be looked up for, too.
     pub const STATIC_ADDRESSES: u32 = 1 << 3;
+    /// For whoever reads the tables: the programs have [`globals::COUNT_TRAFFIC`](super::globals::COUNT_TRAFFIC).
+    pub const COUNTED: u32 = 1 << 4;
 }
 
 /// What the operator set, index 0 of [`maps::SETTINGS`].

@@ -828,6 +828,7 @@ fn flags(config: &Config) -> u32 {
     [
         (config.inbound_refresh, setting_flags::INBOUND_REFRESH),
         (config.pass_unsolicited, setting_flags::PASS_UNSOLICITED),
+        (config.count, setting_flags::COUNTED),
     ]
     .into_iter()
     .filter_map(|(is_set, flag)| is_set.then_some(flag))

@@ -119,7 +119,7 @@ impl Flow {
             return None;
         }
         let twin = twin.copied().unwrap_or_default();
-        let counted = half.packets != 0 || twin.packets != 0;
+        let counted = settings.flags & setting_flags::COUNTED != 0;
         Some(Self {
             protocol: protocol_label(number),
             inside: Endpoint::new(key.source, key.source_port),
@@ -270,6 +270,9 @@ pub struct Status {
     pub mapping: Modes,
     /// Whether packets from outside keep sessions other than TCP alive.
     pub inbound_refresh: bool,
+    /// Whether every packet is counted, in `reasons` and in the sessions. If not, `translated` counts
+    /// only what the quick path for steady sessions did not take.
+    pub counted: bool,
     /// Sessions that one guest may have; null for no limit.
     pub guest_max_sessions: Option<u32>,
     pub tables: TablesView,
@@ -434,6 +437,7 @@ impl From<StatusSource> for Status {
                 udp: mapping_label(settings.mapping(udp)),
             },
             inbound_refresh: settings.flags & setting_flags::INBOUND_REFRESH != 0,
+            counted: settings.flags & setting_flags::COUNTED != 0,
             guest_max_sessions: Some(settings.guest_max_sessions).filter(|most| *most != 0),
             tables: source.tables,
             reasons: source
@@ -546,14 +550,12 @@ mod tests {
         let (key, mut half, mut twin) = session(protocol::TCP);
         (half.packets, half.bytes) = (3, 180);
         (twin.packets, twin.bytes) = (2, 3000);
-        let flow = Flow::from_half(
-            &key,
-            &half,
-            Some(&twin),
-            &settings(),
-            at(1010).after(Ticks::new(100)),
-        )
-        .unwrap();
+        let counting = Settings {
+            flags: setting_flags::COUNTED,
+            ..settings()
+        };
+        let now = at(1010).after(Ticks::new(100));
+        let flow = Flow::from_half(&key, &half, Some(&twin), &counting, now).unwrap();
         assert_eq!(
             serde_json::to_value(&flow).unwrap(),
             json!({
@@ -688,6 +690,7 @@ mod tests {
             json!({"tcp": "address-dependent", "udp": "endpoint-independent"})
         );
         assert_eq!(json["mapping"]["udp"], "address-and-port-dependent");
+        assert_eq!(json["counted"], json!(false));
         assert_eq!(json["guest_max_sessions"], json!(null));
         assert_eq!(
             json["reasons"],

@@ -125,7 +125,12 @@ fn describe(status: &Status) -> Result<String> {
     ] {
         writeln!(text, "{name}: {} of {}", usage.used, usage.capacity)?;
     }
-    writeln!(text, "packets:")?;
+    let scope = if status.counted {
+        ""
+    } else {
+        " (of steady sessions only with `run --count`)"
+    };
+    writeln!(text, "packets{scope}:")?;
     for reason in status.reasons.iter().filter(|reason| reason.packets > 0) {
         writeln!(
             text,
