@@ -751,7 +751,7 @@ const _: () = {
 mod pod {
     use super::{
         Arrival, Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held,
-        HeldKey, Mapping, Permission, PermissionKey, Session, Settings, Sweep,
+        HeldKey, Mapping, Permission, PermissionKey, Session, Settings, Sweep, Unsolicited,
     };
     use crate::net::Be32;
 
@@ -782,6 +782,7 @@ mod pod {
         Session,
         Settings,
         Sweep,
+        Unsolicited,
         crate::ports::PortSet,
         crate::ports::Reserved,
     );

@@ -220,7 +220,7 @@ impl Tables for Kernel {
     #[inline(always)]
     fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited) {
         // An answer that is lost is no loss.
-        let _ = maps::UNSOLICITED.insert(key, syn, u64::from(BPF_ANY));
+        let _ = maps::UNSOLICITED.insert(key, syn, u64::from(BPF_NOEXIST));
     }
 
     #[inline(always)]

@@ -55,6 +55,8 @@ pub struct Config {
     /// The largest TCP segment that a SYN may announce, in bytes.
     pub clamp_mss: Option<u16>,
     pub pass_unsolicited: bool,
+    /// Tell the senders of other such connections that nobody is there (RFC 5382 REQ-4).
+    pub answer_unsolicited: bool,
     /// Count packets and bytes of each session.
     pub count: bool,
     /// Log packets from the datapath.

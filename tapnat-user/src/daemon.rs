@@ -50,6 +50,7 @@ use crate::{
     statics,
     sweep::Sweep,
     tables::PinnedTables,
+    unsolicited::Answers,
 };
 
 /// How long a process that was told to end may take.
@@ -279,6 +280,7 @@ struct Daemon {
     events: Events,
     control: Control,
     sweep: Sweep,
+    answers: Option<Answers>,
     known: Surroundings,
 }
 
@@ -333,6 +335,7 @@ impl Daemon {
                     events,
                     control,
                     sweep: Sweep::new(config.sweep_interval),
+                    answers: answers(config),
                     known: prepared.known,
                 })
             }
@@ -408,6 +411,13 @@ impl Daemon {
                 }
                 () = self.sweep.due() => {
                     if let Err(error) = self.sweep.step(&self.tables, &self.datapath, now()) {
+                        warn(&format!("{error:#}"));
+                    }
+                }
+                () = due(self.answers.as_ref()) => {
+                    if let Some(answers) = &mut self.answers
+                        && let Err(error) = answers.step(&mut self.tables, now())
+                    {
                         warn(&format!("{error:#}"));
                     }
                 }
@@ -492,6 +502,24 @@ fn wanted_addresses(config: &Config, tables: &PinnedTables) -> Result<Vec<Ipv4Ad
     let mut addresses = config.outside_addresses.clone();
     addresses.extend(pool::of_statics(tables)?);
     Ok(addresses)
+}
+
+/// Who answers connections that nobody asked for, if somebody is to. Without the privilege for it
+/// all else still works.
+fn answers(config: &Config) -> Option<Answers> {
+    if !config.answer_unsolicited {
+        return None;
+    }
+    Answers::open()
+        .inspect_err(|error| warn(&format!("{error:#}")))
+        .ok()
+}
+
+async fn due(answers: Option<&Answers>) {
+    match answers {
+        Some(answers) => answers.due().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn print(logs: &mut Option<Logs>) {

@@ -18,4 +18,5 @@ pub mod preflight;
 pub mod statics;
 pub mod sweep;
 pub mod tables;
+pub mod unsolicited;
 pub mod view;

@@ -401,6 +401,7 @@ mod tests {
             inbound_refresh: false,
             clamp_mss: None,
             pass_unsolicited: false,
+            answer_unsolicited: true,
             count: false,
             verbose: false,
             tap_queues: Queues::Multi,

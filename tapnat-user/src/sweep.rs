@@ -80,6 +80,11 @@ impl Sweep {
         }
     }
 
+    /// Changes the interval, from the next walk on.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
     /// Waits until there is something to do.
     pub async fn due(&self) {
         sleep_until(self.next).await;

@@ -15,7 +15,7 @@ use aya::{
 use tapnat_common::{
     abi::{
         ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Permission,
-        PermissionKey, Session, Settings, maps,
+        PermissionKey, Session, Settings, Unsolicited, maps,
     },
     net::Be32,
     ports::{Class, PortSet, Reserved, SETS, set_index},
@@ -23,7 +23,7 @@ use tapnat_common::{
 };
 
 pub use self::batch::Walk;
-use self::batch::for_each;
+use self::{batch::for_each, mappings::gone_is_fine};
 
 /// Why pinned tables cannot be used.
 #[derive(Debug)]
@@ -72,6 +72,7 @@ pub struct PinnedTables {
     mappings: HashMap<MapData, EndpointKey, Mapping>,
     inside: HashMap<MapData, EndpointKey, EndpointKey>,
     permissions: HashMap<MapData, PermissionKey, Permission>,
+    unsolicited: HashMap<MapData, FlowKey, Unsolicited>,
     guests: HashMap<MapData, Be32, Guest>,
     devices: HashMap<MapData, u32, Device>,
     ports: Array<MapData, PortSet>,
@@ -108,6 +109,7 @@ impl PinnedTables {
             mappings: open(directory, maps::MAPPINGS)?,
             inside: open(directory, maps::INSIDE)?,
             permissions: open(directory, maps::PERMISSIONS)?,
+            unsolicited: open(directory, maps::UNSOLICITED)?,
             guests: open(directory, maps::GUESTS)?,
             devices: open(directory, maps::DEVICES)?,
             ports: open(directory, maps::PORTS)?,
@@ -304,6 +306,31 @@ impl PinnedTables {
             Ok(())
         })?;
         Ok((guests, capacity(self.guests.map())?))
+    }
+
+    /// The SYNs from outside that nobody asked for and that wait for an answer, by the keys that
+    /// their sessions would have.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn unsolicited(&self) -> Result<Vec<(FlowKey, Unsolicited)>> {
+        let mut waiting = Vec::new();
+        for_each(self.unsolicited.map(), |key, syn| {
+            waiting.push((*key, *syn));
+            Ok(())
+        })?;
+        Ok(waiting)
+    }
+
+    /// Forgets a SYN from outside, which the table may have done already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn forget_unsolicited(&mut self, key: &FlowKey) -> Result<()> {
+        gone_is_fine(self.unsolicited.remove(key))
+            .context("cannot write the table of unsolicited SYNs")
     }
 
     /// Which ports of a set ([`set_index`]) are marked as taken.

@@ -4,6 +4,7 @@
 use std::{
     net::{Shutdown, SocketAddr},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -288,6 +289,42 @@ fn req_4_an_unsolicited_syn_is_not_answered_at_once() -> Result<()> {
         connection.talk()?;
     }
     wires.nothing_arrives()
+}
+
+/// REQ-4: otherwise it is answered with ICMP port unreachable, about the SYN
+/// as it was sent, unless the operator does not want that.
+#[test]
+fn req_4_an_unsolicited_syn_is_answered_after_six_seconds() -> Result<()> {
+    let syn = packet::tcp(remote(1, 80), outside(40_000)).with_tcp(|header| header.syn = true);
+    let (_silent, silent) = wired(1, &["--no-unsolicited-answer"])?;
+    silent.world.send(&syn)?;
+    let (_world, wires) = wired(1, &[])?;
+    let mut mapped = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    mapped.open()?;
+    let start = Instant::now();
+    wires.world.send(&syn)?;
+    wires.nothing_arrives()?;
+    let answer = loop {
+        match wires.arrivals()?.world.first() {
+            Some(answer) => break answer.parse()?,
+            None => ensure!(start.elapsed() < Duration::from_secs(20), "no answer"),
+        }
+        thread::sleep(Duration::from_millis(100));
+    };
+    let waited = start.elapsed();
+    ensure!(waited >= Duration::from_secs(6), "after {waited:?}");
+    let icmp = answer.icmpv4().context("no ICMP")?.to_bytes();
+    let quoted = answer.quoted()?;
+    ensure!(
+        icmp[..2] == [3, 3]
+            && answer.source_address() == OUTSIDE
+            && answer.destination_address() == remote(1, 80).ip()
+            && (quoted.source, quoted.destination) == (remote(1, 80), outside(40_000)),
+        "{answer:?}"
+    );
+    thread::sleep(just_over(1));
+    silent.nothing_arrives()?;
+    mapped.talk()
 }
 
 /// REQ-5: the established connection idle-timeout is not under 2 hours 4

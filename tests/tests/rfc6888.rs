@@ -56,7 +56,7 @@ fn req_3_the_address_pool_need_not_be_contiguous() -> Result<()> {
 /// REQ-4: the number of ports of a subscriber can be limited, and is given back.
 #[test]
 fn req_4_a_guests_ports_can_be_limited() -> Result<()> {
-    let limits = ["--guest-max-sessions", "3", "--udp-timeout", "1"];
+    let limits = ["--guest-max-sessions", "3", "--udp-timeout", "2"];
     let (_world, wires) = wired(2, &limits)?;
     for _ in 0..2 {
         for port in 40_000..40_003 {
@@ -71,7 +71,7 @@ fn req_4_a_guests_ports_can_be_limited() -> Result<()> {
         }
         // Others do not feel it.
         wires.map_udp(1, 40_000, remote(0, 53))?;
-        thread::sleep(just_over(1));
+        thread::sleep(just_over(2));
     }
     Ok(())
 }

@@ -103,7 +103,8 @@ pub trait Tables {
     /// Replaces what was there.
     fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert;
 
-    /// Replaces what was there, and may forget.
+    /// Keeps what is there: a SYN that comes again waits no longer for it. May
+    /// forget.
     fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited);
 
     fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;

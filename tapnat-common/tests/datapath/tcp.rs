@@ -538,8 +538,13 @@ fn an_unsolicited_syn_waits_for_one_from_inside() {
     let exit = connection.world.world_sends(&syn.build());
     assert_eq!(exit.reason, Reason::UnsolicitedSyn);
     assert!(exit.sent.is_none(), "it is not answered at once");
+    // That it comes again does not put the answer off.
+    let first = connection.world.unsolicited.all();
+    connection.world.wait_seconds(3);
+    connection.world.world_sends(&syn.build());
     let noted = connection.world.unsolicited.all();
     assert_eq!(noted.len(), 1);
+    assert_eq!(noted[0].1.arrived, first[0].1.arrived);
     assert_eq!(noted[0].1.sequence.get(), 777);
     assert_eq!(connection.world.sizes()[..4], [0; 4]);
     // The guest's SYN makes it a simultaneous open.

@@ -127,6 +127,11 @@ pub struct Arguments {
     #[arg(long)]
     pass_unsolicited: bool,
 
+    /// Leave TCP connections that nobody asked for without an answer, instead of "port unreachable"
+    /// after six seconds
+    #[arg(long)]
+    no_unsolicited_answer: bool,
+
     /// Count packets and bytes of each session
     #[arg(long)]
     count: bool,
@@ -242,6 +247,7 @@ impl Arguments {
             inbound_refresh: self.inbound_refresh,
             clamp_mss: self.clamp_mss,
             pass_unsolicited: self.pass_unsolicited,
+            answer_unsolicited: !self.no_unsolicited_answer,
             count: self.count,
             verbose: self.verbose,
             tap_queues: self.tap_queues,

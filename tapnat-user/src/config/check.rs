@@ -180,6 +180,7 @@ impl Config {
             inbound_refresh: _,
             clamp_mss: _,
             pass_unsolicited: _,
+            answer_unsolicited: _,
             count,
             verbose,
             tap_queues,

@@ -4,7 +4,9 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use tapnat_common::abi::setting_flags;
 
-use super::{Daemon, divide_ports, reserved, settings, surroundings, wanted_addresses, warn};
+use super::{
+    Daemon, answers, divide_ports, reserved, settings, surroundings, wanted_addresses, warn,
+};
 use crate::{config::Config, host::systemd, pool, statics};
 
 /// What begins every refusal.
@@ -83,6 +85,8 @@ impl Daemon {
         if known.outside.is_empty() {
             notes.push("the uplink has no address: no new sessions until it has one".to_owned());
         }
+        self.sweep.set_interval(config.sweep_interval);
+        self.answers = answers(config);
         self.known = known;
         Ok(notes)
     }

@@ -126,7 +126,8 @@ fn insert_new<V: Pod>(
     }
 }
 
-fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+/// Whether it was there or not, it is gone.
+pub(super) fn gone_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
             Ok(())

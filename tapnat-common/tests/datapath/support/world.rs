@@ -811,7 +811,7 @@ impl Tables for World {
 
     fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited) {
         self.operate(Operation::Lookup);
-        self.unsolicited.set(key, syn);
+        self.unsolicited.insert(key, syn);
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
