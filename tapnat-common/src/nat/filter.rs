@@ -35,6 +35,67 @@ pub(super) fn permit<T: Tables>(
     tables.set_permission(&key, &Permission { expires_at: until }) == Insert::Done
 }
 
+/// Notes that the owner of the mapping of `outside` has sent to a guest behind the
+/// outside endpoint `remote`, who may answer until `until`.
+///
+/// To the world, a session would be there for the answer even if the first packet
+/// was filtered at the far end. Between guests there is none yet.
+#[inline(always)]
+pub(super) fn permit_guest<T: Tables>(
+    outside: &EndpointKey,
+    remote: &EndpointKey,
+    until: Instant,
+    tables: &T,
+) {
+    permit(outside, remote.address, until, tables);
+    if let Some(key) = guest_key(outside, remote, tables) {
+        tables.set_permission(&key, &Permission { expires_at: until });
+    }
+}
+
+/// As [`admits`], for the guest behind the outside endpoint `remote`.
+#[inline(always)]
+pub(super) fn admits_guest<T: Tables>(
+    mapping: &Mapping,
+    outside: &EndpointKey,
+    remote: &EndpointKey,
+    tables: &T,
+) -> bool {
+    admits(mapping, outside, remote.address, tables)
+        || mapping.flags & mapping_flags::STATIC == 0
+            && guest_key(outside, remote, tables).is_some_and(|key| is_permitted(&key, tables))
+}
+
+/// What notes a permission for one port of an outside address of ours, under
+/// filtering by address and port: an address of "this network" (RFC 1122 section
+/// 3.2.1.3), which nobody in the world has, made of the outside address' place in
+/// the pool and the port.
+#[inline(always)]
+fn guest_key<T: Tables>(
+    outside: &EndpointKey,
+    remote: &EndpointKey,
+    tables: &T,
+) -> Option<PermissionKey> {
+    let settings = tables.settings()?;
+    match settings.filtering(outside.protocol) {
+        Filtering::EndpointIndependent | Filtering::AddressDependent => None,
+        Filtering::AddressAndPortDependent => {
+            let place = settings.place_of_outside(remote.address)?;
+            Some(PermissionKey {
+                outside: *outside,
+                remote: Be32::new((place << 16) | u32::from(remote.port.get())),
+            })
+        }
+    }
+}
+
+#[inline(always)]
+fn is_permitted<T: Tables>(key: &PermissionKey, tables: &T) -> bool {
+    tables
+        .permission(key)
+        .is_some_and(|permission| tables.now().is_before(permission.expires_at))
+}
+
 /// Whether the mapping of this outside endpoint lets `remote` start a session
 /// from outside.
 #[inline(always)]
@@ -54,11 +115,12 @@ pub(super) fn admits<T: Tables>(
         Filtering::EndpointIndependent => true,
         // The session's own key is address and port; no session, no entry.
         Filtering::AddressAndPortDependent => false,
-        Filtering::AddressDependent => tables
-            .permission(&PermissionKey {
+        Filtering::AddressDependent => {
+            let key = PermissionKey {
                 outside: *outside,
                 remote,
-            })
-            .is_some_and(|permission| tables.now().is_before(permission.expires_at)),
+            };
+            is_permitted(&key, tables)
+        }
     }
 }

@@ -363,12 +363,12 @@ fn may_come_back<T: Tables>(key: &FlowKey, plan: &Plan, tables: &T) -> bool {
         return false;
     };
     let opening = &plan.opening;
-    if opening.flags & session_flags::UNMAPPED == 0 {
-        filter::permit(&opening.source, key.destination, opening.until, tables);
-    }
     let outside = key.destination_endpoint();
+    if opening.flags & session_flags::UNMAPPED == 0 {
+        filter::permit_guest(&opening.source, &outside, opening.until, tables);
+    }
     target_of(&outside, settings, tables)
-        .is_some_and(|target| filter::admits(target, &outside, opening.source.address, tables))
+        .is_some_and(|target| filter::admits_guest(target, &outside, &opening.source, tables))
 }
 
 /// Makes the session that [`start`] has planned.

@@ -132,15 +132,25 @@ fn a_guest_meets_itself() {
 
 #[test]
 fn filters_hold_between_guests_too() {
-    let world = with_peer();
-    world.set_filtering(Filtering::AddressDependent);
-    let probe = udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build();
-    assert_eq!(world.guest_sends(TAP, &probe).reason, Reason::Filtered);
-    // Having sent to the outside address, it lets the other one in.
-    let punch = udp(at(OTHER_GUEST, 5000), at(OUTSIDE, 40_000)).build();
-    let exit = world.guest_sends(SECOND_TAP, &punch);
-    assert_eq!(exit.reason, Reason::HairpinStarted);
-    assert_eq!(world.guest_sends(TAP, &probe).reason, Reason::Translated);
+    for filtering in [
+        Filtering::AddressDependent,
+        Filtering::AddressAndPortDependent,
+    ] {
+        let world = with_peer();
+        world.set_filtering(filtering);
+        let probe = udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build();
+        assert_eq!(world.guest_sends(TAP, &probe).reason, Reason::Filtered);
+        // From another port than the one that was sent to.
+        let by_port = filtering == Filtering::AddressAndPortDependent;
+        let other = udp(at(OTHER_GUEST, 5001), at(OUTSIDE, 40_000)).build();
+        let admitted = world.guest_sends(SECOND_TAP, &other).reason == Reason::HairpinStarted;
+        assert_eq!(admitted, !by_port);
+        // Having sent to the outside address, it lets the other one in.
+        let punch = udp(at(OTHER_GUEST, 5000), at(OUTSIDE, 40_000)).build();
+        let exit = world.guest_sends(SECOND_TAP, &punch);
+        assert_eq!(exit.reason, Reason::HairpinStarted);
+        assert_eq!(world.guest_sends(TAP, &probe).reason, Reason::Translated);
+    }
 }
 
 #[test]
