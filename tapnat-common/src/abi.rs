@@ -11,11 +11,12 @@ use crate::{
     checksum::Delta,
     frame::LinkAddresses,
     net::{Be16, Be32},
-    time::{Instant, Ticks},
+    nat::REFRESH_AFTER,
+    time::{Instant, Slot, Ticks},
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -297,7 +298,10 @@ pub struct Session {
     /// The MTU of the way out in bytes.
     pub mtu: u16,
     /// [`Settings::generation`] when the next hop was looked up.
-    pub generation: u16,
+    pub generation: u8,
+    /// When next hop and mapping were last looked at. See
+    /// [`Settings::confirm_after`].
+    pub confirmed: Slot,
     pub tcp: u8,
     pub flags: u8,
     /// TCP: the last window this half's sender announced, unscaled.
@@ -605,6 +609,30 @@ pub struct Timeouts {
     pub fragment: Ticks,
 }
 
+impl Timeouts {
+    /// What [`Settings::confirm_after`] is to be: eight seconds, and less where
+    /// something lives so short that eight seconds more would be much.
+    #[must_use]
+    pub fn confirm_after(&self) -> u8 {
+        const MOST: u8 = 15;
+        let Self {
+            udp,
+            tcp_established,
+            tcp_transitory,
+            icmp,
+            other,
+            port_rest,
+            fragment: _,
+        } = *self;
+        [tcp_established, tcp_transitory, icmp, other, port_rest]
+            .into_iter()
+            .fold(udp, Ord::min)
+            .part(8)
+            .slots()
+            .clamp(1, MOST)
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
@@ -671,7 +699,10 @@ pub struct Settings {
     pub guest_max_sessions: u32,
     /// Rises when routes, neighbours or devices changed: cached next hops of
     /// another generation are looked up anew.
-    pub generation: u16,
+    pub generation: u8,
+    /// Slots after which a session's next packet has its next hop looked up again
+    /// and keeps its mapping alive. See [`Timeouts::confirm_after`].
+    pub confirm_after: u8,
     /// [`Filtering`] of TCP, and of everything else.
     pub filtering_tcp: u8,
     pub filtering_udp: u8,
@@ -683,6 +714,23 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// When a session that begins `now` shall have been confirmed: so that it is
+    /// in the next slot, when the neighbour will have been found, and what went
+    /// wrong with another CPU's packets is put right.
+    #[inline(always)]
+    #[must_use]
+    pub const fn confirm_soon(&self, now: Instant) -> Slot {
+        now.slot().before(self.confirm_after.wrapping_sub(1))
+    }
+
+    /// How much longer than its sessions a mapping may have to live, as it is
+    /// kept alive only when they are confirmed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mapping_slack(&self) -> Ticks {
+        REFRESH_AFTER.plus(Ticks::from_slots(self.confirm_after))
+    }
+
     /// Whether the address is one that guests' packets are translated to.
     #[inline(always)]
     #[must_use]

@@ -7,6 +7,9 @@
 /// Nanoseconds in a tick are two to this power.
 const TICK_SHIFT: u32 = 20;
 
+/// Ticks in a slot are two to this power.
+const SLOT_SHIFT: u32 = 9;
+
 /// A point in time. Points further than 24 days apart do not compare.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +27,14 @@ impl Instant {
     #[expect(clippy::cast_possible_truncation, reason = "the clock wraps by design")]
     pub const fn from_nanoseconds(nanoseconds: u64) -> Self {
         Self((nanoseconds >> TICK_SHIFT) as u32)
+    }
+
+    /// The slot that the point lies in.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "slots wrap by design")]
+    pub const fn slot(self) -> Slot {
+        Slot((self.0 >> SLOT_SHIFT) as u8)
     }
 
     /// Time passed since `earlier`; nothing when `earlier` lies ahead, as a
@@ -64,7 +75,51 @@ impl Instant {
     }
 }
 
+/// A point in time to within half a second, of the last two minutes: for stamps
+/// that are known to be no older, and have to be small.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot(u8);
+
+impl Slot {
+    /// So many slots earlier.
+    #[inline(always)]
+    #[must_use]
+    pub const fn before(self, slots: u8) -> Self {
+        Self(self.0.wrapping_sub(slots))
+    }
+
+    /// Slots since `earlier`. Many when it lies ahead.
+    #[inline(always)]
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> u8 {
+        self.0.wrapping_sub(earlier.0)
+    }
+}
+
 impl Ticks {
+    /// The length of a slot: 2^29 ns, about 0.54 s.
+    pub const SLOT: Self = Self(1 << SLOT_SHIFT);
+
+    /// So many slots.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_slots(slots: u8) -> Self {
+        Self((slots as u32) << SLOT_SHIFT)
+    }
+
+    /// Whole slots in this time, as far as they can be told.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "capped just before")]
+    pub const fn slots(self) -> u8 {
+        let slots = self.0 >> SLOT_SHIFT;
+        if slots > u8::MAX as u32 {
+            u8::MAX
+        } else {
+            slots as u8
+        }
+    }
+
     /// The longest time that the clock can tell, 26 days.
     pub const MAX: Self = Self(i32::MAX.cast_unsigned());
 
@@ -91,6 +146,12 @@ impl Ticks {
     #[must_use]
     pub const fn from_seconds(seconds: u32) -> Self {
         Self::from_milliseconds(seconds as u64 * 1000)
+    }
+
+    /// One of so many equal parts.
+    #[must_use]
+    pub const fn part(self, of: u32) -> Self {
+        Self(self.0 / of)
     }
 
     #[must_use]

@@ -9,7 +9,7 @@ use crate::{
     nat::Route,
     net::{Be32, icmp},
     rewrite::Rewrite,
-    time::Instant,
+    time::{Instant, Slot},
 };
 
 /// The kind of exit that a reason belongs to.
@@ -205,7 +205,9 @@ pub struct Opening {
     pub flags: u8,
     pub route: Route,
     /// [`crate::abi::Settings::generation`] of the route.
-    pub generation: u16,
+    pub generation: u8,
+    /// What [`crate::abi::Session::confirmed`] is to be.
+    pub confirmed: Slot,
     /// For a new mapping: whose, where its owner is, and until when it lives.
     pub inside: EndpointKey,
     pub device: u32,
@@ -222,6 +224,7 @@ impl Default for Opening {
             flags: 0,
             route: Route::default(),
             generation: 0,
+            confirmed: Slot::default(),
             inside: EndpointKey::default(),
             device: 0,
             until: Instant::default(),

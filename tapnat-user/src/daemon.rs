@@ -306,7 +306,7 @@ impl Daemon {
         };
         let host = RealHost::new(instance.clone(), Netlink::open()?);
         // Before anything is read, so that no change falls between.
-        let events = Events::listen()?;
+        let events = Events::listen(host.netlink()).await?;
         let left = Journal::load(instance)?;
         let adopting = left.is_some();
         let mut journal = match left {
@@ -839,6 +839,7 @@ fn settings(config: &Config, outside: &[Be32], left: &Settings) -> Settings {
         abi_version: ABI_VERSION,
         flags: flags(config) | left.flags & setting_flags::STATIC_ADDRESSES,
         clamp_mss: config.clamp_mss.unwrap_or(0),
+        confirm_after: config.timeouts.confirm_after(),
         timeouts: config.timeouts,
         guest_max_sessions: config.guest_max_sessions.map_or(0, Into::into),
         generation: left.generation.wrapping_add(1),

@@ -127,7 +127,7 @@ impl Flow {
             remote: Endpoint::new(key.destination, key.destination_port),
             state: state.label(),
             idle_seconds: seconds(now.since(one.last_seen.later_of(other.last_seen))),
-            expires_in_seconds: seconds_left(expires_at.since(now)),
+            expires_in_seconds: seconds_left(expires_at.since(now), REFRESH_AFTER),
             packets: counted.then_some(Directions {
                 outbound: half.packets,
                 inbound: twin.packets,
@@ -157,7 +157,12 @@ pub struct MappingView {
 impl MappingView {
     /// The mapping with this outside endpoint, at `now`. None when it is past its time.
     #[must_use]
-    pub fn new(outside: &EndpointKey, mapping: &Mapping, now: Instant) -> Option<Self> {
+    pub fn new(
+        outside: &EndpointKey,
+        mapping: &Mapping,
+        settings: &Settings,
+        now: Instant,
+    ) -> Option<Self> {
         let stays = mapping.flags & mapping_flags::STATIC != 0;
         if !stays && !now.is_before(mapping.expires_at) {
             return None;
@@ -168,7 +173,9 @@ impl MappingView {
             outside: Endpoint::new(outside.address, outside.port),
             kind: if stays { "static" } else { "dynamic" },
             sessions: mapping.sessions,
-            expires_in_seconds: (!stays).then(|| seconds_left(mapping.expires_at.since(now))),
+            expires_in_seconds: (!stays).then(|| {
+                seconds_left(mapping.expires_at.since(now), settings.mapping_slack())
+            }),
         })
     }
 }
@@ -472,10 +479,10 @@ fn seconds(ticks: Ticks) -> u64 {
 
 /// Rounded up, and without the time by which the datapath's stamps may be late, which everything
 /// lives on.
-fn seconds_left(ticks: Ticks) -> u64 {
+fn seconds_left(ticks: Ticks, late: Ticks) -> u64 {
     ticks
         .milliseconds()
-        .saturating_sub(REFRESH_AFTER.milliseconds())
+        .saturating_sub(late.milliseconds())
         .div_ceil(1000)
 }
 
@@ -623,7 +630,7 @@ mod tests {
             sessions: 2,
             ..Mapping::default()
         };
-        let view = MappingView::new(&outside, &mapping, at(1000)).unwrap();
+        let view = MappingView::new(&outside, &mapping, &settings(), at(1000)).unwrap();
         assert_eq!(
             serde_json::to_value(&view).unwrap(),
             json!({
@@ -635,9 +642,9 @@ mod tests {
                 "expires_in_seconds": 300,
             })
         );
-        assert_eq!(MappingView::new(&outside, &mapping, at(1301)), None);
+        assert_eq!(MappingView::new(&outside, &mapping, &settings(), at(1301)), None);
         mapping.flags = mapping_flags::STATIC;
-        let view = MappingView::new(&outside, &mapping, at(1301)).unwrap();
+        let view = MappingView::new(&outside, &mapping, &settings(), at(1301)).unwrap();
         assert_eq!((view.kind, view.expires_in_seconds), ("static", None));
     }
 

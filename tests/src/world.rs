@@ -146,8 +146,9 @@ pub fn outside(port: u16) -> SocketAddr {
 }
 
 /// A little more than so many seconds of the datapath's clock, for timeouts to
-/// pass: what it looks at may be half a second older than it says.
+/// pass: what it looks at may be half a second older than it says, and mappings
+/// live as much longer again.
 #[must_use]
 pub fn just_over(seconds: u64) -> Duration {
-    Duration::from_millis(seconds * 1000 + 800)
+    Duration::from_millis(seconds * 1000 + 1400)
 }

@@ -41,6 +41,21 @@ pub(super) fn end_by<T: Tables>(outside: &EndpointKey, until: Instant, tables: &
     }
 }
 
+/// Ends a mapping whose last session is over, if it lives on only because it was
+/// to outlive that: see [`Settings::mapping_slack`].
+#[inline(always)]
+pub(super) fn end_if_unused<T: Tables>(outside: &EndpointKey, tables: &T) {
+    let now = tables.now();
+    if let (Some(mapping), Some(settings)) = (tables.mapping(outside), tables.settings())
+        && mapping.sessions == 0
+        && now.is_before(mapping.expires_at)
+        // Else another CPU has just kept it for a session that it is opening.
+        && mapping.expires_at.since(now) <= settings.mapping_slack()
+    {
+        mapping.expires_at = now;
+    }
+}
+
 /// Lets the mapping live until `until` at least; one session alone also decides
 /// when it ends.
 #[inline(always)]

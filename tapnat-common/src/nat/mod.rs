@@ -33,7 +33,7 @@ use crate::{
 
 /// How old a session's time stamp may get before a packet renews it, about
 /// half a second: a stamp is not written for every packet. Timeouts are this
-/// much longer, so that none is cut short. The next hop is confirmed as often.
+/// much longer, so that none is cut short.
 pub const REFRESH_AFTER: Ticks = Ticks::new(512);
 
 /// What became of an insert that must not replace anything.
@@ -148,9 +148,10 @@ pub fn established<'a, T: Tables>(
 ) -> Option<&'a mut Session> {
     let settings = tables.settings()?;
     let session = tables.session(&packet.key(device))?;
+    let now = tables.now();
     let turning = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST;
     let is_steady = packet.time_to_live > 1
-        && tables.now().since(session.last_seen) < REFRESH_AFTER
+        && is_confirmed(session, settings, now)
         && session.generation == settings.generation
         && packet.wire_length <= u32::from(session.mtu)
         && (packet.transport != Transport::Tcp
@@ -158,9 +159,27 @@ pub fn established<'a, T: Tables>(
     if !is_steady {
         return None;
     }
+    stamp(session, now);
     note_window(packet, session);
     count(packet, session, tables);
     Some(session)
+}
+
+/// Whether neither the session's end nor its next hop need a look yet.
+#[inline(always)]
+fn is_confirmed(session: &Session, settings: &Settings, now: Instant) -> bool {
+    // The first rules out that so many slots have passed that their number is no
+    // longer known.
+    now.since(session.last_seen) < Ticks::from_slots(settings.confirm_after)
+        && now.slot().since(session.confirmed) < settings.confirm_after
+}
+
+/// Notes that a packet came by, unless one did a moment ago.
+#[inline(always)]
+fn stamp(session: &mut Session, now: Instant) {
+    if now.since(session.last_seen) >= REFRESH_AFTER {
+        session.last_seen = now;
+    }
 }
 
 /// Remembers what a TCP sender expects, to tell a genuine RST from a blind one.
@@ -199,7 +218,7 @@ pub fn resume<T: Tables>(
     let session = tables.session(key)?;
     let now = tables.now();
     let twin_key = session.twin_key(key);
-    let stale = now.since(session.last_seen) >= REFRESH_AFTER;
+    let stale = !is_confirmed(session, settings, now);
     // Addresses may have changed as well as routes.
     let renewed = session.generation != settings.generation;
     if stale && session::is_over(key, session, tables)
@@ -216,11 +235,14 @@ pub fn resume<T: Tables>(
     let unlinked = packet.part != Part::Whole && session.flags & session_flags::NEXT_HOP_KNOWN == 0;
     let confirm = stale || changed || unlinked || renewed;
     if confirm {
-        session.last_seen = now;
         if let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables) {
             return Some(reason);
         }
+        session.last_seen = now;
+        session.confirmed = now.slot();
         session::keep_alive(key, session, tables);
+    } else {
+        stamp(session, now);
     }
     note_window(packet, session);
     count(packet, session, tables);
@@ -241,7 +263,7 @@ fn renew_next_hop<T: Tables>(
     packet: &Packet,
     key: &FlowKey,
     session: &mut Session,
-    generation: u16,
+    generation: u8,
     tables: &T,
 ) -> Result<(), Reason> {
     let route = if session.flags & session_flags::TO_INSIDE != 0 {

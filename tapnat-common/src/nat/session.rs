@@ -272,18 +272,18 @@ fn is_in_window(packet: &Packet, session: &Session, twin: &Session) -> bool {
     ahead <= window
 }
 
-/// How long the session lives from now on, if no further packet comes.
+/// How long what the session stands on has to live from now on.
 #[inline(always)]
 pub(super) fn lifetime<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> Ticks {
     let number = key.arrival.protocol();
     let one = Half::from(session);
     let twin = tables.session(&session.twin_key(key));
     let other = twin.map_or(one, |twin| Half::from(&*twin));
-    let allowed = match tables.settings() {
-        Some(settings) => timeout(number, state(number, one, other), &settings.timeouts),
+    match tables.settings() {
+        Some(settings) => timeout(number, state(number, one, other), &settings.timeouts)
+            .plus(settings.mapping_slack()),
         None => Ticks::default(),
-    };
-    allowed.plus(REFRESH_AFTER)
+    }
 }
 
 /// Lets the mapping and the permission that the session stands on live on.
@@ -355,6 +355,7 @@ pub(super) fn halves(
         last_seen: now,
         mtu: opening.route.mtu,
         generation: opening.generation,
+        confirmed: opening.confirmed,
         tcp: first_state(packet),
         flags: opening.flags | session_flags::INITIATOR,
         ..Session::default()
@@ -520,6 +521,9 @@ fn count<T: Tables>(key: &FlowKey, session: &Session, more: bool, tables: &T) {
             .is_some_and(|mapping| mapping.inside == inside && (more || mapping.sessions != 0))
         {
             tables.count_on_mapping(&outside, more);
+            if !more {
+                mapping::end_if_unused(&outside, tables);
+            }
         }
     }
 }

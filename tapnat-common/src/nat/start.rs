@@ -133,6 +133,7 @@ fn from_inside<T: Tables>(
         flags,
         route,
         generation: settings.generation,
+        confirmed: settings.confirm_soon(tables.now()),
         ..Opening::default()
     };
     if whole.is_some() {
@@ -157,7 +158,7 @@ fn from_inside<T: Tables>(
     let lifetime = session::timeout(packet.protocol, first, &settings.timeouts);
     plan.opening.inside = inside;
     plan.opening.device = device.get();
-    plan.opening.until = tables.now().after(lifetime).after(super::REFRESH_AFTER);
+    plan.opening.until = tables.now().after(lifetime).after(settings.mapping_slack());
     Ok(Next::Map)
 }
 
@@ -320,6 +321,7 @@ fn from_outside<T: Tables>(
         },
         route,
         generation: settings.generation,
+        confirmed: settings.confirm_soon(tables.now()),
         ..Opening::default()
     };
     Ok(Next::Open)

@@ -204,7 +204,7 @@ fn a_freed_port_rests_before_another_guest_gets_it() {
     assert_eq!(outside_port(&world, GUEST, 40_000), only);
     let timeouts = world.timeouts();
     world.wait(timeouts.udp);
-    world.wait_seconds(1);
+    world.wait_slack();
     let try_again = || {
         // Chance leads to it at once, so that only its rest is in the way.
         world.chances.borrow_mut().extend([chance_of(only); 32]);
@@ -233,7 +233,7 @@ fn the_guest_itself_may_reuse_its_port_at_once() {
     let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
     assert_eq!(exit.reason, Reason::SessionStarted);
     world.wait(world.timeouts().udp);
-    world.wait_seconds(1);
+    world.wait_slack();
     world.chances.borrow_mut().extend([chance_of(only); 32]);
     assert_eq!(outside_port(&world, GUEST, 40_002), only);
 }

@@ -306,7 +306,7 @@ fn two_guests_take_over_one_expired_port() {
             );
             assert_eq!(world.mappings.len(), 1);
             // Whatever came of it mends itself.
-            world.wait_seconds(1);
+            world.wait_slack();
             first.run(world);
             second.run(world);
             world.wait_seconds(1000);
@@ -383,7 +383,7 @@ fn half_a_session_is_mended() {
                     }
                 }
             }
-            world.wait_seconds(1);
+            world.wait_slack();
             let arrival = if packet == "out" { &out } else { &back };
             assert_eq!(arrival.run(&world).reason.outcome(), Outcome::Forward);
             world.is_lenient.set(false);

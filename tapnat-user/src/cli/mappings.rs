@@ -32,9 +32,10 @@ impl Arguments {
     pub fn execute(self) -> Result<()> {
         let tables = self.instance.tables()?;
         let mut list = List::begin(self.format.json, &COLUMNS)?;
+        let settings = tables.settings()?;
         let now = now();
         tables.for_each_mapping(|outside, mapping| {
-            match MappingView::new(outside, mapping, now) {
+            match MappingView::new(outside, mapping, &settings, now) {
                 Some(view) => list.entry(&view, cells),
                 None => Ok(()),
             }

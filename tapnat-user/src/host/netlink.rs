@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result, anyhow};
 use futures::TryStreamExt as _;
 use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{
-    Error, Handle, LinkUnspec, RouteMessageBuilder,
+    Error, Handle, IpVersion, LinkUnspec, RouteMessageBuilder,
     packet_core::ErrorMessage,
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+        neighbour::NeighbourMessage,
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
         tc::{TcAttribute, TcHandle},
     },
@@ -196,6 +197,18 @@ impl Netlink {
             }
         }
         Ok(addresses)
+    }
+
+    /// The IPv4 neighbours that the kernel knows of.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to list them.
+    pub async fn neighbours(&self) -> Result<Vec<NeighbourMessage>> {
+        let neighbours = self.handle.neighbours();
+        let request = neighbours.get().set_family(IpVersion::V4).execute();
+        let neighbours = request.try_collect().await.map_err(plain);
+        neighbours.context("cannot list the neighbours")
     }
 
     /// The IPv4 default route with the smallest metric of the main table. Of a route with several

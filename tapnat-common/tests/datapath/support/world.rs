@@ -15,7 +15,7 @@ use tapnat_common::{
     abi::{
         ABI_VERSION, Device, EndpointKey, Filtering, FlowKey, Fragment, FragmentKey, Guest,
         HELD_BYTES, HeldKey, Mapping, MappingMode, NextHop, Permission, PermissionKey, Session,
-        Settings, Unsolicited, mapping_flags, role, session_flags, setting_flags,
+        Settings, Timeouts, Unsolicited, mapping_flags, role, session_flags, setting_flags,
     },
     frame::{Frame as _, LinkAddresses},
     nat::{self, Fate, Insert, Route, Tables, session},
@@ -182,6 +182,7 @@ impl World {
             abi_version: ABI_VERSION,
             outside_count: 1,
             generation: 7,
+            confirm_after: Timeouts::default().confirm_after(),
             filtering_tcp: Filtering::AddressDependent as u8,
             filtering_udp: Filtering::AddressDependent as u8,
             ..Settings::default()
@@ -217,7 +218,9 @@ impl World {
 
     /// Sets what the operator set.
     pub fn set(&self, change: impl FnOnce(&mut Settings)) {
-        change(self.settings.get(&()).unwrap());
+        let settings = self.settings.get(&()).unwrap();
+        change(settings);
+        settings.confirm_after = settings.timeouts.confirm_after();
     }
 
     pub fn set_filtering(&self, filtering: Filtering) {
@@ -275,7 +278,13 @@ impl World {
         self.ports.get(&set_index(0, class as u32, port)).unwrap()
     }
 
-    pub fn timeouts(&self) -> tapnat_common::abi::Timeouts {
+    /// Lets the time pass by which sessions and mappings may live longer than
+    /// their timeouts.
+    pub fn wait_slack(&self) {
+        self.wait(self.settings.copy(&()).unwrap().mapping_slack());
+    }
+
+    pub fn timeouts(&self) -> Timeouts {
         self.settings.get(&()).unwrap().timeouts
     }
 
