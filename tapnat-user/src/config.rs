@@ -212,25 +212,110 @@ pub enum Attach {
     Clsact,
 }
 
-/// A device that guests are behind, and the host's address on it.
+/// A device that guests are behind, or several, and the host's address on it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Inside {
-    pub device: DeviceName,
-    /// None given means the one that the device has already.
+    pub devices: Devices,
+    /// None given means the one that the device has already. Of several devices, the address on
+    /// that with the number 0: each has a network of its own.
     pub address: Option<Ipv4Net>,
+}
+
+/// One device, or all whose names begin alike.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Devices {
+    Named(DeviceName),
+    /// Written with a `*` at the end.
+    Beginning(DeviceName),
+}
+
+impl Devices {
+    /// The name, if it is one device.
+    #[must_use]
+    pub fn name(&self) -> Option<&DeviceName> {
+        match self {
+            Self::Named(name) => Some(name),
+            Self::Beginning(_) => None,
+        }
+    }
+
+    /// Whether a device of this name is one of several that are meant here.
+    #[must_use]
+    pub fn include(&self, name: &str) -> bool {
+        match self {
+            Self::Named(_) => false,
+            Self::Beginning(prefix) => name.starts_with(prefix.as_str()),
+        }
+    }
+}
+
+impl fmt::Display for Devices {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => write!(formatter, "{name}"),
+            Self::Beginning(prefix) => write!(formatter, "{prefix}*"),
+        }
+    }
+}
+
+impl FromStr for Devices {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let Some(prefix) = text.strip_suffix('*') else {
+            return text.parse().map(Self::Named);
+        };
+        ensure!(
+            !prefix.is_empty(),
+            "'*' alone would take the uplink, too: write what the names begin with, as in tap*"
+        );
+        prefix.parse().map(Self::Beginning)
+    }
+}
+
+impl Inside {
+    /// The host's address on one of several devices. The number at the end of its name is that of
+    /// its network: with `tap*=10.0.0.1/24`, tap3 has 10.0.3.1/24. None means the one that the
+    /// device has already.
+    ///
+    /// # Errors
+    ///
+    /// When the name has no number, or there is no such network.
+    pub fn address_on(&self, name: &str) -> Result<Option<Ipv4Net>> {
+        let (Devices::Beginning(prefix), Some(first)) = (&self.devices, self.address) else {
+            return Ok(self.address);
+        };
+        let number = name.strip_prefix(prefix.as_str()).unwrap_or_default();
+        let number: u32 = number.parse().with_context(|| {
+            format!(
+                "the name of {name} has no number after '{prefix}' that tells which network it \
+                 gets: name it in an --inside of its own"
+            )
+        })?;
+        let address = 1u32
+            .checked_shl(32 - u32::from(first.prefix_len()))
+            .and_then(|size| number.checked_mul(size))
+            .and_then(|distance| u32::from(first.addr()).checked_add(distance))
+            .map(Ipv4Addr::from)
+            .filter(|address| is_unicast(*address))
+            .with_context(|| {
+                format!("there is no network number {number} after {first}, for {name}")
+            })?;
+        Ok(Some(Ipv4Net::new(address, first.prefix_len())?))
+    }
 }
 
 impl FromStr for Inside {
     type Err = Error;
 
-    /// Reads `DEVICE` or `DEVICE=ADDRESS/PREFIX`.
+    /// Reads `DEVICE` or `DEVICE=ADDRESS/PREFIX`, where the device may end in `*`.
     fn from_str(text: &str) -> Result<Self> {
         let (device, address) = match text.split_once('=') {
             None => (text, None),
             Some((device, address)) => (device, Some(parse_host_address(address)?)),
         };
         Ok(Self {
-            device: device.parse()?,
+            devices: device.parse()?,
             address,
         })
     }
@@ -390,12 +475,36 @@ mod tests {
     #[test]
     fn reads_inside_devices() {
         let inside: Inside = "tap0=10.0.0.1/24".parse().unwrap();
-        assert_eq!(inside.device.as_str(), "tap0");
+        assert_eq!(inside.devices.to_string(), "tap0");
         assert_eq!(inside.address, Some("10.0.0.1/24".parse().unwrap()));
         let inside: Inside = "br0.5=192.168.7.1/31".parse().unwrap();
-        assert_eq!(inside.device.as_str(), "br0.5");
+        assert_eq!(inside.devices.to_string(), "br0.5");
         let inside: Inside = "virbr0".parse().unwrap();
         assert_eq!(inside.address, None);
+    }
+
+    #[test]
+    fn each_of_several_devices_has_a_network_of_its_own() {
+        let inside: Inside = "tap*=10.0.0.1/24".parse().unwrap();
+        assert_eq!(inside.devices.to_string(), "tap*");
+        assert!(inside.devices.include("tap7") && !inside.devices.include("veth7"));
+        for (name, address) in [
+            ("tap0", "10.0.0.1/24"),
+            ("tap3", "10.0.3.1/24"),
+            ("tap300", "10.1.44.1/24"),
+        ] {
+            assert_eq!(
+                inside.address_on(name).unwrap(),
+                Some(address.parse().unwrap())
+            );
+        }
+        for name in ["tap", "tap-x", "tap4294967295", "tap16777216"] {
+            assert!(inside.address_on(name).is_err(), "{name}");
+        }
+        let inside: Inside = "vnet*".parse().unwrap();
+        assert_eq!(inside.address_on("vnet3").unwrap(), None);
+        let inside: Inside = "tap0=10.0.0.1/24".parse().unwrap();
+        assert!(!inside.devices.include("tap0"));
     }
 
     #[test]
@@ -463,7 +572,9 @@ mod tests {
             ("a-very-long-device-name", "15 letters"),
             ("ta/p", "use letters"),
             ("..", "use letters"),
-            ("tap*", "use letters"),
+            ("*", "as in tap*"),
+            ("t*p", "use letters"),
+            ("tap**", "use letters"),
             ("tap%d=10.0.0.1/24", "use letters"),
         ] {
             let error = format!("{:#}", text.parse::<Inside>().unwrap_err());

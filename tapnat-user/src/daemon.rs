@@ -2,6 +2,7 @@
 //! to end, and takes everything away. Owns the order of these steps; each of them is another
 //! module's.
 
+mod follow;
 mod reload;
 
 use std::{
@@ -22,7 +23,7 @@ use rustix::{
 use tapnat_common::{
     abi::{self, ABI_VERSION, MAX_OUTSIDE_ADDRESSES, Settings, role, setting_flags},
     net::Be32,
-    ports::{Class, Reserved},
+    ports::Reserved,
     time::Instant,
 };
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
@@ -31,7 +32,9 @@ use crate::{
     changes::{RealHost, read_sysctl},
     config::Config,
     control::{self, Control, Request},
-    datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
+    datapath::{
+        Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, has_egress, uses_tcx,
+    },
     host::{
         bpffs, capabilities,
         events::Events,
@@ -282,6 +285,10 @@ struct Daemon {
     sweep: Sweep,
     answers: Option<Answers>,
     known: Surroundings,
+    /// Where the programs are attached.
+    hooks: Vec<Hook>,
+    /// Warnings that need no repeating.
+    told: Vec<String>,
 }
 
 /// What a start has when everything is in place.
@@ -291,6 +298,8 @@ struct Prepared {
     tables: PinnedTables,
     logs: Option<Logs>,
     known: Surroundings,
+    hooks: Vec<Hook>,
+    told: Vec<String>,
 }
 
 impl Daemon {
@@ -337,6 +346,8 @@ impl Daemon {
                     sweep: Sweep::new(config.sweep_interval),
                     answers: answers(config),
                     known: prepared.known,
+                    hooks: prepared.hooks,
+                    told: prepared.told,
                 })
             }
             Err(error) => {
@@ -359,7 +370,7 @@ impl Daemon {
             .plan
             .insides
             .iter()
-            .map(|inside| format!("{} {}", inside.name, inside.address))
+            .map(|inside| format!("{} {}", inside.device_name(), inside.address))
             .collect();
         let outside: Vec<_> = self
             .known
@@ -424,40 +435,6 @@ impl Daemon {
                 () = print(&mut self.logs) => {}
             }
         }
-    }
-
-    /// Tells the datapath what the network looks like now.
-    async fn follow(&mut self) -> Result<()> {
-        let uplink = self.plan.uplink.device();
-        let links = self.host.netlink().links().await?;
-        let links = pool::without_ours(links, &uplink, &self.journal);
-        let known = surroundings(&self.config, &self.plan, &links);
-        let mut settings = self.tables.settings()?;
-        if known != self.known {
-            if known.outside.is_empty() && !self.known.outside.is_empty() {
-                warn(&format!(
-                    "uplink {} lost its IPv4 address: no new sessions until it has one",
-                    self.plan.uplink.name
-                ));
-            }
-            self.tables.set_devices(&known.devices)?;
-            if known.outside != self.known.outside && !known.outside.is_empty() {
-                // Before the first port of another address is given away.
-                let withheld = self.tables.reserved(Class::Tcp)?;
-                self.tables.set_reserved(&withheld, &known.outside)?;
-            }
-            set_outside(&mut settings, &known.outside);
-            self.known = known;
-        }
-        settings.generation = settings.generation.wrapping_add(1);
-        self.tables.set_settings(&settings)?;
-        for note in statics::follow(&mut self.tables)? {
-            warn(&note);
-        }
-        for note in self.settle_addresses().await? {
-            warn(&note);
-        }
-        Ok(())
     }
 
     /// Puts the outside addresses that are missing on the uplink, and takes those away that it no
@@ -531,8 +508,7 @@ async fn print(logs: &mut Option<Logs>) {
 
 /// Brings the host into the state in which packets are translated.
 async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Result<Prepared> {
-    let facts = facts(config, host).await?;
-    let plan = facts.plan(config)?;
+    let plan = facts(config, host).await?.plan(config)?;
     let tcx = uses_tcx(config.attach)?;
     for warning in &plan.warnings {
         warn(warning);
@@ -540,6 +516,18 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     let pins_path = config.instance.pin_directory(&bpffs_or_mount()?);
     for inside in &plan.insides {
         prepare_inside(config, inside, host, journal).await?;
+    }
+    let told = plan.warnings.clone();
+    let plan = facts(config, host).await?.replan(config, &plan);
+    for name in config
+        .insides
+        .iter()
+        .filter_map(|inside| inside.devices.name())
+    {
+        ensure!(
+            plan.insides.iter().any(|inside| inside.name == *name),
+            "{name} vanished during the start: try again"
+        );
     }
     let links = host.netlink().links().await?;
     journal.set_claims(claims(&plan, &links))?;
@@ -552,7 +540,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let own = pool::without_ours(links.clone(), &plan.uplink.device(), journal);
     let known = surroundings(config, &plan, &own);
-    let hooks = hooks(&plan, &links, tcx)?;
+    let hooks = hooks(&plan, &links, tcx);
     let pins = Pins::new(pins_path);
     let adopted = pins.adoptable()?;
     let left = match &adopted {
@@ -582,7 +570,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     tables.set_devices(&known.devices)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
     let mut settings = settings(config, &known.outside, &left);
-    if hooks.iter().any(|hook| hook.at_egress) {
+    if has_egress(&hooks) {
         settings.flags |= setting_flags::HOST_FRAGMENTS;
     }
     tables.set_settings(&settings)?;
@@ -592,17 +580,13 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     let forwards = statics::plan_configured(&tables, &config.forwards)?;
     statics::apply(&mut tables, &forwards)?;
     for hook in &hooks {
-        if tcx {
-            datapath.attach_tcx(hook)?;
-        } else {
-            attach_clsact(&mut datapath, hook, host, journal).await?;
-        }
+        attach(&mut datapath, hook, host, journal).await?;
     }
     // Not before the programs are there: the host would send guests' packets
     // on as they are.
     for inside in &plan.insides {
         set_sysctl(
-            &Sysctl::forwarding(inside.name.as_str()),
+            &Sysctl::forwarding(inside.device_name()),
             "1",
             host,
             journal,
@@ -623,6 +607,8 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         tables,
         logs,
         known,
+        hooks,
+        told,
     })
 }
 
@@ -739,9 +725,7 @@ fn claims(plan: &Plan, links: &[Link]) -> Vec<Claim> {
         role: Role::Uplink,
     };
     let insides = plan.insides.iter().filter_map(|inside| {
-        let link = links
-            .iter()
-            .find(|link| link.name == inside.name.as_str())?;
+        let link = inside.link_in(links)?;
         Some(Claim {
             device: link.device(),
             role: Role::Inside,
@@ -754,35 +738,49 @@ fn claims(plan: &Plan, links: &[Link]) -> Vec<Claim> {
 ///
 /// The uplink's egress costs every packet a little, so it is hooked only where the host may have to
 /// fragment for it, and only with `tcx`.
-fn hooks(plan: &Plan, links: &[Link], tcx: bool) -> Result<Vec<Hook>> {
-    let uplink = Hook {
-        device: plan.uplink.device(),
-        role: Role::Uplink,
-        ethernet: plan.uplink.layer == LinkLayer::Ethernet,
-        at_egress: false,
-    };
-    let mut hooks = vec![uplink.clone()];
-    let is_inside = |link: &&Link| plan.insides.iter().any(|it| it.name.as_str() == link.name);
-    let longest = links.iter().filter(is_inside).map(|link| link.mtu).max();
-    if tcx && longest > Some(plan.uplink.mtu) {
-        hooks.push(Hook {
-            at_egress: true,
-            ..uplink
-        });
-    }
-    for inside in &plan.insides {
-        let link = links
-            .iter()
-            .find(|link| link.name == inside.name.as_str())
-            .with_context(|| format!("{} vanished during the start: try again", inside.name))?;
-        hooks.push(Hook {
-            device: link.device(),
-            role: Role::Inside,
-            ethernet: link.layer == LinkLayer::Ethernet,
+fn hooks(plan: &Plan, links: &[Link], tcx: bool) -> Vec<Hook> {
+    let mut hooks = Vec::new();
+    let insides: Vec<_> = plan
+        .insides
+        .iter()
+        .filter_map(|inside| inside.link_in(links))
+        .collect();
+    if let Some(uplink) = links.iter().find(|link| link.index == plan.uplink.index) {
+        let hook = Hook {
+            device: uplink.device(),
+            role: Role::Uplink,
+            ethernet: uplink.layer == LinkLayer::Ethernet,
             at_egress: false,
-        });
+        };
+        let longest = insides.iter().map(|link| link.mtu).max();
+        hooks.push(hook.clone());
+        if tcx && longest > Some(uplink.mtu) {
+            hooks.push(Hook {
+                at_egress: true,
+                ..hook
+            });
+        }
     }
-    Ok(hooks)
+    hooks.extend(insides.iter().map(|link| Hook {
+        device: link.device(),
+        role: Role::Inside,
+        ethernet: link.layer == LinkLayer::Ethernet,
+        at_egress: false,
+    }));
+    hooks
+}
+
+async fn attach(
+    datapath: &mut Datapath,
+    hook: &Hook,
+    host: &RealHost,
+    journal: &mut Journal,
+) -> Result<()> {
+    if datapath.uses_tcx() {
+        datapath.attach_tcx(hook)
+    } else {
+        attach_clsact(datapath, hook, host, journal).await
+    }
 }
 
 async fn attach_clsact(
@@ -900,9 +898,7 @@ fn surroundings(config: &Config, plan: &Plan, links: &[Link]) -> Surroundings {
         .insides
         .iter()
         .filter_map(|inside| {
-            let link = links
-                .iter()
-                .find(|link| link.name == inside.name.as_str())?;
+            let link = inside.link_in(links)?;
             Some((
                 link.index,
                 device(

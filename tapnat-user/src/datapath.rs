@@ -134,7 +134,7 @@ impl Pins {
 }
 
 /// A device to attach to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Hook {
     pub device: Device,
     pub role: Role,
@@ -163,6 +163,12 @@ impl Hook {
             TcAttachType::Ingress
         }
     }
+}
+
+/// Whether what the host sends is looked at, too.
+#[must_use]
+pub fn has_egress(hooks: &[Hook]) -> bool {
+    hooks.iter().any(|hook| hook.at_egress)
 }
 
 fn role_label(role: Role) -> &'static str {
@@ -200,6 +206,8 @@ pub struct Datapath {
     pins: Pins,
     /// The pin of this generation's table of programs.
     stages: PathBuf,
+    has_stages: bool,
+    tcx: bool,
 }
 
 /// The programs that others go on to, with their places in the table.
@@ -248,7 +256,19 @@ impl Datapath {
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tapnat"));
         let ebpf = loader.load(object).map_err(explain_load)?;
         let stages = unused_in(&pins.stages())?;
-        Ok(Self { ebpf, pins, stages })
+        Ok(Self {
+            ebpf,
+            pins,
+            stages,
+            has_stages: false,
+            tcx: uses_tcx(config.attach)?,
+        })
+    }
+
+    /// Whether programs are attached through TCX, or as filters in clsact.
+    #[must_use]
+    pub fn uses_tcx(&self) -> bool {
+        self.tcx
     }
 
     /// The log of the programs, to be read while they run.
@@ -256,7 +276,8 @@ impl Datapath {
         &mut self.ebpf
     }
 
-    /// Loads the programs that these devices need, without attaching them.
+    /// Loads the programs that these devices need, as far as they are not loaded, without attaching
+    /// them.
     ///
     /// # Errors
     ///
@@ -268,9 +289,15 @@ impl Datapath {
         names.sort_unstable();
         names.dedup();
         for name in names {
-            self.program(name)?
-                .load()
-                .map_err(|error| explain_refusal(name, error))?;
+            let program = self.program(name)?;
+            if program.fd().is_err() {
+                program
+                    .load()
+                    .map_err(|error| explain_refusal(name, error))?;
+            }
+        }
+        if self.has_stages {
+            return Ok(());
         }
         self.pin_sweep()?;
         self.fill_stages()
@@ -285,25 +312,34 @@ impl Datapath {
             .with_context(|| format!("cannot pin {}", path.display()))
     }
 
-    /// The kernel empties a table of programs when no process and no pin holds it any more.
+    /// The kernel empties a table of programs when no process and no pin holds it any more. It stays
+    /// open here, too, as programs that are loaded later refer to it.
     fn fill_stages(&mut self) -> Result<()> {
-        let table = self
-            .ebpf
-            .take_map(maps::STAGES)
-            .context("the datapath has no stages")?;
-        let mut table = ProgramArray::try_from(table).context("the datapath has no stages")?;
+        let mut places = Vec::new();
         for (place, name) in STAGES {
-            let program = self.program(name)?;
-            let descriptor = program
+            let descriptor = self
+                .program(name)?
                 .fd()
                 .with_context(|| format!("{name} is not loaded"))?;
+            let descriptor = descriptor
+                .try_clone()
+                .with_context(|| format!("cannot keep {name} open"))?;
+            places.push((place, descriptor));
+        }
+        let map = self
+            .ebpf
+            .map_mut(maps::STAGES)
+            .context("the datapath has no stages")?;
+        let mut table = ProgramArray::try_from(&mut *map).context("the datapath has no stages")?;
+        for (place, descriptor) in &places {
             table
-                .set(place, descriptor, 0)
+                .set(*place, descriptor, 0)
                 .context("cannot fill the table of programs")?;
         }
-        table
-            .pin(&self.stages)
-            .with_context(|| format!("cannot pin {}", self.stages.display()))
+        map.pin(&self.stages)
+            .with_context(|| format!("cannot pin {}", self.stages.display()))?;
+        self.has_stages = true;
+        Ok(())
     }
 
     fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {

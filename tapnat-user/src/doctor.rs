@@ -307,12 +307,20 @@ fn inside_networks(
     Ok(insides
         .unwrap_or_default()
         .iter()
-        .filter_map(|inside| {
-            let link = || links.iter().find(|it| it.name == inside.device.as_str());
-            let address = inside.address.or_else(|| link()?.primary_ipv4())?;
-            Some(InsideNetwork {
-                device: inside.device.to_string(),
-                network: address.trunc(),
+        .flat_map(|inside| {
+            let named = inside.devices.name().map(ToString::to_string);
+            let included = links
+                .iter()
+                .filter(|link| inside.devices.include(&link.name))
+                .map(|link| link.name.clone());
+            named.into_iter().chain(included).filter_map(|device| {
+                let link = || links.iter().find(|it| it.name == device);
+                let given = inside.address_on(&device).ok()?;
+                let address = given.or_else(|| link()?.primary_ipv4())?;
+                Some(InsideNetwork {
+                    device,
+                    network: address.trunc(),
+                })
             })
         })
         .collect())

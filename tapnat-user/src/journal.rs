@@ -67,6 +67,27 @@ impl Change {
         *self != Self::PinDirectory
     }
 
+    /// The device that is changed, unless it is one of the instance's own making.
+    #[must_use]
+    pub fn device(&self) -> Option<&Device> {
+        match self {
+            Self::AddAddress { device, .. }
+            | Self::SetUp { device }
+            | Self::AddClsact { device }
+            | Self::AddFilter { device, .. } => Some(device),
+            Self::CreateTap { .. }
+            | Self::SetSysctl { .. }
+            | Self::ReservePorts { .. }
+            | Self::PinDirectory => None,
+        }
+    }
+
+    /// Whether it sets this kernel parameter.
+    #[must_use]
+    pub fn sets(&self, parameter: &Sysctl) -> bool {
+        matches!(self, Self::SetSysctl { sysctl, .. } if sysctl == parameter)
+    }
+
     /// Whether both change the same thing, possibly in different ways.
     #[must_use]
     pub fn same_target(&self, other: &Self) -> bool {
@@ -348,6 +369,16 @@ impl Journal {
         }
         self.revert_where(|_, entry| selected(&entry.change), host)
             .await
+    }
+
+    /// Forgets the changes that are selected: they stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn forget_matching(&mut self, selected: impl Fn(&Change) -> bool) -> Result<()> {
+        self.record.changes.retain(|entry| !selected(&entry.change));
+        self.save()
     }
 
     /// Forgets the changes that were made in a network namespace which is gone.

@@ -1,14 +1,15 @@
 //! Compares what an instance is asked to do with the host as it is, and refuses with one line that
-//! says what, why, and the way out, before anything is changed. Pure: it sees only the facts that
-//! it is given.
+//! says what, why, and the way out, before anything is changed. Later it says what is to become of
+//! a running instance on a host that has changed, where nothing is refused any more. Pure: it sees
+//! only the facts that it is given.
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
-    config::{Config, DeviceName, Inside},
+    config::{Config, DeviceName},
     host::netlink::{DefaultRoute, Link, LinkLayer},
     instance::InstanceName,
     journal::{Claim, Role},
@@ -31,9 +32,11 @@ pub struct Facts {
 /// What an instance will do, with every choice made.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// As it was when it was last there.
     pub uplink: Link,
     /// In the order of preference, never empty.
     pub outside_addresses: Vec<Ipv4Addr>,
+    /// Of a plan for a running instance, those that are there.
     pub insides: Vec<PlannedInside>,
     /// What the user should know though it stops nothing: one line each.
     pub warnings: Vec<String>,
@@ -42,6 +45,7 @@ pub struct Plan {
 /// An inside device, there already or to be created.
 #[derive(Clone, Debug)]
 pub struct PlannedInside {
+    /// By which it was asked for; it may have been renamed since.
     pub name: DeviceName,
     /// None means that a tap is to be created.
     pub link: Option<Link>,
@@ -64,7 +68,10 @@ impl Facts {
         let outside_addresses = self.outside_addresses(config, uplink)?;
         let mut insides: Vec<PlannedInside> = Vec::new();
         for inside in &config.insides {
-            let planned = self.inside(inside, uplink)?;
+            let Some(name) = inside.devices.name() else {
+                continue;
+            };
+            let planned = self.inside(name, inside.address, uplink)?;
             ensure!(
                 insides.iter().all(|earlier| earlier.name != planned.name),
                 "{} is given twice as an inside device: it has one network; give the other one a \
@@ -75,16 +82,160 @@ impl Facts {
             insides.push(planned);
         }
         ensure!(
-            !insides.is_empty(),
+            !config.insides.is_empty(),
             "no inside device: pass --inside tap0=10.0.0.1/24"
         );
-        let warnings = self.warnings(uplink, &insides);
-        Ok(Plan {
+        let mut plan = Plan {
             uplink: uplink.clone(),
             outside_addresses,
             insides,
+            warnings: Vec::new(),
+        };
+        self.add_included(config, &mut plan);
+        plan.warnings.extend(self.warnings(&plan));
+        Ok(plan)
+    }
+
+    /// Makes the plan for a running instance anew, on a host that has changed since. What cannot be
+    /// done any more is left out, and told in the warnings.
+    #[must_use]
+    pub fn replan(&self, config: &Config, before: &Plan) -> Plan {
+        let mut warnings = Vec::new();
+        let uplink = self
+            .present_uplink(config, before, &mut warnings)
+            .unwrap_or(&before.uplink);
+        // Those that another device had are no choice on this one.
+        let outside_addresses = if uplink.index == before.uplink.index {
+            None
+        } else {
+            self.outside_addresses(config, uplink).ok()
+        };
+        let mut plan = Plan {
+            uplink: uplink.clone(),
+            outside_addresses: outside_addresses
+                .unwrap_or_else(|| before.outside_addresses.clone()),
+            insides: Vec::new(),
             warnings,
-        })
+        };
+        for inside in &config.insides {
+            let Some(name) = inside.devices.name() else {
+                continue;
+            };
+            let earlier = before.insides.iter().find(|it| it.name == *name);
+            // One that was renamed is still the same.
+            let link = self.link(name.as_str()).or_else(|| {
+                let index = earlier?.link.as_ref()?.index;
+                self.links.iter().find(|link| link.index == index)
+            });
+            let Some(link) = link else { continue };
+            let kept = earlier
+                .filter(|it| it.link.as_ref().is_some_and(|it| it.index == link.index))
+                .map(|it| it.address);
+            let address = inside.address.or(kept).or_else(|| link.first_network());
+            self.add(name.clone(), link, address, &mut plan);
+        }
+        self.add_included(config, &mut plan);
+        plan.warnings.extend(self.warnings(&plan));
+        plan
+    }
+
+    /// The uplink of a running instance, if it is there.
+    fn present_uplink(
+        &self,
+        config: &Config,
+        before: &Plan,
+        warnings: &mut Vec<String>,
+    ) -> Option<&Link> {
+        let by_index = |index| self.links.iter().find(|link| link.index == index);
+        let wanted = match &config.uplink {
+            Some(name) => self.link(name.as_str()),
+            None => self
+                .default_route
+                .and_then(|route| by_index(route.device_index)),
+        };
+        let is_inside = |link: &Link| {
+            before.insides.iter().any(|inside| {
+                inside
+                    .link
+                    .as_ref()
+                    .is_some_and(|it| it.index == link.index)
+            })
+        };
+        let usable = wanted.filter(|link| {
+            link.index == before.uplink.index || {
+                let checked = if is_inside(link) {
+                    Err(anyhow!("{} is an inside device", link.name))
+                } else {
+                    self.check_kind(link).and_then(|()| self.check_free(link))
+                };
+                if let Err(error) = &checked {
+                    warnings.push(format!(
+                        "the way to the world is {} now, which cannot be the uplink: {error:#}",
+                        link.name
+                    ));
+                }
+                checked.is_ok()
+            }
+        });
+        usable
+            // Renamed, or without a route for a while.
+            .or_else(|| by_index(before.uplink.index))
+            // Made anew, and without a route yet.
+            .or_else(|| self.link(&before.uplink.name))
+    }
+
+    /// Adds the devices that are there and are meant together with others.
+    fn add_included(&self, config: &Config, plan: &mut Plan) {
+        for inside in &config.insides {
+            for link in &self.links {
+                let is_planned = plan.insides.iter().any(|it| it.name.as_str() == link.name)
+                    || config
+                        .insides
+                        .iter()
+                        .filter_map(|it| it.devices.name())
+                        .any(|name| name.as_str() == link.name);
+                let is_meant = inside.devices.include(&link.name)
+                    && link.index != plan.uplink.index
+                    && !is_planned;
+                // A name that tapnat would not take is not looked at.
+                let Some(name) = link.name.parse().ok().filter(|_| is_meant) else {
+                    continue;
+                };
+                match inside.address_on(&link.name) {
+                    Ok(given) => {
+                        let address = given.or_else(|| link.first_network());
+                        self.add(name, link, address, plan);
+                    }
+                    Err(error) => plan.warnings.push(not_served(link, &error)),
+                }
+            }
+        }
+    }
+
+    /// Adds a device that is there, or says why not. One without an address may get one yet.
+    fn add(&self, name: DeviceName, link: &Link, address: Option<Ipv4Net>, plan: &mut Plan) {
+        let Some(address) = address else { return };
+        let planned = PlannedInside {
+            name,
+            link: Some(link.clone()),
+            address,
+        };
+        let checked = self
+            .check_kind(link)
+            .and_then(|()| self.check_free(link))
+            .and_then(|()| {
+                ensure!(link.index != plan.uplink.index, "it is the uplink");
+                check_overlap(
+                    &planned,
+                    &plan.uplink,
+                    &plan.outside_addresses,
+                    &plan.insides,
+                )
+            });
+        match checked {
+            Ok(()) => plan.insides.push(planned),
+            Err(error) => plan.warnings.push(not_served(link, &error)),
+        }
     }
 
     fn uplink(&self, config: &Config) -> Result<&Link> {
@@ -138,15 +289,19 @@ impl Facts {
         }
     }
 
-    fn inside(&self, inside: &Inside, uplink: &Link) -> Result<PlannedInside> {
-        let name = &inside.device;
+    fn inside(
+        &self,
+        name: &DeviceName,
+        address: Option<Ipv4Net>,
+        uplink: &Link,
+    ) -> Result<PlannedInside> {
         ensure!(
             name.as_str() != uplink.name,
             "{name} is both the uplink and an inside device: guests need a device of their own, \
              such as --inside tap0=10.0.0.1/24"
         );
         let Some(link) = self.link(name.as_str()) else {
-            let Some(address) = inside.address else {
+            let Some(address) = address else {
                 bail!(
                     "there is no device called {name}: {}; to have a tap created, give its address \
                      (--inside {name}=10.0.0.1/24)",
@@ -161,12 +316,7 @@ impl Facts {
         };
         self.check_kind(link)?;
         self.check_free(link)?;
-        let own = || {
-            link.ipv4()
-                .find(|(_, it)| it.global && !it.secondary)
-                .map(|(net, _)| net)
-        };
-        let Some(address) = inside.address.or_else(own) else {
+        let Some(address) = address.or_else(|| link.first_network()) else {
             bail!(
                 "inside device {name} has no IPv4 address: give it one (--inside {name}=10.0.0.1/24)"
             );
@@ -247,7 +397,10 @@ impl Facts {
         }
     }
 
-    fn warnings(&self, uplink: &Link, insides: &[PlannedInside]) -> Vec<String> {
+    fn warnings(&self, plan: &Plan) -> Vec<String> {
+        let Plan {
+            uplink, insides, ..
+        } = plan;
         let mut warnings = Vec::new();
         if !uplink.carrier {
             warnings.push(format!(
@@ -257,7 +410,7 @@ impl Facts {
         }
         for inside in insides {
             let other = self.links.iter().find(|link| {
-                link.name != inside.name.as_str()
+                link.name != inside.device_name()
                     && link.up
                     && link.ipv4().any(|(other, _)| overlap(inside.address, other))
             });
@@ -273,6 +426,10 @@ impl Facts {
         }
         warnings
     }
+}
+
+fn not_served(link: &Link, error: &Error) -> String {
+    format!("{} is not served: {error:#}", link.name)
 }
 
 /// RFC 4787 REQ-7: a network that is inside and outside at once is refused.
@@ -315,6 +472,22 @@ fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
 }
 
 impl PlannedInside {
+    /// The name that the device has.
+    #[must_use]
+    pub fn device_name(&self) -> &str {
+        match &self.link {
+            Some(link) => &link.name,
+            None => self.name.as_str(),
+        }
+    }
+
+    /// The device as it is among these, which may be more recent.
+    #[must_use]
+    pub fn link_in<'a>(&self, links: &'a [Link]) -> Option<&'a Link> {
+        let index = self.link.as_ref()?.index;
+        links.iter().find(|link| link.index == index)
+    }
+
     /// Whether the address has to be put on the device.
     #[must_use]
     pub fn lacks_address(&self) -> bool {
@@ -570,5 +743,86 @@ mod tests {
         let mut facts = facts();
         facts.links.push(link(9, "br0", &[]));
         assert!(refusal(&facts, &config(&["br0"])).contains("--inside br0=10.0.0.1/24"));
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.insides
+            .iter()
+            .map(PlannedInside::device_name)
+            .collect()
+    }
+
+    #[test]
+    fn the_uplink_is_followed() {
+        let mut facts = facts();
+        let asked = config(&["virbr0"]);
+        let plan = facts.plan(&asked).unwrap();
+        // Renamed, and without a route.
+        facts.links[1].name = "wan0".to_owned();
+        facts.default_route = None;
+        let plan = facts.replan(&asked, &plan);
+        assert_eq!((plan.uplink.name.as_str(), plan.uplink.index), ("wan0", 2));
+        // Gone: it may come back.
+        let gone = facts.links.remove(1);
+        let plan = facts.replan(&asked, &plan);
+        assert_eq!(plan.uplink.index, 2);
+        assert_eq!(names(&plan), ["virbr0"]);
+        // Back by its name, without an address yet.
+        facts.links.push(Link {
+            index: 20,
+            addresses: Vec::new(),
+            ..gone
+        });
+        let plan = facts.replan(&asked, &plan);
+        assert_eq!(plan.uplink.index, 20);
+        assert_eq!(plan.outside_addresses, [Ipv4Addr::new(192, 0, 2, 10)]);
+        // The route goes elsewhere.
+        facts.links.push(link(21, "ppp0", &["203.0.113.9/32"]));
+        facts.default_route = Some(DefaultRoute {
+            device_index: 21,
+            source: None,
+        });
+        let plan = facts.replan(&asked, &plan);
+        assert_eq!(plan.uplink.name, "ppp0");
+        assert_eq!(plan.outside_addresses, [Ipv4Addr::new(203, 0, 113, 9)]);
+        // There it is of no use.
+        facts.default_route = Some(DefaultRoute {
+            device_index: 4,
+            source: None,
+        });
+        let plan = facts.replan(&asked, &plan);
+        assert_eq!(plan.uplink.name, "ppp0");
+        assert!(
+            plan.warnings[0].contains("virbr0 is an inside device"),
+            "{:?}",
+            plan.warnings
+        );
+    }
+
+    #[test]
+    fn inside_devices_are_followed() {
+        let mut facts = facts();
+        facts.links.push(link(10, "tap0", &[]));
+        let asked = config(&["virbr0", "tap*=10.0.0.1/24"]);
+        let plan = facts.plan(&asked).unwrap();
+        assert_eq!(names(&plan), ["virbr0", "tap0"]);
+        facts.links.push(link(11, "tap2", &[]));
+        facts.links.push(link(12, "tapx", &[]));
+        facts.links[3].name = "virbr9".to_owned();
+        let plan = facts.replan(&asked, &plan);
+        assert_eq!(names(&plan), ["virbr9", "tap0", "tap2"]);
+        assert_eq!(plan.insides[2].address, "10.0.2.1/24".parse().unwrap());
+        assert!(
+            plan.warnings[0].contains("tapx is not served"),
+            "{:?}",
+            plan.warnings
+        );
+        // A network that came to the uplink meanwhile is not inside any more.
+        facts.links[1] = link(2, "eth0", &["10.0.2.77/24"]);
+        let plan = facts.replan(&asked, &plan);
+        assert_eq!(names(&plan), ["virbr9", "tap0"]);
+        facts.links.retain(|link| !link.name.starts_with("tap"));
+        let plan = facts.replan(&asked, &plan);
+        assert_eq!(names(&plan), ["virbr9"]);
     }
 }

@@ -123,9 +123,13 @@ impl Sweep {
         let settings = tables.settings()?;
         let next = match stage {
             Stage::Sessions(mut walk) => {
+                let devices = tables.devices()?;
+                let is_there = |index| devices.iter().any(|(known, _)| *known == index);
                 let mut keys = Keys::new(sweep_tables::SESSIONS, remover);
                 for (key, half) in tables.next_halves(&mut walk)? {
-                    if sweep::session_may_be_over(key, half, &settings, now) {
+                    if sweep::session_may_be_over(key, half, &settings, now)
+                        || sweep::session_may_be_lost(key, half, &settings, is_there)
+                    {
                         keys.add(key)?;
                     }
                 }

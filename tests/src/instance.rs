@@ -6,10 +6,11 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
     Namespace,
     process::{Command, Process},
@@ -102,6 +103,22 @@ impl Instance {
     pub fn ask_json(&self, verb: &str) -> Result<serde_json::Value> {
         let text = self.ask(verb, &["--json"])?;
         serde_json::from_str(&text).with_context(|| format!("`tapnat {verb} --json`: {text}"))
+    }
+
+    /// Waits until `tapnat status --json` shows what it should.
+    ///
+    /// # Errors
+    /// It does not come to that; the error quotes what it shows.
+    pub fn until(&self, holds: impl Fn(&serde_json::Value) -> bool) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let status = self.ask_json("status")?;
+            if holds(&status) {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < PATIENCE, "{status}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

@@ -1,11 +1,7 @@
 //! The running instance follows its network: addresses and MTUs that change
 //! under it are used at once.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    thread,
-    time::{Duration, Instant},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -15,23 +11,10 @@ use tapnat_testbed::{
 };
 use tapnat_tests::{
     connection::{Connection, Flags},
-    instance::{Instance, PATIENCE},
+    instance::Instance,
     wires::{Wires, remote, wired},
     world::{OUTSIDE, World},
 };
-
-/// Waits until `status` says so.
-fn until(instance: &Instance, holds: impl Fn(&Value) -> bool) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        let status = instance.ask_json("status")?;
-        if holds(&status) {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < PATIENCE, "{status}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
 
 fn device<'a>(status: &'a Value, name: &str) -> &'a Value {
     let devices = status["devices"].as_array();
@@ -45,20 +28,16 @@ fn the_outside_address_is_that_which_the_uplink_has() -> Result<()> {
     let world = Topology::builder().inside(Inside::Veth).build()?;
     let instance = Instance::new(&world.host);
     let process = instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
-    until(&instance, |status| {
-        status["outside_addresses"] == json!([HOST_ADDRESS])
-    })?;
+    instance.until(|status| status["outside_addresses"] == json!([HOST_ADDRESS]))?;
 
     world.host.ip("address add 198.51.100.77/24 dev uplink0")?;
     world.host.ip("link set uplink0 mtu 1400")?;
-    until(&instance, |status| device(status, "uplink0")["mtu"] == 1400)?;
+    instance.until(|status| device(status, "uplink0")["mtu"] == 1400)?;
     // One that is still there is not given up for another.
-    until(&instance, |status| {
-        status["outside_addresses"] == json!([HOST_ADDRESS])
-    })?;
+    instance.until(|status| status["outside_addresses"] == json!([HOST_ADDRESS]))?;
 
     world.host.ip("address flush dev uplink0")?;
-    until(&instance, |status| status["outside_addresses"] == json!([]))?;
+    instance.until(|status| status["outside_addresses"] == json!([]))?;
     ensure!(
         process.stderr().contains("uplink0 lost its IPv4 address"),
         "{}",
@@ -66,9 +45,7 @@ fn the_outside_address_is_that_which_the_uplink_has() -> Result<()> {
     );
 
     world.host.ip("address add 198.51.100.99/24 dev uplink0")?;
-    until(&instance, |status| {
-        status["outside_addresses"] == json!(["198.51.100.99"])
-    })
+    instance.until(|status| status["outside_addresses"] == json!(["198.51.100.99"]))
 }
 
 #[test]
@@ -84,11 +61,11 @@ fn outside_addresses_that_were_given_stay() -> Result<()> {
     let _process = instance.start(&given)?;
     let as_given =
         |status: &Value| status["outside_addresses"] == json!(["203.0.113.5", "203.0.113.6"]);
-    until(&instance, as_given)?;
+    instance.until(as_given)?;
     world.host.ip("address flush dev uplink0")?;
     world.host.ip("link set veth0 mtu 1300")?;
-    until(&instance, |status| device(status, "veth0")["mtu"] == 1300)?;
-    until(&instance, as_given)
+    instance.until(|status| device(status, "veth0")["mtu"] == 1300)?;
+    instance.until(as_given)
 }
 
 /// What the uplink gets in place of [`HOST_ADDRESS`].
@@ -97,9 +74,9 @@ const NEW: &str = "198.51.100.99";
 /// The uplink is without an address, and with it goes its route.
 fn lose_address(world: &World) -> Result<()> {
     world.topology.host.ip("address flush dev uplink0")?;
-    until(&world.instance, |status| {
-        status["outside_addresses"] == json!([])
-    })
+    world
+        .instance
+        .until(|status| status["outside_addresses"] == json!([]))
 }
 
 /// As a DHCP client or a PPP daemon would.
@@ -107,9 +84,9 @@ fn give_address(world: &World, address: &str) -> Result<()> {
     let host = &world.topology.host;
     host.ip(&format!("address add {address}/24 dev uplink0"))?;
     host.ip(&format!("route add default via {GATEWAY} dev uplink0"))?;
-    until(&world.instance, |status| {
-        status["outside_addresses"] == json!([address])
-    })
+    world
+        .instance
+        .until(|status| status["outside_addresses"] == json!([address]))
 }
 
 /// Checks that nothing went to the world, whatever its source.

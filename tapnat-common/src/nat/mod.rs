@@ -21,7 +21,8 @@ use core::num::NonZeroU32;
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings, Unsolicited, session_flags, setting_flags, tcp_state,
+        PermissionKey, Session, Settings, Unsolicited, role, session_flags, setting_flags,
+        tcp_state,
     },
     net::Be32,
     parse::{Packet, Part, Transport, tcp_flags},
@@ -274,7 +275,13 @@ fn renew_next_hop<T: Tables>(
             None => Route::default(),
         }
     };
+    // An outside address is of use on its uplink only.
+    let is_wrong_way = session.flags & session_flags::TO_INSIDE == 0
+        && tables
+            .device(route.next_hop.device)
+            .is_none_or(|way| way.role != role::UPLINK);
     match route.fate {
+        Fate::Onward if is_wrong_way => Err(Reason::ForTheHost),
         Fate::Onward => {
             session.next_hop = route.next_hop;
             session.mtu = route.mtu;

@@ -131,13 +131,18 @@ pub const fn last_kept(number: u8, one: Half, other: Half, inbound_refresh: bool
     }
 }
 
-/// Whether the session's outside address is no longer one of ours: answers to it
-/// would not come back. While there is none at all, the old one may return.
+/// Whether the session leads to an inside device that is gone, or its outside
+/// address is no longer one of ours: answers to it would not come back. While there
+/// is no outside address at all, the old one may return.
 #[inline(always)]
 pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
+    let is_inward = session.flags & session_flags::TO_INSIDE != 0;
+    if is_inward && tables.device(session.next_hop.device).is_none() {
+        return true;
+    }
     let outside = match key.arrival.device() {
         Some(_) => EndpointKey::new(session.source, session.source_port, key.arrival.protocol()),
         None => key.destination_endpoint(),
@@ -152,8 +157,8 @@ pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -
                 .is_none())
 }
 
-/// Whether the session that this half belongs to has outlived its timeout, or
-/// its outside address.
+/// Whether the session that this half belongs to has outlived its timeout, its
+/// outside address or its inside device.
 #[inline(always)]
 pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
     let one = Half::from(session);

@@ -7,7 +7,10 @@
 
 use super::{Insert, Tables, mapping, session};
 use crate::{
-    abi::{EndpointKey, FlowKey, Mapping, Permission, PermissionKey, Session, Settings, tcp_state},
+    abi::{
+        EndpointKey, FlowKey, Mapping, Permission, PermissionKey, Session, Settings, session_flags,
+        tcp_state,
+    },
     net::{Be32, protocol},
     ports::{Class, set_index},
     time::Instant,
@@ -40,6 +43,26 @@ pub fn session_may_be_over(
         session::timeout(number, session::State::OneWay, timeouts)
     };
     now.since(half.last_seen) >= timeout.plus(super::REFRESH_AFTER)
+}
+
+/// Whether the session that this half belongs to may be over because what it
+/// stands on is gone: [`session`] tells. `is_there`: whether there is a device with
+/// this index.
+#[must_use]
+pub fn session_may_be_lost(
+    key: &FlowKey,
+    half: &Session,
+    settings: &Settings,
+    is_there: impl Fn(u32) -> bool,
+) -> bool {
+    // The halves that come by from outside tell of all sessions but those between
+    // guests.
+    let is_inward = half.flags & session_flags::TO_INSIDE != 0;
+    is_inward
+        && (!is_there(half.next_hop.device)
+            || (key.arrival.device().is_none()
+                && settings.outside_count != 0
+                && !settings.is_outside(key.destination)))
 }
 
 /// Removes the session that this half belongs to, if it is over. Returns whether

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use tapnat_common::abi::MAX_OUTSIDE_ADDRESSES;
 
-use super::{Config, Inside};
+use super::{Config, Devices, Inside};
 use crate::forwards::{Forward, Share};
 
 /// What a contradiction is about.
@@ -71,17 +71,34 @@ impl Config {
 
     fn check_inside(&self, inside: &Inside, earlier: &[Inside]) -> Checked {
         let about = About::Option("inside");
-        let name = &inside.device;
-        if self.uplink.as_ref() == Some(name) {
+        let name = &inside.devices;
+        if self.uplink.is_some() && self.uplink.as_ref() == name.name() {
             refuse(
                 about,
                 format!("{name} is both the uplink and an inside device: guests need their own"),
             )?;
         }
-        if earlier.iter().any(|other| other.device == *name) {
+        if earlier.iter().any(|other| other.devices == *name) {
             refuse(
                 about,
                 format!("{name} is given twice as an inside device: it has one network"),
+            )?;
+        }
+        if let Devices::Beginning(prefix) = name
+            && let Some(other) = earlier.iter().find(|other| match &other.devices {
+                Devices::Beginning(other) => {
+                    other.as_str().starts_with(prefix.as_str())
+                        || prefix.as_str().starts_with(other.as_str())
+                }
+                Devices::Named(_) => false,
+            })
+        {
+            refuse(
+                about,
+                format!(
+                    "a device can be meant by both {} and {name}: it has one network",
+                    other.devices
+                ),
             )?;
         }
         let Some(network) = inside.address.map(|it| it.trunc()) else {
@@ -94,7 +111,7 @@ impl Config {
                     format!(
                         "the inside network {network} of {name} overlaps that of {}: give each \
                          inside device a network of its own, or join them with a bridge",
-                        other.device
+                        other.devices
                     ),
                 )?;
             }
@@ -141,9 +158,13 @@ impl Config {
                 ),
             );
         }
-        let networks: Option<Vec<Ipv4Net>> =
-            self.insides.iter().map(|inside| inside.address).collect();
-        // Where a device has its address already, only the host knows.
+        let networks: Option<Vec<Ipv4Net>> = self
+            .insides
+            .iter()
+            .map(|inside| inside.address.filter(|_| inside.devices.name().is_some()))
+            .collect();
+        // Which of several devices there are, and where one has its address already, only the host
+        // knows.
         let Some(networks) = networks else {
             return Ok(());
         };

@@ -101,6 +101,14 @@ impl Link {
             })
     }
 
+    /// The first address of its own network that the device has, where guests can be.
+    #[must_use]
+    pub fn first_network(&self) -> Option<Ipv4Net> {
+        self.ipv4()
+            .find(|(_, it)| it.global && !it.secondary)
+            .map(|(net, _)| net)
+    }
+
     /// The first IPv4 address that the world can answer to.
     #[must_use]
     pub fn primary_ipv4(&self) -> Option<Ipv4Net> {

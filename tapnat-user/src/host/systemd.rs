@@ -14,6 +14,16 @@ pub fn ready(status: &str) -> Result<()> {
         .context("cannot tell the service manager that tapnat is ready")
 }
 
+/// Changes the line that `systemctl status` shows.
+///
+/// # Errors
+///
+/// When `NOTIFY_SOCKET` is set but cannot be written to.
+pub fn status(status: &str) -> Result<()> {
+    sd_notify::notify(&[NotifyState::Status(status)])
+        .context("cannot tell the service manager what is translated")
+}
+
 /// Says that the configuration is being read again (`Type=notify-reload`); [`ready`] ends that.
 ///
 /// # Errors

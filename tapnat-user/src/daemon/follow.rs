@@ -1,0 +1,210 @@
+//! A running instance follows its host: devices that go and come, addresses and routes that change.
+//! What is to become of the instance then is [`crate::preflight`]'s to say; this carries it out, and
+//! goes on with the rest when a part of it fails.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, Result};
+use tapnat_common::{abi::setting_flags, ports::Class};
+
+use super::{
+    Daemon, Surroundings, attach, claims, facts, hooks, prepare_inside, set_outside, set_sysctl,
+    surroundings, warn,
+};
+use crate::{
+    datapath::{Hook, has_egress, uses_tcx},
+    host::{netlink::Link, sysctl::Sysctl, systemd},
+    journal::Change,
+    pool,
+    preflight::{Plan, PlannedInside},
+    statics,
+};
+
+impl Daemon {
+    /// Tells the datapath what the network looks like now, and attaches it to the devices that are
+    /// there now.
+    pub(super) async fn follow(&mut self) -> Result<()> {
+        let mut plan = facts(&self.config, &self.host)
+            .await?
+            .replan(&self.config, &self.plan);
+        self.prepare_newcomers(&mut plan).await;
+        let links = self.host.netlink().links().await?;
+        let claims = claims(&plan, &links);
+        if claims != self.journal.claims() {
+            self.journal.set_claims(claims)?;
+        }
+        let tcx = uses_tcx(self.config.attach)?;
+        let wanted = hooks(&plan, &links, tcx);
+        let own = pool::without_ours(links, &plan.uplink.device(), &self.journal);
+        let known = surroundings(&self.config, &plan, &own);
+        self.tell(&plan, &known, &own);
+        if !known.outside.is_empty() {
+            // What the uplink has is not given up for another one that it had before.
+            plan.outside_addresses = known.outside.iter().copied().map(Ipv4Addr::from).collect();
+        }
+        self.plan = plan;
+
+        self.datapath.load_programs(&wanted)?;
+        let forgotten = self.hooks.iter().any(|hook| !wanted.contains(hook));
+        self.attach_to(wanted).await;
+        self.enter(known)?;
+        self.let_in().await?;
+        if forgotten {
+            self.let_go(tcx).await?;
+        }
+        for note in self.settle_addresses().await? {
+            warn(&note);
+        }
+        systemd::status(&self.summary())
+    }
+
+    /// Gets the inside devices ready that were not there before, and leaves out those that fail.
+    async fn prepare_newcomers(&mut self, plan: &mut Plan) {
+        let mut ready = Vec::new();
+        for inside in plan.insides.drain(..) {
+            let is_new = inside
+                .link
+                .as_ref()
+                .is_some_and(|link| self.hooks.iter().all(|it| it.device.index != link.index));
+            let prepared = if is_new {
+                prepare_inside(&self.config, &inside, &self.host, &mut self.journal).await
+            } else {
+                Ok(())
+            };
+            match prepared {
+                Ok(()) => ready.push(inside),
+                Err(error) => warn(&format!(
+                    "{} is not served: {error:#}",
+                    inside.device_name()
+                )),
+            }
+        }
+        plan.insides = ready;
+    }
+
+    /// Says what is different from before.
+    fn tell(&mut self, plan: &Plan, known: &Surroundings, links: &[Link]) {
+        for warning in &plan.warnings {
+            if !self.told.contains(warning) {
+                warn(warning);
+            }
+        }
+        self.told.clone_from(&plan.warnings);
+        let index = |inside: &PlannedInside| inside.link.as_ref().map(|link| link.index);
+        let is_in = |plan: &Plan, inside: &PlannedInside| {
+            plan.insides.iter().any(|it| index(it) == index(inside))
+        };
+        for inside in self.plan.insides.iter().filter(|it| !is_in(plan, it)) {
+            warn(&format!(
+                "{} is not served any more, until it is back",
+                inside.device_name()
+            ));
+        }
+        for inside in plan.insides.iter().filter(|it| !is_in(&self.plan, it)) {
+            warn(&format!(
+                "{} is served: {}",
+                inside.device_name(),
+                inside.address
+            ));
+        }
+        let name = &plan.uplink.name;
+        if plan.uplink.index != self.plan.uplink.index {
+            warn(&format!("the uplink is {name} now"));
+        }
+        if known.outside.is_empty() && !self.known.outside.is_empty() {
+            let is_there = links.iter().any(|link| link.index == plan.uplink.index);
+            let what = if is_there {
+                "lost its IPv4 address: no new sessions until it has one"
+            } else {
+                "is gone: no new sessions until it is back"
+            };
+            warn(&format!("uplink {name} {what}"));
+        }
+    }
+
+    /// Attaches the programs where they are not yet.
+    async fn attach_to(&mut self, wanted: Vec<Hook>) {
+        let mut attached = Vec::new();
+        for hook in wanted {
+            let done = if self.hooks.contains(&hook) {
+                Ok(())
+            } else {
+                attach(&mut self.datapath, &hook, &self.host, &mut self.journal).await
+            };
+            match done {
+                Ok(()) => attached.push(hook),
+                // It went away again, or the next change brings another try.
+                Err(error) => warn(&format!("{} is not served: {error:#}", hook.device)),
+            }
+        }
+        self.hooks = attached;
+    }
+
+    /// Enters into the tables what the network looks like now.
+    fn enter(&mut self, known: Surroundings) -> Result<()> {
+        let mut settings = self.tables.settings()?;
+        if known != self.known {
+            self.tables.set_devices(&known.devices)?;
+            if known.outside != self.known.outside && !known.outside.is_empty() {
+                // Before the first port of another address is given away.
+                let withheld = self.tables.reserved(Class::Tcp)?;
+                self.tables.set_reserved(&withheld, &known.outside)?;
+            }
+            set_outside(&mut settings, &known.outside);
+            self.known = known;
+        }
+        if has_egress(&self.hooks) {
+            settings.flags |= setting_flags::HOST_FRAGMENTS;
+        } else {
+            settings.flags &= !setting_flags::HOST_FRAGMENTS;
+        }
+        settings.generation = settings.generation.wrapping_add(1);
+        self.tables.set_settings(&settings)?;
+        for note in statics::follow(&mut self.tables)? {
+            warn(&note);
+        }
+        Ok(())
+    }
+
+    /// Has the kernel tell routes for packets from devices that are new. Not before all else is in
+    /// place: the host would send guests' packets on as they are.
+    async fn let_in(&mut self) -> Result<()> {
+        for inside in &self.plan.insides {
+            let name = inside.device_name();
+            let sysctl = Sysctl::forwarding(name);
+            let is_attached = self.hooks.iter().any(|hook| hook.device.name == name);
+            if is_attached && !self.journal.changes().any(|it| it.sets(&sysctl)) {
+                set_sysctl(&sysctl, "1", &self.host, &mut self.journal).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything away from devices that are not served any more.
+    async fn let_go(&mut self, tcx: bool) -> Result<()> {
+        self.datapath
+            .forget_others(if tcx { &self.hooks } else { &[] })?;
+        let served: Vec<_> = self.hooks.iter().map(|hook| hook.device.clone()).collect();
+        let sysctls: Vec<_> = served
+            .iter()
+            .map(|device| Sysctl::forwarding(&device.name))
+            .collect();
+        let is_left = |change: &Change| match (change, change.device()) {
+            (_, Some(device)) => served.iter().all(|it| it.index != device.index),
+            (Change::SetSysctl { sysctl, .. }, None) => !sysctls.contains(sysctl),
+            (_, None) => false,
+        };
+        // Whoever has taken such a device over wants it up.
+        self.journal
+            .forget_matching(|change| matches!(change, Change::SetUp { .. }) && is_left(change))?;
+        let notes = self
+            .journal
+            .revert_matching(is_left, &self.host)
+            .await
+            .context("cannot take everything away from a device that is not served any more")?;
+        for note in notes {
+            warn(&note);
+        }
+        Ok(())
+    }
+}
