@@ -167,6 +167,22 @@ const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// The exit of a packet that is not IPv4, or malformed.
 #[inline(always)]
 pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
+    match read_network(frame) {
+        Ok(read) => *packet = read,
+        Err(reason) => {
+            *packet = Packet::default();
+            return Err(reason);
+        }
+    }
+    if packet.part != Part::Later {
+        read_transport(frame, packet, frame.segment_size())?;
+    }
+    Ok(())
+}
+
+/// Reads the Ethernet and IP headers.
+#[inline(always)]
+fn read_network<F: Frame>(frame: &F) -> Result<Packet, Reason> {
     // Another network's, which the host may have a device for.
     if frame.is_tagged() {
         return Err(Reason::NotIpv4);
@@ -208,7 +224,7 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
     } else {
         Part::Later
     };
-    *packet = Packet {
+    Ok(Packet {
         source: Be32::from_bytes(header.src_addr),
         destination: Be32::from_bytes(header.dst_addr),
         protocol: header.proto,
@@ -224,11 +240,7 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
         length,
         wire_length: length,
         ..Packet::default()
-    };
-    if part != Part::Later {
-        read_transport(frame, packet, segment_size)?;
-    }
-    Ok(())
+    })
 }
 
 /// Reads the frame into `packet` if it is what nearly every packet is: IPv4

@@ -45,7 +45,7 @@ use tapnat_common::{
     pipeline::{self, Quick},
     refusal::Refusal,
     time::Instant,
-    verdict::{Next, Outcome, Plan, Reason},
+    verdict::{Next, Outcome, Reason},
 };
 
 use crate::{maps::Scratch, skb::Skb, tables::Kernel};
@@ -101,11 +101,7 @@ pub fn egress_raw(context: TcContext) -> i32 {
 #[classifier]
 pub fn exceptional(context: TcContext) -> i32 {
     stage(&context, |skb, device, kernel, scratch| {
-        scratch.packet = Packet::default();
-        scratch.plan = Plan {
-            at_egress: scratch.at_egress != 0,
-            ..Plan::default()
-        };
+        scratch.plan.begin(scratch.at_egress != 0);
         pipeline::exceptional(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
     })
 }

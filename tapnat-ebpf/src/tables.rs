@@ -107,8 +107,18 @@ impl Kernel {
 
 #[inline(always)]
 fn empty_query() -> bpf_fib_lookup {
+    const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
+    let mut query = MaybeUninit::<bpf_fib_lookup>::uninit();
+    let words = query.as_mut_ptr().cast::<u32>();
+    for word in 0..WORDS {
+        // SAFETY: within the query.
+        let word = unsafe { words.add(word) };
+        // Volatile, or the compiler makes it a call that clears byte by byte.
+        // SAFETY: as above, and aligned as the query is.
+        unsafe { word.write_volatile(0) };
+    }
     // SAFETY: integers and unions of integers, for all of which 0 is a value.
-    unsafe { MaybeUninit::zeroed().assume_init() }
+    unsafe { query.assume_init() }
 }
 
 #[inline(always)]

@@ -439,10 +439,12 @@ impl World {
     fn stages(&self, device: Option<NonZeroU32>, mut frame: Bytes, at_egress: bool) -> Exit {
         let before = frame.clone();
         let mut packet = Packet::default();
-        let mut plan = Plan {
-            at_egress,
-            ..Plan::default()
-        };
+        let mut plan = Plan::default();
+        // What another packet may have left.
+        plan.opening.flags = u8::MAX;
+        plan.halves[0].flags = u8::MAX;
+        plan.rewrite.next_hop.device = u32::MAX;
+        plan.begin(at_egress);
         let mut next = pipeline::exceptional(&mut frame, device, self, &mut packet, &mut plan);
         let mut stages = 0;
         let reason = loop {
