@@ -5,7 +5,7 @@ use crate::{
     abi::{NextHop, Session, session_flags},
     checksum::Delta,
     frame::Frame,
-    net::{Be16, Be32, protocol},
+    net::{Be16, Be32},
     parse::{
         ICMP_IDENTIFIER, MAXIMUM_SEGMENT_SIZE, Packet, Part, Quoted, Transport, find_tcp_option,
         tcp_flags,
@@ -227,7 +227,7 @@ pub fn apply_error<F: Frame>(
             ports
         };
         let old = Be16::from_bytes(frame.read::<[u8; 2]>(offset)?);
-        let absent = quoted.protocol == protocol::UDP && old == Be16::ZERO;
+        let absent = quoted.transport == Transport::Udp && old == Be16::ZERO;
         if !absent {
             let mut new = delta.apply(old);
             if quoted.transport == Transport::Udp && new == Be16::ZERO {

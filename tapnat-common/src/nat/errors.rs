@@ -6,7 +6,7 @@ use core::num::NonZeroU32;
 use super::{Fate, Route, Tables, session};
 use crate::{
     abi::{Arrival, FlowKey},
-    parse::{Packet, Quoted},
+    parse::{Packet, Quoted, Transport},
     rewrite::Rewrite,
     verdict::{Plan, Reason},
 };
@@ -34,7 +34,10 @@ pub fn decide_error<T: Tables>(
     let Some(session) = tables.session(&key) else {
         return without_session(packet, device, tables);
     };
-    if session::is_expired(&key, session, tables) {
+    // What answers a query with identifier 0 has the key of another such query.
+    let is_other_way =
+        quoted.transport == Transport::IcmpQuery && session.source_port != quoted.destination_port;
+    if is_other_way || session::is_expired(&key, session, tables) {
         return Reason::ErrorWithoutSession;
     }
     // RFC 1122 section 3.2.2: no error about an error.

@@ -217,6 +217,15 @@ pub fn resume<T: Tables>(
     let settings = tables.settings()?;
     let key = &packet.key(device);
     let session = tables.session(key)?;
+    // A reply with identifier 0, and all that has none, has the key of a query with it.
+    let is_other = match packet.transport {
+        Transport::IcmpReply => session.source_port != packet.source_port,
+        Transport::IcmpOther => true,
+        _ => false,
+    };
+    if is_other {
+        return None;
+    }
     let now = tables.now();
     let twin_key = session.twin_key(key);
     let stale = !is_confirmed(session, settings, now);

@@ -299,13 +299,17 @@ pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T
     };
     let number = key.arrival.protocol();
     let from_outside = key.arrival.device().is_none();
+    let until = tables.now().after(lifetime(key, session, tables));
+    if !from_outside && session.flags & session_flags::TO_INSIDE != 0 {
+        // A hairpin stands on the other guest's mapping, too.
+        mapping::keep_until(&key.destination_endpoint(), until, tables);
+    }
     let refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
     if session.flags & session_flags::UNMAPPED != 0
         || (from_outside && !refresh && number != protocol::TCP)
     {
         return;
     }
-    let until = tables.now().after(lifetime(key, session, tables));
     let (outside, remote) = if from_outside {
         (key.destination_endpoint(), key.source)
     } else {

@@ -302,6 +302,13 @@ fn from_outside<T: Tables>(
         tables.note_unsolicited(key, &syn);
         return Err(Reason::UnsolicitedSyn);
     };
+    // A guest's neighbours do not come from outside; its answer would not go there.
+    if tables
+        .device(target.device)
+        .is_some_and(|inside| packet.source.same_network(inside.address, inside.mask))
+    {
+        return Err(Reason::SpoofedSource);
+    }
     may_start(packet, key, settings, tables)?;
     let route = route_in(target, key.source, tables);
     match route.fate {

@@ -1,8 +1,10 @@
 //! Arbitrary packets in arbitrary order: right ones, wrong ones, and bytes.
 //!
-//! Each is judged by what must always hold: nothing panics, right checksums
-//! stay right, the books are right, no guest's address gets out (see
-//! [`World::run`]), and what is translated and comes back is what was sent.
+//! Each is judged by what must always hold: nothing panics, what is to be
+//! written lies within the packet and is nothing but what translating changes,
+//! right checksums stay right, the books are right, no guest's address gets out
+//! (all that: [`World::run`]), and what is translated and comes back, itself or
+//! quoted in an ICMP error, is what was sent ([`round_trip`]).
 //!
 //! `PROPTEST_CASES` says how many sequences are tried; `cargo xtask fuzz` goes
 //! on for as long as one likes.
@@ -367,6 +369,8 @@ enum Step {
     Answer(Index),
     /// Who got a packet, or a router on its way, complains about it.
     Complaint(Index, (u8, u8), usize),
+    /// A packet, and at once what it brings back.
+    RoundTrip(Option<NonZeroU32>, Bytes, Back),
     /// What the host's stack forwards.
     Egress(NonZeroU32, Bytes),
     /// Time passes, in milliseconds.
@@ -389,6 +393,26 @@ enum Step {
     Sweep,
 }
 
+/// What a packet brings back.
+#[derive(Clone, Debug)]
+enum Back {
+    Answer,
+    /// An error of this type and code that quotes so many bytes, from a router
+    /// or the destination.
+    Complaint((u8, u8), usize, bool),
+}
+
+fn round_trips(device: Option<NonZeroU32>) -> BoxedStrategy<Step> {
+    let back = prop_oneof![
+        Just(Back::Answer),
+        (error_kind(), 20_usize..200, any::<bool>())
+            .prop_map(|(kind, length, routed)| Back::Complaint(kind, length, routed)),
+    ];
+    (frame(device), back)
+        .prop_map(move |(frame, back)| Step::RoundTrip(device, frame, back))
+        .boxed()
+}
+
 fn step() -> BoxedStrategy<Step> {
     let device = select(vec![None, Some(TAP), Some(TAP), Some(SECOND_TAP)]);
     let modes = (
@@ -399,9 +423,10 @@ fn step() -> BoxedStrategy<Step> {
         0_u32..6,
     );
     prop_oneof![
-        30 => device.prop_flat_map(|device| {
+        30 => device.clone().prop_flat_map(|device| {
             frame(device).prop_map(move |frame| Step::Frame(device, frame))
         }),
+        8 => device.prop_flat_map(round_trips),
         8 => any::<Index>().prop_map(Step::Again),
         16 => any::<Index>().prop_map(Step::Answer),
         6 => (any::<Index>(), error_kind(), 20_usize..100)
@@ -415,9 +440,7 @@ fn step() -> BoxedStrategy<Step> {
         1 => modes.prop_map(|(mapping, filtering, flags, clamps, limit)| Step::Modes {
             filtering,
             mapping: mapping.map(u8::from),
-            flags: flags & (setting_flags::INBOUND_REFRESH
-                | setting_flags::PASS_UNSOLICITED
-                | setting_flags::HOST_FRAGMENTS),
+            flags: flags & (setting_flags::PASS_UNSOLICITED | setting_flags::HOST_FRAGMENTS),
             clamp: if clamps { 1000 } else { 0 },
             limit,
         }),
@@ -434,16 +457,30 @@ struct History {
     left: Vec<(u32, Vec<u8>)>,
 }
 
+/// A packet that left, and the inside device that it left by, if any.
+type Left = (Option<NonZeroU32>, Vec<u8>);
+
 impl History {
-    fn run(&mut self, world: &World, device: Option<NonZeroU32>, frame: Bytes) {
+    /// Runs a frame. Returns what became of it, and the packet that left with
+    /// the device it left by.
+    fn run(
+        &mut self,
+        world: &World,
+        device: Option<NonZeroU32>,
+        frame: Bytes,
+    ) -> (Reason, Option<Left>) {
         let exit = world.run(device, frame.clone());
         self.came.push((device, frame));
         if exit.reason.outcome() == Outcome::Forward
             && let Some(mut sent) = exit.sent
         {
             sent.frame.complete();
-            self.left.push((sent.device, sent.frame.ip().to_vec()));
+            let packet = sent.frame.ip().to_vec();
+            self.left.push((sent.device, packet.clone()));
+            let device = NonZeroU32::new(sent.device).filter(|device| *device != UPLINK);
+            return (exit.reason, Some((device, packet)));
         }
+        (exit.reason, None)
     }
 
     /// A packet that left, and where an answer to it arrives.
@@ -459,7 +496,8 @@ impl History {
 
 fn take(world: &World, step: Step, history: &mut History) {
     match step {
-        Step::Frame(device, frame) => history.run(world, device, frame),
+        Step::Frame(device, frame) => drop(history.run(world, device, frame)),
+        Step::RoundTrip(device, frame, back) => round_trip(world, device, frame, &back, history),
         Step::Again(which) => {
             if !history.came.is_empty() {
                 let (device, frame) = which.get(&history.came).clone();
@@ -476,18 +514,9 @@ fn take(world: &World, step: Step, history: &mut History) {
         }
         Step::Complaint(which, kind, length) => {
             if let Some((device, packet)) = history.find_left(which) {
-                let address = |place: usize| {
-                    let bytes: [u8; 4] = packet[place..place + 4].try_into().unwrap();
-                    Ipv4Addr::from(bytes)
-                };
-                let from = if device.is_none() && length % 2 == 0 {
-                    ROUTER
-                } else {
-                    address(16)
-                };
-                let quoted = &packet[..length.min(packet.len())];
-                let error = packet::icmp_error(ip(from), ip(address(12)), kind, [0; 4], quoted);
-                history.run(world, device, Bytes::raw(&error.build()));
+                let routed = device.is_none() && length % 2 == 0;
+                let error = complaint(packet, kind, length, routed);
+                history.run(world, device, Bytes::raw(&error));
             }
         }
         Step::Egress(device, packet) => {
@@ -514,7 +543,7 @@ fn take(world: &World, step: Step, history: &mut History) {
         } => world.set(|settings| {
             [settings.filtering_tcp, settings.filtering_udp] = filtering;
             [settings.mapping_tcp, settings.mapping_udp] = mapping;
-            settings.flags = flags;
+            settings.flags = flags | settings.flags & setting_flags::INBOUND_REFRESH;
             settings.clamp_mss = clamp;
             settings.guest_max_sessions = limit;
         }),
@@ -536,6 +565,94 @@ fn take(world: &World, step: Step, history: &mut History) {
     }
 }
 
+/// An ICMP error about a packet, from a router or the packet's destination.
+fn complaint(packet: &[u8], kind: (u8, u8), length: usize, routed: bool) -> Vec<u8> {
+    let address = |place: usize| {
+        let bytes: [u8; 4] = packet[place..place + 4].try_into().unwrap();
+        Ipv4Addr::from(bytes)
+    };
+    let from = if routed { ROUTER } else { address(16) };
+    let quoted = &packet[..length.min(packet.len())];
+    packet::icmp_error(ip(from), ip(address(12)), kind, [0; 4], quoted).build()
+}
+
+/// Runs a packet and, if it is sent on, at once what it brings back, which is
+/// to be what was sent.
+fn round_trip(
+    world: &World,
+    device: Option<NonZeroU32>,
+    frame: Bytes,
+    back: &Back,
+    history: &mut History,
+) {
+    let mut sent = frame.clone();
+    sent.complete();
+    let (first, left) = history.run(world, device, frame);
+    let Some((on, mut packet)) = left else { return };
+    let mut sent = sent.ip().to_vec();
+    // An end system does not see what follows the packet in its frame.
+    let length = usize::from(u16::from_be_bytes([sent[2], sent[3]]));
+    sent.truncate(length);
+    packet.truncate(length);
+    let fragment = u16::from_be_bytes([sent[6], sent[7]]) & 0x3fff;
+    let is_whole = fragment == 0;
+    let is_right = checksum::verify(&sent, checksum::Expect::Complete).is_ok();
+    let is_clamped = sent[9] == 6 && world.settings_now().clamp_mss != 0;
+    if !is_whole || !is_right || is_clamped || first == Reason::ErrorTranslated {
+        return;
+    }
+    match back {
+        Back::Answer => {
+            let answer = Bytes::raw(&mirrored(&packet));
+            let (reason, left) = history.run(world, on, answer);
+            if let Some((to, answer)) = left {
+                assert_eq!(to, device, "an answer goes where its question came from");
+                assert_eq!(mirrored(&answer), aged(&sent, 2), "{reason:?}");
+            } else {
+                // What claims to be from another guest's network gets no answer there.
+                let is_excused = (device.is_none() && reason == Reason::ForTheHost)
+                    || matches!(
+                        reason,
+                        Reason::TimeToLiveExceeded
+                            | Reason::FragmentationNeeded
+                            | Reason::TooBigToFragment
+                            | Reason::FragmentedByHost
+                            | Reason::NoRoute
+                    );
+                assert!(is_excused, "after {first:?} the answer is {reason:?}");
+            }
+        }
+        Back::Complaint(kind, length, routed) => {
+            let header = usize::from(packet[0] & 15) * 4;
+            let error = complaint(&packet, *kind, *length, *routed && on.is_none());
+            let (reason, left) = history.run(world, on, Bytes::raw(&error));
+            if !matches!(kind.0, 3 | 11 | 12) {
+                // Another kind of message, not about any packet.
+                return;
+            }
+            if let Some((to, error)) = left {
+                assert_eq!(reason, Reason::ErrorTranslated);
+                assert_eq!(to, device, "an error goes to the sender");
+                let length = (*length).min(packet.len());
+                assert_eq!(error[20..22], [kind.0, kind.1]);
+                // Half a checksum, of no use to anyone, is left as it is.
+                let is_cut = packet[9] == 6 && length == header + 17;
+                let length = length - usize::from(is_cut);
+                assert_eq!(error[28..28 + length], aged(&sent, 1)[..length]);
+            } else {
+                let is_carried = matches!(kind, (3, 0..=15) | (11 | 12, 0..=1));
+                let is_enough = (*length).min(packet.len()) >= header + 8;
+                // There may be no route to who sent it from the world.
+                let is_excused = device.is_none() && reason == Reason::ErrorUnusable;
+                assert!(
+                    !(is_carried && is_enough) || is_excused,
+                    "after {first:?} the error is {reason:?}"
+                );
+            }
+        }
+    }
+}
+
 proptest! {
     // What fails is printed whole, to become a test of its own.
     #![proptest_config(ProptestConfig {
@@ -544,8 +661,12 @@ proptest! {
     })]
 
     #[test]
-    fn anything_in_any_order(steps in vec(step(), 1..60)) {
+    fn anything_in_any_order(inbound_refresh: bool, steps in vec(step(), 1..60)) {
         let world = World::new();
+        if inbound_refresh {
+            // From the start: sessions that it keeps stand on mappings that it did not.
+            world.set_inbound_refresh();
+        }
         let mut history = History::default();
         for step in steps {
             take(&world, step, &mut history);
@@ -594,9 +715,8 @@ proptest! {
     }
 }
 
-/// The packet that answers this one: addresses and ports swapped, an echo
-/// request made a reply and the other way round. No checksum but an echo's
-/// changes.
+/// The packet that answers this one: addresses and ports swapped, an ICMP query
+/// made a reply and the other way round. No checksum but theirs changes.
 fn mirrored(packet: &[u8]) -> Vec<u8> {
     let mut bytes = packet.to_vec();
     for place in 12..16 {
@@ -609,8 +729,12 @@ fn mirrored(packet: &[u8]) -> Vec<u8> {
             body.swap(0, 2);
             body.swap(1, 3);
         }
-        1 if matches!(body[0], 0 | 8) => {
-            body[0] = 8 - body[0];
+        1 if matches!(body[0], 0 | 8 | 13 | 14) => {
+            body[0] = if body[0] < 9 {
+                8 - body[0]
+            } else {
+                27 - body[0]
+            };
             body[2..4].fill(0);
             let check = !checksum::sum(&[body]);
             body[2..4].copy_from_slice(&check.to_be_bytes());

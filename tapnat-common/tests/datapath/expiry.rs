@@ -230,6 +230,22 @@ fn a_route_that_is_gone_is_the_hosts_to_tell() {
 }
 
 #[test]
+fn what_cannot_be_sent_keeps_nothing_alive() {
+    // Or the session would live on without its mapping.
+    let world = World::new();
+    world.guest_sends(TAP, &out());
+    world.wait_seconds(200);
+    world
+        .routes
+        .borrow_mut()
+        .insert(SERVER.into(), tapnat_common::nat::Route::default());
+    assert_eq!(world.guest_sends(TAP, &out()).reason, Reason::NoRoute);
+    world.wait_seconds(130);
+    assert!(!mapping_lives(&world));
+    assert_eq!(world.world_sends(&back()).reason, Reason::NoMapping);
+}
+
+#[test]
 fn a_next_hop_that_changed_is_looked_up_again() {
     let world = World::new();
     world.guest_sends(TAP, &out());

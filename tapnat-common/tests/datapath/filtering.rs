@@ -9,7 +9,8 @@ use tapnat_common::{
 
 use crate::support::{
     network::{
-        GUEST, OTHER_SERVER, OUTSIDE, SERVER, TAP, at, destination, endpoint, ping, pong, tcp, udp,
+        GUEST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SERVER, TAP, at, destination,
+        endpoint, ping, pong, tcp, udp,
     },
     world::World,
 };
@@ -44,6 +45,25 @@ fn each_mode_lets_in_whom_it_says() {
         datagrams(AddressAndPortDependent),
         [Translated, Filtered, Filtered]
     );
+}
+
+#[test]
+fn guests_do_not_come_from_outside() {
+    let world = World::new();
+    world.set_filtering(EndpointIndependent);
+    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let from = |source| {
+        let packet = udp(at(source, 40_000), at(OUTSIDE, 40_000)).build();
+        world.world_sends(&packet).reason
+    };
+    assert_eq!(from(GUEST), Reason::SpoofedSource);
+    assert_eq!(from(NEIGHBOUR), Reason::SpoofedSource);
+    // Nor does an answer get to a guest on another tap.
+    assert_eq!(from(OTHER_GUEST), Reason::SessionAdmitted);
+    let answer = udp(at(GUEST, 40_000), at(OTHER_GUEST, 40_000)).build();
+    let exit = world.guest_sends(TAP, &answer);
+    assert_eq!(exit.reason, Reason::ForTheHost);
+    assert!(exit.sent.is_none());
 }
 
 #[test]

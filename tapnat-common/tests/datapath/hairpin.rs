@@ -60,6 +60,18 @@ fn datagrams_between_guests() {
 }
 
 #[test]
+fn a_session_between_guests_keeps_the_mappings_of_both() {
+    let world = with_peer();
+    let call = udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build();
+    for _ in 0..5 {
+        world.guest_sends(TAP, &call).forwarded_any();
+        world.wait_seconds(250);
+    }
+    let third = udp(at(SERVER, 77), at(OUTSIDE, 5000)).build();
+    assert_eq!(world.world_sends(&third).reason, Reason::SessionAdmitted);
+}
+
+#[test]
 fn connections_between_guests() {
     let world = with_peer();
     let syn = tcp(at(GUEST, 40_000), at(OUTSIDE, 5000), "S").build();

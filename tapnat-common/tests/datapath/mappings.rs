@@ -10,10 +10,12 @@ use tapnat_common::{
     verdict::Reason,
 };
 
+use tapnat_testbed::packet;
+
 use crate::support::{
     network::{
         GUEST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SECOND_TAP, SERVER, TAP, at,
-        endpoint, ip, ping, source, tcp, udp,
+        endpoint, ip, ping, pong, source, tcp, udp,
     },
     world::World,
 };
@@ -346,6 +348,24 @@ fn identifiers_are_preserved_if_free_but_never_zero() {
     let exit = world.guest_sends(TAP, &ping(GUEST, SERVER, 0).build());
     let sent = exit.forwarded(Reason::SessionStarted);
     assert_ne!(source(&sent).port(), 0);
+}
+
+#[test]
+fn what_has_no_identifier_is_not_taken_for_a_query_with_0() {
+    let world = World::new();
+    let exit = world.guest_sends(TAP, &ping(GUEST, SERVER, 0).build());
+    exit.forwarded(Reason::SessionStarted);
+    let exit = world.guest_sends(TAP, &pong(GUEST, SERVER, 0).build());
+    assert_eq!(exit.reason, Reason::IcmpTypeNotCarried);
+    // Nor is a router solicitation, which has none.
+    let solicitation = packet::icmp_error(ip(GUEST), ip(SERVER), (10, 0), [0; 4], b"");
+    let exit = world.guest_sends(TAP, &solicitation.build());
+    assert_eq!(exit.reason, Reason::IcmpTypeNotCarried);
+    // Nor is an error about a query that the guest got, which it did not.
+    let quoted = ping(SERVER, GUEST, 0).build();
+    let error = packet::icmp_error(ip(GUEST), ip(SERVER), (3, 1), [0; 4], &quoted);
+    let exit = world.guest_sends(TAP, &error.build());
+    assert_eq!(exit.reason, Reason::ErrorWithoutSession);
 }
 
 #[test]
