@@ -12,6 +12,7 @@ mod ci;
 mod command;
 mod documents;
 mod ebpf_toolchain;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;
@@ -32,6 +33,7 @@ enum Verb {
     Run(run::Options),
     Test(test::Options),
     Bench(bench::Options),
+    Fuzz(fuzz::Options),
     /// Check formatting and lints, for this machine and for BPF
     Lint,
     /// Check everything that a change must pass: lint, then test
@@ -55,6 +57,7 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Run(options) => run::run(options),
         Verb::Test(options) => test::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Lint => lint::run(),
         Verb::Ci => ci::run(),
     }
