@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tapnat_testbed::{
     capture::Captured,
     packet::{self, Builder},
+    topology::UPLINK,
     traffic,
 };
 use tapnat_tests::{
@@ -504,6 +505,46 @@ fn req_7_hairpinned_errors_are_translated() -> Result<()> {
         let expected = packet::unreachable(OUTSIDE, sender.ip(), 3, &about.build()).ttl(63);
         check(&wires.guests[guests[0]].receive_captured()?, &expected)?;
     }
+    wires.nothing_arrives()
+}
+
+/// REQ-7 as RFC 7857 section 12 has it: hairpinned queries reach the guest whose
+/// outside address it is, and those to a shared one the host, as from outside.
+#[test]
+fn req_7_hairpinned_queries_are_answered() -> Result<()> {
+    const OWN: &str = "198.51.100.7";
+    let (world, wires) = wired(2, &[])?;
+    let [asker, guest] = [0, 1].map(|number| wires.inside(number, 0).ip());
+    let host = &world.topology.host;
+    host.ip(&format!("address add {OWN}/32 dev {UPLINK}"))?;
+    let add = ["add", OWN, &guest.to_string()];
+    world.instance.ask("static", &add)?;
+    let own: IpAddr = OWN.parse()?;
+    wires.guests[0].send(&packet::echo_request(asker, own, 77, 1).payload(b"guest?"))?;
+    let arrived = wires.guests[1].receive()?;
+    ensure!(
+        arrived.source_address() == OUTSIDE
+            && arrived.destination_address() == guest
+            && arrived.payload == b"guest?",
+        "{arrived:?}"
+    );
+    let identifier = arrived.source().port();
+    wires.guests[1].send(&packet::echo_reply(guest, OUTSIDE, identifier, 1).payload(b"guest!"))?;
+    let arrived = wires.guests[0].receive()?;
+    ensure!(
+        arrived.source_address() == own
+            && arrived.destination() == wires.inside(0, 77)
+            && arrived.payload == b"guest!",
+        "{arrived:?}"
+    );
+    wires.guests[0].send(&packet::echo_request(asker, OUTSIDE, 78, 1).payload(b"host?"))?;
+    let arrived = wires.guests[0].receive()?;
+    ensure!(
+        arrived.source_address() == OUTSIDE
+            && arrived.destination() == wires.inside(0, 78)
+            && arrived.payload == b"host?",
+        "{arrived:?}"
+    );
     wires.nothing_arrives()
 }
 

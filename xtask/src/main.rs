@@ -14,6 +14,7 @@ mod documents;
 mod ebpf_toolchain;
 mod fuzz;
 mod lint;
+mod rfc;
 mod run;
 mod setup;
 mod test;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::setup::{self, Group};
-use crate::{build, command};
+use crate::{build, command, rfc};
 
 /// A directory laid out as `setup` leaves it; a developer may set it to try another kernel.
 const GUEST_KERNEL: &str = "TAPNAT_GUEST_KERNEL";
@@ -21,7 +21,8 @@ const GUEST_KERNEL: &str = "TAPNAT_GUEST_KERNEL";
 /// Run the tests: those inside the crates, then the test programs, which need root
 #[derive(Args, Default)]
 pub struct Options {
-    /// `unit` (the tests inside the crates), or the name of a test program, or part of a test's name
+    /// `unit` (the tests inside the crates), `rfc` (one line for each requirement of
+    /// docs/rfc-compliance.md), or the name of a test program, or part of a test's name
     #[arg(value_name = "WHAT")]
     what: Option<String>,
 
@@ -35,6 +36,7 @@ pub struct Options {
 enum Selection {
     Everything,
     Unit,
+    Rfc,
     Program(String),
     Filter(String),
 }
@@ -55,6 +57,13 @@ pub fn run(options: &Options) -> Result<()> {
         setup::ensure(&[Group::Build, Group::Test, Group::Guest])?;
     }
 
+    if selection == Selection::Rfc {
+        ensure!(
+            options.arguments.is_empty(),
+            "`cargo xtask test rfc` takes no further arguments: name a test program instead"
+        );
+        return run_rfc();
+    }
     if !matches!(selection, Selection::Program(_)) {
         command::run(cargo_test(&["--doc"], &selection).args(&options.arguments))?;
         command::run(cargo_test(&["--lib", "--bins"], &selection).args(&options.arguments))?;
@@ -73,6 +82,16 @@ pub fn run(options: &Options) -> Result<()> {
         command::run(&mut cargo)?;
     }
     Ok(())
+}
+
+/// Leaves the word to the requirements.
+fn run_rfc() -> Result<()> {
+    let tapnat = build::tapnat(&build::Options::default())?;
+    rfc::run(|targets| {
+        let mut cargo = cargo_test(targets, &Selection::Rfc);
+        cargo.env("TAPNAT_BIN", &tapnat);
+        cargo
+    })
 }
 
 /// Cargo's test runner on these targets of all crates but the eBPF one; what is added goes to the
@@ -97,6 +116,8 @@ fn select(what: Option<&str>, programs: &BTreeSet<String>) -> Selection {
     let program = what.replace('-', "_");
     if what == "unit" {
         Selection::Unit
+    } else if what == "rfc" {
+        Selection::Rfc
     } else if programs.contains(&program) {
         Selection::Program(program)
     } else {
@@ -137,6 +158,7 @@ mod tests {
     fn a_word_selects_a_program_before_it_filters() {
         let programs = BTreeSet::from(["end_to_end".to_owned()]);
         assert_eq!(select(None, &programs), Selection::Everything);
+        assert_eq!(select(Some("rfc"), &programs), Selection::Rfc);
         assert_eq!(select(Some("unit"), &programs), Selection::Unit);
         assert_eq!(
             select(Some("end-to-end"), &programs),
