@@ -24,7 +24,6 @@ use crate::{
     abi::{self, FRAME_LENGTH, Received, Stream},
     packets::{Order, Packets, Protocol, Vary, tcp_flags},
     processor::{self, Stopwatch},
-    statistics,
 };
 
 /// The host's device towards the guest.
@@ -299,12 +298,19 @@ impl Rig {
     }
 
     /// Sends bursts of packets in both directions, turn by turn, for about so long, after a first
-    /// one of `warm` packets that is not measured.
+    /// one of `warm` packets that is not measured. `summary` makes one figure of the bursts' in each
+    /// direction.
     ///
     /// # Errors
     ///
     /// When a packet is lost or comes out untranslated, or the kernel refuses.
-    pub fn measure(&self, warm: u32, burst: u32, length: Duration) -> Result<Round> {
+    pub fn measure(
+        &self,
+        warm: u32,
+        burst: u32,
+        length: Duration,
+        summary: fn(&[f64]) -> f64,
+    ) -> Result<Round> {
         let devices = [
             self.index(Direction::Outward)?,
             self.index(Direction::Inward)?,
@@ -336,7 +342,7 @@ impl Rig {
         for (direction, before) in Direction::BOTH.into_iter().zip(before) {
             self.check(direction, before, sent)?;
         }
-        let [outward, inward] = times.map(|times| statistics::median(&times));
+        let [outward, inward] = times.map(|times| summary(&times));
         Ok(Round { outward, inward })
     }
 

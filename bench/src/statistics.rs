@@ -24,6 +24,12 @@ impl Better {
     }
 }
 
+/// The sum of all by their number; NaN of none.
+#[must_use]
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
 /// The middle one; NaN of none.
 #[must_use]
 pub fn median(values: &[f64]) -> f64 {
