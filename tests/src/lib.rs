@@ -4,5 +4,6 @@
 
 pub mod connection;
 pub mod instance;
+pub mod stun;
 pub mod wires;
 pub mod world;

@@ -193,6 +193,12 @@ pub const REQUIREMENTS: &[Requirement] = &[
         "traceroute",
         "TTL and Time Exceeded",
     ),
+    Requirement::package(
+        Group::Test,
+        &["iputils-tracepath"],
+        "tracepath",
+        "finds the MTU of a path",
+    ),
     Requirement::package(Group::Test, &["curl"], "curl", "HTTP from guest to world"),
     Requirement::package(
         Group::Test,
