@@ -1,12 +1,19 @@
 //! Guests reach the world, whatever joins them to the host and the host to the
 //! world, and every packet that arrives anywhere is right.
 
-use std::{collections::BTreeSet, net::SocketAddr, thread};
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    net::{SocketAddr, UdpSocket},
+    thread,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use tapnat_testbed::{
     capture::{Capture, Direction, Packets, Partial},
-    topology::{Builder, GATEWAY, HOST_ADDRESS, Inside, Tap, TapMaker, Topology, Uplink},
+    topology::{
+        Builder, GATEWAY, GUEST_DEVICE, HOST_ADDRESS, Inside, Tap, TapMaker, Topology, Uplink,
+    },
     traffic::{
         self, Amount, HttpServer, TcpReflector, TcpSession, UdpReflector, curl, iperf3, ping,
         reflect_udp,
@@ -21,9 +28,31 @@ fn tap(tap: Tap) -> Builder {
     Topology::builder().inside(Inside::Tap(tap))
 }
 
-/// Ping, UDP, TCP, HTTP and bulk from every guest, in captures on both sides
-/// of the host of which every checksum is verified.
+/// Checks everything, and that unsegmented packets stay so, both ways.
 fn check_traffic(world: &World) -> Result<()> {
+    let longest = check_everything(world)?;
+    ensure!(longest > 32_000, "the longest has {longest} bytes");
+    Ok(())
+}
+
+/// The list that every kind of link is put to: [`check_bulk`], [`check_errors`]
+/// and [`check_hairpins`].
+///
+/// Returns how long a payload came in one packet, both ways and on both sides.
+fn check_everything(world: &World) -> Result<usize> {
+    let longest = check_bulk(world).context("traffic")?;
+    for guest in 0..world.topology.guests.len() {
+        check_errors(world, guest).context("errors")?;
+    }
+    check_hairpins(world).context("hairpins")?;
+    Ok(longest)
+}
+
+/// Ping, UDP, TCP, HTTP and bulk from every guest, whole, in fragments both ways
+/// and unsegmented, in captures on both sides of the host of which every
+/// checksum is verified.
+fn check_bulk(world: &World) -> Result<usize> {
+    let mut longest = usize::MAX;
     let Topology {
         guests,
         world: outer,
@@ -40,12 +69,12 @@ fn check_traffic(world: &World) -> Result<()> {
     for guest in guests {
         let captures = [
             Capture::start(peer, device)?,
-            Capture::start(&guest.namespace, "lan0")?,
+            Capture::start(&guest.namespace, GUEST_DEVICE)?,
         ];
         let local = SocketAddr::new(guest.address.into(), 40_000);
         let socket = traffic::udp_socket(&guest.namespace, local)?;
         for server in &udp {
-            for length in [0, 1, 2, 1464, 1465] {
+            for length in [0, 1, 2, 1464, 1465, 1472, 1473, 5000, 20_000] {
                 let seen = reflect_udp(&socket, server.address(), &payload[..length]);
                 ensure!(seen?.ip() == OUTSIDE, "translated to another address");
             }
@@ -65,7 +94,7 @@ fn check_traffic(world: &World) -> Result<()> {
         );
         let body = curl(&guest.namespace, &format!("{url}/bytes/{}", payload.len()))?;
         ensure!(body.as_bytes() == payload, "the body is corrupt");
-        for size in ["0", "56", "1472"] {
+        for size in ["0", "56", "1472", "1473", "9000"] {
             let ping = ping(&guest.namespace, server(0, 0).ip(), 3, &["-s", size])?;
             ensure!(ping.received == 3, "{}", ping.output);
         }
@@ -80,21 +109,107 @@ fn check_traffic(world: &World) -> Result<()> {
             ensure!(bulk.sent >= BULK, "{bulk:?}");
         }
         for capture in captures {
-            check_packets(&capture.stop()?)?;
+            longest = longest.min(check_packets(&capture.stop()?)?);
+        }
+    }
+    Ok(longest)
+}
+
+/// ICMP errors that the host makes, that come from the world, and that a guest
+/// sends, with right checksums.
+fn check_errors(world: &World, number: usize) -> Result<()> {
+    let Topology {
+        guests,
+        world: outer,
+        ..
+    } = &world.topology;
+    let guest = &guests[number].namespace;
+    let (peer, device) = world.topology.uplink_peer();
+    let captures = [
+        Capture::start(peer, device)?,
+        Capture::start(guest, GUEST_DEVICE)?,
+    ];
+    let late = ping(guest, server(0, 0).ip(), 1, &["-t", "1"])?;
+    ensure!(
+        late.received == 0 && late.output.contains("Time to live exceeded"),
+        "{}",
+        late.output
+    );
+    // Nobody listens there.
+    let asker = world.guest_socket(number, 0)?;
+    let refused = send_and_wait(&asker, server(0, 9999))?;
+    ensure!(refused == ErrorKind::ConnectionRefused, "{refused}");
+    // Nor here any more.
+    let server = traffic::udp_socket(outer, server(1, 0))?;
+    let asker = world.guest_socket(number, 0)?;
+    asker.send_to(b"I leave", server.local_addr()?)?;
+    let (_, seen) = server.recv_from(&mut [0; 10])?;
+    drop(asker);
+    let refused = send_and_wait(&server, seen)?;
+    ensure!(refused == ErrorKind::ConnectionRefused, "{refused}");
+    for capture in captures {
+        capture.stop()?.verify_checksums(Partial::Accept)?;
+    }
+    Ok(())
+}
+
+/// Sends a datagram, and returns with what error the socket hears of it.
+fn send_and_wait(socket: &UdpSocket, to: SocketAddr) -> Result<ErrorKind> {
+    socket.connect(to)?;
+    socket.send(b"anybody?")?;
+    let heard = socket.recv(&mut [0; 10]);
+    Ok(heard.err().context("somebody answered")?.kind())
+}
+
+/// The first guest and the last, who may be the same, talk over their outside
+/// endpoints, whole and in fragments.
+fn check_hairpins(world: &World) -> Result<()> {
+    let numbers = [0, world.topology.guests.len() - 1];
+    let server = UdpReflector::start(&world.topology.world, server(0, 7))?;
+    let mut ends = Vec::new();
+    for (number, port) in numbers.into_iter().zip([40_100, 40_101]) {
+        let socket = world.guest_socket(number, port)?;
+        let outside = reflect_udp(&socket, server.address(), b"where?")?;
+        ends.push((socket, outside));
+    }
+    let [(one, one_outside), (other, other_outside)] = &ends[..] else {
+        bail!("not two ends");
+    };
+    // Not let in yet, but it lets the other one in.
+    one.send_to(b"knock", other_outside)?;
+    // By now it has come by.
+    reflect_udp(one, server.address(), b"there?")?;
+    let payload = traffic::pattern(5000);
+    let mut buffer = [0; 9000];
+    for length in [0, 100, 1472, 1473, 5000] {
+        for (from, to, target, source) in [
+            (other, one, one_outside, other_outside),
+            (one, other, other_outside, one_outside),
+        ] {
+            from.send_to(&payload[..length], target)?;
+            let (arrived, seen) = to
+                .recv_from(&mut buffer)
+                .with_context(|| format!("{length} bytes to {target}"))?;
+            ensure!(
+                buffer[..arrived] == payload[..length] && seen == *source,
+                "{arrived} bytes from {seen}, not {length} from {source}"
+            );
         }
     }
     Ok(())
 }
 
-/// Every checksum, and that the host is one hop.
-fn check_packets(packets: &Packets) -> Result<()> {
+/// Every checksum, and that the host is one hop. Returns how long a packet was
+/// there each way.
+fn check_packets(packets: &Packets) -> Result<usize> {
     packets.verify_checksums(Partial::Accept)?;
+    let mut longest = usize::MAX;
     for direction in [Direction::In, Direction::Out] {
         let hops = match direction {
             Direction::In => 1,
             Direction::Out => 0,
         };
-        let mut bulk = 0;
+        let (mut bulk, mut largest) = (0, 0);
         for packet in &packets.list {
             let parsed = packet.parse()?;
             // IGMP of a bridge.
@@ -104,11 +219,13 @@ fn check_packets(packets: &Packets) -> Result<()> {
             }
             ensure!(parsed.ttl() == 64 - hops, "{}", packet.summary());
             bulk += parsed.payload.len();
+            largest = largest.max(parsed.payload.len());
         }
         // iperf3 does not wait for the end of what is under way.
         ensure!(bulk as u64 > BULK / 2, "{direction:?}: {bulk} bytes");
+        longest = longest.min(largest);
     }
-    Ok(())
+    Ok(longest)
 }
 
 #[test]
@@ -140,7 +257,9 @@ fn guests_with_an_old_card_without_offloads() -> Result<()> {
         offloads: false,
         ..Tap::default()
     };
-    check_traffic(&World::start(tap(old), &[])?)
+    let longest = check_everything(&World::start(tap(old), &[])?)?;
+    ensure!(longest <= 1500, "one of {longest} bytes");
+    Ok(())
 }
 
 #[test]
@@ -170,6 +289,24 @@ fn an_uplink_without_ethernet() -> Result<()> {
 fn no_ethernet_anywhere() -> Result<()> {
     let builder = Topology::builder().inside(Inside::Tun).uplink(Uplink::Tun);
     check_traffic(&World::start(builder, &[])?)
+}
+
+#[test]
+fn guests_on_a_bridge_and_an_uplink_without_ethernet() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Bridge).guests(2);
+    check_traffic(&World::start(builder.uplink(Uplink::Tun), &[])?)
+}
+
+#[test]
+fn guests_on_veths_and_an_uplink_without_ethernet() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Veth).guests(2);
+    check_traffic(&World::start(builder.uplink(Uplink::Tun), &[])?)
+}
+
+#[test]
+fn clsact_in_place_of_tcx_without_ethernet() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Tun).uplink(Uplink::Tun);
+    check_traffic(&World::start(builder, &["--attach", "clsact"])?)
 }
 
 #[test]
