@@ -10,13 +10,13 @@ use core::num::NonZeroU32;
 use crate::{
     checksum::Delta,
     frame::LinkAddresses,
+    nat::STAMP_AFTER,
     net::{Be16, Be32},
-    nat::REFRESH_AFTER,
     time::{Instant, Slot, Ticks},
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -293,7 +293,7 @@ pub struct Session {
     pub port_delta: u16,
     pub next_hop: NextHop,
     /// When a packet of this direction last came by, to within
-    /// [`crate::nat::REFRESH_AFTER`].
+    /// [`crate::nat::STAMP_AFTER`].
     pub last_seen: Instant,
     /// The MTU of the way out in bytes.
     pub mtu: u16,
@@ -389,11 +389,15 @@ pub struct Mapping {
     pub expires_at: Instant,
     /// Sessions that stand on it. Only ever added to and taken from.
     pub sessions: u32,
-    /// With [`mapping_flags::STATIC`]: the network that may come in.
+    /// With [`mapping_flags::STATIC`]: the network that may come in. Else the
+    /// one remote that may, as most mappings have no other; the rest is in
+    /// [`maps::PERMISSIONS`].
     pub allowed: Be32,
     pub allowed_length: u8,
     pub flags: u8,
     pub padding: [u8; 2],
+    /// Until when, for a remote.
+    pub allowed_until: Instant,
 }
 
 /// A SYN from outside that nobody asked for, the value of [`maps::UNSOLICITED`],
@@ -611,7 +615,8 @@ pub struct Timeouts {
 
 impl Timeouts {
     /// What [`Settings::confirm_after`] is to be: eight seconds, and less where
-    /// something lives so short that eight seconds more would be much.
+    /// something lives so short that eight seconds more would be much: a seventh of
+    /// that.
     #[must_use]
     pub fn confirm_after(&self) -> u8 {
         const MOST: u8 = 15;
@@ -621,15 +626,13 @@ impl Timeouts {
             tcp_transitory,
             icmp,
             other,
-            port_rest,
+            port_rest: _,
             fragment: _,
         } = *self;
-        [tcp_established, tcp_transitory, icmp, other, port_rest]
+        let shortest = [tcp_established, tcp_transitory, icmp, other]
             .into_iter()
-            .fold(udp, Ord::min)
-            .part(8)
-            .slots()
-            .clamp(1, MOST)
+            .fold(udp, Ord::min);
+        (shortest / 7).slots().clamp(1, MOST)
     }
 }
 
@@ -719,7 +722,7 @@ impl Settings {
     /// wrong with another CPU's packets is put right.
     #[inline(always)]
     #[must_use]
-    pub const fn confirm_soon(&self, now: Instant) -> Slot {
+    pub const fn confirmed_before(&self, now: Instant) -> Slot {
         now.slot().before(self.confirm_after.wrapping_sub(1))
     }
 
@@ -728,7 +731,7 @@ impl Settings {
     #[inline(always)]
     #[must_use]
     pub const fn mapping_slack(&self) -> Ticks {
-        REFRESH_AFTER.plus(Ticks::from_slots(self.confirm_after))
+        STAMP_AFTER.plus(Ticks::from_slots(self.confirm_after))
     }
 
     /// Whether the address is one that guests' packets are translated to.
@@ -784,7 +787,7 @@ const _: () = {
     // 48 bytes of hash element, 16 of key and 64 of value are two cache lines.
     assert!(size_of::<Session>() == 64);
     assert!(size_of::<EndpointKey>() == 8);
-    assert!(size_of::<Mapping>() == 28);
+    assert!(size_of::<Mapping>() == 32);
     assert!(size_of::<PermissionKey>() == 12);
     assert!(size_of::<FragmentKey>() == 16);
     assert!(size_of::<Fragment>() == 16 + 1024);

@@ -4,6 +4,8 @@
 //! the datapath gets from a nanosecond clock by a shift, not a division. This
 //! module reads no clock: the present is a parameter.
 
+use core::ops::Div;
+
 /// Nanoseconds in a tick are two to this power.
 const TICK_SHIFT: u32 = 20;
 
@@ -148,12 +150,6 @@ impl Ticks {
         Self::from_milliseconds(seconds as u64 * 1000)
     }
 
-    /// One of so many equal parts.
-    #[must_use]
-    pub const fn part(self, of: u32) -> Self {
-        Self(self.0 / of)
-    }
-
     #[must_use]
     pub const fn milliseconds(self) -> u64 {
         ((self.0 as u64) << TICK_SHIFT) / 1_000_000
@@ -169,6 +165,14 @@ impl Ticks {
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
+    }
+}
+
+impl Div<u32> for Ticks {
+    type Output = Self;
+
+    fn div(self, parts: u32) -> Self {
+        Self(self.0 / parts)
     }
 }
 

@@ -22,25 +22,23 @@ use crate::{
 };
 
 /// Sends the rewritten packet on. `resolve`: let the kernel look the next hop's
-/// link addresses up.
+/// link addresses up. `None` when its memory refuses a change.
 #[inline(always)]
-pub fn forward(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> i32 {
+pub fn forward(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Option<i32> {
     if skb.link_length() == 0 {
         return forward_raw(skb, next_hop, resolve);
     }
     if !resolve {
-        if skb.store(0, &next_hop.link).is_none() {
-            return TC_ACT_SHOT;
-        }
-        return redirect(next_hop.device);
+        skb.store(0, &next_hop.link)?;
+        return Some(redirect(next_hop.device));
     }
-    redirect_neighbour(next_hop.device)
+    Some(redirect_neighbour(next_hop.device))
 }
 
 /// Sends on a packet that came without a link header: as it is to a device that
 /// has none either, else with a new Ethernet header.
 #[inline(always)]
-fn forward_raw(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> i32 {
+fn forward_raw(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Option<i32> {
     const ETHERNET: u32 = 14;
     const IPV4: [u8; 2] = [0x08, 0x00];
     let is_ethernet = maps::DEVICES
@@ -50,20 +48,19 @@ fn forward_raw(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> i32 {
             unsafe { (*device).ethernet != 0 }
         });
     if !is_ethernet {
-        return redirect(next_hop.device);
+        return Some(redirect(next_hop.device));
     }
     // SAFETY: the context is valid; the helper checks the length.
     if unsafe { bpf_skb_change_head(skb.context(), ETHERNET, 0) } != 0 {
-        return TC_ACT_SHOT;
+        return None;
     }
-    if skb.store(0, &next_hop.link).is_none() || skb.store(ETHERNET - 2, &IPV4).is_none() {
-        return TC_ACT_SHOT;
-    }
-    if resolve {
+    skb.store(0, &next_hop.link)?;
+    skb.store(ETHERNET - 2, &IPV4)?;
+    Some(if resolve {
         redirect_neighbour(next_hop.device)
     } else {
         redirect(next_hop.device)
-    }
+    })
 }
 
 #[inline(always)]
@@ -115,7 +112,7 @@ pub fn release(skb: &mut Skb, scratch: &mut Scratch, datagram: FragmentKey, to_h
     };
     if !to_host && skb.link_length() != 0 && !next_hop.is_linked() {
         // The kernel asks for the neighbour; the rest has to come again.
-        return forward(skb, &next_hop, true);
+        return forward(skb, &next_hop, true).unwrap_or(TC_ACT_SHOT);
     }
     if send_clone(skb, &next_hop, to_host, (device, flags)).is_none() {
         return TC_ACT_SHOT;

@@ -203,21 +203,18 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
             if kernel.counts_traffic() {
                 count(Reason::Translated, skb.length());
             }
-            emit::forward(&mut skb, &next_hop, resolve)
+            emit::forward(&mut skb, &next_hop, resolve).unwrap_or_else(|| lose(&skb))
         }
         Quick::Not => {
             let Some(scratch) = scratch() else {
-                return TC_ACT_SHOT;
+                return lose(&skb);
             };
             scratch.device = device.map_or(0, NonZeroU32::get);
             scratch.link_length = link_length;
             scratch.at_egress = 0;
             go_on(context, stages::EXCEPTIONAL)
         }
-        Quick::Broken => {
-            count(Reason::RewriteFailed, skb.length());
-            TC_ACT_SHOT
-        }
+        Quick::Broken => lose(&skb),
     }
 }
 
@@ -254,6 +251,13 @@ fn go_on(context: &TcContext, stage: u32) -> i32 {
     // SAFETY: nothing here waits for its drop.
     unsafe { maps::STAGES.tail_call(context, stage) };
     // Still here: the loader has not filled the table.
+    lose(&Skb::new(context.skb.skb, RAW))
+}
+
+/// Drops a packet that the kernel has no memory, or no program, to go on with.
+#[inline(always)]
+fn lose(skb: &Skb) -> i32 {
+    count(Reason::RewriteFailed, skb.length());
     TC_ACT_SHOT
 }
 
@@ -308,7 +312,8 @@ fn leave(
             );
             TC_ACT_SHOT
         }
-        Outcome::Forward => emit::forward(skb, &plan.rewrite.next_hop, plan.rewrite.resolve),
+        Outcome::Forward => emit::forward(skb, &plan.rewrite.next_hop, plan.rewrite.resolve)
+            .unwrap_or_else(|| lose(skb)),
     }
 }
 

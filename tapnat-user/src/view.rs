@@ -16,7 +16,7 @@ use tapnat_common::{
         session_flags, setting_flags,
     },
     nat::{
-        REFRESH_AFTER,
+        STAMP_AFTER,
         session::{Half, last_kept, state, timeout},
     },
     net::{Be16, Be32, protocol},
@@ -114,7 +114,7 @@ impl Flow {
         let kept = last_kept(number, one, other, inbound_refresh);
         let expires_at = kept
             .after(timeout(number, state, &settings.timeouts))
-            .after(REFRESH_AFTER);
+            .after(STAMP_AFTER);
         if !now.is_before(expires_at) {
             return None;
         }
@@ -127,7 +127,7 @@ impl Flow {
             remote: Endpoint::new(key.destination, key.destination_port),
             state: state.label(),
             idle_seconds: seconds(now.since(one.last_seen.later_of(other.last_seen))),
-            expires_in_seconds: seconds_left(expires_at.since(now), REFRESH_AFTER),
+            expires_in_seconds: seconds_left(expires_at.since(now), STAMP_AFTER),
             packets: counted.then_some(Directions {
                 outbound: half.packets,
                 inbound: twin.packets,
@@ -173,9 +173,8 @@ impl MappingView {
             outside: Endpoint::new(outside.address, outside.port),
             kind: if stays { "static" } else { "dynamic" },
             sessions: mapping.sessions,
-            expires_in_seconds: (!stays).then(|| {
-                seconds_left(mapping.expires_at.since(now), settings.mapping_slack())
-            }),
+            expires_in_seconds: (!stays)
+                .then(|| seconds_left(mapping.expires_at.since(now), settings.mapping_slack())),
         })
     }
 }
@@ -642,7 +641,10 @@ mod tests {
                 "expires_in_seconds": 300,
             })
         );
-        assert_eq!(MappingView::new(&outside, &mapping, &settings(), at(1301)), None);
+        assert_eq!(
+            MappingView::new(&outside, &mapping, &settings(), at(1301)),
+            None
+        );
         mapping.flags = mapping_flags::STATIC;
         let view = MappingView::new(&outside, &mapping, &settings(), at(1301)).unwrap();
         assert_eq!((view.kind, view.expires_in_seconds), ("static", None));

@@ -24,6 +24,19 @@ pub(super) fn permit<T: Tables>(
         Filtering::EndpointIndependent | Filtering::AddressAndPortDependent => return true,
         Filtering::AddressDependent => {}
     }
+    if let Some(mapping) = tables.mapping(outside)
+        && mapping.flags & mapping_flags::STATIC == 0
+    {
+        if mapping.allowed == remote {
+            mapping.allowed_until = mapping.allowed_until.later_of(until);
+            return true;
+        }
+        if mapping.allowed == Be32::ZERO || !tables.now().is_before(mapping.allowed_until) {
+            mapping.allowed = remote;
+            mapping.allowed_until = until;
+            return true;
+        }
+    }
     let key = PermissionKey {
         outside: *outside,
         remote,
@@ -120,7 +133,8 @@ pub(super) fn admits<T: Tables>(
                 outside: *outside,
                 remote,
             };
-            is_permitted(&key, tables)
+            mapping.allowed == remote && tables.now().is_before(mapping.allowed_until)
+                || is_permitted(&key, tables)
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     net::{Be16, Be32, protocol},
     parse::Packet,
     ports::set_index,
-    time::Instant,
+    time::{Instant, Ticks},
     verdict::{Opening, Reason},
 };
 
@@ -41,18 +41,23 @@ pub(super) fn end_by<T: Tables>(outside: &EndpointKey, until: Instant, tables: &
     }
 }
 
-/// Ends a mapping whose last session is over, if it lives on only because it was
-/// to outlive that: see [`Settings::mapping_slack`].
+/// Ends a mapping whose last session is over: it was to outlive that (see
+/// [`Settings::mapping_slack`]), or was kept by one that was cut short.
 #[inline(always)]
 pub(super) fn end_if_unused<T: Tables>(outside: &EndpointKey, tables: &T) {
     let now = tables.now();
     if let (Some(mapping), Some(settings)) = (tables.mapping(outside), tables.settings())
         && mapping.sessions == 0
-        && now.is_before(mapping.expires_at)
-        // Else another CPU has just kept it for a session that it is opening.
-        && mapping.expires_at.since(now) <= settings.mapping_slack()
     {
-        mapping.expires_at = now;
+        let slack = settings.mapping_slack();
+        let left = mapping.expires_at.since(now);
+        if left > slack {
+            // Another CPU may just have kept it for a session that it is opening,
+            // which will keep it again.
+            mapping.expires_at = now.after(slack);
+        } else if left > Ticks::default() {
+            mapping.expires_at = now;
+        }
     }
 }
 

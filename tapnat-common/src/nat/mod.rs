@@ -35,7 +35,7 @@ use crate::{
 /// How old a session's time stamp may get before a packet renews it, about
 /// half a second: a stamp is not written for every packet. Timeouts are this
 /// much longer, so that none is cut short.
-pub const REFRESH_AFTER: Ticks = Ticks::new(512);
+pub const STAMP_AFTER: Ticks = Ticks::new(512);
 
 /// What became of an insert that must not replace anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +178,7 @@ fn is_confirmed(session: &Session, settings: &Settings, now: Instant) -> bool {
 /// Notes that a packet came by, unless one did a moment ago.
 #[inline(always)]
 fn stamp(session: &mut Session, now: Instant) {
-    if now.since(session.last_seen) >= REFRESH_AFTER {
+    if now.since(session.last_seen) >= STAMP_AFTER {
         session.last_seen = now;
     }
 }

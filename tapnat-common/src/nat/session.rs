@@ -1,11 +1,13 @@
 //! A session's life: its two halves, TCP's states, timeouts, its end.
 //!
-//! The pure functions ([`state`], [`timeout`], [`idle`]) are what user space
+//! The pure functions ([`state`], [`timeout`], [`last_kept`]) are what user space
 //! shows and sweeps by, too.
 
-use super::{Insert, REFRESH_AFTER, Tables, filter, mapping};
+use super::{Insert, STAMP_AFTER, Tables, filter, mapping};
 use crate::{
-    abi::{EndpointKey, FlowKey, Session, Timeouts, session_flags, setting_flags, tcp_state},
+    abi::{
+        EndpointKey, FlowKey, Session, Settings, Timeouts, session_flags, setting_flags, tcp_state,
+    },
     checksum::Delta,
     net::protocol,
     parse::{Packet, Part, Transport, tcp_flags},
@@ -190,8 +192,7 @@ fn are_expired<T: Tables>(key: &FlowKey, one: Half, other: Half, tables: &T) -> 
     let number = key.arrival.protocol();
     let refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
     let kept = last_kept(number, one, other, refresh);
-    let allowed = timeout(number, state(number, one, other), &settings.timeouts);
-    tables.now().since(kept) >= allowed.plus(REFRESH_AFTER)
+    tables.now().since(kept) >= lifetime(number, one, other, settings)
 }
 
 /// Notes what a packet says about its session, beyond being there. Returns
@@ -277,16 +278,23 @@ fn is_in_window(packet: &Packet, session: &Session, twin: &Session) -> bool {
     ahead <= window
 }
 
+/// How long a session lives after it was last kept alive.
+#[inline(always)]
+pub(super) const fn lifetime(number: u8, one: Half, other: Half, settings: &Settings) -> Ticks {
+    timeout(number, state(number, one, other), &settings.timeouts).plus(STAMP_AFTER)
+}
+
 /// How long what the session stands on has to live from now on.
 #[inline(always)]
-pub(super) fn lifetime<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> Ticks {
+pub(super) fn mapping_lifetime<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> Ticks {
     let number = key.arrival.protocol();
     let one = Half::from(session);
     let twin = tables.session(&session.twin_key(key));
     let other = twin.map_or(one, |twin| Half::from(&*twin));
     match tables.settings() {
-        Some(settings) => timeout(number, state(number, one, other), &settings.timeouts)
-            .plus(settings.mapping_slack()),
+        Some(settings) => {
+            lifetime(number, one, other, settings).plus(Ticks::from_slots(settings.confirm_after))
+        }
         None => Ticks::default(),
     }
 }
@@ -299,7 +307,7 @@ pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T
     };
     let number = key.arrival.protocol();
     let from_outside = key.arrival.device().is_none();
-    let until = tables.now().after(lifetime(key, session, tables));
+    let until = tables.now().after(mapping_lifetime(key, session, tables));
     if !from_outside && session.flags & session_flags::TO_INSIDE != 0 {
         // A hairpin stands on the other guest's mapping, too.
         mapping::keep_until(&key.destination_endpoint(), until, tables);

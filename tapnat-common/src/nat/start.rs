@@ -133,7 +133,7 @@ fn from_inside<T: Tables>(
         flags,
         route,
         generation: settings.generation,
-        confirmed: settings.confirm_soon(tables.now()),
+        confirmed: settings.confirmed_before(tables.now()),
         ..Opening::default()
     };
     if whole.is_some() {
@@ -328,7 +328,7 @@ fn from_outside<T: Tables>(
         },
         route,
         generation: settings.generation,
-        confirmed: settings.confirm_soon(tables.now()),
+        confirmed: settings.confirmed_before(tables.now()),
         ..Opening::default()
     };
     Ok(Next::Open)
@@ -359,7 +359,8 @@ fn end_with_mapping<T: Tables>(key: &FlowKey, plan: &mut Plan, tables: &T) {
     if let Some(mapping) = live_mapping(&key.destination_endpoint(), tables)
         && mapping.flags & mapping_flags::STATIC == 0
     {
-        let lifetime = session::lifetime(key, &plan.halves[0], tables);
+        let half = session::Half::from(&plan.halves[0]);
+        let lifetime = session::lifetime(key.arrival.protocol(), half, half, settings);
         plan.halves[1].last_seen = mapping.expires_at.before(lifetime);
     }
 }
@@ -405,7 +406,7 @@ pub fn open<T: Tables>(
             session::keep_alive(&key, forward, tables);
             if device.is_none() && packet.protocol == protocol::TCP {
                 // The mapping of a connection from outside lives as long as it.
-                let lifetime = session::lifetime(&key, forward, tables);
+                let lifetime = session::mapping_lifetime(&key, forward, tables);
                 let outside = key.destination_endpoint();
                 mapping::keep_until(&outside, tables.now().after(lifetime), tables);
             }

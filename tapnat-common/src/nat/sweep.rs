@@ -42,7 +42,7 @@ pub fn session_may_be_over(
     } else {
         session::timeout(number, session::State::OneWay, timeouts)
     };
-    now.since(half.last_seen) >= timeout.plus(super::REFRESH_AFTER)
+    now.since(half.last_seen) >= timeout.plus(super::STAMP_AFTER)
 }
 
 /// Whether the session that this half belongs to may be over because what it

@@ -3,7 +3,7 @@
 
 use tapnat_common::{
     abi::{EndpointKey, Mapping},
-    nat::{Tables as _, session},
+    nat::{STAMP_AFTER, Tables as _, session},
     net::{Be32, protocol},
     time::Ticks,
     verdict::Reason,
@@ -178,6 +178,71 @@ fn no_session_outlives_its_mapping() {
         world.wait_seconds(200);
         check();
     }
+}
+
+#[test]
+fn quick_packets_keep_no_session_beyond_its_mapping() {
+    let world = World::new();
+    for packets in 0..20 {
+        world.guest_sends(TAP, &out());
+        for _ in 0..packets {
+            world.wait(Ticks::SLOT);
+            world.guest_sends(TAP, &out());
+        }
+        let outlives = |ticks: Ticks| {
+            world.wait(ticks);
+            let (key, half) = world.sessions.all()[0];
+            (
+                session::is_expired(&key, &half, &world),
+                mapping_lives(&world),
+            )
+        };
+        let last = Ticks::new(world.timeouts().udp.plus(STAMP_AFTER).get() - 1);
+        assert_eq!(outlives(last), (false, true), "after {packets}");
+        assert!(outlives(Ticks::new(1)).0, "after {packets}");
+    }
+}
+
+#[test]
+fn what_was_long_idle_is_looked_at_whatever_its_slot_says() {
+    // Slots come round again after 256.
+    for slots in 256..272 {
+        let world = World::new();
+        world.guest_sends(TAP, &out());
+        world.wait(Ticks::SLOT);
+        assert!(!world.guest_sends(TAP, &out()).quick);
+        assert!(world.guest_sends(TAP, &out()).quick);
+        for _ in 0..slots {
+            world.wait(Ticks::SLOT);
+        }
+        assert!(!world.guest_sends(TAP, &out()).quick, "after {slots} slots");
+    }
+}
+
+#[test]
+fn nobody_is_admitted_to_a_session_that_is_over() {
+    let world = World::new();
+    for _ in 0..14 {
+        world.guest_sends(TAP, &out());
+        world.wait(Ticks::from_milliseconds(500));
+    }
+    world.wait_seconds(298);
+    let exit = world.world_sends(&udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
+    assert_eq!(exit.reason, Reason::SessionAdmitted);
+    for (key, half) in world.sessions.all() {
+        assert!(
+            half.source_port.get() == 53
+                || half.destination_port.get() == 53
+                || !session::is_expired(&key, &half, &world),
+            "{key:?}"
+        );
+    }
+}
+
+#[test]
+fn sessions_are_confirmed_every_eight_seconds() {
+    let slots = World::new().timeouts().confirm_after();
+    assert_eq!(Ticks::from_slots(slots).milliseconds() / 1000, 8);
 }
 
 #[test]
