@@ -249,7 +249,8 @@ impl Datapath {
             .map_max_entries(maps::SESSIONS, halves)
             .map_max_entries(maps::MAPPINGS, mappings)
             .map_max_entries(maps::INSIDE, mappings)
-            .map_max_entries(maps::PERMISSIONS, config.max_sessions);
+            // One permitted remote is in the mapping, which is all that most have.
+            .map_max_entries(maps::PERMISSIONS, config.max_sessions.div_ceil(2));
         for name in maps::ALL.iter().filter(|name| **name != maps::STAGES) {
             loader.map_pin_path(name, directory.join(name));
         }

@@ -103,11 +103,16 @@ fn what_is_over_is_given_back_and_what_is_alive_stays() -> Result<()> {
     ping(&guest.namespace, server(0, 0).ip(), 1, &[])?;
     let socket = world.guest_socket(0, 0)?;
     let seen = reflect_udp(&socket, udp.address(), b"hello")?;
-    ensure!(sizes(instance)?[0] >= 6, "sessions are missing");
+    socket.send_to(b"hello", server(1, 7))?;
+    until(|| {
+        let sizes = sizes(instance)?;
+        ensure!(sizes[0] >= 6 && sizes[3] == 1, "{sizes:?} entries");
+        Ok(())
+    })?;
     ensure!(is_taken(instance, Class::Udp, seen.port())?, "not marked");
 
     // Two halves of one TCP session, and what it stands on.
-    until_sizes(instance, [2, 1, 1, 1])?;
+    until_sizes(instance, [2, 1, 1, 0])?;
     ensure!(
         !is_taken(instance, Class::Udp, seen.port())?,
         "a port is lost"
