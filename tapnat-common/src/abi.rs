@@ -39,6 +39,8 @@ pub mod maps {
     pub const UNSOLICITED: &str = "UNSOLICITED";
     /// Inside address to [`super::Guest`].
     pub const GUESTS: &str = "GUESTS";
+    /// Prefixes that guests must not reach. Written by user space only.
+    pub const DENIED: &str = "DENIED";
     /// Interface index to [`super::Device`]. Written by user space only.
     pub const DEVICES: &str = "DEVICES";
     /// [`crate::ports::PortSet`]s, indexed by [`crate::ports::set_index`].
@@ -62,6 +64,7 @@ pub mod maps {
         HELD,
         UNSOLICITED,
         GUESTS,
+        DENIED,
         DEVICES,
         PORTS,
         RESERVED,
@@ -507,6 +510,9 @@ pub struct Guest {
     pub sessions: u32,
     /// New sessions refused by a limit.
     pub refused: u32,
+    /// The link address that its packets come from, in the low 48 bits; 0 where it
+    /// is not known. An address stays with it for as long as it has sessions.
+    pub link: u64,
 }
 
 /// What [`programs::SWEEP`] is to remove: [`Sweep::table`].
@@ -683,6 +689,14 @@ pub mod setting_flags {
     /// There are static mappings of addresses that are not in the pool, which
     /// guests have to be looked up for, too.
     pub const STATIC_ADDRESSES: u32 = 1 << 3;
+    /// There is something in [`super::maps::DENIED`].
+    pub const DENY: u32 = 1 << 5;
+    /// Guests must not reach each other.
+    pub const ISOLATE: u32 = 1 << 6;
+    /// Guests must not reach the host, nor networks that are not behind the uplink.
+    pub const DENY_HOST: u32 = 1 << 7;
+    /// A guest's address may move to another link address at any time.
+    pub const ROAMING: u32 = 1 << 8;
     /// For whoever reads the tables: the programs have [`globals::COUNT_TRAFFIC`](super::globals::COUNT_TRAFFIC).
     pub const COUNTED: u32 = 1 << 4;
 }
@@ -794,6 +808,7 @@ const _: () = {
     assert!(size_of::<HeldKey>() == 20);
     assert!(size_of::<Sweep>() == 16);
     assert!(size_of::<FlowKey>() <= SWEEP_KEY_BYTES);
+    assert!(size_of::<Guest>() == 16);
     assert!(size_of::<Device>() == 12);
     assert!(size_of::<Settings>() == 4 + 4 + 28 + 64 + 4 + 4 + 8);
 };

@@ -87,6 +87,14 @@ impl LinkAddresses {
         [s0, s1, s2, s3, s4, s5]
     }
 
+    /// The source as a number, the first byte in bits 40 to 47.
+    #[inline(always)]
+    #[must_use]
+    pub const fn source_number(self) -> u64 {
+        let [s0, s1, s2, s3, s4, s5] = self.source();
+        u64::from_be_bytes([0, 0, s0, s1, s2, s3, s4, s5])
+    }
+
     /// For the way back.
     #[inline(always)]
     #[must_use]

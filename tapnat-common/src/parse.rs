@@ -161,6 +161,17 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 const DONT_FRAGMENT: u16 = 0x4000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 
+const ETHERTYPE_ARP: [u8; 2] = [8, 6];
+
+/// Whether the frame is ARP, without a VLAN tag.
+#[inline(always)]
+pub fn is_arp<F: Frame>(frame: &F) -> bool {
+    let link_length = frame.link_length();
+    link_length != 0
+        && !frame.is_tagged()
+        && frame.load::<[u8; 2]>(link_length - 2) == Some(ETHERTYPE_ARP)
+}
+
 /// Reads the frame into `packet`.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use core::num::NonZeroU32;
 
 use crate::{
     abi::NextHop,
-    frame::Frame,
+    frame::{Frame, LinkAddresses},
     nat::{self, Tables},
     parse::{self, Packet, Transport},
     rewrite::{self, Rewrite},
@@ -67,7 +67,14 @@ pub fn exceptional<F: Frame, T: Tables>(
     // The headers may be there, but not in one piece.
     frame.pull(ALL_HEADERS);
     if let Err(reason) = parse::parse(frame, packet) {
-        return Next::Leave(reason);
+        let is_denied = reason == Reason::NotIpv4
+            && nat::keeps_from_host(device, tables)
+            && !parse::is_arp(frame);
+        return Next::Leave(if is_denied {
+            Reason::HostDenied
+        } else {
+            reason
+        });
     }
     if plan.at_egress {
         // The host's stack has counted its hop, which is ours.
@@ -85,13 +92,22 @@ pub fn exceptional<F: Frame, T: Tables>(
 /// Decides about a packet without a session, and plans one. `packet` and `plan`
 /// are as [`exceptional`] left them.
 #[inline(always)]
-pub fn start<T: Tables>(
+pub fn start<F: Frame, T: Tables>(
+    frame: &F,
     device: Option<NonZeroU32>,
     tables: &T,
     packet: &Packet,
     plan: &mut Plan,
 ) -> Next {
-    nat::start(packet, device, tables, plan)
+    // What the host sends on has the host's link address.
+    let link = if frame.link_length() == 0 || plan.at_egress {
+        None
+    } else {
+        frame
+            .load::<LinkAddresses>(0)
+            .map(LinkAddresses::source_number)
+    };
+    nat::start(packet, device, link, tables, plan)
 }
 
 /// Finds or makes the mapping for the session that [`start`] planned.

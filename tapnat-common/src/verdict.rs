@@ -157,6 +157,14 @@ reasons! {
     MappingTableFull = Refuse "mapping-table-full",
     /// The guest has as many sessions as it may; ICMP 3/13 was sent.
     GuestSessionLimit = Refuse "guest-session-limit",
+    /// To a destination that the operator denies to guests; ICMP 3/13 was sent.
+    DeniedDestination = Refuse "denied-destination",
+    /// From a guest to another one, and guests are isolated; ICMP 3/13 was sent.
+    GuestIsolated = Refuse "guest-isolated",
+    /// From a guest to the host, which is denied to guests; ICMP 3/13 was sent.
+    HostDenied = Refuse "host-denied",
+    /// From an address that a guest with another link address has sessions with.
+    SpoofedLinkAddress = Drop "spoofed-link-address",
     /// The guest table is full; ICMP 3/13 was sent.
     GuestTableFull = Refuse "guest-table-full",
     /// Two packets raced for one tuple and this one lost.

@@ -109,8 +109,8 @@ pub fn exceptional(context: TcContext) -> i32 {
 /// Packets without a session.
 #[classifier]
 pub fn start(context: TcContext) -> i32 {
-    stage(&context, |_, device, kernel, scratch| {
-        pipeline::start(device, kernel, &scratch.packet, &mut scratch.plan)
+    stage(&context, |skb, device, kernel, scratch| {
+        pipeline::start(skb, device, kernel, &scratch.packet, &mut scratch.plan)
     })
 }
 

@@ -2,7 +2,7 @@
 //! `tapnat_common::abi`; sizes here are defaults that the loader overrides.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use tapnat_common::{
@@ -43,6 +43,8 @@ pub static FRAME: PerCpuArray<Held, 1> = PerCpuArray::new();
 pub static UNSOLICITED: LruHashMap<FlowKey, Unsolicited, 1024> = LruHashMap::new();
 #[btf_map]
 pub static GUESTS: HashMap<Be32, Guest, 4096> = HashMap::new();
+#[btf_map]
+pub static DENIED: LpmTrie<Be32, u8, 4096> = LpmTrie::new();
 #[btf_map]
 pub static DEVICES: HashMap<u32, Device, 1024> = HashMap::new();
 #[btf_map]

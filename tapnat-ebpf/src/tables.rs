@@ -7,6 +7,7 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup,
         bpf_sock_tuple,
     },
+    btf_maps::lpm_trie::Key,
     helpers::generated::{
         bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_sk_lookup_udp, bpf_sk_release,
         bpf_skc_lookup_tcp,
@@ -259,6 +260,11 @@ impl Tables for Kernel {
     #[inline(always)]
     fn remove_guest(&self, address: Be32) -> bool {
         maps::GUESTS.remove(address).is_ok()
+    }
+
+    #[inline(always)]
+    fn is_denied(&self, destination: Be32) -> bool {
+        maps::DENIED.get(&Key::new(32, destination)).is_some()
     }
 
     #[inline(always)]

@@ -57,6 +57,14 @@ pub struct Config {
     pub pass_unsolicited: bool,
     /// Tell the senders of other such connections that nobody is there (RFC 5382 REQ-4).
     pub answer_unsolicited: bool,
+    /// Where guests must not send to.
+    pub deny: Vec<Ipv4Net>,
+    /// Keep guests from the host, and from networks that are not behind the uplink.
+    pub deny_host: bool,
+    /// Keep guests from each other.
+    pub isolate: bool,
+    /// Let guests' addresses move from one link address to another.
+    pub roaming: bool,
     /// Count packets and bytes of each session.
     pub count: bool,
     /// Log packets from the datapath.
@@ -409,6 +417,31 @@ impl FromStr for OutsideAddresses {
     }
 }
 
+/// Reads where guests must not send to: a prefix, or an address.
+///
+/// # Errors
+///
+/// When it is neither, or an address within a prefix.
+pub fn parse_denied(text: &str) -> Result<Ipv4Net> {
+    if let Ok(address) = text.parse::<Ipv4Addr>() {
+        return Ok(address.into());
+    }
+    let net = text.parse::<Ipv4Net>().with_context(|| {
+        format!("'{text}' is not an IPv4 prefix or address: write 192.168.0.0/16")
+    })?;
+    ensure!(
+        net.addr() == net.network(),
+        "{text} is an address within a prefix: write {} for all of it, or {} for the one",
+        net.trunc(),
+        net.addr()
+    );
+    ensure!(
+        net.prefix_len() != 0,
+        "{text} denies everything: stop tapnat if guests are to reach nothing"
+    );
+    Ok(net)
+}
+
 /// Reads an outside address.
 ///
 /// # Errors
@@ -604,6 +637,24 @@ mod tests {
         ] {
             let error = format!("{:#}", read(&[word]).unwrap_err());
             assert!(error.contains(said), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn reads_what_is_denied() {
+        for (text, net) in [
+            ("169.254.169.254", "169.254.169.254/32"),
+            ("192.168.0.0/16", "192.168.0.0/16"),
+        ] {
+            assert_eq!(parse_denied(text).unwrap(), net.parse().unwrap());
+        }
+        for (text, said) in [
+            ("192.168.0.1/16", "write 192.168.0.0/16"),
+            ("0.0.0.0/0", "denies everything"),
+            ("fe80::/10", "write 192.168.0.0/16"),
+        ] {
+            let error = format!("{:#}", parse_denied(text).unwrap_err());
+            assert!(error.contains(said), "{text}: {error}");
         }
     }
 

@@ -518,17 +518,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         prepare_inside(config, inside, host, journal).await?;
     }
     let told = plan.warnings.clone();
-    let plan = facts(config, host).await?.replan(config, &plan);
-    for name in config
-        .insides
-        .iter()
-        .filter_map(|inside| inside.devices.name())
-    {
-        ensure!(
-            plan.insides.iter().any(|inside| inside.name == *name),
-            "{name} vanished during the start: try again"
-        );
-    }
+    let plan = with_links(config, &plan, host).await?;
     let links = host.netlink().links().await?;
     journal.set_claims(claims(&plan, &links))?;
     let withheld = divide_ports(config, host, journal).await?;
@@ -568,6 +558,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     datapath.load_programs(&hooks)?;
     let mut tables = open_tables(&pins.tables())?;
     tables.set_devices(&known.devices)?;
+    tables.set_denied(&config.deny)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
     let mut settings = settings(config, &known.outside, &left);
     if has_egress(&hooks) {
@@ -610,6 +601,22 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         hooks,
         told,
     })
+}
+
+/// The plan again, when every inside device that was asked for by name is there.
+async fn with_links(config: &Config, plan: &Plan, host: &RealHost) -> Result<Plan> {
+    let plan = facts(config, host).await?.replan(config, plan);
+    for name in config
+        .insides
+        .iter()
+        .filter_map(|inside| inside.devices.name())
+    {
+        ensure!(
+            plan.insides.iter().any(|inside| inside.name == *name),
+            "{name} vanished during the start: try again"
+        );
+    }
+    Ok(plan)
 }
 
 async fn facts(config: &Config, host: &RealHost) -> Result<Facts> {
@@ -855,6 +862,10 @@ fn flags(config: &Config) -> u32 {
     [
         (config.inbound_refresh, setting_flags::INBOUND_REFRESH),
         (config.pass_unsolicited, setting_flags::PASS_UNSOLICITED),
+        (!config.deny.is_empty(), setting_flags::DENY),
+        (config.deny_host, setting_flags::DENY_HOST),
+        (config.isolate, setting_flags::ISOLATE),
+        (config.roaming, setting_flags::ROAMING),
         (config.count, setting_flags::COUNTED),
     ]
     .into_iter()

@@ -10,8 +10,12 @@ use std::{io, path::Path};
 use anyhow::{Context as _, Error, Result, anyhow};
 use aya::{
     Pod,
-    maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray},
+    maps::{
+        Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
+use ipnet::Ipv4Net;
 use tapnat_common::{
     abi::{
         ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Permission,
@@ -74,6 +78,7 @@ pub struct PinnedTables {
     permissions: HashMap<MapData, PermissionKey, Permission>,
     unsolicited: HashMap<MapData, FlowKey, Unsolicited>,
     guests: HashMap<MapData, Be32, Guest>,
+    denied: LpmTrie<MapData, Be32, u8>,
     devices: HashMap<MapData, u32, Device>,
     ports: Array<MapData, PortSet>,
     reserved: Array<MapData, Reserved>,
@@ -111,6 +116,7 @@ impl PinnedTables {
             permissions: open(directory, maps::PERMISSIONS)?,
             unsolicited: open(directory, maps::UNSOLICITED)?,
             guests: open(directory, maps::GUESTS)?,
+            denied: open(directory, maps::DENIED)?,
             devices: open(directory, maps::DEVICES)?,
             ports: open(directory, maps::PORTS)?,
             reserved: open(directory, maps::RESERVED)?,
@@ -169,6 +175,47 @@ impl PinnedTables {
                 self.devices
                     .remove(&index)
                     .context("cannot write the table of devices")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where guests must not send to.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn denied(&self) -> Result<Vec<Ipv4Net>> {
+        let mut denied = self
+            .denied
+            .keys()
+            .map(|key| {
+                let key = key.context("cannot read what is denied")?;
+                let length = u8::try_from(key.prefix_len())?;
+                Ok(Ipv4Net::new(key.data().into(), length)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        denied.sort_unstable();
+        Ok(denied)
+    }
+
+    /// Makes this where guests must not send to.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_denied(&mut self, denied: &[Ipv4Net]) -> Result<()> {
+        let key = |net: &Ipv4Net| Key::new(net.prefix_len().into(), Be32::from(net.network()));
+        for net in denied {
+            self.denied
+                .insert(&key(net), 1, 0)
+                .context("cannot write what is denied")?;
+        }
+        for net in self.denied()? {
+            if !denied.contains(&net) {
+                self.denied
+                    .remove(&key(&net))
+                    .context("cannot write what is denied")?;
             }
         }
         Ok(())

@@ -281,8 +281,22 @@ pub struct Status {
     pub counted: bool,
     /// Sessions that one guest may have; null for no limit.
     pub guest_max_sessions: Option<u32>,
+    pub policy: PolicyView,
     pub tables: TablesView,
     pub reasons: Vec<ReasonView>,
+}
+
+/// What the operator denies to guests.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct PolicyView {
+    /// Prefixes that they must not send to.
+    pub deny: Vec<Ipv4Net>,
+    /// Whether they must not reach the host.
+    pub deny_host: bool,
+    /// Whether they must not reach each other.
+    pub isolate: bool,
+    /// Whether their addresses may move to other link addresses while they have sessions.
+    pub roaming: bool,
 }
 
 /// A device that the datapath works on.
@@ -404,6 +418,7 @@ pub struct StatusSource {
     pub process: Option<i32>,
     pub settings: Settings,
     pub devices: Vec<DeviceView>,
+    pub denied: Vec<Ipv4Net>,
     pub tables: TablesView,
     pub counters: Vec<(Reason, Counter)>,
 }
@@ -445,6 +460,12 @@ impl From<StatusSource> for Status {
             inbound_refresh: settings.flags & setting_flags::INBOUND_REFRESH != 0,
             counted: settings.flags & setting_flags::COUNTED != 0,
             guest_max_sessions: Some(settings.guest_max_sessions).filter(|most| *most != 0),
+            policy: PolicyView {
+                deny: source.denied,
+                deny_host: settings.flags & setting_flags::DENY_HOST != 0,
+                isolate: settings.flags & setting_flags::ISOLATE != 0,
+                roaming: settings.flags & setting_flags::ROAMING != 0,
+            },
             tables: source.tables,
             reasons: source
                 .counters
@@ -676,6 +697,7 @@ mod tests {
                     ethernet: 1,
                 },
             )],
+            denied: Vec::new(),
             tables: TablesView {
                 sessions: usage,
                 mappings: usage,

@@ -105,6 +105,19 @@ impl Instance {
         serde_json::from_str(&text).with_context(|| format!("`tapnat {verb} --json`: {text}"))
     }
 
+    /// How many packets left for this reason, as `tapnat status` counts them.
+    ///
+    /// # Errors
+    /// It fails, or knows no such reason.
+    pub fn count(&self, reason: &str) -> Result<u64> {
+        let status = self.ask_json("status")?;
+        let reasons = status["reasons"].as_array();
+        reasons
+            .and_then(|reasons| reasons.iter().find(|it| it["reason"] == reason))
+            .and_then(|it| it["packets"].as_u64())
+            .with_context(|| format!("no reason {reason}: {status}"))
+    }
+
     /// Waits until `tapnat status --json` shows what it should.
     ///
     /// # Errors

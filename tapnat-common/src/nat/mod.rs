@@ -8,12 +8,14 @@ mod errors;
 mod filter;
 mod fragments;
 mod mapping;
+mod policy;
 pub mod session;
 mod start;
 pub mod sweep;
 
 pub use errors::decide_error;
 pub use fragments::{key_of as datagram_key, settle};
+pub use policy::keeps_from_host;
 pub use start::{map, open, start};
 
 use core::num::NonZeroU32;
@@ -115,6 +117,8 @@ pub trait Tables {
     /// What the guest uses; made on first use. `None` when the table is full.
     fn guest(&self, address: Be32) -> Option<&mut Guest>;
     fn remove_guest(&self, address: Be32) -> bool;
+    /// Whether the operator denies the destination to guests.
+    fn is_denied(&self, destination: Be32) -> bool;
     /// Adds to (or takes from) the guest's sessions; never below 0.
     fn count_on_guest(&self, address: Be32, more: bool);
 
@@ -232,7 +236,9 @@ pub fn resume<T: Tables>(
     // Addresses may have changed as well as routes.
     let renewed = session.generation != settings.generation;
     if stale && session::is_over(key, session, tables)
-        || renewed && session::is_lost(key, session, tables)
+        || renewed
+            && (session::is_lost(key, session, tables)
+                || policy::denies_session(key, session, settings, tables))
     {
         session::close(key, session, tables);
         return None;
@@ -246,7 +252,10 @@ pub fn resume<T: Tables>(
     let confirm = stale || changed || unlinked || renewed;
     if confirm {
         if let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables) {
-            return Some(reason);
+            return Some(match reason {
+                Reason::ForTheHost => policy::to_host(packet, reason, settings),
+                reason => reason,
+            });
         }
         session.last_seen = now;
         session.confirmed = now.slot();

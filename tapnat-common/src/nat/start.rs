@@ -3,11 +3,11 @@
 
 use core::num::NonZeroU32;
 
-use super::{Fate, Route, Tables, check_size, filter, mapping, session};
+use super::{Fate, Route, Tables, check_size, filter, mapping, policy, session};
 use crate::{
     abi::{
-        EndpointKey, FlowKey, Mapping, MappingMode, Settings, Unsolicited, mapping_flags, role,
-        session_flags, setting_flags,
+        Device, EndpointKey, FlowKey, Mapping, MappingMode, Settings, Unsolicited, mapping_flags,
+        role, session_flags, setting_flags,
     },
     net::{Be32, protocol},
     parse::{Packet, Transport, tcp_flags},
@@ -18,16 +18,19 @@ use crate::{
 
 /// Decides about a packet without a session. If it is to have one, that is then
 /// [`open`]'s to make as the plan says, after [`map`] if it needs a mapping.
+///
+/// `link`: the link address that it came from, as in [`crate::abi::Guest::link`].
 #[inline(always)]
 pub fn start<T: Tables>(
     packet: &Packet,
     device: Option<NonZeroU32>,
+    link: Option<u64>,
     tables: &T,
     plan: &mut Plan,
 ) -> Next {
     let key = packet.key(device);
     let next = match device {
-        Some(device) => from_inside(packet, &key, device, tables, plan),
+        Some(device) => from_inside(packet, &key, device, link, tables, plan),
         None => from_outside(packet, &key, tables, plan),
     };
     match next {
@@ -59,24 +62,14 @@ fn from_inside<T: Tables>(
     packet: &Packet,
     key: &FlowKey,
     device: NonZeroU32,
+    link: Option<u64>,
     tables: &T,
     plan: &mut Plan,
 ) -> Result<Next, Reason> {
     let (Some(settings), Some(inside)) = (tables.settings(), tables.device(device.get())) else {
         return Err(Reason::NoMapping);
     };
-    if is_local_broadcast(packet) {
-        return Err(Reason::NotUnicast);
-    }
-    let is_guest = packet.source.same_network(inside.address, inside.mask)
-        && packet.source.is_host(inside.mask)
-        && packet.source != inside.address;
-    if !is_guest {
-        return Err(Reason::SpoofedSource);
-    }
-    if packet.destination.is_unroutable() {
-        return Err(Reason::UnroutableDestination);
-    }
+    check_ends(packet, inside, settings, tables)?;
     // To a guest behind an outside endpoint (RFC 4787 REQ-9), or to the world.
     // An outside address without a mapping is the host's: it is its own, too.
     let mut destination = key.destination_endpoint();
@@ -90,23 +83,34 @@ fn from_inside<T: Tables>(
     let route = match target {
         Some(target) => {
             destination = inside_of(target, &destination);
+            if policy::isolates(packet.source, destination.address, settings) {
+                return Err(Reason::GuestIsolated);
+            }
             route_in(target, key.source, tables)
         }
-        None if is_pooled => return Err(Reason::ForTheHost),
+        None if is_pooled => {
+            return Err(policy::to_host(packet, Reason::ForTheHost, settings));
+        }
         None => tables.route_from(device, packet),
     };
     let hairpin = target.is_some();
-    let is_uplink = || {
-        tables
-            .device(route.next_hop.device)
-            .is_some_and(|way| way.role == role::UPLINK)
-    };
+    let way = tables
+        .device(route.next_hop.device)
+        .map_or(0, |way| way.role);
     match route.fate {
-        Fate::Onward if hairpin || is_uplink() => {}
-        Fate::Onward | Fate::Local => return Err(Reason::ForTheHost),
+        Fate::Onward if hairpin || way == role::UPLINK => {}
+        Fate::Onward
+            if way == role::INSIDE
+                && policy::isolates(packet.source, packet.destination, settings) =>
+        {
+            return Err(Reason::GuestIsolated);
+        }
+        Fate::Onward | Fate::Local => {
+            return Err(policy::to_host(packet, Reason::ForTheHost, settings));
+        }
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
-    may_start(packet, key, settings, tables)?;
+    may_start(packet, key, link, settings, tables)?;
     check_size(packet, Some(device), route.mtu, settings, plan)?;
     let whole = if has_static {
         tables.outside_of(&EndpointKey::whole(key.source))
@@ -160,6 +164,34 @@ fn from_inside<T: Tables>(
     plan.opening.device = device.get();
     plan.opening.until = tables.now().after(lifetime).after(settings.mapping_slack());
     Ok(Next::Map)
+}
+
+/// What the ends of a guest's packet must fulfil, whatever it is.
+#[inline(always)]
+fn check_ends<T: Tables>(
+    packet: &Packet,
+    inside: &Device,
+    settings: &Settings,
+    tables: &T,
+) -> Result<(), Reason> {
+    if is_local_broadcast(packet) {
+        return Err(policy::to_host(packet, Reason::NotUnicast, settings));
+    }
+    let is_guest = packet.source.same_network(inside.address, inside.mask)
+        && packet.source.is_host(inside.mask)
+        && packet.source != inside.address;
+    if !is_guest {
+        return Err(Reason::SpoofedSource);
+    }
+    if packet.destination.is_unroutable() {
+        return Err(Reason::UnroutableDestination);
+    }
+    // The gateway is the host, even in a network that is denied.
+    if packet.destination != inside.address && policy::denies(packet.destination, settings, tables)
+    {
+        return Err(Reason::DeniedDestination);
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -221,6 +253,7 @@ const fn is_local_broadcast(packet: &Packet) -> bool {
 fn may_start<T: Tables>(
     packet: &Packet,
     key: &FlowKey,
+    link: Option<u64>,
     settings: &Settings,
     tables: &T,
 ) -> Result<(), Reason> {
@@ -245,17 +278,23 @@ fn may_start<T: Tables>(
         Transport::Udp | Transport::IcmpQuery | Transport::PortsFixed | Transport::AddressOnly => {}
     }
     if key.arrival.device().is_some() {
-        may_have_more(key, settings, tables)?;
+        may_have_more(key, link, settings, tables)?;
     }
     Ok(())
 }
 
-/// Whether the guest may have one more session (RFC 6888 REQ-4).
+/// Whether the guest is who it says, and may have one more session (RFC 6888 REQ-4).
 #[inline(always)]
-fn may_have_more<T: Tables>(key: &FlowKey, settings: &Settings, tables: &T) -> Result<(), Reason> {
+fn may_have_more<T: Tables>(
+    key: &FlowKey,
+    link: Option<u64>,
+    settings: &Settings,
+    tables: &T,
+) -> Result<(), Reason> {
     let Some(guest) = tables.guest(key.source) else {
         return Err(Reason::GuestTableFull);
     };
+    policy::check_link(guest, link, settings)?;
     let most = settings.guest_max_sessions;
     if most != 0 && guest.sessions >= most {
         guest.refused = guest.refused.wrapping_add(1);
@@ -309,7 +348,11 @@ fn from_outside<T: Tables>(
     {
         return Err(Reason::SpoofedSource);
     }
-    may_start(packet, key, settings, tables)?;
+    if target.flags & mapping_flags::STATIC == 0 && policy::denies(packet.source, settings, tables)
+    {
+        return Err(Reason::Filtered);
+    }
+    may_start(packet, key, None, settings, tables)?;
     let route = route_in(target, key.source, tables);
     match route.fate {
         Fate::Onward => {}

@@ -22,6 +22,7 @@ mod host_fragments;
 mod icmp_errors;
 mod mappings;
 mod parsing;
+mod policy;
 mod races;
 mod refusals;
 mod rewriting;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{
     Args, CommandFactory as _, Parser as _, builder::RangedU64ValueParser, error::ErrorKind,
 };
+use ipnet::Ipv4Net;
 use tapnat_common::{
     abi::{Filtering, MappingMode, Timeouts},
     time::Ticks,
@@ -25,8 +26,8 @@ use super::{
 use crate::{
     config::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL,
-        DeviceName, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol, parse_duration,
-        parse_filtering_choice, parse_mapping_choice,
+        DeviceName, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol, parse_denied,
+        parse_duration, parse_filtering_choice, parse_mapping_choice,
     },
     daemon::{self, Reread},
     forwards::Forward,
@@ -133,6 +134,29 @@ pub struct Arguments {
     /// after six seconds
     #[arg(long)]
     no_unsolicited_answer: bool,
+
+    /// Keep guests from these addresses: 192.168.0.0/16, or 169.254.169.254. Can be given several
+    /// times
+    #[arg(
+        long,
+        value_name = "ADDRESS[/PREFIX]",
+        value_delimiter = ',',
+        value_parser = parse_denied
+    )]
+    deny: Vec<Ipv4Net>,
+
+    /// Keep guests from the host itself, but for DHCP and answers, and from networks that are not
+    /// behind the uplink
+    #[arg(long)]
+    deny_host: bool,
+
+    /// Keep guests from each other
+    #[arg(long)]
+    isolate: bool,
+
+    /// Let a guest's address move to another Ethernet address while it has sessions, as with VRRP
+    #[arg(long)]
+    roaming: bool,
 
     /// Count packets and bytes of each session
     #[arg(long)]
@@ -250,6 +274,10 @@ impl Arguments {
             clamp_mss: self.clamp_mss,
             pass_unsolicited: self.pass_unsolicited,
             answer_unsolicited: !self.no_unsolicited_answer,
+            deny: self.deny,
+            deny_host: self.deny_host,
+            isolate: self.isolate,
+            roaming: self.roaming,
             count: self.count,
             verbose: self.verbose,
             tap_queues: self.tap_queues,

@@ -9,7 +9,7 @@ use super::{Format, Instance, print};
 use crate::{
     instance::Lock,
     journal::Journal,
-    view::{DeviceView, Status, StatusSource, TablesView},
+    view::{DeviceView, PolicyView, Status, StatusSource, TablesView},
 };
 
 /// The JSON is one object with the version of all of tapnat's JSON in `schema`.
@@ -57,6 +57,7 @@ impl Arguments {
             process: Lock::holder(name).and_then(|holder| holder.0),
             settings: tables.settings()?,
             devices,
+            denied: tables.denied()?,
             tables: TablesView {
                 sessions: tables.session_usage()?.into(),
                 mappings: tables.mapping_usage()?.into(),
@@ -65,6 +66,21 @@ impl Arguments {
             counters: tables.counters()?,
         }))
     }
+}
+
+/// What guests are kept from, if there is anything.
+fn describe_policy(policy: &PolicyView, text: &mut String) -> Result<()> {
+    let mut denied: Vec<_> = policy.deny.iter().map(ToString::to_string).collect();
+    if policy.isolate {
+        denied.push("each other".to_owned());
+    }
+    if policy.deny_host {
+        denied.push("the host".to_owned());
+    }
+    if !denied.is_empty() {
+        writeln!(text, "guests are kept from: {}", denied.join(", "))?;
+    }
+    Ok(())
 }
 
 fn describe(status: &Status) -> Result<String> {
@@ -117,6 +133,7 @@ fn describe(status: &Status) -> Result<String> {
         timeouts.icmp,
         timeouts.other
     )?;
+    describe_policy(&status.policy, &mut text)?;
     let tables = &status.tables;
     for (name, usage) in [
         ("sessions", tables.sessions),

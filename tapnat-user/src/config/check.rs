@@ -9,6 +9,9 @@ use tapnat_common::abi::MAX_OUTSIDE_ADDRESSES;
 use super::{Config, Devices, Inside};
 use crate::forwards::{Forward, Share};
 
+/// The size of the datapath's table.
+const MOST_DENIED: usize = 4096;
+
 /// What a contradiction is about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum About {
@@ -60,6 +63,15 @@ impl Config {
                     "{guest} sessions for one guest are more than the {} that there can be at all: \
                      lower guest-max-sessions, or raise max-sessions",
                     self.max_sessions
+                ),
+            )?;
+        }
+        if self.deny.len() > MOST_DENIED {
+            refuse(
+                About::Option("deny"),
+                format!(
+                    "{} denied prefixes are too many: {MOST_DENIED} are the most",
+                    self.deny.len()
                 ),
             )?;
         }
@@ -201,6 +213,10 @@ impl Config {
             inbound_refresh: _,
             clamp_mss: _,
             pass_unsolicited: _,
+            deny: _,
+            deny_host: _,
+            isolate: _,
+            roaming: _,
             answer_unsolicited: _,
             count,
             verbose,

@@ -69,6 +69,8 @@ impl Daemon {
         let mut settings = settings(config, &known.outside, &left);
         // Not of the configuration, but of what is attached.
         settings.flags |= left.flags & setting_flags::HOST_FRAGMENTS;
+        // What begins from then on is judged by it, and what is there with its next packet.
+        self.tables.set_denied(&config.deny)?;
         self.tables.set_settings(&settings)?;
         let mut notes = statics::follow(&mut self.tables)?;
         let change = statics::plan_configured(&self.tables, &config.forwards)?;

@@ -58,6 +58,8 @@ pub struct World {
     pub unsolicited: Table<FlowKey, Unsolicited>,
     pub fragments: Table<FragmentKey, Fragment>,
     pub held: RefCell<HashMap<HeldKey, Bytes>>,
+    /// Prefixes that guests must not reach.
+    pub denied: RefCell<Vec<(Be32, u8)>>,
     pub guests: Table<Be32, Guest>,
     ports: Table<u32, PortSet>,
     reserved: Table<u32, Reserved>,
@@ -156,6 +158,7 @@ impl World {
             unsolicited: Table::new(),
             fragments: Table::new(),
             held: RefCell::default(),
+            denied: RefCell::default(),
             guests: Table::new(),
             ports: Table::new(),
             reserved: Table::new(),
@@ -397,7 +400,13 @@ impl World {
     /// from a guest on this tap and is about to leave by the uplink.
     #[track_caller]
     pub fn run_egress(&self, device: NonZeroU32, packet: &[u8]) -> Exit {
-        self.run_stages(Some(device), Bytes::raw(packet), true)
+        self.run_egress_frame(device, Bytes::raw(packet))
+    }
+
+    /// The same with a link header.
+    #[track_caller]
+    pub fn run_egress_frame(&self, device: NonZeroU32, frame: Bytes) -> Exit {
+        self.run_stages(Some(device), frame, true)
     }
 
     #[track_caller]
@@ -454,7 +463,7 @@ impl World {
             assert!(stages <= 4, "the stages go round in circles");
             next = match next {
                 Next::Leave(reason) => break reason,
-                Next::Start => pipeline::start(device, self, &packet, &mut plan),
+                Next::Start => pipeline::start(&frame, device, self, &packet, &mut plan),
                 Next::Map => pipeline::map(self, &packet, &mut plan),
                 Next::Open => pipeline::open(&mut frame, device, self, &packet, &mut plan),
             };
@@ -937,6 +946,14 @@ impl Tables for World {
     fn remove_guest(&self, address: Be32) -> bool {
         self.operate(Operation::Remove);
         self.guests.remove(&address)
+    }
+
+    fn is_denied(&self, destination: Be32) -> bool {
+        self.operate(Operation::Lookup);
+        self.denied
+            .borrow()
+            .iter()
+            .any(|(prefix, length)| destination.same_network(*prefix, Be32::mask(*length)))
     }
 
     fn count_on_guest(&self, address: Be32, more: bool) {

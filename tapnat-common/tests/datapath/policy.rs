@@ -1,0 +1,261 @@
+//! What the operator denies to guests, and guests that are not who they say.
+
+use std::net::Ipv4Addr;
+
+use tapnat_common::{
+    abi::{Filtering, setting_flags},
+    nat::Route,
+    verdict::Reason,
+};
+use tapnat_testbed::packet::Builder;
+
+use crate::support::{
+    frame::Bytes,
+    network::{
+        GUEST, HOST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SECOND_TAP, SERVER, TAP, at,
+        ping, pong, source, tcp, udp,
+    },
+    world::World,
+};
+
+fn gateway() -> Ipv4Addr {
+    HOST[0].into()
+}
+
+fn with(flags: u32) -> World {
+    let world = World::new();
+    world.set(|settings| settings.flags |= flags);
+    world
+}
+
+fn denying(prefix: Ipv4Addr, length: u8) -> World {
+    let world = with(setting_flags::DENY);
+    world.denied.borrow_mut().push((prefix.into(), length));
+    world
+}
+
+/// The operator changes something.
+fn change(world: &World, flags: u32) {
+    world.set(|settings| {
+        settings.flags = flags;
+        settings.generation = settings.generation.wrapping_add(1);
+    });
+}
+
+fn sends(world: &World, packet: &Builder) -> Reason {
+    world.guest_sends(TAP, &packet.build()).reason
+}
+
+#[test]
+fn a_denied_destination_is_refused_and_others_are_not() {
+    let world = denying(SERVER, 32);
+    for packet in [
+        udp(at(GUEST, 5), at(SERVER, 53)),
+        tcp(at(GUEST, 5), at(SERVER, 80), "S"),
+        tcp(at(GUEST, 5), at(SERVER, 80), "A"),
+        ping(GUEST, SERVER, 1),
+    ] {
+        let exit = world.guest_sends(TAP, &packet.build());
+        assert_eq!(exit.reason, Reason::DeniedDestination);
+        assert!(exit.sent.is_some(), "the guest is told");
+    }
+    assert_eq!(world.sessions.len(), 0);
+    assert_eq!(world.mappings.len(), 0);
+    let packet = udp(at(GUEST, 5), at(OTHER_SERVER, 53));
+    assert_eq!(sends(&world, &packet), Reason::SessionStarted);
+}
+
+#[test]
+fn what_the_host_would_pass_on_is_denied_too() {
+    let container = Ipv4Addr::new(172, 17, 0, 2);
+    let packet = udp(at(GUEST, 5), at(container, 53));
+    for (world, expected) in [
+        (World::new(), Reason::ForTheHost),
+        (
+            denying(Ipv4Addr::new(172, 17, 0, 0), 16),
+            Reason::DeniedDestination,
+        ),
+    ] {
+        let routes = &world.routes;
+        routes
+            .borrow_mut()
+            .insert(container.into(), Route::default());
+        assert_eq!(sends(&world, &packet), expected);
+    }
+    // The gateway is the host.
+    let world = denying(Ipv4Addr::new(10, 0, 0, 0), 8);
+    let packet = udp(at(GUEST, 5), at(gateway(), 53));
+    assert_eq!(sends(&world, &packet), Reason::ForTheHost);
+}
+
+#[test]
+fn sessions_that_are_denied_later_end_from_both_sides() {
+    for from_outside in [false, true] {
+        let world = World::new();
+        world.set_filtering(Filtering::EndpointIndependent);
+        let out = udp(at(GUEST, 5000), at(SERVER, 53));
+        let outside = source(&world.guest_sends(TAP, &out.build()).forwarded_any());
+        let back = udp(at(SERVER, 53), outside);
+        world.world_sends(&back.build());
+        world.denied.borrow_mut().push((SERVER.into(), 32));
+        change(&world, setting_flags::DENY);
+        if from_outside {
+            assert_eq!(world.world_sends(&back.build()).reason, Reason::Filtered);
+        } else {
+            assert_eq!(sends(&world, &out), Reason::DeniedDestination);
+        }
+        assert_eq!(world.sessions.len(), 0);
+        assert_eq!(sends(&world, &out), Reason::DeniedDestination);
+        assert_eq!(world.world_sends(&back.build()).reason, Reason::Filtered);
+        // Others still find the mapping.
+        let other = udp(at(OTHER_SERVER, 53), outside);
+        assert_eq!(
+            world.world_sends(&other.build()).reason,
+            Reason::SessionAdmitted
+        );
+        change(&world, 0);
+        assert_eq!(sends(&world, &out), Reason::SessionStarted);
+    }
+}
+
+#[test]
+fn isolated_guests_do_not_reach_each_other() {
+    let world = World::new();
+    world.set_filtering(Filtering::EndpointIndependent);
+    let out = udp(at(GUEST, 5000), at(SERVER, 53)).build();
+    let outside = source(&world.guest_sends(TAP, &out).forwarded_any());
+    let hairpin = udp(at(OTHER_GUEST, 6000), outside).build();
+    let exit = world.guest_sends(SECOND_TAP, &hairpin);
+    assert_eq!(exit.reason, Reason::HairpinStarted);
+    change(&world, setting_flags::ISOLATE);
+    for _ in 0..2 {
+        let exit = world.guest_sends(SECOND_TAP, &hairpin);
+        assert_eq!(exit.reason, Reason::GuestIsolated);
+    }
+    // Its own mapping is nobody else's.
+    let own = udp(at(GUEST, 5001), outside);
+    assert_eq!(sends(&world, &own), Reason::HairpinStarted);
+    assert_eq!(sends(&world, &own), Reason::Translated);
+    let again = world.guest_sends(TAP, &out);
+    assert_eq!(again.reason, Reason::Translated);
+    change(&world, 0);
+    let exit = world.guest_sends(SECOND_TAP, &hairpin);
+    assert_eq!(exit.reason, Reason::HairpinStarted);
+}
+
+#[test]
+fn isolated_guests_do_not_reach_each_other_through_the_host() {
+    for (flags, expected) in [
+        (0, Reason::ForTheHost),
+        (setting_flags::ISOLATE, Reason::GuestIsolated),
+    ] {
+        let world = with(flags);
+        for flag in ["S", "SA"] {
+            let packet = tcp(at(GUEST, 5), at(OTHER_GUEST, 22), flag);
+            assert_eq!(sends(&world, &packet), expected);
+        }
+    }
+}
+
+#[test]
+fn who_is_kept_from_the_host_may_answer_it_and_ask_for_an_address() {
+    let broadcast = Ipv4Addr::BROADCAST;
+    let nobody = Ipv4Addr::UNSPECIFIED;
+    let group = Ipv4Addr::new(224, 0, 0, 251);
+    let client = at(gateway(), 999);
+    let let_through = [
+        (tcp(at(GUEST, 22), client, "SA"), Reason::ForTheHost),
+        (tcp(at(GUEST, 22), client, "A"), Reason::ForTheHost),
+        (tcp(at(GUEST, 22), client, "R"), Reason::ForTheHost),
+        (pong(GUEST, gateway(), 1), Reason::ForTheHost),
+        (udp(at(GUEST, 68), at(gateway(), 67)), Reason::ForTheHost),
+        (udp(at(nobody, 68), at(broadcast, 67)), Reason::NotUnicast),
+    ];
+    let denied = [
+        tcp(at(GUEST, 5), at(gateway(), 22), "S"),
+        udp(at(GUEST, 5), at(gateway(), 53)),
+        udp(at(GUEST, 5), at(broadcast, 53)),
+        udp(at(GUEST, 5353), at(group, 5353)),
+        ping(GUEST, gateway(), 1),
+        tcp(at(GUEST, 5), at(OUTSIDE, 22), "S"),
+    ];
+    for flags in [0, setting_flags::DENY_HOST] {
+        let world = with(flags);
+        for (packet, expected) in &let_through {
+            assert_eq!(sends(&world, packet), *expected);
+        }
+        for packet in &denied {
+            let reason = sends(&world, packet);
+            assert_eq!(reason == Reason::HostDenied, flags != 0, "{reason:?}");
+        }
+    }
+    // The world is as before.
+    let world = with(setting_flags::DENY_HOST);
+    let packet = udp(at(GUEST, 5), at(SERVER, 53));
+    assert_eq!(sends(&world, &packet), Reason::SessionStarted);
+}
+
+/// A frame from this link address.
+fn frame(packet: &Builder, last: u8) -> Bytes {
+    let packet = packet.clone();
+    let frame = packet.ethernet([2, 0, 0, 0, 9, last], [2, 0, 0, 0, 0, 1]);
+    Bytes::ethernet(&frame.build())
+}
+
+#[test]
+fn other_protocols_are_kept_from_the_host_but_arp() {
+    for flags in [0, setting_flags::DENY_HOST] {
+        let world = with(flags);
+        for (ethertype, may_pass) in [([8, 6], true), ([0x86, 0xdd], flags == 0)] {
+            let mut bytes = vec![0xff; 12];
+            bytes.extend(ethertype);
+            bytes.extend([0; 40]);
+            let exit = world.run(Some(TAP), Bytes::ethernet(&bytes));
+            let expected = if may_pass {
+                Reason::NotIpv4
+            } else {
+                Reason::HostDenied
+            };
+            assert_eq!(exit.reason, expected);
+            // The uplink's are the host's.
+            let exit = world.run(None, Bytes::ethernet(&bytes));
+            assert_eq!(exit.reason, Reason::NotIpv4);
+        }
+    }
+}
+
+#[test]
+fn an_address_with_sessions_stays_with_its_link_address() {
+    let world = World::new();
+    let out = |port| udp(at(NEIGHBOUR, port), at(SERVER, 53));
+    let run = |port, last| world.run(Some(TAP), frame(&out(port), last)).reason;
+    assert_eq!(run(1, 7), Reason::SessionStarted);
+    assert_eq!(run(2, 7), Reason::SessionStarted);
+    assert_eq!(run(3, 8), Reason::SpoofedLinkAddress);
+    // Another address of the same guest is fine.
+    let other = world.run(Some(TAP), frame(&udp(at(GUEST, 1), at(SERVER, 53)), 7));
+    assert_eq!(other.reason, Reason::SessionStarted);
+    world.set(|settings| settings.flags |= setting_flags::ROAMING);
+    assert_eq!(run(3, 8), Reason::SessionStarted);
+    world.set(|settings| settings.flags &= !setting_flags::ROAMING);
+    assert_eq!(run(4, 7), Reason::SpoofedLinkAddress);
+    // When all is over, whoever comes first has it.
+    world.wait_seconds(10_000);
+    for (key, _) in world.sessions.all() {
+        world.act(|| tapnat_common::nat::sweep::session(&key, &world));
+    }
+    assert_eq!(run(5, 9), Reason::SessionStarted);
+}
+
+#[test]
+fn what_the_host_made_fragments_of_has_no_link_address_of_the_guests() {
+    let world = World::new();
+    let packet = udp(at(GUEST, 1), at(SERVER, 53));
+    assert_eq!(
+        world.run(Some(TAP), frame(&packet, 7)).reason,
+        Reason::SessionStarted
+    );
+    let other = udp(at(GUEST, 2), at(SERVER, 53)).ttl(63);
+    let exit = world.run_egress_frame(TAP, frame(&other, 99));
+    assert_eq!(exit.reason, Reason::SessionStarted);
+}

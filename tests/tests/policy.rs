@@ -1,0 +1,238 @@
+//! What the operator denies to guests they do not get, and nobody else notices;
+//! and guests that are not who they say.
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::libc;
+use tapnat_testbed::{
+    Namespace, packet,
+    topology::{Inside, Topology, WORLD_ADDRESSES},
+    traffic::{self, TcpReflector, TcpSession, UdpReflector},
+};
+use tapnat_tests::{
+    instance::Instance,
+    wires::{Wires, remote, wired},
+    world::{World, server},
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn world(guests: u8, arguments: &[&str]) -> Result<World> {
+    let builder = Topology::builder().inside(Inside::Veth).guests(guests);
+    World::start(builder, arguments)
+}
+
+/// Checks that whoever connects is told at once that it may not.
+fn is_refused(namespace: &Namespace, to: SocketAddr) -> Result<()> {
+    let Err(error) = traffic::connect(namespace, None, to, PATIENCE) else {
+        anyhow::bail!("{to} was reached");
+    };
+    let told = error
+        .root_cause()
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::raw_os_error);
+    // The kernel's word for ICMP 3/13.
+    ensure!(told == Some(libc::EHOSTUNREACH), "{error:#}");
+    Ok(())
+}
+
+fn ping(namespace: &Namespace, to: IpAddr) -> Result<bool> {
+    Ok(traffic::ping(namespace, to, 1, &["-W", "1"])?.received == 1)
+}
+
+#[test]
+fn denied_destinations_are_refused_and_the_others_are_not() -> Result<()> {
+    let denied = format!("{}/32", WORLD_ADDRESSES[1]);
+    let world = world(1, &["--deny", &denied])?;
+    let servers =
+        [0, 1].map(|number| TcpReflector::start(&world.topology.world, server(number, 7)));
+    let [open, closed] = servers;
+    let guest = &world.guest(0).namespace;
+    TcpSession::open(guest, None, open?.address())?.exchange(b"let through")?;
+    is_refused(guest, closed?.address())?;
+    ensure!(!ping(guest, WORLD_ADDRESSES[1].into())?, "answered");
+    ensure!(ping(guest, WORLD_ADDRESSES[0].into())?, "not answered");
+    ensure!(
+        world.instance.count("denied-destination")? >= 2,
+        "not counted"
+    );
+    let text = world.instance.ask("status", &[])?;
+    ensure!(
+        text.contains(&format!("guests are kept from: {denied}")),
+        "{text}"
+    );
+    Ok(())
+}
+
+struct Reloading {
+    instance: Instance,
+    file: PathBuf,
+}
+
+impl Reloading {
+    fn say(&self, topology: &Topology, more: &str) -> Result<()> {
+        fs::write(
+            &self.file,
+            format!("inside = {:?}\n{more}", topology.inside()),
+        )?;
+        Ok(())
+    }
+
+    fn reload(&self, topology: &Topology, more: &str) -> Result<()> {
+        self.say(topology, more)?;
+        self.instance.ask("reload", &[]).map(drop)
+    }
+}
+
+impl Drop for Reloading {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+#[test]
+fn sessions_end_when_they_are_denied_and_the_others_go_on() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).guests(2).build()?;
+    let instance = Instance::new(&topology.host);
+    let file = std::env::temp_dir().join(format!("{}.toml", instance.name()));
+    let bed = Reloading { instance, file };
+    bed.say(&topology, "filtering = \"endpoint-independent\"\n")?;
+    let path = Path::to_str(&bed.file).context("a strange directory")?;
+    let _process = bed.instance.start(&["--config", path])?;
+    let servers = [
+        TcpReflector::start(&topology.world, server(0, 7))?,
+        TcpReflector::start(&topology.world, server(1, 7))?,
+    ];
+    let guest = &topology.guests[0].namespace;
+    let mut kept = TcpSession::open(guest, None, servers[0].address())?;
+    let mut ended = TcpSession::open(guest, None, servers[1].address())?;
+    kept.exchange(b"both")?;
+    ended.exchange(b"both")?;
+
+    let deny = format!("deny = [\"{}\"]\n", WORLD_ADDRESSES[1]);
+    bed.reload(&topology, &deny)?;
+    kept.exchange(&traffic::pattern(100_000))?;
+    ended
+        .stream()
+        .set_read_timeout(Some(Duration::from_secs(1)))?;
+    ensure!(ended.exchange(b"no more").is_err(), "it goes on");
+    is_refused(guest, servers[1].address())?;
+    let flows = bed.instance.ask("flows", &[])?;
+    ensure!(!flows.contains(&WORLD_ADDRESSES[1].to_string()), "{flows}");
+
+    // What is allowed again is a new beginning, which here is the old one.
+    bed.reload(&topology, "")?;
+    TcpSession::open(guest, None, servers[1].address())?.exchange(b"again")?;
+    kept.exchange(b"still")?;
+    Ok(())
+}
+
+#[test]
+fn isolated_guests_reach_the_world_and_not_each_other() -> Result<()> {
+    for isolate in [false, true] {
+        let mut arguments = vec!["--filtering", "endpoint-independent"];
+        arguments.extend(isolate.then_some("--isolate"));
+        let world = world(2, &arguments)?;
+        // For the way through the host.
+        world.topology.host.sysctl("net.ipv4.ip_forward", "1")?;
+        let outer = UdpReflector::start(&world.topology.world, server(0, 7))?;
+        let inner = TcpReflector::start(&world.guest(1).namespace, world.guest_endpoint(1, 80))?;
+        let asked = world.guest_socket(1, 40_000)?;
+        let outside = traffic::reflect_udp(&asked, outer.address(), b"where am I?")?;
+        let asking = world.guest_socket(0, 40_001)?;
+        traffic::reflect_udp(&asking, outer.address(), b"where am I?")?;
+        asking.send_to(b"hairpin", outside)?;
+        asked.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let mut buffer = [0; 16];
+        let arrived = asked.recv_from(&mut buffer).is_ok();
+        ensure!(arrived != isolate, "hairpin: {arrived}");
+        let guest = &world.guest(0).namespace;
+        if isolate {
+            is_refused(guest, inner.address())?;
+            ensure!(world.instance.count("guest-isolated")? >= 2, "not counted");
+        } else {
+            TcpSession::open(guest, None, inner.address())?.exchange(b"neighbour")?;
+        }
+        world.check_reach()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn guests_that_are_kept_from_the_host_reach_the_world_and_answer_the_host() -> Result<()> {
+    for deny in [false, true] {
+        let arguments: &[&str] = if deny { &["--deny-host"] } else { &[] };
+        let world = world(1, arguments)?;
+        let host = &world.topology.host;
+        let guest = world.guest(0);
+        let gateway = IpAddr::from(guest.gateway);
+        let of_host = TcpReflector::start(host, SocketAddr::new(gateway, 22))?;
+        let of_guest = TcpReflector::start(&guest.namespace, world.guest_endpoint(0, 22))?;
+        if deny {
+            is_refused(&guest.namespace, of_host.address())?;
+            ensure!(!ping(&guest.namespace, gateway)?, "answered");
+            ensure!(world.instance.count("host-denied")? >= 2, "not counted");
+        } else {
+            TcpSession::open(&guest.namespace, None, of_host.address())?.exchange(b"host")?;
+            ensure!(ping(&guest.namespace, gateway)?, "not answered");
+        }
+        TcpSession::open(host, None, of_guest.address())?.exchange(&traffic::pattern(10_000))?;
+        ensure!(ping(host, guest.address.into())?, "no answer to the host");
+        world.check_reach()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn no_guest_of_a_bridge_begins_in_anothers_name() -> Result<()> {
+    let world = World::start(Topology::builder().inside(Inside::Bridge).guests(2), &[])?;
+    let wires = Wires::open(&world)?;
+    wires.map_udp(0, 40_000, remote(0, 53))?;
+    let spoofed = packet::udp(wires.inside(0, 40_001), remote(0, 53)).payload(b"not me");
+    wires.guests[1].send(&spoofed)?;
+    // Nor in that of the host, or of nobody here.
+    for source in ["10.0.0.1:40001", "10.0.9.9:40001"] {
+        let spoofed = packet::udp(source.parse()?, remote(0, 53)).payload(b"not me");
+        wires.guests[1].send(&spoofed)?;
+    }
+    wires.nothing_arrives()?;
+    ensure!(
+        world.instance.count("spoofed-link-address")? == 1,
+        "not counted"
+    );
+    ensure!(world.instance.count("spoofed-source")? == 2, "not counted");
+    // Whose it is, and the other one, go on.
+    wires.map_udp(0, 40_002, remote(0, 53))?;
+    wires.map_udp(1, 40_000, remote(0, 53))?;
+    Ok(())
+}
+
+#[test]
+fn an_address_that_roams_is_let_go_where_that_is_allowed() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Bridge).guests(2);
+    let world = World::start(builder, &["--roaming"])?;
+    let wires = Wires::open(&world)?;
+    wires.map_udp(0, 40_000, remote(0, 53))?;
+    let moved = packet::udp(wires.inside(0, 40_001), remote(0, 53)).payload(b"took over");
+    wires.guests[1].send(&moved)?;
+    let arrived = wires.world.receive()?;
+    ensure!(arrived.payload == b"took over", "{arrived:?}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_cannot_send_in_anothers_name_from_another_device() -> Result<()> {
+    let (world, wires) = wired(2, &[])?;
+    let outside = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let spoofed = packet::udp(wires.inside(0, 40_000), remote(0, 53)).payload(b"not me");
+    wires.guests[1].send(&spoofed)?;
+    wires.nothing_arrives()?;
+    ensure!(world.instance.count("spoofed-source")? == 1, "not counted");
+    wires.answer_udp(remote(0, 53), outside, 0, 40_000)
+}
