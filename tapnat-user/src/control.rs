@@ -19,7 +19,7 @@ use tokio::{
 use crate::{
     changes::RealHost,
     forwards::Forward,
-    host::{namespace::NetworkNamespace, netlink::Netlink},
+    host::{namespace::NetworkNamespace, netlink::Netlink, sockets::name_owner},
     instance::{InstanceName, Lock},
     journal::{Journal, Role},
     pool,
@@ -174,7 +174,8 @@ pub async fn ask(
             let answer: Answer = serde_json::from_str(&line).with_context(|| {
                 format!("the tapnat instance '{instance}' does not answer sensibly: '{line}'")
             })?;
-            return answer.map_err(|error| anyhow!(error));
+            // It has given up the privilege to look into other processes.
+            return answer.map_err(|error| anyhow!(name_owner(&error)));
         }
         Err(error)
             if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused]

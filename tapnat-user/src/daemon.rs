@@ -36,7 +36,8 @@ use crate::{
         Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, has_egress, uses_tcx,
     },
     host::{
-        bpffs, capabilities,
+        bpffs,
+        capabilities::{self, Circumstances},
         events::Events,
         namespace::NetworkNamespace,
         netlink::{Link, LinkLayer, Netlink},
@@ -44,7 +45,7 @@ use crate::{
         sysctl::Sysctl,
         systemd,
     },
-    instance::{InstanceName, Lock, bpffs_or_mount, unmount_bpffs},
+    instance::{InstanceName, Lock, bpffs_or_mount, mounted_bpffs, unmount_bpffs},
     journal::{Change, Claim, Journal, Role},
     logs::Logs,
     pool,
@@ -87,6 +88,12 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
         down(&config.instance).await?;
     }
     let mut daemon = Daemon::start(config, reread).await?;
+    if let Err(error) = daemon.give_up_privileges() {
+        if let Err(error) = daemon.end().await {
+            warn(&format!("{error:#}"));
+        }
+        return Err(error);
+    }
     daemon.announce()?;
     daemon.serve(&mut signals).await;
     if options.keep {
@@ -362,6 +369,18 @@ impl Daemon {
                 Err(error)
             }
         }
+    }
+
+    /// From here on a mistake of ours can do only what the instance itself does.
+    fn give_up_privileges(&self) -> Result<()> {
+        let pins = self.host.pin_directory();
+        let circumstances = Circumstances {
+            unmounts: mounted_bpffs(),
+            pins_elsewhere: pins.is_some_and(|path| bpffs::is_elsewhere(&path)),
+        };
+        capabilities::give_up(circumstances, || {
+            self.reread.as_ref().is_none_or(|reread| reread().is_ok())
+        })
     }
 
     /// What is translated, in a line.

@@ -94,6 +94,12 @@ pub fn unmount_bpffs() -> Result<()> {
     Ok(())
 }
 
+/// Whether the BPF file system is one that tapnat mounted.
+#[must_use]
+pub fn mounted_bpffs() -> bool {
+    Path::new(RUN_DIRECTORY).join(MOUNTED_FILE).exists()
+}
+
 fn names_in(directory: &Path) -> Result<Vec<InstanceName>> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -36,6 +36,12 @@ pub fn find() -> Option<PathBuf> {
         .find(|path| is_bpffs(path))
 }
 
+/// Whether this is the way through the first process's root directory, which is a privilege.
+#[must_use]
+pub fn is_elsewhere(path: &Path) -> bool {
+    path.starts_with(INIT_MOUNT_POINT)
+}
+
 fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|statistics| statistics.f_type == MAGIC)
 }

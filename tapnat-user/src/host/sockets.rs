@@ -80,36 +80,61 @@ impl Listener {
     /// Whose it is.
     #[must_use]
     pub fn owner(&self) -> Owner {
-        let find = || {
-            for process in all_processes().ok()?.flatten() {
-                // A process may end, or be out of our reach, while we look.
-                let Ok(descriptors) = process.fd() else {
-                    continue;
-                };
-                let has_it = descriptors
-                    .flatten()
-                    .any(|descriptor| descriptor.target == FDTarget::Socket(self.inode));
-                if has_it {
-                    return Some((process.stat().ok()?.comm, process.pid()));
-                }
-            }
-            None
-        };
-        Owner(find())
+        owner_of(self.inode)
     }
 }
 
-/// The program behind a socket, if it can be told.
+fn owner_of(inode: u64) -> Owner {
+    let find = || {
+        for process in all_processes().ok()?.flatten() {
+            // A process may end, or be out of our reach, while we look.
+            let Ok(descriptors) = process.fd() else {
+                continue;
+            };
+            let has_it = descriptors
+                .flatten()
+                .any(|descriptor| descriptor.target == FDTarget::Socket(inode));
+            if has_it {
+                return Some((process.stat().ok()?.comm, process.pid()));
+            }
+        }
+        None
+    };
+    Owner {
+        program: find(),
+        inode,
+    }
+}
+
+/// The program behind a socket, if it can be told: only who may look into it sees that.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Owner(Option<(String, i32)>);
+pub struct Owner {
+    program: Option<(String, i32)>,
+    inode: u64,
+}
+
+/// What stands for a program that cannot be told, before its socket's number and a parenthesis.
+const SOMEBODY: &str = "a program of the host (socket ";
 
 impl fmt::Display for Owner {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
+        match &self.program {
             Some((name, process)) => write!(formatter, "{name} (process {process})"),
-            None => formatter.write_str("a program of the host"),
+            None => write!(formatter, "{SOMEBODY}{})", self.inode),
         }
     }
+}
+
+/// Names the program in a message of a process that could not tell it.
+#[must_use]
+pub fn name_owner(message: &str) -> String {
+    let owner = || {
+        let (before, rest) = message.split_once(SOMEBODY)?;
+        let (number, after) = rest.split_once(')')?;
+        let owner = owner_of(number.parse().ok()?);
+        Some(format!("{before}{owner}{after}"))
+    };
+    owner().unwrap_or_else(|| message.to_owned())
 }
 
 /// The sockets of the host that wait for anybody: listening TCP ones, and UDP ones without a peer.
