@@ -79,9 +79,6 @@ pub mod programs {
     pub const INSIDE_RAW: &str = "inside_raw";
     pub const OUTSIDE_ETHERNET: &str = "outside_ethernet";
     pub const OUTSIDE_RAW: &str = "outside_raw";
-    /// At the uplink's egress: guests' packets that the host's stack fragmented.
-    pub const EGRESS_ETHERNET: &str = "egress_ethernet";
-    pub const EGRESS_RAW: &str = "egress_raw";
     /// Packets that are not of an established session.
     pub const EXCEPTIONAL: &str = "exceptional";
     /// Packets without a session.
@@ -92,6 +89,10 @@ pub mod programs {
     pub const OPEN: &str = "open";
     /// First fragments, for which others wait.
     pub const RELEASE: &str = "release";
+    /// Packets that are too long for the way on, which are to be cut.
+    pub const CUT: &str = "cut";
+    /// Sends one piece of such a packet, and goes on to itself for the next.
+    pub const PIECE: &str = "piece";
     /// Removes what is over. Attached to nothing: user space runs it on packets
     /// of [`super::Sweep`].
     pub const SWEEP: &str = "sweep";
@@ -109,7 +110,11 @@ pub mod stages {
     pub const OPEN: u32 = 3;
     /// [`super::programs::RELEASE`].
     pub const RELEASE: u32 = 4;
-    pub const COUNT: u32 = 5;
+    /// [`super::programs::CUT`].
+    pub const CUT: u32 = 5;
+    /// [`super::programs::PIECE`].
+    pub const PIECE: u32 = 6;
+    pub const COUNT: u32 = 7;
 }
 
 /// Constants that the loader sets before the programs are loaded.
@@ -441,8 +446,26 @@ pub struct FragmentKey {
     pub destination: Be32,
     pub arrival: Arrival,
     pub identification: Be16,
-    /// 1 where the host's stack sends it, 0 where it arrived.
-    pub at_egress: u16,
+    _zero: u16,
+}
+
+impl FragmentKey {
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(
+        source: Be32,
+        destination: Be32,
+        arrival: Arrival,
+        identification: Be16,
+    ) -> Self {
+        Self {
+            source,
+            destination,
+            arrival,
+            identification,
+            _zero: 0,
+        }
+    }
 }
 
 /// What became of a fragmented datagram's first fragment, and so becomes of the
@@ -465,15 +488,16 @@ pub struct Fragment {
     pub source_port: Be16,
     pub destination_port: Be16,
     pub expires_at: Instant,
-    /// Fragments that wait for the first one in [`maps::HELD`].
-    pub held: u16,
+    /// The identification that a guest's fragments are given (RFC 7857 section 10).
+    pub identification: Be16,
     /// How much has come by, and how much there is if the last fragment has, in
     /// units of 8 bytes.
     pub units: u16,
     pub all_units: u16,
+    /// Fragments that wait for the first one in [`maps::HELD`].
+    pub held: u8,
     /// [`fragment_fate`].
     pub fate: u8,
-    pub padding: u8,
     /// A bit for each 8 bytes of the datagram that have come by.
     pub seen: [u64; 128],
 }
@@ -683,9 +707,6 @@ pub mod setting_flags {
     /// SYNs from outside that nobody asked for go to the host, whatever the port,
     /// instead of waiting for a simultaneous open (RFC 5382 REQ-4).
     pub const PASS_UNSOLICITED: u32 = 1 << 1;
-    /// Uplinks have the egress program too, so the host may fragment what is too
-    /// long for them.
-    pub const HOST_FRAGMENTS: u32 = 1 << 2;
     /// There are static mappings of addresses that are not in the pool, which
     /// guests have to be looked up for, too.
     pub const STATIC_ADDRESSES: u32 = 1 << 3;

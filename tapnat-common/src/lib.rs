@@ -15,6 +15,7 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod cut;
 pub mod frame;
 pub mod nat;
 pub mod net;

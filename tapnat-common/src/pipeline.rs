@@ -7,7 +7,7 @@ use crate::{
     abi::NextHop,
     frame::{Frame, LinkAddresses},
     nat::{self, Tables},
-    parse::{self, Packet, Transport},
+    parse::{self, Packet, Part, Transport},
     rewrite::{self, Rewrite},
     verdict::{Next, Outcome, Plan, Reason},
 };
@@ -76,15 +76,11 @@ pub fn exceptional<F: Frame, T: Tables>(
             reason
         });
     }
-    if plan.at_egress {
-        // The host's stack has counted its hop, which is ours.
-        packet.time_to_live = packet.time_to_live.saturating_add(1);
-    }
     if packet.transport == Transport::IcmpError {
         return Next::Leave(translate_error(frame, packet, device, tables, plan));
     }
     match nat::resume(packet, device, tables, plan) {
-        Some(reason) => Next::Leave(carry_out(frame, packet, tables, plan, reason)),
+        Some(reason) => Next::Leave(carry_out(frame, device, packet, tables, plan, reason)),
         None => Next::Start,
     }
 }
@@ -99,8 +95,7 @@ pub fn start<F: Frame, T: Tables>(
     packet: &Packet,
     plan: &mut Plan,
 ) -> Next {
-    // What the host sends on has the host's link address.
-    let link = if frame.link_length() == 0 || plan.at_egress {
+    let link = if frame.link_length() == 0 {
         None
     } else {
         frame
@@ -126,12 +121,13 @@ pub fn open<F: Frame, T: Tables>(
     plan: &mut Plan,
 ) -> Next {
     let reason = nat::open(packet, device, tables, plan);
-    Next::Leave(carry_out(frame, packet, tables, plan, reason))
+    Next::Leave(carry_out(frame, device, packet, tables, plan, reason))
 }
 
 #[inline(always)]
 fn carry_out<F: Frame, T: Tables>(
     frame: &mut F,
+    device: Option<NonZeroU32>,
     packet: &Packet,
     tables: &T,
     plan: &Plan,
@@ -143,6 +139,13 @@ fn carry_out<F: Frame, T: Tables>(
     if let Some(settings) = tables.settings()
         && settings.clamp_mss != 0
         && rewrite::clamp_segment_size(frame, packet, settings.clamp_mss).is_none()
+    {
+        return Reason::RewriteFailed;
+    }
+    // Guests may give their datagrams the same one behind a shared address.
+    if packet.part != Part::Whole
+        && device.is_some()
+        && rewrite::renumber(frame, packet, plan.identification).is_none()
     {
         return Reason::RewriteFailed;
     }

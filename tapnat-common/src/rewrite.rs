@@ -45,6 +45,10 @@ impl Rewrite {
     }
 }
 
+/// Offsets in an IPv4 header.
+const IDENTIFICATION: u32 = 4;
+const CHECKSUM: u32 = 10;
+
 /// Offset of the time to live in an IPv4 header; protocol, checksum and the
 /// two addresses follow it.
 const TIME_TO_LIVE: u32 = 8;
@@ -150,23 +154,14 @@ fn write_quoted_ports<F: Frame>(frame: &mut F, quoted: &Quoted, rewrite: &Rewrit
     }
 }
 
-/// Translates the IP header only: all that there is to a later fragment.
+/// Gives a fragment another identification.
 #[inline(always)]
-pub fn apply_network<F: Frame>(
-    frame: &mut F,
-    network_offset: u32,
-    rewrite: &Rewrite,
-) -> Option<()> {
-    let [time_to_live, ..] = frame.load::<[u8; 4]>(network_offset + TIME_TO_LIVE)?;
-    let addresses = (rewrite.source, rewrite.destination);
-    let fewer = time_to_live.wrapping_sub(1);
-    store_network(
-        frame,
-        network_offset,
-        addresses,
-        rewrite.address_delta,
-        fewer,
-    )
+pub fn renumber<F: Frame>(frame: &mut F, packet: &Packet, identification: Be16) -> Option<()> {
+    let at = packet.network_offset;
+    let check = Be16::from_bytes(frame.load::<[u8; 2]>(at + CHECKSUM)?);
+    let check = Delta::of_word(packet.identification, identification).apply(check);
+    frame.store(at + IDENTIFICATION, &identification.bytes())?;
+    frame.store(at + CHECKSUM, &check.bytes())
 }
 
 /// Writes the addresses and the time to live, and their checksum.

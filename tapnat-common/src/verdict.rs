@@ -7,7 +7,7 @@
 use crate::{
     abi::{EndpointKey, Session},
     nat::Route,
-    net::{Be32, icmp},
+    net::{Be16, Be32, icmp},
     rewrite::Rewrite,
     time::{Instant, Slot},
 };
@@ -22,6 +22,8 @@ pub enum Outcome {
     Refuse,
     /// Kept until the first fragment of its datagram comes.
     Hold,
+    /// Cut into fragments, which come by again.
+    Fragment,
     /// Translated and sent on.
     Forward,
 }
@@ -70,7 +72,11 @@ impl Reason {
     #[must_use]
     pub const fn icmp_error(self) -> Option<(u8, u8)> {
         match self.outcome() {
-            Outcome::Pass | Outcome::Drop | Outcome::Forward | Outcome::Hold => None,
+            Outcome::Pass
+            | Outcome::Drop
+            | Outcome::Forward
+            | Outcome::Hold
+            | Outcome::Fragment => None,
             Outcome::Refuse => Some(match self {
                 Self::TimeToLiveExceeded => (icmp::TIME_EXCEEDED, 0),
                 Self::FragmentationNeeded => {
@@ -95,9 +101,9 @@ reasons! {
     NotUnicast = Pass "not-unicast",
     /// Arrived on the uplink, and no session, mapping or forward wants it.
     NoMapping = Pass "no-mapping",
-    /// Too long for the uplink and allowed to be fragmented: the host does that,
-    /// and what it then sends is translated on its way out.
-    FragmentedByHost = Pass "fragmented-by-host",
+    /// Too long for the way out and allowed to be fragmented: its fragments come by
+    /// again.
+    Fragmented = Fragment "fragmented",
     /// No route to the destination; the host tells the guest.
     NoRoute = Pass "no-route",
     /// Belongs to a socket of the host that shares the outside port.
@@ -249,10 +255,12 @@ pub struct Plan {
     pub rewrite: Rewrite,
     /// For [`Reason::ErrorTranslated`]: what becomes of the error's own source.
     pub error_source: Be32,
-    /// The host's stack has had the packet already and is sending it.
-    pub at_egress: bool,
+    /// For a guest's fragment: the identification that it is given.
+    pub identification: Be16,
     /// The MTU of the way out in bytes.
     pub mtu: u16,
+    /// How much shorter the segments of a GSO packet have to be, in bytes.
+    pub excess: u16,
     /// For a fragment: how many of its datagram wait; of a held one, its own
     /// place among them.
     pub held: u32,
@@ -267,12 +275,12 @@ impl Plan {
     /// looked at keeps what it had: it is long, and this target clears memory byte
     /// by byte.
     #[inline(always)]
-    pub fn begin(&mut self, at_egress: bool) {
+    pub fn begin(&mut self) {
         // It says that a packet is for the host.
         self.rewrite.next_hop.device = 0;
         self.error_source = Be32::ZERO;
-        self.at_egress = at_egress;
         self.mtu = 0;
+        self.excess = 0;
         self.held = 0;
     }
 }

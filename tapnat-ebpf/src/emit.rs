@@ -2,22 +2,27 @@
 //! of a device.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_INGRESS, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{
+        BPF_ANY, BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::generated::{
-        bpf_clone_redirect, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+        bpf_clone_redirect, bpf_csum_diff, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
         bpf_skb_change_head, bpf_skb_change_tail,
     },
 };
 use tapnat_common::{
     abi::{FragmentKey, HeldKey, MAX_HELD, NextHop},
+    checksum,
+    cut::{self, MAX_FRAME},
     frame::{Frame, LinkAddresses},
-    parse::Packet,
+    net::Be16,
+    parse::{Packet, Part, Transport},
     refusal::{self, HEADER_LENGTH, Refusal},
-    rewrite,
+    verdict::Plan,
 };
 
 use crate::{
-    maps::{self, Scratch},
+    maps::{self, WHOLE_BYTES, Whole},
     skb::Skb,
 };
 
@@ -92,33 +97,35 @@ pub fn hold(skb: &Skb, key: &HeldKey) {
     }
 }
 
-/// Sends a first fragment, and after it those that waited for it; they all leave
-/// by clones of its skb, into which they are copied.
-///
-/// To a guest or the world they go translated, as long as the link addresses of
-/// the next hop are known. To the host they go as they came, through this hook
-/// again.
+/// Sends a first fragment on, or up to the host, and lets those that waited for it
+/// come by again.
 #[inline(always)]
-pub fn release(skb: &mut Skb, scratch: &mut Scratch, datagram: FragmentKey, to_host: bool) -> i32 {
-    let Scratch {
-        plan, link_length, ..
-    } = &*scratch;
-    let link_length = *link_length;
-    let next_hop = plan.rewrite.next_hop;
-    let (device, flags) = if to_host {
-        (skb.device(), u64::from(BPF_F_INGRESS))
-    } else {
-        (next_hop.device, 0)
-    };
-    if !to_host && skb.link_length() != 0 && !next_hop.is_linked() {
-        // The kernel asks for the neighbour; the rest has to come again.
-        return forward(skb, &next_hop, true).unwrap_or(TC_ACT_SHOT);
-    }
-    if send_clone(skb, &next_hop, to_host, (device, flags)).is_none() {
+pub fn release(skb: &mut Skb, plan: &Plan, datagram: FragmentKey) -> i32 {
+    let Some(whole) = maps::WHOLE.get_ptr_mut(0) else {
         return TC_ACT_SHOT;
+    };
+    // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
+    let whole = unsafe { &mut *whole };
+    let length = skb.length();
+    if length <= MAX_FRAME && skb.read_into(whole, length).is_some() {
+        come_again(skb, datagram, plan.held);
+        if skb.replace_with(whole, length).is_none() {
+            return TC_ACT_SHOT;
+        }
     }
+    let next_hop = &plan.rewrite.next_hop;
+    if next_hop.device == 0 {
+        return TC_ACT_OK;
+    }
+    forward(skb, next_hop, plan.rewrite.resolve).unwrap_or(TC_ACT_SHOT)
+}
+
+/// Lets held fragments come by again, as clones of this skb, into which they are
+/// copied.
+#[inline(always)]
+fn come_again(skb: &mut Skb, datagram: FragmentKey, count: u32) {
     for index in 0..MAX_HELD {
-        if index >= plan.held {
+        if index >= count {
             break;
         }
         let key = HeldKey { datagram, index };
@@ -128,37 +135,104 @@ pub fn release(skb: &mut Skb, scratch: &mut Scratch, datagram: FragmentKey, to_h
         };
         // SAFETY: the kernel keeps the value's memory for the program's run.
         let held = unsafe { &*held };
-        if !to_host && held.length > link_length + u32::from(plan.mtu) {
-            break;
-        }
         if skb.replace_with(&held.bytes, held.length).is_none() {
             break;
         }
         let _ = maps::HELD.remove(key);
-        if !to_host && rewrite::apply_network(skb, link_length, &plan.rewrite).is_none() {
-            break;
-        }
-        if send_clone(skb, &next_hop, to_host, (device, flags)).is_none() {
+        if arrive_again(skb).is_none() {
             break;
         }
     }
-    // The clones have left; this was only what they were cut from.
-    TC_ACT_SHOT
 }
 
+/// Puts a clone of the packet where it arrived, behind what waits there already.
 #[inline(always)]
-fn send_clone(
-    skb: &mut Skb,
-    next_hop: &NextHop,
-    to_host: bool,
-    (device, flags): (u32, u64),
-) -> Option<()> {
-    if !to_host && skb.link_length() != 0 {
-        skb.store(0, &next_hop.link)?;
-    }
+fn arrive_again(skb: &Skb) -> Option<()> {
+    let flags = u64::from(BPF_F_INGRESS);
     // SAFETY: the context is valid for the program's run.
-    let result = unsafe { bpf_clone_redirect(skb.context(), device, flags) };
+    let result = unsafe { bpf_clone_redirect(skb.context(), skb.device(), flags) };
     (result == 0).then_some(())
+}
+
+/// Copies the packet for [`send_piece`], with its transport checksum complete.
+#[inline(always)]
+pub fn prepare_cut(skb: &mut Skb, packet: &Packet) -> Option<()> {
+    let whole = maps::WHOLE.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
+    let whole = unsafe { &mut *whole };
+    // Without what Ethernet fills short frames up with.
+    skb.read_into(whole, packet.network_offset + packet.length)?;
+    if packet.part != Part::Whole {
+        return Some(());
+    }
+    complete_checksum(skb, packet, whole)
+}
+
+/// Lets a piece of the packet come by, if there are so many.
+#[inline(always)]
+pub fn send_piece(skb: &mut Skb, packet: &Packet, mtu: u16, number: u32) -> Option<()> {
+    let whole = maps::WHOLE.get_ptr(0)?;
+    // SAFETY: as above.
+    let whole = unsafe { &*whole };
+    let piece = cut::piece(packet, mtu, number)?;
+    let headers = packet.network_offset + packet.header_length;
+    skb.replace_with_parts(whole, headers, headers + piece.start, piece.length)?;
+    cut::write_header(skb, packet, piece)?;
+    arrive_again(skb)
+}
+
+/// Completes the transport checksum in `whole` if a device was to do that, which
+/// it cannot do piece by piece. The skb, whose contents are in `whole`, is of no
+/// other use from then on.
+#[inline(always)]
+fn complete_checksum(skb: &mut Skb, packet: &Packet, whole: &mut Whole) -> Option<()> {
+    let transport = packet.transport_offset();
+    if !skb.has_partial_checksum(transport)? {
+        return Some(());
+    }
+    let is_udp = packet.transport == Transport::Udp;
+    if !is_udp && packet.transport != Transport::Tcp {
+        return None;
+    }
+    let length = packet.length - packet.header_length;
+    // What is there holds the sum of the pseudo-header, and so belongs in the sum.
+    let mut check = checksum::finish(sum(whole, transport, length)?);
+    if is_udp && check == Be16::ZERO {
+        check = Be16::new(0xffff);
+    }
+    let offset = packet.checksum_offset()? as usize & (WHOLE_BYTES / 2 - 1);
+    let [high, low] = check.bytes();
+    whole[offset] = high;
+    whole[offset + 1] = low;
+    skb.forget_partial_checksum(transport)
+}
+
+/// The sum of so many bytes of `whole`, as `bpf_csum_diff` makes it. Overwrites up
+/// to three bytes after them.
+#[inline(always)]
+fn sum(whole: &mut Whole, start: u32, length: u32) -> Option<u32> {
+    /// What kernels before 6.13 sum up at once.
+    const MOST: usize = 512;
+    let start = start as usize & 0x7f;
+    let length = length as usize & (WHOLE_BYTES / 2 - 1);
+    let end = start + length;
+    for padding in 0..3 {
+        whole[end + padding] = 0;
+    }
+    let mut sum = 0;
+    for number in 0..WHOLE_BYTES / 2 / MOST {
+        let done = number * MOST;
+        if done >= length {
+            break;
+        }
+        let size = (length - done).min(MOST).next_multiple_of(4);
+        let from = whole.as_mut_ptr().wrapping_add(start + done);
+        // SAFETY: the helper reads `size` bytes, which lie in the array.
+        let result =
+            unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast(), size as u32, sum) };
+        sum = u32::try_from(result).ok()?;
+    }
+    Some(sum)
 }
 
 /// Turns the packet into an ICMP error to its sender and sends it back.

@@ -37,10 +37,9 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tapnat_common::{
-    abi::{HeldKey, SWEEP_KEY_BYTES, Sweep, role, stages, sweep_tables},
+    abi::{HeldKey, SWEEP_KEY_BYTES, Sweep, stages, sweep_tables},
     frame::Frame as _,
     nat::{self, Tables as _},
-    net::Be32,
     parse::{Packet, Part},
     pipeline::{self, Quick},
     refusal::Refusal,
@@ -85,23 +84,11 @@ pub fn outside_raw(context: TcContext) -> i32 {
     established(&context, RAW, false)
 }
 
-/// What the host's stack sends out of an uplink with Ethernet headers.
-#[classifier]
-pub fn egress_ethernet(context: TcContext) -> i32 {
-    egress(&context, ETHERNET)
-}
-
-/// What the host's stack sends out of an uplink without link headers.
-#[classifier]
-pub fn egress_raw(context: TcContext) -> i32 {
-    egress(&context, RAW)
-}
-
 /// Packets that are not of an established session.
 #[classifier]
 pub fn exceptional(context: TcContext) -> i32 {
     stage(&context, |skb, device, kernel, scratch| {
-        scratch.plan.begin(scratch.at_egress != 0);
+        scratch.plan.begin();
         pipeline::exceptional(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
     })
 }
@@ -138,9 +125,40 @@ pub fn release(context: TcContext) -> i32 {
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
-    let datagram = nat::datagram_key(&scratch.packet, device, &scratch.plan);
-    let to_host = scratch.plan.rewrite.next_hop.device == 0;
-    emit::release(&mut skb, scratch, datagram, to_host)
+    let datagram = nat::datagram_key(&scratch.packet, device);
+    emit::release(&mut skb, &scratch.plan, datagram)
+}
+
+/// Packets that are too long for the way on, which are to be cut.
+#[classifier]
+pub fn cut(context: TcContext) -> i32 {
+    let Some(scratch) = scratch() else {
+        return TC_ACT_SHOT;
+    };
+    let device = NonZeroU32::new(scratch.device);
+    let mut skb = Skb::new(context.skb.skb, scratch.link_length);
+    let kernel = Kernel::new(context.skb.skb, now());
+    nat::forget(&scratch.packet, device, &kernel);
+    scratch.piece = 0;
+    match emit::prepare_cut(&mut skb, &scratch.packet) {
+        Some(()) => go_on(&context, stages::PIECE),
+        None => TC_ACT_SHOT,
+    }
+}
+
+/// One piece of a packet that is too long.
+#[classifier]
+pub fn piece(context: TcContext) -> i32 {
+    let Some(scratch) = scratch() else {
+        return TC_ACT_SHOT;
+    };
+    let mut skb = Skb::new(context.skb.skb, scratch.link_length);
+    let number = scratch.piece;
+    scratch.piece += 1;
+    match emit::send_piece(&mut skb, &scratch.packet, scratch.plan.mtu, number) {
+        Some(()) => go_on(&context, stages::PIECE),
+        None => TC_ACT_SHOT,
+    }
 }
 
 /// Removes what is over: the entry whose key is next in the packet. See
@@ -211,38 +229,10 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
             };
             scratch.device = device.map_or(0, NonZeroU32::get);
             scratch.link_length = link_length;
-            scratch.at_egress = 0;
             go_on(context, stages::EXCEPTIONAL)
         }
         Quick::Broken => lose(&skb),
     }
-}
-
-/// Translates what the host's stack forwards for guests, which is only what it
-/// had to fragment. The rest, the host's own and what is translated already, has
-/// no guest's source address.
-#[inline(always)]
-fn egress(context: &TcContext, link_length: u32) -> i32 {
-    const SOURCE: u32 = 12;
-    let skb = Skb::new(context.skb.skb, link_length);
-    let kernel = Kernel::new(context.skb.skb, now());
-    let Some(source) = skb
-        .load::<[u8; 4]>(link_length + SOURCE)
-        .map(Be32::from_bytes)
-    else {
-        return TC_ACT_OK;
-    };
-    let from = skb.ingress_device();
-    let is_guests = kernel.device(from).is_some_and(|device| {
-        device.role == role::INSIDE && source.same_network(device.address, device.mask)
-    });
-    let Some(scratch) = scratch().filter(|_| is_guests) else {
-        return TC_ACT_OK;
-    };
-    scratch.device = from;
-    scratch.link_length = link_length;
-    scratch.at_egress = 1;
-    go_on(context, stages::EXCEPTIONAL)
 }
 
 /// Hands the packet to the next program.
@@ -281,18 +271,11 @@ fn leave(
     let Scratch { packet, plan, .. } = scratch;
     note(context, reason, packet, skb.length());
     nat::settle(packet, device, reason, kernel, plan);
-    if packet.part == Part::First && plan.held != 0 && !plan.at_egress {
+    if packet.part == Part::First && plan.held != 0 {
         match reason.outcome() {
             Outcome::Forward | Outcome::Pass => return go_on(context, stages::RELEASE),
-            Outcome::Drop | Outcome::Refuse | Outcome::Hold => {}
+            Outcome::Drop | Outcome::Refuse | Outcome::Hold | Outcome::Fragment => {}
         }
-    }
-    if plan.at_egress {
-        // On its way already. Untranslated nothing of a guest's gets out.
-        return match reason.outcome() {
-            Outcome::Forward => TC_ACT_OK,
-            Outcome::Pass | Outcome::Drop | Outcome::Refuse | Outcome::Hold => TC_ACT_SHOT,
-        };
     }
     match reason.outcome() {
         Outcome::Pass => TC_ACT_OK,
@@ -302,7 +285,7 @@ fn leave(
             None => TC_ACT_SHOT,
         },
         Outcome::Hold => {
-            let datagram = nat::datagram_key(packet, device, plan);
+            let datagram = nat::datagram_key(packet, device);
             emit::hold(
                 skb,
                 &HeldKey {
@@ -312,8 +295,14 @@ fn leave(
             );
             TC_ACT_SHOT
         }
-        Outcome::Forward => emit::forward(skb, &plan.rewrite.next_hop, plan.rewrite.resolve)
-            .unwrap_or_else(|| lose(skb)),
+        Outcome::Fragment => go_on(context, stages::CUT),
+        Outcome::Forward => {
+            if plan.excess != 0 && skb.shorten_segments(plan.excess).is_none() {
+                return lose(skb);
+            }
+            emit::forward(skb, &plan.rewrite.next_hop, plan.rewrite.resolve)
+                .unwrap_or_else(|| lose(skb))
+        }
     }
 }
 

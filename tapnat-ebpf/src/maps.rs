@@ -10,6 +10,7 @@ use tapnat_common::{
         Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
         Mapping, Permission, PermissionKey, Session, Settings, Unsolicited, stages,
     },
+    cut::MAX_FRAME,
     net::Be32,
     parse::Packet,
     ports::{CLASSES, PortSet, Reserved, SETS},
@@ -38,6 +39,13 @@ pub static NO_FRAGMENT: Array<Fragment, 1> = Array::new();
 /// A frame on its way into [`HELD`].
 #[btf_map]
 pub static FRAME: PerCpuArray<Held, 1> = PerCpuArray::new();
+/// A frame whose skb is used for others meanwhile.
+#[btf_map]
+pub static WHOLE: PerCpuArray<Whole, 1> = PerCpuArray::new();
+/// The identification of the last datagram that left in fragments, or its
+/// predecessors' on another CPU.
+#[btf_map]
+pub static IDENTIFICATION: Array<u32, 1> = Array::new();
 // May forget as well: who floods SYNs loses the answers.
 #[btf_map]
 pub static UNSOLICITED: LruHashMap<FlowKey, Unsolicited, 1024> = LruHashMap::new();
@@ -58,11 +66,16 @@ pub struct Scratch {
     pub device: u32,
     /// Bytes of its link header.
     pub link_length: u32,
-    /// 1 where the host's stack sends it.
-    pub at_egress: u32,
+    /// The number of the next piece of a packet that is cut.
+    pub piece: u32,
     pub packet: Packet,
     pub plan: Plan,
 }
+
+/// Twice as long as the longest frame, so that a part of any length may begin at any
+/// place in it.
+pub type Whole = [u8; WHOLE_BYTES];
+pub const WHOLE_BYTES: usize = 2 * (MAX_FRAME as usize + 1);
 
 // Not shared with anyone, and so not part of the ABI.
 #[btf_map]

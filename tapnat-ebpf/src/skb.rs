@@ -4,16 +4,21 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use tapnat_common::{
     checksum::Delta,
     frame::{Frame, Header},
 };
+
+use crate::maps::{WHOLE_BYTES, Whole};
 
 /// Link, IP and transport header end before this offset.
 const FIRST_HEADERS: u32 = 255;
@@ -47,13 +52,6 @@ impl Skb {
         unsafe { (*self.context).ifindex }
     }
 
-    /// The index of the interface that the packet came in by, 0 if it did not.
-    #[inline(always)]
-    pub fn ingress_device(&self) -> u32 {
-        // SAFETY: the context is valid for the program's run.
-        unsafe { (*self.context).ingress_ifindex }
-    }
-
     /// Copies the first `length` bytes out. `None` if they do not fit or are not
     /// there.
     #[inline(always)]
@@ -80,8 +78,88 @@ impl Skb {
         }
         let from = from.as_ptr().cast_mut().cast();
         // SAFETY: the helper checks the offset and reads `length` bytes.
-        let result = unsafe { bpf_skb_store_bytes(self.context, 0, from, length, 0) };
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: the helper checks the offset and reads `length` bytes.
+        let result = unsafe { bpf_skb_store_bytes(self.context, 0, from, length, flags) };
         self.pull(FIRST_HEADERS);
+        (result == 0).then_some(())
+    }
+
+    /// Makes the packet consist of the first `headers` of these bytes, at most 127,
+    /// and of `length` from `start` on. `None` if that failed; the packet may then
+    /// be anything.
+    #[inline(always)]
+    pub fn replace_with_parts(
+        &mut self,
+        from: &Whole,
+        headers: u32,
+        start: u32,
+        length: u32,
+    ) -> Option<()> {
+        const HALF: u32 = WHOLE_BYTES as u32 / 2;
+        let headers = headers & 127;
+        if headers == 0 || length == 0 || length >= HALF || start >= HALF {
+            return None;
+        }
+        // SAFETY: the context is valid; the helper checks the length.
+        if unsafe { bpf_skb_change_tail(self.context, headers + length, 0) } != 0 {
+            return None;
+        }
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        let first = from.as_ptr().cast_mut();
+        // SAFETY: the helper checks the offset and reads `headers` bytes.
+        let result = unsafe { bpf_skb_store_bytes(self.context, 0, first.cast(), headers, flags) };
+        if result != 0 {
+            return None;
+        }
+        let second = first.wrapping_add(start as usize);
+        // SAFETY: as above, `length` bytes.
+        let result =
+            unsafe { bpf_skb_store_bytes(self.context, headers, second.cast(), length, flags) };
+        (result == 0).then_some(())
+    }
+
+    /// Whether a device is to complete the checksum of the transport header at this
+    /// offset. Shortens the packet if not.
+    ///
+    /// `bpf_skb_change_tail` never takes such a checksum away, but the rest
+    /// (`__bpf_skb_min_len` in net/core/filter.c).
+    #[inline(always)]
+    pub fn has_partial_checksum(&mut self, transport: u32) -> Option<bool> {
+        const EINVAL: i64 = -22;
+        // SAFETY: the context is valid; the helper checks the length.
+        match unsafe { bpf_skb_change_tail(self.context, transport + 1, 0) } {
+            0 => Some(false),
+            EINVAL => Some(true),
+            _ => None,
+        }
+    }
+
+    /// Lets no device complete the checksum of the transport header at this offset,
+    /// at the cost of the packet's first bytes: the kernel forgets about a checksum
+    /// that began in bytes that are taken away (`skb_postpull_rcsum`).
+    #[inline(always)]
+    pub fn forget_partial_checksum(&mut self, transport: u32) -> Option<()> {
+        let all = transport as i32 + 1;
+        self.adjust_room(-all, 0)?;
+        self.adjust_room(all, 0)
+    }
+
+    /// Makes the segments that the kernel will cut this packet into shorter by so
+    /// many bytes. TCP only.
+    ///
+    /// Room that is made in a packet is taken from its segments, but need not be
+    /// given back to them.
+    #[inline(always)]
+    pub fn shorten_segments(&mut self, excess: u16) -> Option<()> {
+        self.adjust_room(i32::from(excess), 0)?;
+        self.adjust_room(-i32::from(excess), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))
+    }
+
+    #[inline(always)]
+    fn adjust_room(&mut self, more: i32, flags: u64) -> Option<()> {
+        // SAFETY: the context is valid; the helper checks the length.
+        let result = unsafe { bpf_skb_adjust_room(self.context, more, BPF_ADJ_ROOM_MAC, flags) };
         (result == 0).then_some(())
     }
 

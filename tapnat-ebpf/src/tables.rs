@@ -25,7 +25,7 @@ use tapnat_common::{
     },
     frame::LinkAddresses,
     nat::{Fate, Insert, Route, Tables},
-    net::{Be32, protocol},
+    net::{Be16, Be32, protocol},
     parse::Packet,
     ports::{PortSet, Reserved},
     time::Instant,
@@ -245,6 +245,19 @@ impl Tables for Kernel {
         // If the table cannot make room, the look-up tells.
         let _ = maps::FRAGMENTS.insert(key, empty, u64::from(BPF_ANY));
         self.fragment(key)
+    }
+
+    #[inline(always)]
+    fn next_identification(&self) -> Be16 {
+        let Some(last) = value(maps::IDENTIFICATION.get_ptr_mut(0)) else {
+            return Be16::ZERO;
+        };
+        if *last == 0 {
+            // Not the same ones after each start.
+            *last = self.random();
+        }
+        count(last, true);
+        Be16::new(*last as u16)
     }
 
     #[inline(always)]

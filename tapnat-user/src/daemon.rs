@@ -32,9 +32,7 @@ use crate::{
     changes::{RealHost, read_sysctl},
     config::Config,
     control::{self, Control, Request},
-    datapath::{
-        Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, has_egress, uses_tcx,
-    },
+    datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
     host::{
         bpffs,
         capabilities::{self, Circumstances},
@@ -549,7 +547,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let own = pool::without_ours(links.clone(), &plan.uplink.device(), journal);
     let known = surroundings(config, &plan, &own);
-    let hooks = hooks(&plan, &links, tcx);
+    let hooks = hooks(&plan, &links);
     let pins = Pins::new(pins_path);
     let adopted = pins.adoptable()?;
     let left = match &adopted {
@@ -579,10 +577,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     tables.set_devices(&known.devices)?;
     tables.set_denied(&config.deny)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
-    let mut settings = settings(config, &known.outside, &left);
-    if has_egress(&hooks) {
-        settings.flags |= setting_flags::HOST_FRAGMENTS;
-    }
+    let settings = settings(config, &known.outside, &left);
     tables.set_settings(&settings)?;
     for note in statics::follow(&mut tables)? {
         warn(&note);
@@ -761,37 +756,21 @@ fn claims(plan: &Plan, links: &[Link]) -> Vec<Claim> {
 }
 
 /// Where programs are attached.
-///
-/// The uplink's egress costs every packet a little, so it is hooked only where the host may have to
-/// fragment for it, and only with `tcx`.
-fn hooks(plan: &Plan, links: &[Link], tcx: bool) -> Vec<Hook> {
+fn hooks(plan: &Plan, links: &[Link]) -> Vec<Hook> {
     let mut hooks = Vec::new();
-    let insides: Vec<_> = plan
-        .insides
-        .iter()
-        .filter_map(|inside| inside.link_in(links))
-        .collect();
     if let Some(uplink) = links.iter().find(|link| link.index == plan.uplink.index) {
-        let hook = Hook {
+        hooks.push(Hook {
             device: uplink.device(),
             role: Role::Uplink,
             ethernet: uplink.layer == LinkLayer::Ethernet,
-            at_egress: false,
-        };
-        let longest = insides.iter().map(|link| link.mtu).max();
-        hooks.push(hook.clone());
-        if tcx && longest > Some(uplink.mtu) {
-            hooks.push(Hook {
-                at_egress: true,
-                ..hook
-            });
-        }
+        });
     }
-    hooks.extend(insides.iter().map(|link| Hook {
+    let insides = plan.insides.iter();
+    let insides = insides.filter_map(|inside| inside.link_in(links));
+    hooks.extend(insides.map(|link| Hook {
         device: link.device(),
         role: Role::Inside,
         ethernet: link.layer == LinkLayer::Ethernet,
-        at_egress: false,
     }));
     hooks
 }

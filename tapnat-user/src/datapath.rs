@@ -77,12 +77,8 @@ impl Pins {
     }
 
     fn link(&self, hook: &Hook) -> PathBuf {
-        let side = if hook.at_egress { "-egress" } else { "" };
-        self.links().join(format!(
-            "{}{side}-{}",
-            role_label(hook.role),
-            hook.device.index
-        ))
+        let role = role_label(hook.role);
+        self.links().join(format!("{role}-{}", hook.device.index))
     }
 
     /// The tables that an earlier process left, or `None` when it left none that were ever used.
@@ -140,35 +136,17 @@ pub struct Hook {
     pub role: Role,
     /// Whether its frames have an Ethernet header.
     pub ethernet: bool,
-    /// What the host sends out of an uplink, not what arrives.
-    pub at_egress: bool,
 }
 
 impl Hook {
     fn program(&self) -> &'static str {
-        match (self.role, self.at_egress, self.ethernet) {
-            (Role::Inside, _, true) => programs::INSIDE_ETHERNET,
-            (Role::Inside, _, false) => programs::INSIDE_RAW,
-            (Role::Uplink, false, true) => programs::OUTSIDE_ETHERNET,
-            (Role::Uplink, false, false) => programs::OUTSIDE_RAW,
-            (Role::Uplink, true, true) => programs::EGRESS_ETHERNET,
-            (Role::Uplink, true, false) => programs::EGRESS_RAW,
+        match (self.role, self.ethernet) {
+            (Role::Inside, true) => programs::INSIDE_ETHERNET,
+            (Role::Inside, false) => programs::INSIDE_RAW,
+            (Role::Uplink, true) => programs::OUTSIDE_ETHERNET,
+            (Role::Uplink, false) => programs::OUTSIDE_RAW,
         }
     }
-
-    fn attach_type(&self) -> TcAttachType {
-        if self.at_egress {
-            TcAttachType::Egress
-        } else {
-            TcAttachType::Ingress
-        }
-    }
-}
-
-/// Whether what the host sends is looked at, too.
-#[must_use]
-pub fn has_egress(hooks: &[Hook]) -> bool {
-    hooks.iter().any(|hook| hook.at_egress)
 }
 
 fn role_label(role: Role) -> &'static str {
@@ -217,6 +195,8 @@ const STAGES: [(u32, &str); stages::COUNT as usize] = [
     (stages::MAP, programs::MAP),
     (stages::OPEN, programs::OPEN),
     (stages::RELEASE, programs::RELEASE),
+    (stages::CUT, programs::CUT),
+    (stages::PIECE, programs::PIECE),
 ];
 
 impl Datapath {
@@ -378,7 +358,7 @@ impl Datapath {
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let attached = program
-            .attach_with_options(&hook.device.name, hook.attach_type(), options)
+            .attach_with_options(&hook.device.name, TcAttachType::Ingress, options)
             .and_then(|id| program.take_link(id))
             .with_context(|| format!("cannot attach to {}", hook.device))?;
         let link: FdLink = attached.try_into()?;

@@ -403,6 +403,7 @@ impl ReasonView {
                 Outcome::Drop => "drop",
                 Outcome::Refuse => "refuse",
                 Outcome::Hold => "hold",
+                Outcome::Fragment => "fragment",
                 Outcome::Forward => "forward",
             },
             packets: counter.packets,

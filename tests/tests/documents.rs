@@ -17,6 +17,7 @@ fn outcome(reason: Reason) -> &'static str {
         Outcome::Refuse => "refuse",
         Outcome::Forward => "forward",
         Outcome::Hold => "hold",
+        Outcome::Fragment => "fragment",
     }
 }
 

@@ -320,6 +320,21 @@ fn the_firewall_is_neither_changed_nor_an_obstacle() -> Result<()> {
     Ok(())
 }
 
+/// Packets that the host's stack has to fragment come by its firewall, which
+/// is no obstacle to them either.
+#[test]
+fn the_firewall_is_no_obstacle_to_packets_to_fragment() -> Result<()> {
+    let topology = veth().uplink_mtu(1400).build()?;
+    topology.host.exec("iptables-legacy -P FORWARD DROP")?;
+    let world = World::start_in(topology, &[])?;
+    let wires = Wires::open(&world)?;
+    let large = packet::udp(wires.inside(0, 40_000), remote(0, 53));
+    wires.guests[0].send(&large.payload(&traffic::pattern(1400)))?;
+    let arrived = wires.world.receive_whole()?;
+    ensure!(arrived.source == OUTSIDE, "from {}", arrived.source);
+    Ok(())
+}
+
 /// The rules do stop what tapnat does not translate, so that the test above
 /// shows something.
 #[test]

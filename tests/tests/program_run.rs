@@ -69,10 +69,11 @@ impl Verdict {
     fn may_follow(self, outcome: Outcome) -> bool {
         match outcome {
             Outcome::Pass => self == Self::Pass,
-            Outcome::Drop | Outcome::Hold => self == Self::Drop,
-            // Not every sender may be told; and a first fragment for which others
-            // waited has left as a clone.
-            Outcome::Refuse | Outcome::Forward => self != Self::Pass,
+            // What is cut comes by again in clones.
+            Outcome::Drop | Outcome::Hold | Outcome::Fragment => self == Self::Drop,
+            // Not every sender may be told.
+            Outcome::Refuse => self != Self::Pass,
+            Outcome::Forward => self == Self::Redirect,
         }
     }
 }
@@ -229,12 +230,18 @@ impl Runs {
         let found = (exit.verdict, exit.reason);
         let expected = (row.verdict, row.reason);
         ensure!(found == expected, "is {found:?} instead of {expected:?}");
-        let out = match &row.out {
-            Some(packet) => (row.cut)(&self.framed(packet)),
-            None => frame,
+        let found = &exit.frame[self.link_length..];
+        let out = match (&row.out, row.side) {
+            // A guest's fragments get another identification (RFC 7857 section 10).
+            (Some(packet), Side::Inside(_)) if found[6..8] != [0, 0] => {
+                let identification = u16::from_be_bytes([found[4], found[5]]);
+                let packet = packet.clone().identification(identification.into());
+                (row.cut)(&self.framed(&packet))
+            }
+            (Some(packet), _) => (row.cut)(&self.framed(packet)),
+            (None, _) => frame,
         };
         let out = &out[self.link_length..];
-        let found = &exit.frame[self.link_length..];
         ensure!(found == out, "out: {found:02x?}\nexpected: {out:02x?}");
         Ok(())
     }

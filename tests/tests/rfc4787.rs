@@ -5,15 +5,15 @@ use std::{net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
-    capture::Captured,
+    capture::{Capture, Captured, Direction, Partial},
     packet::{self, Builder, Parsed},
-    topology::{Inside, Tap, Topology},
-    traffic,
+    topology::{GUEST_DEVICE, Inside, Tap, Topology, UPLINK},
+    traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 use tapnat_tests::{
     instance::Instance,
     wires::{Whole, Wires, remote, wired},
-    world::{OUTSIDE, World, just_over, outside},
+    world::{OUTSIDE, World, just_over, outside, server},
 };
 
 /// Remotes that differ in address, in port and in both.
@@ -560,6 +560,114 @@ fn req_13a_too_big_without_df_is_fragmented() -> Result<()> {
     wires.guests[0].send_all(&large, |packet| packet.fragments(1500))?;
     let arrived = wires.world.receive_whole()?;
     check_fragmented(&arrived, &datagram(outside(40_000), remote(0, 53), 8000))
+}
+
+/// REQ-13a towards a guest whose link is narrower than the uplink.
+#[test]
+fn req_13a_too_big_for_the_guest_is_fragmented() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Veth).inside_mtu(1400);
+    let world = World::start(builder, &[])?;
+    let wires = Wires::open(&world)?;
+    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    for length in [1401, 1403, 1407, 1500] {
+        wires.world.send(&datagram(remote(0, 53), seen, length))?;
+        let arrived = wires.guests[0].receive_whole()?;
+        let inside = wires.inside(0, 40_000);
+        check_fragmented(&arrived, &datagram(remote(0, 53), inside, length))?;
+    }
+    Ok(())
+}
+
+/// Checks that none of the packets that were captured needs more than 1400 bytes
+/// on the wire, and that some were long.
+fn check_lengths(capture: Capture) -> Result<()> {
+    let packets = capture.stop()?;
+    packets.verify_checksums(Partial::Accept)?;
+    let arrived = packets
+        .list
+        .iter()
+        .filter(|packet| packet.direction == Direction::In);
+    let mut longest = 0;
+    for packet in arrived {
+        let length = match &packet.offload.gso {
+            Some(gso) => {
+                let parsed = packet.parse()?;
+                let headers = packet.ip().len() - parsed.payload.len();
+                headers + usize::from(gso.size)
+            }
+            None => packet.ip().len(),
+        };
+        ensure!(length <= 1400, "{length}: {}", packet.summary());
+        longest = longest.max(length);
+    }
+    ensure!(longest > 1300, "{longest}: nothing was cut");
+    Ok(())
+}
+
+/// REQ-13a with the packets of real stacks that do no path MTU discovery: those
+/// have checksums and segments that a device is to make.
+#[test]
+fn req_13a_packets_with_offloads_are_fragmented() -> Result<()> {
+    let taps = [true, false].map(|offloads| {
+        Inside::Tap(Tap {
+            offloads,
+            ..Tap::default()
+        })
+    });
+    let insides = [Inside::Veth, taps[0], taps[1], Inside::Tun];
+    for inside in insides {
+        for narrow in [UPLINK, GUEST_DEVICE] {
+            check_offloads(inside, narrow)
+                .with_context(|| format!("{inside:?}, narrow {narrow}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// With 1400 bytes on one of the two links of the host.
+fn check_offloads(inside: Inside, narrow: &str) -> Result<()> {
+    let builder = Topology::builder().inside(inside);
+    let builder = if narrow == UPLINK {
+        builder.uplink_mtu(1400)
+    } else {
+        builder.inside_mtu(1400)
+    };
+    let world = World::start(builder, &[])?;
+    let Topology {
+        guests,
+        world: outer,
+        ..
+    } = &world.topology;
+    let guest = &guests[0].namespace;
+    for namespace in [guest, outer] {
+        namespace.sysctl("net.ipv4.ip_no_pmtu_disc", "1")?;
+    }
+    // Each end believes that the other's link takes 1500 bytes.
+    let device = world.topology.world_device();
+    let connected = "proto kernel scope link src 198.51.100.1";
+    outer.ip(&format!(
+        "route replace 198.51.100.0/24 dev {device} {connected} advmss 1460"
+    ))?;
+    let default = guest.ip("route show default")?;
+    guest.ip(&format!("route replace {} advmss 1460", default.trim()))?;
+    let capture = if narrow == UPLINK {
+        Capture::start(outer, device)?
+    } else {
+        Capture::start(guest, GUEST_DEVICE)?
+    };
+
+    let server = UdpReflector::start(outer, server(0, 7))?;
+    let socket = world.guest_socket(0, 40_000)?;
+    for length in [1385, 1386, 1400, 1401, 1440, 5000] {
+        for content in [traffic::pattern(length), vec![0; length]] {
+            traffic::reflect_udp(&socket, server.address(), &content)
+                .with_context(|| format!("UDP, {length} bytes"))?;
+        }
+    }
+    let server = TcpReflector::start(outer, server.address())?;
+    let mut session = TcpSession::open(guest, None, server.address())?;
+    session.exchange(&traffic::pattern(1_000_000))?;
+    check_lengths(capture)
 }
 
 /// Every order of three things.

@@ -4,7 +4,11 @@
 use std::{collections::BTreeSet, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use tapnat_testbed::packet;
+use tapnat_testbed::{
+    capture::Captured,
+    packet::{self, Parsed},
+    traffic,
+};
 use tapnat_tests::{
     connection::{
         Connection,
@@ -274,5 +278,32 @@ fn section_9_ports_are_random() -> Result<()> {
     }
     let both: BTreeSet<_> = runs.concat().into_iter().collect();
     ensure!(both.len() > 70, "the same again: {runs:?}");
+    Ok(())
+}
+
+/// Section 10 and RFC 6864 section 5.3.1: the identifications of two guests'
+/// fragments do not collide behind the shared address.
+#[test]
+fn section_10_identifications_do_not_collide() -> Result<()> {
+    let (_world, wires) = wired(2, &[])?;
+    for identification in [1, 2, 0x1234, 0xffff] {
+        for (guest, port) in [(0, 40_000), (1, 50_000)] {
+            let datagram = packet::udp(wires.inside(guest, port), remote(0, 53))
+                .payload(&traffic::pattern(4000))
+                .identification(identification);
+            wires.guests[guest].send_all(&datagram, |packet| packet.fragments(1500))?;
+        }
+        let arrived = wires.arrivals()?.world;
+        let arrived: Vec<Parsed> = arrived.iter().map(Captured::parse).collect::<Result<_>>()?;
+        let identifications: Vec<_> = arrived
+            .iter()
+            .filter_map(|packet| Some(packet.ipv4()?.identification))
+            .collect();
+        let distinct: BTreeSet<_> = identifications.iter().collect();
+        ensure!(
+            identifications.len() == 6 && distinct.len() == 2,
+            "{identifications:04x?}"
+        );
+    }
     Ok(())
 }

@@ -8,7 +8,7 @@ use core::{hint::black_box, num::NonZeroU32};
 
 use super::Tables;
 use crate::{
-    abi::{Fragment, FragmentKey, HELD_BYTES, MAX_HELD, fragment_fate},
+    abi::{FlowKey, Fragment, FragmentKey, HELD_BYTES, MAX_HELD, fragment_fate},
     parse::{Packet, Part},
     verdict::{Outcome, Plan, Reason},
 };
@@ -19,14 +19,14 @@ const MOST_WORDS: usize = 20;
 /// The key of the datagram that the fragment is of.
 #[inline(always)]
 #[must_use]
-pub const fn key_of(packet: &Packet, device: Option<NonZeroU32>, plan: &Plan) -> FragmentKey {
-    FragmentKey {
-        source: packet.source,
-        destination: packet.destination,
-        arrival: packet.key(device).arrival,
-        identification: packet.identification,
-        at_egress: plan.at_egress as u16,
-    }
+pub const fn key_of(packet: &Packet, device: Option<NonZeroU32>) -> FragmentKey {
+    let FlowKey {
+        source,
+        destination,
+        arrival,
+        ..
+    } = packet.key(device);
+    FragmentKey::new(source, destination, arrival, packet.identification)
 }
 
 /// Takes note of a fragment, before anything is decided about it. A later one
@@ -45,10 +45,14 @@ pub fn enter<T: Tables>(
     if packet.part == Part::Whole {
         return Ok(());
     }
-    let key = key_of(packet, device, plan);
+    let key = key_of(packet, device);
     let fragment = datagram(&key, tables).ok_or(Reason::FragmentNotHeld)?;
     if fragment.fate == fragment_fate::HOST {
         return Err(Reason::ForTheHost);
+    }
+    plan.identification = fragment.identification;
+    if packet.part == Part::Later && fragment.fate == fragment_fate::UNKNOWN {
+        return Err(hold(packet, fragment, plan));
     }
     note(packet, fragment)?;
     if fragment.units == fragment.all_units {
@@ -58,26 +62,55 @@ pub fn enter<T: Tables>(
     if packet.part == Part::First {
         return Ok(());
     }
-    match fragment.fate {
-        fragment_fate::TRANSLATED => {
-            packet.source_port = fragment.source_port;
-            packet.destination_port = fragment.destination_port;
-            Ok(())
-        }
-        fragment_fate::UNKNOWN => {
-            if packet.time_to_live <= 1 {
-                return Err(Reason::TimeToLiveExceeded);
-            }
-            let frame_length = packet.network_offset + packet.length;
-            if u32::from(fragment.held) >= MAX_HELD || frame_length > HELD_BYTES {
-                return Err(Reason::FragmentNotHeld);
-            }
-            plan.held = u32::from(fragment.held);
-            fragment.held += 1;
-            Err(Reason::FragmentHeld)
-        }
-        fragment_fate::DROPPED.. | fragment_fate::HOST => Err(Reason::FragmentOfDropped),
+    if fragment.fate != fragment_fate::TRANSLATED {
+        return Err(Reason::FragmentOfDropped);
     }
+    packet.source_port = fragment.source_port;
+    packet.destination_port = fragment.destination_port;
+    Ok(())
+}
+
+/// Lets the fragment wait for its first, if it can. Its bytes have not been seen
+/// yet: it comes by again.
+#[inline(always)]
+fn hold(packet: &Packet, fragment: &mut Fragment, plan: &mut Plan) -> Reason {
+    if packet.time_to_live <= 1 {
+        return Reason::TimeToLiveExceeded;
+    }
+    let frame_length = packet.network_offset + packet.length;
+    if u32::from(fragment.held) >= MAX_HELD || frame_length > HELD_BYTES {
+        return Reason::FragmentNotHeld;
+    }
+    plan.held = u32::from(fragment.held);
+    fragment.held += 1;
+    Reason::FragmentHeld
+}
+
+/// Forgets that the fragment came by, as parts of it will.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a datagram has 8192 units at most"
+)]
+#[inline(always)]
+pub fn forget<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T) {
+    if packet.part == Part::Whole {
+        return;
+    }
+    let (Some(fragment), Some(settings)) =
+        (tables.fragment(&key_of(packet, device)), tables.settings())
+    else {
+        return;
+    };
+    let (start, end) = units(packet);
+    for_each_word(fragment, start, end, |word, bits| {
+        *word &= !bits;
+        true
+    });
+    fragment.units = fragment.units.wrapping_sub((end - start) as u16);
+    if !packet.more_fragments {
+        fragment.all_units = 0;
+    }
+    fragment.expires_at = tables.now().after(settings.timeouts.fragment);
 }
 
 /// Remembers what became of a first fragment, and tells in the plan how many
@@ -92,16 +125,20 @@ pub fn settle<T: Tables>(
 ) {
     // A repeated first fragment says nothing about its datagram.
     let repeated = matches!(reason, Reason::FragmentOverlap | Reason::FragmentBeyondEnd);
-    if packet.part != Part::First || repeated {
+    // One that is cut comes by again.
+    let cut = reason.outcome() == Outcome::Fragment;
+    if packet.part != Part::First || repeated || cut {
         return;
     }
-    let Some(fragment) = tables.fragment(&key_of(packet, device, plan)) else {
+    let Some(fragment) = tables.fragment(&key_of(packet, device)) else {
         return;
     };
     fragment.fate = match reason.outcome() {
         Outcome::Forward => fragment_fate::TRANSLATED,
         Outcome::Pass => fragment_fate::HOST,
-        Outcome::Drop | Outcome::Refuse | Outcome::Hold => fragment_fate::DROPPED,
+        Outcome::Drop | Outcome::Refuse | Outcome::Hold | Outcome::Fragment => {
+            fragment_fate::DROPPED
+        }
     };
     fragment.source_port = packet.source_port;
     fragment.destination_port = packet.destination_port;
@@ -122,6 +159,7 @@ fn datagram<'a, T: Tables>(key: &FragmentKey, tables: &'a T) -> Option<&'a mut F
     let settings = tables.settings()?;
     let fragment = tables.new_fragment(key)?;
     fragment.expires_at = now.after(settings.timeouts.fragment);
+    fragment.identification = tables.next_identification();
     Some(fragment)
 }
 
@@ -132,40 +170,62 @@ fn datagram<'a, T: Tables>(key: &FragmentKey, tables: &'a T) -> Option<&'a mut F
 )]
 #[inline(always)]
 fn note(packet: &Packet, fragment: &mut Fragment) -> Result<(), Reason> {
-    let payload = (packet.length - packet.header_length) as usize;
-    let start = usize::from(packet.fragment_offset);
-    let end = start + payload.div_ceil(8);
+    let (start, end) = units(packet);
     if end > fragment.seen.len() * 64 || end > start + (MOST_WORDS - 1) * 64 {
         return Err(Reason::FragmentBeyondEnd);
     }
-    for mark in [false, true] {
-        for step in 0..MOST_WORDS {
-            let index = (start >> 6) + step;
-            let first = index << 6;
-            if first >= end {
-                break;
-            }
-            // The verifier wants the comparison made that the compiler deduces.
-            let Some(word) = fragment.seen.get_mut(black_box(index)) else {
-                break;
-            };
-            let mut bits = u64::MAX;
-            if first < start {
-                bits &= u64::MAX << (start & 63);
-            }
-            if first + 64 > end {
-                bits &= !(u64::MAX << (end & 63));
-            }
-            if mark {
-                *word |= bits;
-            } else if *word & bits != 0 {
-                return Err(Reason::FragmentOverlap);
-            }
-        }
+    if !for_each_word(fragment, start, end, |word, bits| *word & bits == 0) {
+        return Err(Reason::FragmentOverlap);
     }
+    for_each_word(fragment, start, end, |word, bits| {
+        *word |= bits;
+        true
+    });
     fragment.units = fragment.units.wrapping_add((end - start) as u16);
     if !packet.more_fragments {
         fragment.all_units = end as u16;
     }
     Ok(())
+}
+
+/// Where the fragment begins and ends in its datagram, in units of 8 bytes.
+#[inline(always)]
+const fn units(packet: &Packet) -> (usize, usize) {
+    let payload = (packet.length - packet.header_length) as usize;
+    let start = packet.fragment_offset as usize;
+    (start, start + payload.div_ceil(8))
+}
+
+/// Calls `visit` with each word of [`Fragment::seen`] that has bits for these
+/// units, and those bits, for as long as it says so. Returns whether it always
+/// did.
+#[inline(always)]
+fn for_each_word(
+    fragment: &mut Fragment,
+    start: usize,
+    end: usize,
+    visit: impl Fn(&mut u64, u64) -> bool,
+) -> bool {
+    for step in 0..MOST_WORDS {
+        let index = (start >> 6) + step;
+        let first = index << 6;
+        if first >= end {
+            break;
+        }
+        // The verifier wants the comparison made that the compiler deduces.
+        let Some(word) = fragment.seen.get_mut(black_box(index)) else {
+            break;
+        };
+        let mut bits = u64::MAX;
+        if first < start {
+            bits &= u64::MAX << (start & 63);
+        }
+        if first + 64 > end {
+            bits &= !(u64::MAX << (end & 63));
+        }
+        if !visit(word, bits) {
+            return false;
+        }
+    }
+    true
 }

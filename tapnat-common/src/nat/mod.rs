@@ -14,7 +14,7 @@ mod start;
 pub mod sweep;
 
 pub use errors::decide_error;
-pub use fragments::{key_of as datagram_key, settle};
+pub use fragments::{forget, key_of as datagram_key, settle};
 pub use policy::keeps_from_host;
 pub use start::{map, open, start};
 
@@ -23,11 +23,11 @@ use core::num::NonZeroU32;
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings, Unsolicited, role, session_flags, setting_flags,
-        tcp_state,
+        PermissionKey, Session, Settings, Unsolicited, role, session_flags, tcp_state,
     },
-    net::Be32,
-    parse::{Packet, Part, Transport, tcp_flags},
+    cut,
+    net::{Be16, Be32},
+    parse::{Packet, Transport, tcp_flags},
     ports::{PortSet, Reserved},
     rewrite::Rewrite,
     time::{Instant, Ticks},
@@ -113,6 +113,9 @@ pub trait Tables {
     fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;
     /// A new entry, all zeros, that replaces what was there.
     fn new_fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;
+
+    /// An identification for a datagram that leaves in fragments.
+    fn next_identification(&self) -> Be16;
 
     /// What the guest uses; made on first use. `None` when the table is full.
     fn guest(&self, address: Be32) -> Option<&mut Guest>;
@@ -247,9 +250,7 @@ pub fn resume<T: Tables>(
         return Some(Reason::TimeToLiveExceeded);
     }
     let changed = session::follow(packet, session, &twin_key, tables);
-    // Fragments that wait need the next hop's link addresses now.
-    let unlinked = packet.part != Part::Whole && session.flags & session_flags::NEXT_HOP_KNOWN == 0;
-    let confirm = stale || changed || unlinked || renewed;
+    let confirm = stale || changed || renewed;
     if confirm {
         if let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables) {
             return Some(match reason {
@@ -265,15 +266,13 @@ pub fn resume<T: Tables>(
     }
     note_window(packet, session);
     count(packet, session, tables);
-    Some(
-        match check_size(packet, device, session.mtu, settings, plan) {
-            Ok(()) => {
-                plan.rewrite = Rewrite::of(session, confirm);
-                Reason::Translated
-            }
-            Err(reason) => reason,
-        },
-    )
+    Some(match check_size(packet, session.mtu, plan) {
+        Ok(()) => {
+            plan.rewrite = Rewrite::of(session, confirm);
+            Reason::Translated
+        }
+        Err(reason) => reason,
+    })
 }
 
 /// Looks the session's next hop up again and caches it.
@@ -321,13 +320,7 @@ fn renew_next_hop<T: Tables>(
 
 /// Whether the packet fits the way out (RFC 4787 REQ-13, RFC 1191).
 #[inline(always)]
-fn check_size(
-    packet: &Packet,
-    device: Option<NonZeroU32>,
-    mtu: u16,
-    settings: &Settings,
-    plan: &mut Plan,
-) -> Result<(), Reason> {
+fn check_size(packet: &Packet, mtu: u16, plan: &mut Plan) -> Result<(), Reason> {
     plan.mtu = mtu;
     if packet.wire_length <= u32::from(mtu) {
         return Ok(());
@@ -335,8 +328,12 @@ fn check_size(
     if packet.dont_fragment {
         return Err(Reason::FragmentationNeeded);
     }
-    if device.is_some() && settings.flags & setting_flags::HOST_FRAGMENTS != 0 {
-        return Err(Reason::FragmentedByHost);
+    if cut::is_possible(packet, mtu) {
+        return Err(Reason::Fragmented);
+    }
+    if let Some(excess) = cut::excess(packet, mtu) {
+        plan.excess = excess;
+        return Ok(());
     }
     Err(Reason::TooBigToFragment)
 }

@@ -111,7 +111,7 @@ fn from_inside<T: Tables>(
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
     may_start(packet, key, link, settings, tables)?;
-    check_size(packet, Some(device), route.mtu, settings, plan)?;
+    check_size(packet, route.mtu, plan)?;
     let whole = if has_static {
         tables.outside_of(&EndpointKey::whole(key.source))
     } else {
@@ -359,7 +359,7 @@ fn from_outside<T: Tables>(
         Fate::Local => return Err(Reason::NoRoute),
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
-    check_size(packet, None, route.mtu, settings, plan)?;
+    check_size(packet, route.mtu, plan)?;
     plan.opening = Opening {
         reason: Reason::SessionAdmitted,
         source: remote,

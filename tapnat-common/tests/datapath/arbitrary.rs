@@ -371,8 +371,6 @@ enum Step {
     Complaint(Index, (u8, u8), usize),
     /// A packet, and at once what it brings back.
     RoundTrip(Option<NonZeroU32>, Bytes, Back),
-    /// What the host's stack forwards.
-    Egress(NonZeroU32, Bytes),
     /// Time passes, in milliseconds.
     Wait(u64),
     /// Routes and neighbours change.
@@ -431,7 +429,6 @@ fn step() -> BoxedStrategy<Step> {
         16 => any::<Index>().prop_map(Step::Answer),
         6 => (any::<Index>(), error_kind(), 20_usize..100)
             .prop_map(|(which, kind, length)| Step::Complaint(which, kind, length)),
-        2 => ip_packet(Some(TAP)).prop_map(|packet| Step::Egress(TAP, Bytes::raw(&packet))),
         6 => select(vec![100, 600, 2_500, 61_000, 121_000, 241_000, 302_000, 7_442_000])
             .prop_map(Step::Wait),
         1 => Just(Step::Generation),
@@ -440,7 +437,7 @@ fn step() -> BoxedStrategy<Step> {
         1 => modes.prop_map(|(mapping, filtering, flags, clamps, limit)| Step::Modes {
             filtering,
             mapping: mapping.map(u8::from),
-            flags: flags & (setting_flags::PASS_UNSOLICITED | setting_flags::HOST_FRAGMENTS),
+            flags: flags & setting_flags::PASS_UNSOLICITED,
             clamp: if clamps { 1000 } else { 0 },
             limit,
         }),
@@ -518,9 +515,6 @@ fn take(world: &World, step: Step, history: &mut History) {
                 let error = complaint(packet, kind, length, routed);
                 history.run(world, device, Bytes::raw(&error));
             }
-        }
-        Step::Egress(device, packet) => {
-            world.run_egress(device, packet.ip());
         }
         Step::Wait(milliseconds) => world.wait(Ticks::from_milliseconds(milliseconds)),
         Step::Generation => {
@@ -616,7 +610,7 @@ fn round_trip(
                         Reason::TimeToLiveExceeded
                             | Reason::FragmentationNeeded
                             | Reason::TooBigToFragment
-                            | Reason::FragmentedByHost
+                            | Reason::Fragmented
                             | Reason::NoRoute
                     );
                 assert!(is_excused, "after {first:?} the answer is {reason:?}");

@@ -42,7 +42,9 @@ fn refuse_each(setup: impl Fn() -> World, run: impl Fn(&World) -> Exit) {
                 }
                 assert!(mappings <= before[1] + 1);
             }
-            Outcome::Pass | Outcome::Drop | Outcome::Hold => panic!("{:?}", exit.reason),
+            Outcome::Pass | Outcome::Drop | Outcome::Hold | Outcome::Fragment => {
+                panic!("{:?}", exit.reason)
+            }
         }
         // With room again, it works.
         let exit = run(&world);

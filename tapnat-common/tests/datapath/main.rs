@@ -12,13 +12,13 @@
 
 mod arbitrary;
 mod clamping;
+mod cutting;
 mod expiry;
 mod filtering;
 mod fragments;
 mod full_tables;
 mod guests;
 mod hairpin;
-mod host_fragments;
 mod icmp_errors;
 mod mappings;
 mod parsing;

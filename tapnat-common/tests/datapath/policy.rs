@@ -246,16 +246,3 @@ fn an_address_with_sessions_stays_with_its_link_address() {
     }
     assert_eq!(run(5, 9), Reason::SessionStarted);
 }
-
-#[test]
-fn what_the_host_made_fragments_of_has_no_link_address_of_the_guests() {
-    let world = World::new();
-    let packet = udp(at(GUEST, 1), at(SERVER, 53));
-    assert_eq!(
-        world.run(Some(TAP), frame(&packet, 7)).reason,
-        Reason::SessionStarted
-    );
-    let other = udp(at(GUEST, 2), at(SERVER, 53)).ttl(63);
-    let exit = world.run_egress_frame(TAP, frame(&other, 99));
-    assert_eq!(exit.reason, Reason::SessionStarted);
-}

@@ -5,14 +5,14 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
-use tapnat_common::{abi::setting_flags, ports::Class};
+use tapnat_common::ports::Class;
 
 use super::{
     Daemon, Surroundings, attach, claims, facts, hooks, prepare_inside, set_outside, set_sysctl,
     surroundings, warn,
 };
 use crate::{
-    datapath::{Hook, has_egress, uses_tcx},
+    datapath::{Hook, uses_tcx},
     host::{netlink::Link, sysctl::Sysctl, systemd},
     journal::Change,
     pool,
@@ -34,7 +34,7 @@ impl Daemon {
             self.journal.set_claims(claims)?;
         }
         let tcx = uses_tcx(self.config.attach)?;
-        let wanted = hooks(&plan, &links, tcx);
+        let wanted = hooks(&plan, &links);
         let own = pool::without_ours(links, &plan.uplink.device(), &self.journal);
         let known = surroundings(&self.config, &plan, &own);
         self.tell(&plan, &known, &own);
@@ -152,11 +152,6 @@ impl Daemon {
             }
             set_outside(&mut settings, &known.outside);
             self.known = known;
-        }
-        if has_egress(&self.hooks) {
-            settings.flags |= setting_flags::HOST_FRAGMENTS;
-        } else {
-            settings.flags &= !setting_flags::HOST_FRAGMENTS;
         }
         settings.generation = settings.generation.wrapping_add(1);
         self.tables.set_settings(&settings)?;

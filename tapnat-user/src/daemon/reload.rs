@@ -2,7 +2,6 @@
 //! nothing of it.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tapnat_common::abi::setting_flags;
 
 use super::{
     Daemon, answers, divide_ports, reserved, settings, surroundings, wanted_addresses, warn,
@@ -66,12 +65,10 @@ impl Daemon {
         let links = pool::without_ours(links, &uplink, &self.journal);
         let known = surroundings(config, &self.plan, &links);
         let left = self.tables.settings()?;
-        let mut settings = settings(config, &known.outside, &left);
-        // Not of the configuration, but of what is attached.
-        settings.flags |= left.flags & setting_flags::HOST_FRAGMENTS;
         // What begins from then on is judged by it, and what is there with its next packet.
         self.tables.set_denied(&config.deny)?;
-        self.tables.set_settings(&settings)?;
+        self.tables
+            .set_settings(&settings(config, &known.outside, &left))?;
         let mut notes = statics::follow(&mut self.tables)?;
         let change = statics::plan_configured(&self.tables, &config.forwards)?;
         statics::apply(&mut self.tables, &change)?;

@@ -17,6 +17,7 @@ use tapnat_common::{
         HELD_BYTES, HeldKey, Mapping, MappingMode, NextHop, Permission, PermissionKey, Session,
         Settings, Timeouts, Unsolicited, mapping_flags, role, session_flags, setting_flags,
     },
+    cut::{self, MAX_PIECES},
     frame::{Frame as _, LinkAddresses},
     nat::{self, Fate, Insert, Route, Tables, session},
     net::{Be16, Be32, protocol},
@@ -24,7 +25,6 @@ use tapnat_common::{
     pipeline::{self, Quick},
     ports::{CLASSES, Class, PortSet, Reserved, SETS, set_index},
     refusal::{self, HEADER_LENGTH, Refusal},
-    rewrite,
     time::{Instant, Ticks},
     verdict::{Next, Outcome, Plan, Reason},
 };
@@ -71,6 +71,10 @@ pub struct World {
     /// What [`Tables::random`] says next, before it goes on by itself.
     pub chances: RefCell<VecDeque<u32>>,
     random: Cell<u32>,
+    /// What [`Tables::next_identification`] says next: always the one that packets
+    /// are built with, unless there is a step to the one after.
+    identification: Cell<u16>,
+    pub identification_step: Cell<u16>,
     pub counts_traffic: Cell<bool>,
     /// Since the last [`World::intrude`] or [`World::refuse_insert`].
     operations: Cell<usize>,
@@ -99,8 +103,8 @@ pub struct Exit {
     pub quick: bool,
     /// What leaves by a device: the packet, or an ICMP error about it.
     pub sent: Option<Sent>,
-    /// Fragments that waited for the packet, as they leave after it: by the same
-    /// device, or up to the host.
+    /// What came by again because of the packet, as it leaves after it: fragments
+    /// that had waited for it or were made of it, or, up to the host, as they came.
     pub released: Vec<Bytes>,
 }
 
@@ -167,6 +171,8 @@ impl World {
             now: Cell::new(Instant::from_nanoseconds(1 << 40)),
             chances: RefCell::default(),
             random: Cell::new(0x9e37_79b9),
+            identification: Cell::new(0x1234),
+            identification_step: Cell::new(0),
             counts_traffic: Cell::new(false),
             operations: Cell::new(0),
             inserts: Cell::new(0),
@@ -393,32 +399,23 @@ impl World {
             Ok(exit) => return exit,
             Err(frame) => frame,
         };
-        self.run_stages(device, frame, false)
-    }
-
-    /// Runs a packet that the host's stack forwards through the stages: it came
-    /// from a guest on this tap and is about to leave by the uplink.
-    #[track_caller]
-    pub fn run_egress(&self, device: NonZeroU32, packet: &[u8]) -> Exit {
-        self.run_egress_frame(device, Bytes::raw(packet))
-    }
-
-    /// The same with a link header.
-    #[track_caller]
-    pub fn run_egress_frame(&self, device: NonZeroU32, frame: Bytes) -> Exit {
-        self.run_stages(Some(device), frame, true)
-    }
-
-    #[track_caller]
-    fn run_stages(&self, device: Option<NonZeroU32>, frame: Bytes, at_egress: bool) -> Exit {
         let before = frame.clone();
         self.depth.set(self.depth.get() + 1);
-        let exit = self.stages(device, frame, at_egress);
+        let (mut exit, again) = self.stages(device, frame);
         self.depth.set(self.depth.get() - 1);
         if self.depth.get() == 0 {
             self.audit();
         }
         self.check_sent(&before, &exit);
+        for frame in again {
+            let came = self.run(device, frame.clone());
+            match came.sent {
+                Some(sent) => exit.released.push(sent.frame),
+                None if came.reason.outcome() == Outcome::Pass => exit.released.push(frame),
+                None => {}
+            }
+            exit.released.extend(came.released);
+        }
         exit
     }
 
@@ -447,7 +444,8 @@ impl World {
         Ok(exit)
     }
 
-    fn stages(&self, device: Option<NonZeroU32>, mut frame: Bytes, at_egress: bool) -> Exit {
+    /// What became of the frame, and the frames that come by again.
+    fn stages(&self, device: Option<NonZeroU32>, mut frame: Bytes) -> (Exit, Vec<Bytes>) {
         let before = frame.clone();
         let mut packet = Packet::default();
         let mut plan = Plan::default();
@@ -455,7 +453,9 @@ impl World {
         plan.opening.flags = u8::MAX;
         plan.halves[0].flags = u8::MAX;
         plan.rewrite.next_hop.device = u32::MAX;
-        plan.begin(at_egress);
+        plan.identification = Be16::new(u16::MAX);
+        plan.excess = u16::MAX;
+        plan.begin();
         let mut next = pipeline::exceptional(&mut frame, device, self, &mut packet, &mut plan);
         let mut stages = 0;
         let reason = loop {
@@ -469,15 +469,20 @@ impl World {
             };
         };
         nat::settle(&packet, device, reason, self, &mut plan);
-        let released = if packet.part == Part::First && plan.held != 0 && !at_egress {
-            self.release(&packet, device, reason, &plan)
-        } else {
-            Vec::new()
-        };
+        let mut again = Vec::new();
+        if packet.part == Part::First
+            && matches!(reason.outcome(), Outcome::Forward | Outcome::Pass)
+        {
+            again = self.release(&packet, device, &plan);
+        }
         let sent = match reason.outcome() {
-            Outcome::Pass | Outcome::Drop | Outcome::Refuse | Outcome::Hold if at_egress => None,
+            Outcome::Fragment => {
+                nat::forget(&packet, device, self);
+                again = pieces(frame, &packet, plan.mtu);
+                None
+            }
             Outcome::Hold => {
-                let datagram = nat::datagram_key(&packet, device, &plan);
+                let datagram = nat::datagram_key(&packet, device);
                 let index = plan.held;
                 // Padding may make it too long, then it is lost.
                 if frame.length() <= HELD_BYTES {
@@ -487,6 +492,7 @@ impl World {
                 None
             }
             Outcome::Forward => {
+                frame.segment_size -= plan.excess;
                 let next_hop = plan.rewrite.next_hop;
                 Some(self.forward(frame, &next_hop, plan.rewrite.resolve))
             }
@@ -498,45 +504,21 @@ impl World {
             }
             Outcome::Drop => None,
         };
-        Exit {
+        let exit = Exit {
             reason,
             quick: false,
             sent,
-            released,
-        }
+            released: Vec::new(),
+        };
+        (exit, again)
     }
 
     /// As `tapnat-ebpf/src/emit.rs` does it.
-    fn release(
-        &self,
-        packet: &Packet,
-        device: Option<NonZeroU32>,
-        reason: Reason,
-        plan: &Plan,
-    ) -> Vec<Bytes> {
-        let outcome = reason.outcome();
-        if !matches!(outcome, Outcome::Forward | Outcome::Pass) {
-            return Vec::new();
-        }
-        let datagram = nat::datagram_key(packet, device, plan);
-        let mut released = Vec::new();
-        for index in 0..plan.held {
-            let held = self.held.borrow_mut().remove(&HeldKey { datagram, index });
-            let Some(mut frame) = held else { break };
-            let before = checksum::verify(frame.ip(), Expect::Complete);
-            if outcome == Outcome::Forward {
-                if frame.ip().len() > usize::from(plan.mtu) {
-                    break;
-                }
-                frame.pull(255);
-                let link_length = frame.link_length();
-                rewrite::apply_network(&mut frame, link_length, &plan.rewrite).unwrap();
-            }
-            let after = checksum::verify(frame.ip(), Expect::Complete);
-            assert!(before.is_err() || after.is_ok(), "{after:?}");
-            released.push(frame);
-        }
-        released
+    fn release(&self, packet: &Packet, device: Option<NonZeroU32>, plan: &Plan) -> Vec<Bytes> {
+        let datagram = nat::datagram_key(packet, device);
+        (0..plan.held)
+            .map_while(|index| self.held.borrow_mut().remove(&HeldKey { datagram, index }))
+            .collect()
     }
 
     /// As `tapnat-ebpf/src/emit.rs` does it.
@@ -652,9 +634,10 @@ impl World {
             .collect();
         let header = usize::from(before[0] & 15) * 4;
         let is_later = before[6] & 0x1f != 0 || before[7] != 0;
+        let is_fragment = is_later || before[6] & 0x20 != 0;
         let clamps = self.settings_now().clamp_mss != 0;
         let may_change = |place: usize| match place.checked_sub(header) {
-            None => matches!(place, 8 | 10..20),
+            None => matches!(place, 8 | 10..20) || is_fragment && matches!(place, 4..6),
             Some(_) if is_later => false,
             Some(place) => match (before[9], place) {
                 (6, 20..60) => clamps && before[header + 13] & 2 != 0,
@@ -824,6 +807,27 @@ pub fn route(device: u32, mtu: u16) -> Route {
     }
 }
 
+/// The fragments that a packet is cut into, as `tapnat-ebpf/src/emit.rs` does it.
+fn pieces(mut frame: Bytes, packet: &Packet, mtu: u16) -> Vec<Bytes> {
+    frame.complete();
+    let place = |offset: u32| usize::try_from(offset).unwrap();
+    let headers = place(packet.network_offset + packet.header_length);
+    (0..MAX_PIECES)
+        .map_while(|number| cut::piece(packet, mtu, number))
+        .map(|piece| {
+            let mut cut_off = frame.clone();
+            let payload = headers + place(piece.start);
+            cut_off.bytes.truncate(headers);
+            cut_off
+                .bytes
+                .extend(&frame.bytes[payload..payload + place(piece.length)]);
+            cut_off.linear = cut_off.bytes.len();
+            cut::write_header(&mut cut_off, packet, piece).unwrap();
+            cut_off
+        })
+        .collect()
+}
+
 impl Tables for World {
     fn settings(&self) -> Option<&Settings> {
         self.settings.get(&()).map(|settings| &*settings)
@@ -919,11 +923,11 @@ impl Tables for World {
             source_port: Be16::ZERO,
             destination_port: Be16::ZERO,
             expires_at: Instant::default(),
-            held: 0,
+            identification: Be16::ZERO,
             units: 0,
             all_units: 0,
+            held: 0,
             fate: 0,
-            padding: 0,
             seen: [0; 128],
         };
         if self.fragments.set(key, &empty) == Insert::Full {
@@ -934,6 +938,13 @@ impl Tables for World {
             self.fragments.set(key, &empty);
         }
         self.fragments.get(key)
+    }
+
+    fn next_identification(&self) -> Be16 {
+        let next = self.identification.get();
+        self.identification
+            .set(next.wrapping_add(self.identification_step.get()));
+        Be16::new(next)
     }
 
     fn guest(&self, address: Be32) -> Option<&mut Guest> {
