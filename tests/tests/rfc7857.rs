@@ -252,6 +252,33 @@ fn section_7_unsolicited_packets_do_not_refresh_the_mapping() -> Result<()> {
     Ok(())
 }
 
+/// Section 7.1: a RST that answers a packet from outside does not keep the
+/// mapping alive. (ICMP errors: RFC 5508 REQ-6.)
+#[test]
+fn section_7_1_resets_do_not_refresh_the_mapping() -> Result<()> {
+    let options = [
+        "--filtering",
+        "endpoint-independent",
+        "--tcp-transitory-timeout",
+        "1",
+    ];
+    let (_world, wires) = wired(1, &options)?;
+    let mut first = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    first.out(Syn, b"")?;
+    for port in 1..=10 {
+        let mut stranger = Connection::new(&wires, 0, 40_000, remote(1, port));
+        stranger.outside = first.outside;
+        wires.world.send(&stranger.inward(Syn, b"")?)?;
+        wires.guests[0].send(&stranger.outward(Rst, b""))?;
+        wires.arrivals()?;
+        thread::sleep(Duration::from_millis(300));
+    }
+    let syn = packet::tcp(remote(1, 99), first.outside()?).with_tcp(|header| header.syn = true);
+    wires.world.send(&syn)?;
+    ensure!(wires.arrivals()?.guests[0].is_empty(), "it is still there");
+    Ok(())
+}
+
 /// The outside ports of a guest whose own ports are all taken by another.
 fn chosen_ports(count: u16) -> Result<Vec<u16>> {
     let (_world, wires) = wired(2, &[])?;

@@ -251,13 +251,17 @@ pub fn resume<T: Tables>(
     }
     let changed = session::follow(packet, session, &twin_key, tables);
     let confirm = stale || changed || renewed;
-    if confirm {
-        if let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables) {
-            return Some(match reason {
-                Reason::ForTheHost => policy::to_host(packet, reason, settings),
-                reason => reason,
-            });
-        }
+    if confirm
+        && let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables)
+    {
+        return Some(match reason {
+            Reason::ForTheHost => policy::to_host(packet, reason, settings),
+            reason => reason,
+        });
+    }
+    if session::is_unanswered(key, session, &twin_key, tables) {
+        // It lives no longer for this packet.
+    } else if confirm {
         session.last_seen = now;
         session.confirmed = now.slot();
         session::keep_alive(key, session, tables);

@@ -228,7 +228,9 @@ pub(super) fn follow<T: Tables>(
                 session.tcp = tcp_state::SYN;
                 note_window_scale(session, packet.segment.window_scale);
                 twin.tcp = 0;
-                twin.last_seen = tables.now();
+                if twin.flags & session_flags::TO_INSIDE != 0 {
+                    twin.last_seen = tables.now();
+                }
                 return true;
             }
             State::Opening | State::Established | State::OneWay | State::TwoWay => {}
@@ -297,6 +299,35 @@ pub(super) fn mapping_lifetime<T: Tables>(key: &FlowKey, session: &Session, tabl
         }
         None => Ticks::default(),
     }
+}
+
+/// Whether somebody outside began this TCP session, and the guest has not answered
+/// but by a reset. Then no packet of it keeps it or its mapping alive (RFC 7857
+/// section 7.1).
+#[inline(always)]
+pub(super) fn is_unanswered<T: Tables>(
+    key: &FlowKey,
+    session: &Session,
+    twin_key: &FlowKey,
+    tables: &T,
+) -> bool {
+    if key.arrival.protocol() != protocol::TCP {
+        return false;
+    }
+    let is_begun_outside = if key.arrival.device().is_none() {
+        session.flags & session_flags::INITIATOR != 0
+    } else {
+        session.flags & session_flags::INITIATOR == 0 && twin_key.arrival.device().is_none()
+    };
+    if !is_begun_outside {
+        return false;
+    }
+    let guests = if key.arrival.device().is_none() {
+        tables.session(twin_key).map_or(0, |twin| twin.tcp)
+    } else {
+        session.tcp
+    };
+    guests & tcp_state::SYN == 0
 }
 
 /// Lets the mapping and the permission that the session stands on live on.

@@ -389,14 +389,16 @@ fn is_ours<T: Tables>(outside: &EndpointKey, settings: &Settings, tables: &T) ->
 }
 
 /// Lets a session from outside end no later than the mapping that it came in by,
-/// unless packets from the guest keep both alive (RFC 4787 REQ-6).
+/// unless packets from the guest keep both alive (RFC 4787 REQ-6, RFC 7857 section
+/// 7).
 #[inline(always)]
 fn end_with_mapping<T: Tables>(key: &FlowKey, plan: &mut Plan, tables: &T) {
     let Some(settings) = tables.settings() else {
         return;
     };
+    let is_tcp = key.arrival.protocol() == protocol::TCP;
     let refreshed = settings.flags & setting_flags::INBOUND_REFRESH != 0;
-    if refreshed || key.arrival.protocol() == protocol::TCP {
+    if refreshed && !is_tcp {
         return;
     }
     if let Some(mapping) = live_mapping(&key.destination_endpoint(), tables)
@@ -404,7 +406,14 @@ fn end_with_mapping<T: Tables>(key: &FlowKey, plan: &mut Plan, tables: &T) {
     {
         let half = session::Half::from(&plan.halves[0]);
         let lifetime = session::lifetime(key.arrival.protocol(), half, half, settings);
-        plan.halves[1].last_seen = mapping.expires_at.before(lifetime);
+        let kept = mapping.expires_at.before(lifetime);
+        let [one, other] = &mut plan.halves;
+        if is_tcp && kept.is_before(one.last_seen) {
+            one.last_seen = kept;
+        }
+        if kept.is_before(other.last_seen) {
+            other.last_seen = kept;
+        }
     }
 }
 
@@ -446,12 +455,8 @@ pub fn open<T: Tables>(
     match session::insert(&key, forward, back, tables) {
         Ok(()) => {
             // Until the first packet back, only this one lets an answer in.
-            session::keep_alive(&key, forward, tables);
-            if device.is_none() && packet.protocol == protocol::TCP {
-                // The mapping of a connection from outside lives as long as it.
-                let lifetime = session::mapping_lifetime(&key, forward, tables);
-                let outside = key.destination_endpoint();
-                mapping::keep_until(&outside, tables.now().after(lifetime), tables);
+            if !session::is_unanswered(&key, forward, &forward.twin_key(&key), tables) {
+                session::keep_alive(&key, forward, tables);
             }
             plan.opening.reason
         }
