@@ -631,8 +631,10 @@ pub struct Timeouts {
     pub udp: Ticks,
     /// RFC 5382 REQ-5: at least 2 hours 4 minutes.
     pub tcp_established: Ticks,
-    /// RFC 5382 REQ-5: at least 4 minutes; opening, closing and reset sessions.
-    pub tcp_transitory: Ticks,
+    /// RFC 5382 REQ-5: at least 4 minutes.
+    pub tcp_opening: Ticks,
+    /// RFC 5382 REQ-5: at least 4 minutes; reset sessions, too.
+    pub tcp_closing: Ticks,
     /// RFC 5508 REQ-2: at least 60 seconds.
     pub icmp: Ticks,
     /// Protocols that are translated by address only.
@@ -653,13 +655,14 @@ impl Timeouts {
         let Self {
             udp,
             tcp_established,
-            tcp_transitory,
+            tcp_opening,
+            tcp_closing,
             icmp,
             other,
             port_rest: _,
             fragment: _,
         } = *self;
-        let shortest = [tcp_established, tcp_transitory, icmp, other]
+        let shortest = [tcp_established, tcp_opening, tcp_closing, icmp, other]
             .into_iter()
             .fold(udp, Ord::min);
         (shortest / 7).slots().clamp(1, MOST)
@@ -671,7 +674,8 @@ impl Default for Timeouts {
         Self {
             udp: Ticks::from_seconds(300),
             tcp_established: Ticks::from_seconds(7440),
-            tcp_transitory: Ticks::from_seconds(240),
+            tcp_opening: Ticks::from_seconds(240),
+            tcp_closing: Ticks::from_seconds(240),
             icmp: Ticks::from_seconds(60),
             other: Ticks::from_seconds(300),
             port_rest: Ticks::from_seconds(120),
@@ -831,7 +835,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() <= SWEEP_KEY_BYTES);
     assert!(size_of::<Guest>() == 16);
     assert!(size_of::<Device>() == 12);
-    assert!(size_of::<Settings>() == 4 + 4 + 28 + 64 + 4 + 4 + 8);
+    assert!(size_of::<Settings>() == 4 + 4 + 32 + 64 + 4 + 4 + 8);
 };
 
 #[cfg(feature = "user")]

@@ -345,7 +345,8 @@ impl DeviceView {
 pub struct TimeoutsView {
     pub udp: f64,
     pub tcp_established: f64,
-    pub tcp_transitory: f64,
+    pub tcp_opening: f64,
+    pub tcp_closing: f64,
     pub icmp: f64,
     pub other: f64,
     pub port_rest: f64,
@@ -444,7 +445,8 @@ impl From<StatusSource> for Status {
             timeouts: TimeoutsView {
                 udp: exact_seconds(timeouts.udp),
                 tcp_established: exact_seconds(timeouts.tcp_established),
-                tcp_transitory: exact_seconds(timeouts.tcp_transitory),
+                tcp_opening: exact_seconds(timeouts.tcp_opening),
+                tcp_closing: exact_seconds(timeouts.tcp_closing),
                 icmp: exact_seconds(timeouts.icmp),
                 other: exact_seconds(timeouts.other),
                 port_rest: exact_seconds(timeouts.port_rest),

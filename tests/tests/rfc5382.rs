@@ -184,7 +184,7 @@ fn req_2_connections_that_are_older_than_the_nat() -> Result<()> {
 /// 4.2.2.13), with the long timeout.
 #[test]
 fn req_2_a_closed_connection_can_be_opened_again() -> Result<()> {
-    let timeouts = ["--tcp-transitory-timeout", "1"];
+    let timeouts = ["--tcp-opening-timeout", "1", "--tcp-closing-timeout", "1"];
     let (_world, wires) = wired(1, &timeouts)?;
     let ends: [&[(bool, Flags)]; 3] = [
         &[(true, FinAck), (false, FinAck), (true, Ack)],
@@ -333,7 +333,11 @@ fn req_4_an_unsolicited_syn_is_answered_after_six_seconds() -> Result<()> {
 fn req_5_the_default_timeouts_are_long_enough() -> Result<()> {
     let (world, _wires) = wired(1, &[])?;
     let status = world.instance.ask_json("status")?;
-    for (name, least) in [("tcp_established", 7440.0), ("tcp_transitory", 240.0)] {
+    for (name, least) in [
+        ("tcp_established", 7440.0),
+        ("tcp_opening", 240.0),
+        ("tcp_closing", 240.0),
+    ] {
         let timeout = status["timeouts"][name].as_f64();
         ensure!(timeout.is_some_and(|seconds| seconds >= least), "{status}");
     }
@@ -356,7 +360,8 @@ fn req_5a_the_timeouts_are_configurable() -> Result<()> {
     closing.back(Ack, b"late")?;
     open.check_ended()?;
 
-    let (_world, wires) = wired(1, &["--tcp-transitory-timeout", "1"])?;
+    let short = ["--tcp-opening-timeout", "1", "--tcp-closing-timeout", "1"];
+    let (_world, wires) = wired(1, &short)?;
     let mut opening = Connection::new(&wires, 0, 40_000, remote(0, 80));
     opening.out(Syn, b"")?;
     let mut open = Connection::new(&wires, 0, 40_001, remote(0, 80));

@@ -421,7 +421,7 @@ fn req_6_errors_do_not_refresh_sessions() -> Result<()> {
         "1",
         "--udp-timeout",
         "1",
-        "--tcp-transitory-timeout",
+        "--tcp-opening-timeout",
         "1",
     ];
     let (_world, wires) = wired(2, &timeouts)?;

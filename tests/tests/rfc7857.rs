@@ -52,16 +52,56 @@ fn section_2_1_sessions_follow_their_connections() -> Result<()> {
 fn section_2_2_the_default_transitory_timeout_is_long_enough() -> Result<()> {
     let (world, _wires) = wired(1, &[])?;
     let status = world.instance.ask_json("status")?;
-    let timeout = status["timeouts"]["tcp_transitory"].as_f64();
-    ensure!(timeout.is_some_and(|seconds| seconds >= 240.0), "{status}");
+    for name in ["tcp_opening", "tcp_closing"] {
+        let timeout = status["timeouts"][name].as_f64();
+        ensure!(timeout.is_some_and(|seconds| seconds >= 240.0), "{status}");
+    }
     Ok(())
 }
 
-/// Section 2.3: a RST is translated, and its session stays for the transitory
+/// Section 2.2: a timeout for sessions that open, and one for those that close.
+#[test]
+fn section_2_2_opening_and_closing_have_timeouts_of_their_own() -> Result<()> {
+    for (option, is_opening_short) in [
+        ("--tcp-opening-timeout", true),
+        ("--tcp-closing-timeout", false),
+    ] {
+        let (_world, wires) = wired(1, &[option, "1"])?;
+        let mut opening = Connection::new(&wires, 0, 40_000, remote(0, 80));
+        opening.out(Syn, b"")?;
+        let mut answered = Connection::new(&wires, 0, 40_001, remote(0, 80));
+        answered.out(Syn, b"")?;
+        answered.back(SynAck, b"")?;
+        let mut open = Connection::new(&wires, 0, 40_002, remote(0, 80));
+        open.open()?;
+        let mut closing = Connection::new(&wires, 0, 40_003, remote(0, 80));
+        closing.open()?;
+        closing.out(FinAck, b"")?;
+        let mut reset = Connection::new(&wires, 0, 40_004, remote(0, 80));
+        reset.open()?;
+        reset.out(Rst, b"")?;
+        thread::sleep(just_over(1));
+        open.back(Ack, b"still there")?;
+        let (ended, mut stays) = if is_opening_short {
+            ([opening, answered], [closing, reset])
+        } else {
+            ([closing, reset], [opening, answered])
+        };
+        for connection in &ended {
+            connection.check_ended().context(option)?;
+        }
+        for connection in &mut stays {
+            connection.back(Ack, b"late").context(option)?;
+        }
+    }
+    Ok(())
+}
+
+/// Section 2.3: a RST is translated, and its session stays for the closing
 /// timeout.
 #[test]
 fn section_2_3_a_reset_session_is_not_removed_at_once() -> Result<()> {
-    let (_world, wires) = wired(1, &["--tcp-transitory-timeout", "1"])?;
+    let (_world, wires) = wired(1, &["--tcp-closing-timeout", "1"])?;
     let mut by_guest = Connection::new(&wires, 0, 40_000, remote(0, 80));
     by_guest.open()?;
     by_guest.talk()?;
@@ -83,7 +123,7 @@ fn section_2_3_a_reset_session_is_not_removed_at_once() -> Result<()> {
 /// Section 2.3: a connection that goes on after a RST was not reset.
 #[test]
 fn section_2_3_a_connection_that_goes_on_was_not_reset() -> Result<()> {
-    let (_world, wires) = wired(1, &["--tcp-transitory-timeout", "1"])?;
+    let (_world, wires) = wired(1, &["--tcp-closing-timeout", "1"])?;
     let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
     connection.open()?;
     connection.talk()?;
@@ -99,7 +139,7 @@ fn section_2_3_a_connection_that_goes_on_was_not_reset() -> Result<()> {
 /// receiver is, changes nothing.
 #[test]
 fn section_2_3_a_blind_reset_changes_nothing() -> Result<()> {
-    let (_world, wires) = wired(1, &["--tcp-transitory-timeout", "1"])?;
+    let (_world, wires) = wired(1, &["--tcp-closing-timeout", "1"])?;
     let mut connections = Vec::new();
     // Behind and ahead of the window of 8192 bytes that both announce.
     let offsets = [
@@ -259,7 +299,7 @@ fn section_7_1_resets_do_not_refresh_the_mapping() -> Result<()> {
     let options = [
         "--filtering",
         "endpoint-independent",
-        "--tcp-transitory-timeout",
+        "--tcp-opening-timeout",
         "1",
     ];
     let (_world, wires) = wired(1, &options)?;

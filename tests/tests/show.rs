@@ -247,7 +247,8 @@ fn timeouts_and_modes_are_those_that_were_asked_for() -> Result<()> {
     for (timeout, seconds) in [
         ("udp", 300.0),
         ("tcp_established", 7440.0),
-        ("tcp_transitory", 240.0),
+        ("tcp_opening", 240.0),
+        ("tcp_closing", 240.0),
         ("icmp", 60.0),
     ] {
         ensure!(status["timeouts"][timeout] == seconds, "{status}");
@@ -268,8 +269,10 @@ fn timeouts_and_modes_are_those_that_were_asked_for() -> Result<()> {
         "2m",
         "--tcp-established-timeout",
         "7500",
-        "--tcp-transitory-timeout",
+        "--tcp-opening-timeout",
         "1500ms",
+        "--tcp-closing-timeout",
+        "2500ms",
         "--filtering",
         "endpoint-independent,tcp=address-and-port-dependent",
         "--mapping",
@@ -285,7 +288,8 @@ fn timeouts_and_modes_are_those_that_were_asked_for() -> Result<()> {
     for (timeout, seconds) in [
         ("udp", 120.0),
         ("tcp_established", 7500.0),
-        ("tcp_transitory", 1.5),
+        ("tcp_opening", 1.5),
+        ("tcp_closing", 2.5),
     ] {
         ensure!(status["timeouts"][timeout] == seconds, "{status}");
     }

@@ -28,14 +28,16 @@ use tapnat_tests::{
 };
 
 /// The shortest that there is of everything but established TCP.
-const SHORT: [&str; 10] = [
+const SHORT: [&str; 12] = [
     "--sweep-interval",
     "1s",
     "--udp-timeout",
     "1s",
     "--icmp-timeout",
     "1s",
-    "--tcp-transitory-timeout",
+    "--tcp-opening-timeout",
+    "1s",
+    "--tcp-closing-timeout",
     "1s",
     "--port-rest",
     "1s",

@@ -108,7 +108,8 @@ const fn is_reset(one: Half, other: Half) -> bool {
 pub const fn timeout(number: u8, state: State, timeouts: &Timeouts) -> Ticks {
     match (state, number) {
         (State::Established, _) => timeouts.tcp_established,
-        (State::Opening | State::Closing | State::Reset, _) => timeouts.tcp_transitory,
+        (State::Opening, _) => timeouts.tcp_opening,
+        (State::Closing | State::Reset, _) => timeouts.tcp_closing,
         (State::OneWay | State::TwoWay, protocol::UDP | protocol::UDP_LITE) => timeouts.udp,
         (State::OneWay | State::TwoWay, protocol::ICMP) => timeouts.icmp,
         (State::OneWay | State::TwoWay, 0..=u8::MAX) => timeouts.other,

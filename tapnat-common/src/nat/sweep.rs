@@ -33,11 +33,14 @@ pub fn session_may_be_over(
         if key.arrival.device().is_none() {
             // The half from inside comes by, too, and is as good a witness. This
             // one is for when that is gone.
-            timeouts.tcp_established.max(timeouts.tcp_transitory)
+            timeouts
+                .tcp_established
+                .max(timeouts.tcp_opening)
+                .max(timeouts.tcp_closing)
         } else if is_open {
-            timeouts.tcp_established.min(timeouts.tcp_transitory)
+            timeouts.tcp_established.min(timeouts.tcp_closing)
         } else {
-            timeouts.tcp_transitory
+            timeouts.tcp_opening.min(timeouts.tcp_closing)
         }
     } else {
         session::timeout(number, session::State::OneWay, timeouts)

@@ -71,7 +71,7 @@ fn a_session_goes_with_all_that_was_made_for_it() {
             protocol::TCP => (
                 tcp(at(GUEST, 40000), at(SERVER, 80), "S"),
                 Class::Tcp,
-                timeouts.tcp_transitory,
+                timeouts.tcp_opening,
             ),
             _ => (ping(GUEST, SERVER, 40000), Class::Icmp, timeouts.icmp),
         };
@@ -108,7 +108,7 @@ fn the_next_owner_of_a_port_does_not_inherit_permissions() {
         world.guest_sends(TAP, &tcp(at(GUEST, 40000), at(server, 80), "A").build());
         world.guest_sends(TAP, &tcp(at(GUEST, 40000), at(server, 80), "R").build());
     }
-    world.wait(all_of(timeouts.tcp_transitory));
+    world.wait(all_of(timeouts.tcp_closing));
     assert_eq!(sweep_all(&world), [2, 0]);
     assert_eq!(world.permissions.len(), 1);
     // It was kept for hours by connections that were cut short.
@@ -132,8 +132,8 @@ fn live_sessions_stay() {
     world.guest_sends(TAP, &flags(client(), true, false));
     world.world_sends(&flags(server(), true, true));
     world.guest_sends(TAP, &flags(client(), false, true));
-    world.wait(all_of(timeouts.tcp_transitory));
-    world.wait(all_of(timeouts.tcp_transitory));
+    world.wait(all_of(timeouts.tcp_closing));
+    world.wait(all_of(timeouts.tcp_closing));
     // One half cannot tell that the connection is open.
     let (settings, now) = (world.settings_now(), world.now());
     let asked =

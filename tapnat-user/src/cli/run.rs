@@ -203,9 +203,13 @@ struct TimeoutArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     tcp_established_timeout: Option<Ticks>,
 
-    /// Of TCP sessions that open or close [default: 4m]
+    /// Of TCP sessions that are not open yet [default: 4m]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    tcp_transitory_timeout: Option<Ticks>,
+    tcp_opening_timeout: Option<Ticks>,
+
+    /// Of TCP sessions that one side has closed or reset [default: 4m]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    tcp_closing_timeout: Option<Ticks>,
 
     /// Of ICMP queries [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -326,9 +330,8 @@ impl From<TimeoutArguments> for Timeouts {
             tcp_established: given
                 .tcp_established_timeout
                 .unwrap_or(default.tcp_established),
-            tcp_transitory: given
-                .tcp_transitory_timeout
-                .unwrap_or(default.tcp_transitory),
+            tcp_opening: given.tcp_opening_timeout.unwrap_or(default.tcp_opening),
+            tcp_closing: given.tcp_closing_timeout.unwrap_or(default.tcp_closing),
             icmp: given.icmp_timeout.unwrap_or(default.icmp),
             other: given.other_timeout.unwrap_or(default.other),
             port_rest: given.port_rest.unwrap_or(default.port_rest),

@@ -126,9 +126,10 @@ fn describe(status: &Status) -> Result<String> {
     let timeouts = &status.timeouts;
     writeln!(
         text,
-        "timeouts: tcp {}s (opening and closing {}s), udp {}s, icmp {}s, others {}s",
+        "timeouts: tcp {}s (opening {}s, closing {}s), udp {}s, icmp {}s, others {}s",
         timeouts.tcp_established,
-        timeouts.tcp_transitory,
+        timeouts.tcp_opening,
+        timeouts.tcp_closing,
         timeouts.udp,
         timeouts.icmp,
         timeouts.other
