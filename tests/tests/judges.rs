@@ -11,10 +11,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use tapnat_testbed::{
     Namespace, packet,
     process::Process,
-    topology::{Builder, GATEWAY, GUEST_DEVICE, Inside, Tap, Topology, WORLD_ADDRESSES},
+    topology::{
+        Builder, GATEWAY, GUEST_DEVICE, HOST_ADDRESS, Inside, Tap, Topology, UPLINK,
+        WORLD_ADDRESSES,
+    },
     traffic::{self, Amount, TcpReflector, TcpSession, UdpReflector, iperf3, ping, reflect_udp},
 };
 use tapnat_tests::{
@@ -149,6 +153,55 @@ fn rfc5780_discovery_finds_what_was_asked_for() -> Result<()> {
         ensure!(found == expected, "{arguments:?}: {found:?}");
     }
     Ok(())
+}
+
+/// The host leases its outside address, and renews it, while guests talk: by
+/// broadcast at first, then from address to address.
+#[test]
+fn the_hosts_dhcp_client_gets_its_lease_and_renews_it() -> Result<()> {
+    let world = World::start(veth(), &[])?;
+    let Topology {
+        host, world: outer, ..
+    } = &world.topology;
+    world.check_reach()?;
+    let directory = env::temp_dir();
+    let file = |kind: &str| directory.join(format!("{}.{kind}", outer.name()));
+    let [configuration, leases] = [file("udhcpd"), file("leases")];
+    fs::write(&leases, "")?;
+    let settings = format!(
+        "interface {}\nstart {HOST_ADDRESS}\nend {HOST_ADDRESS}\nlease_file {}\n\
+         option subnet 255.255.255.0\noption router {GATEWAY}\noption lease 3600\n",
+        world.topology.world_device(),
+        leases.display()
+    );
+    fs::write(&configuration, settings)?;
+    let _server = outer
+        .command("busybox")
+        .args(["udhcpd", "-f"])
+        .arg(&configuration)
+        .spawn()?;
+    let mut client = host
+        .command("busybox")
+        .args(["udhcpc", "-f", "-i", UPLINK, "-s", "/bin/true"])
+        .spawn()?;
+    let obtained = |line: &str| line.contains(&format!("lease of {HOST_ADDRESS} obtained"));
+    client.wait_for_error_line(PATIENCE, obtained)?;
+    // It renews when told to; the next lease is the next such line.
+    client.signal(Signal::SIGUSR1)?;
+    for attempt in 0.. {
+        let said = client.stderr();
+        if said.lines().filter(|line| obtained(line)).count() == 2 {
+            break;
+        }
+        ensure!(attempt < 600 && client.is_running(), "{said}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let said = client.stderr();
+    ensure!(said.contains("renew"), "{said}");
+    for file in [configuration, leases] {
+        fs::remove_file(file)?;
+    }
+    world.check_reach()
 }
 
 /// Every hop, ours included, and the MTU of the path behind it.

@@ -1,13 +1,20 @@
 //! What `flows`, `mappings` and `status` say about real traffic, with and
 //! without a process, from the pinned tables alone.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::MapInfo;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tapnat_testbed::{
     packet,
+    snapshot::Snapshot,
     topology::{Guest, HOST_ADDRESS, Inside, Topology, WORLD_ADDRESSES},
     traffic::{IpSender, TcpReflector, TcpSession, UdpReflector, reflect_udp, udp_socket},
 };
@@ -315,4 +322,45 @@ fn timeouts_and_modes_are_those_that_were_asked_for() -> Result<()> {
     );
     ensure!(status["tables"]["sessions"]["capacity"] == 1000, "{status}");
     Ok(())
+}
+
+/// Another's `show` loaded the programs, and so swapped the tables under those
+/// that ran.
+#[test]
+fn showing_changes_nothing() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let _process = instance.start(&ARGUMENTS)?;
+    let guest = guest(&world)?;
+    let udp = UdpReflector::start(&world.world, server())?;
+    let socket = udp_socket(&guest.namespace, SocketAddr::new(guest.address.into(), 0))?;
+    let seen = reflect_udp(&socket, udp.address(), b"before")?;
+    let pins = instance.pins();
+    let before = (Snapshot::take(&world.host, &pins)?, identities(&pins)?);
+    for verb in ["flows", "mappings", "status", "flows"] {
+        instance.ask(verb, &[])?;
+        instance.ask_json(verb)?;
+    }
+    let after = (Snapshot::take(&world.host, &pins)?, identities(&pins)?);
+    if let Some(difference) = before.0.difference(&after.0) {
+        bail!("{difference}");
+    }
+    ensure!(before.1 == after.1, "{:?}, then {:?}", before.1, after.1);
+    let still = reflect_udp(&socket, udp.address(), b"after")?;
+    ensure!(still == seen, "{seen}, then {still}");
+    let flows = instance.ask_json("flows")?;
+    ensure!(of(&flows, "udp")?.len() == 1, "{flows}");
+    Ok(())
+}
+
+/// The kernel's number of each pinned map.
+fn identities(pins: &Path) -> Result<BTreeMap<PathBuf, u32>> {
+    let mut identities = BTreeMap::new();
+    for entry in fs::read_dir(pins.join("maps"))? {
+        let path = entry?.path();
+        let info = MapInfo::from_pin(&path).with_context(|| path.display().to_string())?;
+        identities.insert(path, info.id());
+    }
+    ensure!(!identities.is_empty(), "nothing is pinned");
+    Ok(identities)
 }

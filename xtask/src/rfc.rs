@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(results(output), [("one", true), ("two", false)]);
     }
 
-    /// The tests in a program of `tests/`.
+    /// The tests in a file.
     fn tests_in(path: &Path) -> Vec<Test> {
         let program = path.file_stem().unwrap().to_string_lossy();
         let text = fs::read_to_string(path).unwrap();
@@ -425,12 +425,39 @@ mod tests {
         found
     }
 
+    /// The tests in a directory, by the files' names.
+    fn tests_under(directory: &str) -> BTreeSet<Test> {
+        let entries = fs::read_dir(workspace().join(directory)).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        let files = paths.filter(|path| path.is_file());
+        files.flat_map(|path| tests_in(&path)).collect()
+    }
+
+    #[test]
+    fn the_traps_name_tests_that_exist() {
+        let text = fs::read_to_string(workspace().join("docs/traps.md")).unwrap();
+        let programs = tests_under("tests/tests");
+        let decisions = tests_under("tapnat-common/tests/datapath");
+        let mut traps = 0;
+        for event in Parser::new_ext(&text, Options::ENABLE_TABLES) {
+            match event {
+                Event::Start(Tag::TableRow) => traps += 1,
+                Event::Code(name) if name.contains("::") && !name.ends_with("::") => {
+                    let exists = match name.strip_prefix("datapath::") {
+                        Some(name) => decisions.contains(&test(name)),
+                        None => programs.contains(&test(&name)),
+                    };
+                    assert!(exists, "there is no test {name}");
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(traps, 44);
+    }
+
     #[test]
     fn the_document_and_the_tests_name_each_other() {
-        let directory = workspace().join("tests/tests");
-        let paths = fs::read_dir(directory).unwrap();
-        let paths = paths.map(|entry| entry.unwrap().path());
-        let all: BTreeSet<_> = paths.flat_map(|path| tests_in(&path)).collect();
+        let all = tests_under("tests/tests");
         let requirements = read().unwrap();
         let named: BTreeSet<_> = requirements.iter().flat_map(tests_of).cloned().collect();
         let missing: Vec<_> = named.difference(&all).collect();

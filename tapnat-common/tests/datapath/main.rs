@@ -20,6 +20,7 @@ mod full_tables;
 mod guests;
 mod hairpin;
 mod icmp_errors;
+mod layout;
 mod mappings;
 mod parsing;
 mod policy;
