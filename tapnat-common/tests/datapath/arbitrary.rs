@@ -585,7 +585,11 @@ fn round_trip(
     let Some((on, mut packet)) = left else { return };
     let mut sent = sent.ip().to_vec();
     // An end system does not see what follows the packet in its frame.
-    let length = usize::from(u16::from_be_bytes([sent[2], sent[3]]));
+    let length = match u16::from_be_bytes([sent[2], sent[3]]) {
+        // Too long to say so, yet to be cut.
+        0 => sent.len(),
+        length => length.into(),
+    };
     sent.truncate(length);
     packet.truncate(length);
     let fragment = u16::from_be_bytes([sent[6], sent[7]]) & 0x3fff;
