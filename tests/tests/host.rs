@@ -170,6 +170,40 @@ fn ports_that_the_host_listens_on_are_not_handed_out() -> Result<()> {
     Ok(())
 }
 
+/// The other way round: a guest has the port already. What is there goes on, and
+/// what is new is the host's.
+#[test]
+fn a_port_that_the_host_listens_on_later_is_shared() -> Result<()> {
+    let world = World::start(veth(), &[])?;
+    let Topology {
+        host, world: outer, ..
+    } = &world.topology;
+    let udp = UdpReflector::start(outer, server(0, 53))?;
+    let tcp = TcpReflector::start(outer, server(0, 53))?;
+    let guest = world.guest_socket(0, 40_000)?;
+    let seen = reflect_udp(&guest, udp.address(), b"guest")?;
+    let namespace = &world.guest(0).namespace;
+    let local = world.guest_endpoint(0, 40_000);
+    let mut session = TcpSession::open(namespace, Some(local), tcp.address())?;
+    ensure!((seen, session.seen()) == (outside(40_000), outside(40_000)));
+
+    let hosts = UdpReflector::start(host, outside(40_000))?;
+    let hosts_tcp = TcpReflector::start(host, outside(40_000))?;
+    for _ in 0..2 {
+        let seen = reflect_udp(&guest, udp.address(), b"guest")?;
+        ensure!(seen == outside(40_000), "{seen}");
+        session.exchange(b"guest")?;
+        // Also from an address that the guest has sent to.
+        for number in 0..2 {
+            let client = traffic::udp_socket(outer, server(number, ANY))?;
+            reflect_udp(&client, hosts.address(), b"host")?;
+            let local = Some(server(number, ANY));
+            TcpSession::open(outer, local, hosts_tcp.address())?.exchange(b"host")?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn the_hosts_ephemeral_ports_and_the_guests_never_meet() -> Result<()> {
     let world = World::start(veth(), &[])?;

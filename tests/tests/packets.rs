@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use etherparse::IpNumber;
 use tapnat_testbed::{
     cable::{self, Layer, TunTap},
     capture::Captured,
@@ -405,4 +406,60 @@ fn segment_sizes_are_lowered_when_asked() -> Result<()> {
     }
     let (_world, wires) = wired(1, &[])?;
     check_segment_size(&wires, 40_000, 1460, 1460)
+}
+
+/// A packet of a protocol whose ports, if it has any, are not for others to change.
+fn other(source: IpAddr, destination: IpAddr, protocol: IpNumber) -> Builder {
+    // Of SCTP the ports, the same in both directions.
+    let ports = [0x12, 0x34, 0x12, 0x34];
+    packet::other(source, destination, protocol).payload(&[&ports[..], &[9; 60]].concat())
+}
+
+#[test]
+fn protocols_whose_ports_cannot_be_changed_go_by_address() -> Result<()> {
+    let (_world, wires) = world()?;
+    let [one, two] = [0, 1].map(|guest| wires.inside(guest, 0).ip());
+    let [here, there] = [0, 1].map(|number| remote(number, 0).ip());
+    for protocol in [
+        IpNumber::SCTP,
+        IpNumber::GRE,
+        IpNumber::ENCAPSULATING_SECURITY_PAYLOAD,
+    ] {
+        let named = || format!("{protocol:?}");
+        wires.guests[0].send(&other(one, here, protocol))?;
+        let arrived = wires.world.receive_captured().with_context(named)?;
+        check(&arrived, &other(OUTSIDE, here, protocol).ttl(63))?;
+        wires.world.send(&other(here, OUTSIDE, protocol))?;
+        let arrived = wires.guests[0].receive_captured().with_context(named)?;
+        check(&arrived, &other(here, one, protocol).ttl(63))?;
+        // Another guest may have them with another remote, not with the same.
+        wires.guests[1].send(&other(two, here, protocol))?;
+        wires.nothing_arrives().with_context(named)?;
+        wires.guests[1].send(&other(two, there, protocol))?;
+        let arrived = wires.world.receive_captured().with_context(named)?;
+        check(&arrived, &other(OUTSIDE, there, protocol).ttl(63))?;
+        wires.world.send(&other(there, OUTSIDE, protocol))?;
+        let arrived = wires.guests[1].receive_captured().with_context(named)?;
+        check(&arrived, &other(there, two, protocol).ttl(63))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn protocols_that_are_not_known_do_not_get_out() -> Result<()> {
+    let (world, wires) = world()?;
+    let inside = wires.inside(0, 0).ip();
+    let protocols = [IpNumber::IPV4, IpNumber::OSPFIGP, IpNumber::from(253)];
+    for protocol in protocols {
+        wires.guests[0].send(&other(inside, remote(0, 0).ip(), protocol))?;
+    }
+    wires.nothing_arrives()?;
+    let status = world.instance.ask_json("status")?;
+    let reasons = status["reasons"].as_array().context("no reasons")?;
+    let dropped = reasons
+        .iter()
+        .find(|it| it["reason"] == "protocol-not-carried");
+    let dropped = dropped.and_then(|it| it["packets"].as_u64());
+    ensure!(dropped == Some(3), "{status}");
+    Ok(())
 }

@@ -846,6 +846,42 @@ fn req_14_fragments_of_two_datagrams_do_not_mix() -> Result<()> {
     Ok(())
 }
 
+/// REQ-14 with nothing known of the next hop, neither outwards nor inwards: it is
+/// asked for, and no fragment is lost meanwhile.
+#[test]
+fn req_14_fragments_wait_for_the_next_hop() -> Result<()> {
+    let world = World::start(Topology::builder().inside(Inside::Veth), &[])?;
+    let Topology { host, guests, .. } = &world.topology;
+    let wires = Wires::open(&world)?;
+    for (port, order) in (40_000..).zip(ORDERS) {
+        // A session of its own, as one that is there remembers its next hop.
+        let outward = datagram(wires.inside(0, port), remote(0, 53), 4000);
+        host.ip(&format!("neighbour flush dev {UPLINK}"))?;
+        wires.guests[0].send_all(&outward, |packet| in_order(packet, order))?;
+        let arrived = wires.world.receive_whole();
+        let arrived = arrived.with_context(|| format!("out, {order:?}"))?;
+        check_whole(&arrived, &datagram(outside(port), remote(0, 53), 4000))?;
+    }
+    // The guest's own address, as nobody answers ARP for the silent one.
+    let address = guests[0].address;
+    for (port, order) in (50_000..).zip(ORDERS) {
+        let socket = world.guest_socket(0, port)?;
+        socket.send_to(b"mapping", remote(0, 53))?;
+        let seen = wires.world.receive()?.source();
+        host.ip(&format!("neighbour flush dev veth0 {address}"))?;
+        let inward = datagram(remote(0, 53), seen, 4000);
+        wires
+            .world
+            .send_all(&inward, |packet| in_order(packet, order))?;
+        let mut received = vec![0; 5000];
+        let (length, _) = socket
+            .recv_from(&mut received)
+            .with_context(|| format!("in, {order:?}"))?;
+        ensure!(received[..length] == traffic::pattern(4000 - 28));
+    }
+    Ok(())
+}
+
 /// REQ-14a: a flood of fragments does not keep others from being translated,
 /// fragments of others included.
 #[test]

@@ -239,6 +239,31 @@ fn section_3_overlapping_sessions_are_told_apart() -> Result<()> {
     Ok(())
 }
 
+/// Section 3: ports overlap for the protocol that they were asked to overlap for.
+#[test]
+fn section_3_ports_of_tcp_overlap_without_those_of_udp() -> Result<()> {
+    let mode = ["--mapping", "tcp=address-and-port-dependent"];
+    let (_world, wires) = wired(2, &mode)?;
+    let mut one = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    one.open()?;
+    let mut other = Connection::new(&wires, 1, 40_000, remote(1, 80));
+    other.open()?;
+    let (at, same) = (one.outside()?, other.outside()?);
+    ensure!(at == same, "{at} and {same}: nothing overlaps");
+    one.talk()?;
+    other.talk()?;
+    // The same remote tells them apart by their ports.
+    let mut third = Connection::new(&wires, 1, 40_000, remote(0, 80));
+    third.open()?;
+    ensure!(third.outside()? != at, "both have {at} for one remote");
+    third.talk()?;
+    one.talk()?;
+    let one = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let other = wires.map_udp(1, 40_000, remote(1, 53))?;
+    ensure!(one != other, "UDP overlaps");
+    Ok(())
+}
+
 /// Section 5: mappings are made for each protocol independently.
 #[test]
 fn section_5_mappings_are_made_for_each_protocol() -> Result<()> {
