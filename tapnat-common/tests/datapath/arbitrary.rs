@@ -416,7 +416,7 @@ fn step() -> BoxedStrategy<Step> {
     let modes = (
         any::<[bool; 2]>(),
         [0_u8..4, 0_u8..4],
-        0_u32..8,
+        any::<u32>(),
         any::<bool>(),
         0_u32..6,
     );
@@ -437,7 +437,11 @@ fn step() -> BoxedStrategy<Step> {
         1 => modes.prop_map(|(mapping, filtering, flags, clamps, limit)| Step::Modes {
             filtering,
             mapping: mapping.map(u8::from),
-            flags: flags & setting_flags::PASS_UNSOLICITED,
+            flags: flags
+                & (setting_flags::PASS_UNSOLICITED
+                    | setting_flags::ISOLATE
+                    | setting_flags::DENY_HOST
+                    | setting_flags::ROAMING),
             clamp: if clamps { 1000 } else { 0 },
             limit,
         }),
