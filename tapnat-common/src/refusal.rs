@@ -11,6 +11,9 @@ use crate::{
 /// An IPv4 header without options and an ICMP header.
 pub const HEADER_LENGTH: u32 = 28;
 
+/// Precedence 6 of what used to be the type of service (RFC 1812 section 4.3.2.5).
+const INTERNETWORK_CONTROL: u8 = 0xc0;
+
 /// The time to live of packets that we make (RFC 1700).
 const TIME_TO_LIVE: u8 = 64;
 
@@ -91,7 +94,7 @@ pub fn build<F: Frame>(
     let to = packet.source.bytes();
     let mut ip = [
         0x45,
-        0,
+        INTERNETWORK_CONTROL,
         length[0],
         length[1],
         0,

@@ -682,7 +682,8 @@ fn what_the_sender_is_told() -> Result<()> {
         let quoted = packet.build()[..40].to_vec();
         let source = runs.inside(guest, 0).ip();
         let error = packet::icmp_error(gateway(guest), source, error, [0, 0, high, low], &quoted)
-            .identification(0);
+            .identification(0)
+            .precedence(6);
         Row::redirected(description, Guest(guest), packet, error, reason)
     };
     let long = traffic::pattern(1380);

@@ -635,6 +635,28 @@ fn req_10_other_types_are_not_carried() -> Result<()> {
     Ok(())
 }
 
+/// REQ-10d: errors of our own have the precedence of internetwork control (RFC
+/// 1812 section 4.3.2.5).
+#[test]
+fn req_10d_errors_of_our_own_take_precedence() -> Result<()> {
+    let (_world, wires) = wired(1, &[])?;
+    let inside = wires.inside(0, 40_000);
+    let seen = wires.map_udp(0, inside.port(), remote(0, 53))?;
+    wires.guests[0].send(&packet::udp(inside, remote(0, 53)).ttl(1))?;
+    wires.world.send(&packet::udp(remote(0, 53), seen).ttl(1))?;
+    for wire in [&wires.guests[0], &wires.world] {
+        let error = wire.receive_captured()?;
+        let parsed = error.parse()?;
+        ensure!(parsed.icmpv4().is_some(), "{parsed:?}");
+        ensure!(
+            error.ip()[1] == 0xc0,
+            "type of service {:#x}",
+            error.ip()[1]
+        );
+    }
+    wires.nothing_arrives()
+}
+
 /// An echo request from outside is the host's, and makes no session.
 #[test]
 fn req_10_queries_from_outside_are_the_hosts() -> Result<()> {

@@ -19,11 +19,13 @@ use crate::support::{
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(HOST[0][0], HOST[0][1], HOST[0][2], HOST[0][3]);
 
-/// The error as it should be: 64 hops to go, identification 0.
+/// The error as it should be: 64 hops to go, identification 0, and with
+/// internetwork control's precedence (RFC 1812 section 4.3.2.5).
 fn error(from: Ipv4Addr, to: Ipv4Addr, kind: (u8, u8), mtu: u16, quoted: &[u8]) -> Vec<u8> {
     let [high, low] = mtu.to_be_bytes();
     packet::icmp_error(ip(from), ip(to), kind, [0, 0, high, low], quoted)
         .identification(0)
+        .precedence(6)
         .build()
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use etherparse::{
-    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options,
+    EtherType, Ethernet2Header, IpDscp, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options,
     Ipv6FragmentHeader, Ipv6Header, TcpHeader,
 };
 
@@ -49,6 +49,7 @@ pub struct Builder {
     source: IpAddr,
     destination: IpAddr,
     ttl: u8,
+    precedence: u8,
     identification: u32,
     dont_fragment: bool,
     options: Vec<u8>,
@@ -160,6 +161,7 @@ impl Builder {
             source,
             destination,
             ttl: 64,
+            precedence: 0,
             identification: 0x1234,
             dont_fragment: false,
             options: Vec::new(),
@@ -188,6 +190,14 @@ impl Builder {
     #[must_use]
     pub fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// Sets the IPv4 precedence, the upper three bits of what used to be the
+    /// type of service (0 unless set).
+    #[must_use]
+    pub fn precedence(mut self, precedence: u8) -> Self {
+        self.precedence = precedence;
         self
     }
 
@@ -424,6 +434,7 @@ impl Builder {
                     .expect("options of a valid length");
                 let total = IPV4_MINIMUM_HEADER + self.options.len() + payload;
                 let mut header = Ipv4Header {
+                    dscp: IpDscp::try_new(self.precedence << 3).expect("a precedence"),
                     total_len: u16::try_from(total).expect("total length"),
                     identification,
                     dont_fragment: self.dont_fragment,
