@@ -11,7 +11,7 @@ use tapnat_common::{
     time::Ticks,
 };
 
-use crate::{forwards::Forward, host::tap::Queues, instance::InstanceName};
+use crate::{dhcp::Advice, forwards::Forward, host::tap::Queues, instance::InstanceName};
 
 pub mod check;
 
@@ -72,6 +72,8 @@ pub struct Config {
     /// How many queues a tap that tapnat creates can have.
     pub tap_queues: Queues,
     pub attach: Attach,
+    /// What guests that ask for an address are told; None leaves them without an answer.
+    pub dhcp: Option<Advice>,
     /// What is always let in from outside.
     pub forwards: Vec<Forward>,
     /// How long memory and ports that are free again rest before they are given back.
@@ -120,6 +122,29 @@ impl<T: Copy + Default> PerProtocol<T> {
             udp: if choice.udp { choice.mode } else { chosen.udp },
         })
     }
+}
+
+/// Reads the domain that guests are told: labels as host names have (RFC 1123 section 2.1).
+///
+/// # Errors
+///
+/// When it is no domain name, or too long for DHCP.
+pub fn parse_domain(text: &str) -> Result<String> {
+    const LONGEST: usize = 253;
+    const LONGEST_LABEL: usize = 63;
+    let is_label = |label: &str| {
+        (1..=LONGEST_LABEL).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    ensure!(
+        text.len() <= LONGEST && text.split('.').all(is_label),
+        "'{text}' is not a domain name: write one such as lan.example.org"
+    );
+    Ok(text.to_owned())
 }
 
 /// Reads a choice of a filtering behaviour.

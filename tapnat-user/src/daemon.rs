@@ -33,6 +33,7 @@ use crate::{
     config::Config,
     control::{self, Control, Request},
     datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
+    dhcp::{Advice, Served, Servers},
     host::{
         bpffs,
         capabilities::{self, Circumstances},
@@ -86,6 +87,7 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
         down(&config.instance).await?;
     }
     let mut daemon = Daemon::start(config, reread).await?;
+    daemon.settle_guests();
     if let Err(error) = daemon.give_up_privileges() {
         if let Err(error) = daemon.end().await {
             warn(&format!("{error:#}"));
@@ -289,6 +291,7 @@ struct Daemon {
     control: Control,
     sweep: Sweep,
     answers: Option<Answers>,
+    dhcp: Servers,
     known: Surroundings,
     /// Where the programs are attached.
     hooks: Vec<Hook>,
@@ -350,6 +353,7 @@ impl Daemon {
                     control,
                     sweep: Sweep::new(config.sweep_interval),
                     answers: answers(config),
+                    dhcp: Servers::default(),
                     known: prepared.known,
                     hooks: prepared.hooks,
                     told: prepared.told,
@@ -451,6 +455,37 @@ impl Daemon {
                 }
                 () = print(&mut self.logs) => {}
             }
+        }
+    }
+
+    /// Serves the guests of the devices that there are.
+    fn settle_guests(&mut self) {
+        let mtu_of = |index| {
+            let mut devices = self.known.devices.iter();
+            devices
+                .find(|(known, device)| *known == index && device.ethernet != 0)
+                .map(|(_, device)| device.mtu)
+        };
+        let served: Vec<_> = self
+            .plan
+            .insides
+            .iter()
+            .filter_map(|inside| {
+                let link = inside.link.as_ref()?;
+                Some(Served {
+                    name: link.name.clone(),
+                    index: link.index,
+                    address: inside.address,
+                    mtu: mtu_of(link.index)?,
+                })
+            })
+            .collect();
+        let notes = match &self.config.dhcp {
+            Some(advice) => self.dhcp.settle(&served, advice),
+            None => self.dhcp.settle(&[], &Advice::default()),
+        };
+        for note in notes {
+            warn(&note);
         }
     }
 

@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod dhcp;
 pub mod doctor;
 pub mod forwards;
 pub mod host;

@@ -579,6 +579,7 @@ mod tests {
             isolate: false,
             roaming: false,
             answer_unsolicited: true,
+            dhcp: None,
             count: false,
             verbose: false,
             tap_queues: Queues::Multi,

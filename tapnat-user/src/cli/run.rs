@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsString,
+    net::Ipv4Addr,
     num::NonZeroU32,
     ops::RangeInclusive,
     path::{self, Path, PathBuf},
@@ -27,9 +28,10 @@ use crate::{
     config::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL,
         DeviceName, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol, parse_denied,
-        parse_duration, parse_filtering_choice, parse_mapping_choice,
+        parse_domain, parse_duration, parse_filtering_choice, parse_mapping_choice,
     },
     daemon::{self, Reread},
+    dhcp::Advice,
     forwards::Forward,
     host::tap::Queues,
     ports::parse_range,
@@ -158,6 +160,23 @@ pub struct Arguments {
     #[arg(long)]
     roaming: bool,
 
+    /// Leave guests that ask for an address without an answer
+    #[arg(long)]
+    no_dhcp: bool,
+
+    /// Resolvers that guests are told of, instead of the host's
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        conflicts_with = "no_dhcp"
+    )]
+    dns: Vec<Ipv4Addr>,
+
+    /// The domain that guests are told
+    #[arg(long, value_name = "NAME", value_parser = parse_domain, conflicts_with = "no_dhcp")]
+    domain: Option<String>,
+
     /// Count packets and bytes of each session
     #[arg(long)]
     count: bool,
@@ -282,6 +301,10 @@ impl Arguments {
             deny_host: self.deny_host,
             isolate: self.isolate,
             roaming: self.roaming,
+            dhcp: (!self.no_dhcp).then_some(Advice {
+                resolvers: self.dns,
+                domain: self.domain,
+            }),
             count: self.count,
             verbose: self.verbose,
             tap_queues: self.tap_queues,

@@ -218,6 +218,7 @@ impl Config {
             isolate: _,
             roaming: _,
             answer_unsolicited: _,
+            dhcp: _,
             count,
             verbose,
             tap_queues,

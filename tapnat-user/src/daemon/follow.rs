@@ -52,6 +52,7 @@ impl Daemon {
         if forgotten {
             self.let_go(tcx).await?;
         }
+        self.settle_guests();
         for note in self.settle_addresses().await? {
             warn(&note);
         }

@@ -48,6 +48,7 @@ impl Daemon {
         match self.apply(&new).await {
             Ok(notes) => {
                 self.config = new;
+                self.settle_guests();
                 Ok(notes)
             }
             Err(error) => {

@@ -49,9 +49,10 @@ fn missing_from(mut effective: CapabilitySet, mounting: bool) -> Vec<&'static st
 }
 
 /// What a running instance goes on using: addresses, links and kernel parameters; answers to
-/// connections that nobody asked for; tables and programs, which are loaded for devices that come.
+/// connections that nobody asked for; DHCP servers on devices that come; tables and programs, which are loaded for devices that come.
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN
     .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::BPF)
     .union(CapabilitySet::PERFMON);
 

@@ -1,0 +1,365 @@
+//! Gives guests their addresses (RFC 2131): the host's address on their device is their router, the
+//! host's resolvers are theirs, and each link address gets the same address again. Reading and
+//! writing of messages is `smoltcp`'s; leases are [`leases`]'.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::AsRawFd as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use ipnet::Ipv4Net;
+use smoltcp::wire::{
+    DHCP_CLIENT_PORT, DHCP_MAX_DNS_SERVER_COUNT, DHCP_SERVER_PORT, DhcpMessageType, DhcpOption,
+    DhcpPacket, DhcpRepr,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{net::UdpSocket, task::JoinHandle};
+
+use self::leases::{LinkAddress, Pool};
+
+mod leases;
+
+/// How long a guest may keep its address without asking again.
+const LEASE: Duration = Duration::from_hours(1);
+/// The longest message that is read; RFC 2131 wants 576 bytes of UDP and IP to fit.
+const LONGEST: usize = 1500;
+/// Messages from one device that are answered in a second.
+const MOST: u32 = 100;
+
+const OPTION_MTU: u8 = 26;
+const OPTION_DOMAIN: u8 = 15;
+
+/// What guests are told, beside what their device says.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Advice {
+    /// None given means the host's.
+    pub resolvers: Vec<Ipv4Addr>,
+    pub domain: Option<String>,
+}
+
+/// A device whose guests are served.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Served {
+    pub name: String,
+    pub index: u32,
+    /// The host's address on it, and the guests' network.
+    pub address: Ipv4Net,
+    /// Bytes.
+    pub mtu: u16,
+}
+
+impl Served {
+    /// Whether there is room for a guest.
+    fn has_room(&self) -> bool {
+        self.address.prefix_len() <= 30
+    }
+}
+
+#[derive(Debug)]
+struct Running {
+    device: Served,
+    advice: Advice,
+    task: JoinHandle<()>,
+}
+
+/// The servers of one instance, one for each device.
+#[derive(Debug, Default)]
+pub struct Servers {
+    running: Vec<Running>,
+    /// Notes that need no repeating.
+    told: Vec<String>,
+    /// Guests of several devices may share a network.
+    pools: HashMap<Ipv4Net, Arc<Mutex<Pool>>>,
+}
+
+impl Servers {
+    /// Serves these devices, and no others. Returns what is to be told of those that cannot be
+    /// served. Must be called within a tokio runtime.
+    pub fn settle(&mut self, devices: &[Served], advice: &Advice) -> Vec<String> {
+        self.running.retain(|running| {
+            let stays = devices.contains(&running.device)
+                && running.advice == *advice
+                && !running.task.is_finished();
+            if !stays {
+                running.task.abort();
+            }
+            stays
+        });
+        let mut notes = Vec::new();
+        for device in devices.iter().filter(|device| device.has_room()) {
+            if self.running.iter().any(|it| it.device == *device) {
+                continue;
+            }
+            match self.serve(device, advice) {
+                Ok(task) => self.running.push(Running {
+                    device: device.clone(),
+                    advice: advice.clone(),
+                    task,
+                }),
+                Err(error) => notes.push(format!("{error:#}")),
+            }
+        }
+        let told = std::mem::replace(&mut self.told, notes.clone());
+        notes.retain(|note| !told.contains(note));
+        notes
+    }
+
+    fn serve(&mut self, device: &Served, advice: &Advice) -> Result<JoinHandle<()>> {
+        let socket = listen(&device.name).map_err(|error| explain(&device.name, error))?;
+        let network = device.address.trunc();
+        let pool = self.pools.entry(network).or_insert_with(|| {
+            let pool = Pool::new(device.address);
+            Arc::new(Mutex::new(pool))
+        });
+        let mut advice = advice.clone();
+        if advice.resolvers.is_empty() {
+            advice.resolvers = host_resolvers();
+        }
+        advice.resolvers.truncate(DHCP_MAX_DNS_SERVER_COUNT);
+        let server = Server {
+            socket,
+            device: device.clone(),
+            pool: pool.clone(),
+            advice,
+        };
+        Ok(tokio::spawn(server.run()))
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        for running in &self.running {
+            running.task.abort();
+        }
+    }
+}
+
+/// A socket that hears the guests of one device.
+fn listen(device: &str) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.bind_device(Some(device.as_bytes()))?;
+    socket.set_broadcast(true)?;
+    send_without_checksum(&socket)?;
+    socket.set_nonblocking(true)?;
+    let anybody = SocketAddr::from((Ipv4Addr::UNSPECIFIED, DHCP_SERVER_PORT));
+    socket.bind(&anybody.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// Old clients read answers from the device itself, and drop those whose checksum a network card
+/// was to complete, which no tap does. Without any they take them.
+fn send_without_checksum(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or_default();
+    // SAFETY: the option is a c_int, and as long as it is said to be.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NO_CHECK,
+            (&raw const on).cast(),
+            size,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn explain(device: &str, error: io::Error) -> anyhow::Error {
+    let way_out = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another DHCP server listens there, and guests get their addresses from it; pass \
+             --no-dhcp to say so"
+        }
+        io::ErrorKind::PermissionDenied => "grant CAP_NET_BIND_SERVICE, or pass --no-dhcp",
+        _ => "pass --no-dhcp if guests need no addresses",
+    };
+    anyhow::Error::new(error).context(format!(
+        "cannot give guests of {device} addresses: {way_out}"
+    ))
+}
+
+/// The host's resolvers that guests can reach, too: not those of its own loopback.
+fn host_resolvers() -> Vec<Ipv4Addr> {
+    ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]
+        .into_iter()
+        .map(|path| read_resolvers(Path::new(path)))
+        .find(|resolvers| !resolvers.is_empty())
+        .unwrap_or_default()
+}
+
+fn read_resolvers(path: &Path) -> Vec<Ipv4Addr> {
+    let text = fs::read(path).unwrap_or_default();
+    let config = resolv_conf::Config::parse(text).unwrap_or_default();
+    let addresses = config.nameservers.into_iter();
+    addresses
+        .map(IpAddr::from)
+        .filter_map(|address| match address {
+            IpAddr::V4(address) if !address.is_loopback() => Some(address),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        })
+        .collect()
+}
+
+struct Server {
+    socket: UdpSocket,
+    device: Served,
+    pool: Arc<Mutex<Pool>>,
+    advice: Advice,
+}
+
+/// An answer and where it goes.
+#[derive(Debug)]
+struct Answer {
+    message: Vec<u8>,
+    to: SocketAddr,
+}
+
+impl Server {
+    async fn run(self) {
+        let mut buffer = vec![0; LONGEST];
+        let mut since = Instant::now();
+        let mut answered = 0;
+        while let Ok((length, _)) = self.socket.recv_from(&mut buffer).await {
+            if since.elapsed() >= Duration::from_secs(1) {
+                (since, answered) = (Instant::now(), 0);
+            }
+            if answered == MOST {
+                continue;
+            }
+            let Some(message) = buffer.get(..length) else {
+                continue;
+            };
+            if let Some(answer) = self.answer(message, Instant::now()) {
+                answered += 1;
+                // The device may be down: the guest asks again.
+                let _ = self.socket.send_to(&answer.message, answer.to).await;
+            }
+        }
+    }
+
+    /// What is to be answered to a message, if anything.
+    fn answer(&self, message: &[u8], now: Instant) -> Option<Answer> {
+        let packet = DhcpPacket::new_checked(message).ok()?;
+        let asked = DhcpRepr::parse(&packet).ok()?;
+        let guest = LinkAddress(asked.client_hardware_address.0);
+        let gateway = self.device.address.addr();
+        let for_another = asked
+            .server_identifier
+            .is_some_and(|server| server != gateway);
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = asked
+            .requested_ip
+            .or(Some(asked.client_ip))
+            .filter(|address| !address.is_unspecified());
+        match asked.message_type {
+            DhcpMessageType::Discover => {
+                let address = pool.offer(guest, wanted, now)?;
+                self.reply(&asked, DhcpMessageType::Offer, Some(address))
+            }
+            DhcpMessageType::Request if for_another => {
+                pool.release(guest);
+                None
+            }
+            DhcpMessageType::Request => match wanted {
+                Some(address) if pool.lease(guest, address, now, LEASE) => {
+                    self.reply(&asked, DhcpMessageType::Ack, Some(address))
+                }
+                Some(_) => self.reply(&asked, DhcpMessageType::Nak, None),
+                None => None,
+            },
+            DhcpMessageType::Inform => self.reply(&asked, DhcpMessageType::Ack, None),
+            DhcpMessageType::Decline => {
+                pool.avoid(guest, wanted?, now, LEASE);
+                None
+            }
+            DhcpMessageType::Release => {
+                pool.release(guest);
+                None
+            }
+            DhcpMessageType::Offer
+            | DhcpMessageType::Ack
+            | DhcpMessageType::Nak
+            | DhcpMessageType::Unknown(_) => None,
+        }
+    }
+
+    fn reply(
+        &self,
+        asked: &DhcpRepr<'_>,
+        message_type: DhcpMessageType,
+        address: Option<Ipv4Addr>,
+    ) -> Option<Answer> {
+        let gateway = self.device.address.addr();
+        let refused = message_type == DhcpMessageType::Nak;
+        let lease = u32::try_from(LEASE.as_secs()).ok()?;
+        let leased = address.map(|_| lease);
+        let mtu = self.device.mtu.to_be_bytes();
+        let mut options = Vec::new();
+        if !refused {
+            options.push(DhcpOption {
+                kind: OPTION_MTU,
+                data: &mtu,
+            });
+            if let Some(domain) = &self.advice.domain {
+                options.push(DhcpOption {
+                    kind: OPTION_DOMAIN,
+                    data: domain.as_bytes(),
+                });
+            }
+        }
+        let resolvers = &self.advice.resolvers;
+        let reply = DhcpRepr {
+            message_type,
+            transaction_id: asked.transaction_id,
+            secs: 0,
+            client_hardware_address: asked.client_hardware_address,
+            client_ip: if refused {
+                Ipv4Addr::UNSPECIFIED
+            } else {
+                asked.client_ip
+            },
+            your_ip: address.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            server_ip: gateway,
+            router: (!refused).then_some(gateway),
+            subnet_mask: (!refused).then_some(self.device.address.netmask()),
+            relay_agent_ip: asked.relay_agent_ip,
+            broadcast: asked.broadcast,
+            requested_ip: None,
+            client_identifier: None,
+            server_identifier: Some(gateway),
+            parameter_request_list: None,
+            dns_servers: (!refused && !resolvers.is_empty())
+                .then(|| resolvers.iter().copied().collect()),
+            max_size: None,
+            lease_duration: leased,
+            renew_duration: leased.map(|lease| lease / 2),
+            rebind_duration: leased.map(|lease| lease / 8 * 7),
+            additional_options: &options,
+        };
+        let mut message = vec![0; reply.buffer_len()];
+        let mut packet = DhcpPacket::new_unchecked(&mut message);
+        reply.emit(&mut packet).ok()?;
+        // A guest that has its address hears what is sent to it; one that has none yet hears
+        // broadcasts only (RFC 2131 section 4.1).
+        let has_address = !asked.client_ip.is_unspecified() && !refused;
+        let to = if has_address {
+            asked.client_ip
+        } else {
+            Ipv4Addr::BROADCAST
+        };
+        Some(Answer {
+            message,
+            to: SocketAddr::from((to, DHCP_CLIENT_PORT)),
+        })
+    }
+}
