@@ -41,6 +41,9 @@ pub mod maps {
     pub const GUESTS: &str = "GUESTS";
     /// Prefixes that guests must not reach. Written by user space only.
     pub const DENIED: &str = "DENIED";
+    /// Prefixes that guests reach under their own addresses. Written by user space
+    /// only.
+    pub const UNTRANSLATED: &str = "UNTRANSLATED";
     /// Interface index to [`super::Device`]. Written by user space only.
     pub const DEVICES: &str = "DEVICES";
     /// [`crate::ports::PortSet`]s, indexed by [`crate::ports::set_index`].
@@ -65,6 +68,7 @@ pub mod maps {
         UNSOLICITED,
         GUESTS,
         DENIED,
+        UNTRANSLATED,
         DEVICES,
         PORTS,
         RESERVED,
@@ -714,6 +718,8 @@ pub mod setting_flags {
     /// There are static mappings of addresses that are not in the pool, which
     /// guests have to be looked up for, too.
     pub const STATIC_ADDRESSES: u32 = 1 << 3;
+    /// There is something in [`super::maps::UNTRANSLATED`].
+    pub const UNTRANSLATED: u32 = 1 << 2;
     /// There is something in [`super::maps::DENIED`].
     pub const DENY: u32 = 1 << 5;
     /// Guests must not reach each other.

@@ -54,6 +54,8 @@ pub static GUESTS: HashMap<Be32, Guest, 4096> = HashMap::new();
 #[btf_map]
 pub static DENIED: LpmTrie<Be32, u8, 4096> = LpmTrie::new();
 #[btf_map]
+pub static UNTRANSLATED: LpmTrie<Be32, u8, 4096> = LpmTrie::new();
+#[btf_map]
 pub static DEVICES: HashMap<u32, Device, 1024> = HashMap::new();
 #[btf_map]
 pub static PORTS: Array<PortSet, { SETS as usize }> = Array::new();

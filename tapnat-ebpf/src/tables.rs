@@ -281,6 +281,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn is_untranslated(&self, destination: Be32) -> bool {
+        maps::UNTRANSLATED.get(&Key::new(32, destination)).is_some()
+    }
+
+    #[inline(always)]
     fn count_on_guest(&self, address: Be32, more: bool) {
         if let Some(guest) = value(maps::GUESTS.get_ptr_mut(address))
             && (more || guest.sessions != 0)

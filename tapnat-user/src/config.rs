@@ -59,6 +59,8 @@ pub struct Config {
     pub answer_unsolicited: bool,
     /// Where guests must not send to.
     pub deny: Vec<Ipv4Net>,
+    /// What guests reach under their own addresses.
+    pub untranslated: Vec<Ipv4Net>,
     /// Keep guests from the host, and from networks that are not behind the uplink.
     pub deny_host: bool,
     /// Keep guests from each other.
@@ -442,12 +444,12 @@ impl FromStr for OutsideAddresses {
     }
 }
 
-/// Reads where guests must not send to: a prefix, or an address.
+/// Reads destinations of guests: a prefix, or an address.
 ///
 /// # Errors
 ///
 /// When it is neither, or an address within a prefix.
-pub fn parse_denied(text: &str) -> Result<Ipv4Net> {
+pub fn parse_destinations(text: &str) -> Result<Ipv4Net> {
     if let Ok(address) = text.parse::<Ipv4Addr>() {
         return Ok(address.into());
     }
@@ -462,7 +464,7 @@ pub fn parse_denied(text: &str) -> Result<Ipv4Net> {
     );
     ensure!(
         net.prefix_len() != 0,
-        "{text} denies everything: stop tapnat if guests are to reach nothing"
+        "{text} is everything, and tapnat is not needed where nothing is translated: name less"
     );
     Ok(net)
 }
@@ -666,19 +668,19 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_is_denied() {
+    fn reads_destinations() {
         for (text, net) in [
             ("169.254.169.254", "169.254.169.254/32"),
             ("192.168.0.0/16", "192.168.0.0/16"),
         ] {
-            assert_eq!(parse_denied(text).unwrap(), net.parse().unwrap());
+            assert_eq!(parse_destinations(text).unwrap(), net.parse().unwrap());
         }
         for (text, said) in [
             ("192.168.0.1/16", "write 192.168.0.0/16"),
-            ("0.0.0.0/0", "denies everything"),
+            ("0.0.0.0/0", "is everything"),
             ("fe80::/10", "write 192.168.0.0/16"),
         ] {
-            let error = format!("{:#}", parse_denied(text).unwrap_err());
+            let error = format!("{:#}", parse_destinations(text).unwrap_err());
             assert!(error.contains(said), "{text}: {error}");
         }
     }

@@ -611,6 +611,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     let mut tables = open_tables(&pins.tables())?;
     tables.set_devices(&known.devices)?;
     tables.set_denied(&config.deny)?;
+    tables.set_untranslated(&config.untranslated)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
     let settings = settings(config, &known.outside, &left);
     tables.set_settings(&settings)?;
@@ -896,6 +897,7 @@ fn flags(config: &Config) -> u32 {
         (config.inbound_refresh, setting_flags::INBOUND_REFRESH),
         (config.pass_unsolicited, setting_flags::PASS_UNSOLICITED),
         (!config.deny.is_empty(), setting_flags::DENY),
+        (!config.untranslated.is_empty(), setting_flags::UNTRANSLATED),
         (config.deny_host, setting_flags::DENY_HOST),
         (config.isolate, setting_flags::ISOLATE),
         (config.roaming, setting_flags::ROAMING),

@@ -575,6 +575,7 @@ mod tests {
             clamp_mss: None,
             pass_unsolicited: false,
             deny: Vec::new(),
+            untranslated: Vec::new(),
             deny_host: false,
             isolate: false,
             roaming: false,

@@ -79,6 +79,7 @@ pub struct PinnedTables {
     unsolicited: HashMap<MapData, FlowKey, Unsolicited>,
     guests: HashMap<MapData, Be32, Guest>,
     denied: LpmTrie<MapData, Be32, u8>,
+    untranslated: LpmTrie<MapData, Be32, u8>,
     devices: HashMap<MapData, u32, Device>,
     ports: Array<MapData, PortSet>,
     reserved: Array<MapData, Reserved>,
@@ -117,6 +118,7 @@ impl PinnedTables {
             unsolicited: open(directory, maps::UNSOLICITED)?,
             guests: open(directory, maps::GUESTS)?,
             denied: open(directory, maps::DENIED)?,
+            untranslated: open(directory, maps::UNTRANSLATED)?,
             devices: open(directory, maps::DEVICES)?,
             ports: open(directory, maps::PORTS)?,
             reserved: open(directory, maps::RESERVED)?,
@@ -186,17 +188,7 @@ impl PinnedTables {
     ///
     /// When the kernel refuses.
     pub fn denied(&self) -> Result<Vec<Ipv4Net>> {
-        let mut denied = self
-            .denied
-            .keys()
-            .map(|key| {
-                let key = key.context("cannot read what is denied")?;
-                let length = u8::try_from(key.prefix_len())?;
-                Ok(Ipv4Net::new(key.data().into(), length)?)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        denied.sort_unstable();
-        Ok(denied)
+        prefixes(&self.denied).context("cannot read what is denied")
     }
 
     /// Makes this where guests must not send to.
@@ -205,20 +197,26 @@ impl PinnedTables {
     ///
     /// When the kernel refuses.
     pub fn set_denied(&mut self, denied: &[Ipv4Net]) -> Result<()> {
-        let key = |net: &Ipv4Net| Key::new(net.prefix_len().into(), Be32::from(net.network()));
-        for net in denied {
-            self.denied
-                .insert(&key(net), 1, 0)
-                .context("cannot write what is denied")?;
-        }
-        for net in self.denied()? {
-            if !denied.contains(&net) {
-                self.denied
-                    .remove(&key(&net))
-                    .context("cannot write what is denied")?;
-            }
-        }
-        Ok(())
+        set_prefixes(&mut self.denied, denied).context("cannot write what is denied")
+    }
+
+    /// What guests reach under their own addresses.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn untranslated(&self) -> Result<Vec<Ipv4Net>> {
+        prefixes(&self.untranslated).context("cannot read what is not translated")
+    }
+
+    /// Makes this what guests reach under their own addresses.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_untranslated(&mut self, untranslated: &[Ipv4Net]) -> Result<()> {
+        set_prefixes(&mut self.untranslated, untranslated)
+            .context("cannot write what is not translated")
     }
 
     /// Keeps ports of TCP and UDP from being handed out, and marks as taken those that the mappings
@@ -487,6 +485,34 @@ fn capacity(map: &MapData) -> Result<u32> {
 }
 
 /// Opens one table, whatever its type: [`Map`]'s conversions check the sizes.
+/// The prefixes in a trie, in order.
+fn prefixes(trie: &LpmTrie<MapData, Be32, u8>) -> Result<Vec<Ipv4Net>> {
+    let mut prefixes = trie
+        .keys()
+        .map(|key| {
+            let key = key?;
+            let length = u8::try_from(key.prefix_len())?;
+            Ok(Ipv4Net::new(key.data().into(), length)?)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    prefixes.sort_unstable();
+    Ok(prefixes)
+}
+
+/// Makes these the prefixes in a trie. What stays is there all the time.
+fn set_prefixes(trie: &mut LpmTrie<MapData, Be32, u8>, wanted: &[Ipv4Net]) -> Result<()> {
+    let key = |net: &Ipv4Net| Key::new(net.prefix_len().into(), Be32::from(net.network()));
+    for net in wanted {
+        trie.insert(&key(net), 1, 0)?;
+    }
+    for net in prefixes(trie)? {
+        if !wanted.contains(&net) {
+            trie.remove(&key(&net))?;
+        }
+    }
+    Ok(())
+}
+
 fn open<T: TryFrom<Map, Error = MapError>>(directory: &Path, name: &str) -> Result<T, Unusable> {
     let data = match MapData::from_pin(directory.join(name)) {
         Ok(data) => data,

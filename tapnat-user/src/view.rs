@@ -286,11 +286,13 @@ pub struct Status {
     pub reasons: Vec<ReasonView>,
 }
 
-/// What the operator denies to guests.
+/// What the operator denies to guests, and where they go as themselves.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct PolicyView {
     /// Prefixes that they must not send to.
     pub deny: Vec<Ipv4Net>,
+    /// Prefixes that they reach under their own addresses.
+    pub untranslated: Vec<Ipv4Net>,
     /// Whether they must not reach the host.
     pub deny_host: bool,
     /// Whether they must not reach each other.
@@ -421,6 +423,7 @@ pub struct StatusSource {
     pub settings: Settings,
     pub devices: Vec<DeviceView>,
     pub denied: Vec<Ipv4Net>,
+    pub untranslated: Vec<Ipv4Net>,
     pub tables: TablesView,
     pub counters: Vec<(Reason, Counter)>,
 }
@@ -465,6 +468,7 @@ impl From<StatusSource> for Status {
             guest_max_sessions: Some(settings.guest_max_sessions).filter(|most| *most != 0),
             policy: PolicyView {
                 deny: source.denied,
+                untranslated: source.untranslated,
                 deny_host: settings.flags & setting_flags::DENY_HOST != 0,
                 isolate: settings.flags & setting_flags::ISOLATE != 0,
                 roaming: settings.flags & setting_flags::ROAMING != 0,
@@ -701,6 +705,7 @@ mod tests {
                 },
             )],
             denied: Vec::new(),
+            untranslated: Vec::new(),
             tables: TablesView {
                 sessions: usage,
                 mappings: usage,

@@ -97,6 +97,54 @@ fn req_5_a_guests_state_can_be_limited() -> Result<()> {
     Ok(())
 }
 
+/// REQ-6: translation can be turned off for some destinations. (Whoever is there
+/// has a route to the guests.)
+#[test]
+fn req_6_destinations_can_be_exempt_from_translation() -> Result<()> {
+    let exempt = remote(1, 0).ip().to_string();
+    let options = ["--untranslated", &exempt, "--udp-timeout", "1"];
+    let (world, wires) = wired(2, &options)?;
+    for guest in 0..2 {
+        let inside = wires.inside(guest, 40_000);
+        for _ in 0..2 {
+            let seen = wires.map_udp(guest, 40_000, remote(1, 53))?;
+            ensure!(seen == inside, "{inside} is seen as {seen}");
+            wires.answer_udp(remote(1, 53), inside, guest, 40_000)?;
+        }
+        let mut connection = Connection::new(&wires, guest, 40_000, remote(1, 80));
+        connection.open()?;
+        connection.talk()?;
+        ensure!(connection.outside()? == inside, "{:?}", connection.outside);
+        // An error about a packet of it.
+        let about = packet::udp(inside, remote(1, 53)).ttl(60).build();
+        let error = packet::time_exceeded(remote(1, 0).ip(), inside.ip(), &about);
+        let arrived = wires.back(&error, guest)?;
+        ensure!(arrived.quoted()?.source == inside, "{arrived:?}");
+        // In fragments.
+        let long = packet::udp(inside, remote(1, 53)).payload(&[7; 3000]);
+        wires.guests[guest].send_all(&long, |packet| packet.fragments(1500))?;
+        let arrived = wires.world.receive_whole()?;
+        ensure!(arrived.source == inside.ip() && arrived.ip_payload == long.build()[20..]);
+        // Others see the shared address.
+        let seen = wires.map_udp(guest, 40_000, remote(0, 53))?;
+        ensure!(seen.ip() == OUTSIDE, "{seen}");
+    }
+    let status = world.instance.ask("status", &[])?;
+    ensure!(
+        status.contains(&format!("not translated: to {exempt}/32")),
+        "{status}"
+    );
+    // Only answers get in, and only as long as there is a session.
+    let inside = wires.inside(0, 40_000);
+    wires.world.send(&packet::udp(remote(1, 54), inside))?;
+    wires.world.send(&packet::udp(remote(0, 53), inside))?;
+    thread::sleep(just_over(1));
+    wires.world.send(&packet::udp(remote(1, 53), inside))?;
+    let arrivals = wires.arrivals()?;
+    ensure!(arrivals.guests.iter().all(Vec::is_empty), "got in");
+    Ok(())
+}
+
 /// REQ-7: endpoint-independent filtering can be had; address-dependent
 /// filtering may be used.
 #[test]

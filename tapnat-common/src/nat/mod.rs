@@ -122,6 +122,8 @@ pub trait Tables {
     fn remove_guest(&self, address: Be32) -> bool;
     /// Whether the operator denies the destination to guests.
     fn is_denied(&self, destination: Be32) -> bool;
+    /// Whether guests reach the destination under their own addresses.
+    fn is_untranslated(&self, destination: Be32) -> bool;
     /// Adds to (or takes from) the guest's sessions; never below 0.
     fn count_on_guest(&self, address: Be32, more: bool);
 

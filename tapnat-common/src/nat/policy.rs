@@ -1,5 +1,5 @@
-//! What the operator denies to guests: destinations, each other, the host. Asked when
-//! a session starts, and again when the settings have changed; packets of a session
+//! What the operator denies to guests: destinations, each other, the host; and where
+//! they go under their own addresses. Asked when a session starts, and again when the settings have changed; packets of a session
 //! pay nothing for it.
 
 use core::num::NonZeroU32;
@@ -19,6 +19,13 @@ const DHCP_SERVER: u16 = 67;
 #[inline(always)]
 pub(super) fn denies<T: Tables>(destination: Be32, settings: &Settings, tables: &T) -> bool {
     settings.flags & setting_flags::DENY != 0 && tables.is_denied(destination)
+}
+
+/// Whether guests reach this destination under their own addresses (RFC 6888
+/// REQ-6).
+#[inline(always)]
+pub(super) fn exempts<T: Tables>(destination: Be32, settings: &Settings, tables: &T) -> bool {
+    settings.flags & setting_flags::UNTRANSLATED != 0 && tables.is_untranslated(destination)
 }
 
 /// Whether these guests must not reach each other.

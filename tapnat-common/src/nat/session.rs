@@ -3,7 +3,7 @@
 //! The pure functions ([`state`], [`timeout`], [`last_kept`]) are what user space
 //! shows and sweeps by, too.
 
-use super::{Insert, STAMP_AFTER, Tables, filter, mapping};
+use super::{Insert, STAMP_AFTER, Tables, filter, mapping, policy};
 use crate::{
     abi::{
         EndpointKey, FlowKey, Session, Settings, Timeouts, session_flags, setting_flags, tcp_state,
@@ -152,6 +152,14 @@ pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -
     };
     if settings.outside_count == 0 || settings.is_outside(outside.address) {
         return false;
+    }
+    let (own, remote) = match key.arrival.device() {
+        Some(_) => (key.source, session.destination),
+        None => (session.destination, key.source),
+    };
+    if own == outside.address {
+        // A guest's own, as long as it may be.
+        return !policy::exempts(remote, settings, tables);
     }
     settings.flags & setting_flags::STATIC_ADDRESSES == 0
         || (tables.mapping(&outside).is_none()

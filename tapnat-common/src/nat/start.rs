@@ -117,16 +117,19 @@ fn from_inside<T: Tables>(
     } else {
         None
     };
+    let is_exempt = !hairpin && policy::exempts(packet.destination, settings, tables);
     let own_address = match whole {
+        _ if is_exempt => key.source,
         Some(outside) => outside.address,
         None => mapping::outside_address(key.source, settings)?.address,
     };
+    let is_own = is_exempt || whole.is_some();
     let (mut flags, reason) = if hairpin {
         (session_flags::TO_INSIDE, Reason::HairpinStarted)
     } else {
         (0, Reason::SessionStarted)
     };
-    if whole.is_some() {
+    if is_own {
         flags |= session_flags::UNMAPPED;
     }
     let inside = key.source_endpoint();
@@ -140,7 +143,7 @@ fn from_inside<T: Tables>(
         confirmed: settings.confirmed_before(tables.now()),
         ..Opening::default()
     };
-    if whole.is_some() {
+    if is_own {
         // The address is this guest's alone.
         return Ok(Next::Open);
     }

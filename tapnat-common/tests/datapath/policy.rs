@@ -246,3 +246,47 @@ fn an_address_with_sessions_stays_with_its_link_address() {
     }
     assert_eq!(run(5, 9), Reason::SessionStarted);
 }
+
+#[test]
+fn some_destinations_are_reached_untranslated() {
+    let world = with(setting_flags::UNTRANSLATED);
+    world.untranslated.borrow_mut().push((SERVER.into(), 32));
+    let pairs = [
+        (
+            udp(at(GUEST, 5000), at(SERVER, 53)),
+            udp(at(SERVER, 53), at(GUEST, 5000)),
+        ),
+        (
+            tcp(at(GUEST, 5000), at(SERVER, 80), "S"),
+            tcp(at(SERVER, 80), at(GUEST, 5000), "SA"),
+        ),
+        (ping(GUEST, SERVER, 5000), pong(SERVER, GUEST, 5000)),
+    ];
+    for (out, back) in &pairs {
+        for _ in 0..2 {
+            let sent = world.guest_sends(TAP, &out.build()).forwarded_any();
+            assert_eq!(sent, out.clone().ttl(63).build());
+            let sent = world.world_sends(&back.build()).forwarded_any();
+            assert_eq!(sent, back.clone().ttl(63).build());
+        }
+    }
+    assert_eq!((world.sessions.len(), world.mappings.len()), (6, 0));
+    // Nobody else gets in that way, and other destinations see no guest.
+    let stranger = udp(at(SERVER, 54), at(GUEST, 5000));
+    let exit = world.world_sends(&stranger.build());
+    assert_eq!(exit.reason, Reason::NoMapping);
+    let other = udp(at(GUEST, 5000), at(OTHER_SERVER, 53));
+    let sent = world.guest_sends(TAP, &other.build()).forwarded_any();
+    assert_eq!(source(&sent), at(OUTSIDE, 5000));
+    // It is kept when something else changes, and ends when it is no longer exempt.
+    let (out, back) = &pairs[0];
+    change(&world, setting_flags::UNTRANSLATED);
+    let exit = world.world_sends(&back.build());
+    assert_eq!(exit.reason, Reason::Translated);
+    world.untranslated.borrow_mut().clear();
+    change(&world, 0);
+    let exit = world.world_sends(&back.build());
+    assert_eq!(exit.reason, Reason::NoMapping);
+    let sent = world.guest_sends(TAP, &out.build()).forwarded_any();
+    assert_eq!(source(&sent), at(OUTSIDE, 5000));
+}

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL,
-        DeviceName, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol, parse_denied,
+        DeviceName, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol, parse_destinations,
         parse_domain, parse_duration, parse_filtering_choice, parse_mapping_choice,
     },
     daemon::{self, Reread},
@@ -143,9 +143,19 @@ pub struct Arguments {
         long,
         value_name = "ADDRESS[/PREFIX]",
         value_delimiter = ',',
-        value_parser = parse_denied
+        value_parser = parse_destinations
     )]
     deny: Vec<Ipv4Net>,
+
+    /// Let guests reach these addresses under their own, untranslated: where the world has a route
+    /// back to them. Can be given several times
+    #[arg(
+        long,
+        value_name = "ADDRESS[/PREFIX]",
+        value_delimiter = ',',
+        value_parser = parse_destinations
+    )]
+    untranslated: Vec<Ipv4Net>,
 
     /// Keep guests from the host itself, but for DHCP and answers, and from networks that are not
     /// behind the uplink
@@ -298,6 +308,7 @@ impl Arguments {
             pass_unsolicited: self.pass_unsolicited,
             answer_unsolicited: !self.no_unsolicited_answer,
             deny: self.deny,
+            untranslated: self.untranslated,
             deny_host: self.deny_host,
             isolate: self.isolate,
             roaming: self.roaming,

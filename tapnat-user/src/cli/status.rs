@@ -58,6 +58,7 @@ impl Arguments {
             settings: tables.settings()?,
             devices,
             denied: tables.denied()?,
+            untranslated: tables.untranslated()?,
             tables: TablesView {
                 sessions: tables.session_usage()?.into(),
                 mappings: tables.mapping_usage()?.into(),
@@ -79,6 +80,14 @@ fn describe_policy(policy: &PolicyView, text: &mut String) -> Result<()> {
     }
     if !denied.is_empty() {
         writeln!(text, "guests are kept from: {}", denied.join(", "))?;
+    }
+    let untranslated: Vec<_> = policy
+        .untranslated
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    if !untranslated.is_empty() {
+        writeln!(text, "not translated: to {}", untranslated.join(", "))?;
     }
     Ok(())
 }

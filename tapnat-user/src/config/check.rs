@@ -10,7 +10,7 @@ use super::{Config, Devices, Inside};
 use crate::forwards::{Forward, Share};
 
 /// The size of the datapath's table.
-const MOST_DENIED: usize = 4096;
+const MOST_PREFIXES: usize = 4096;
 
 /// What a contradiction is about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,14 +66,16 @@ impl Config {
                 ),
             )?;
         }
-        if self.deny.len() > MOST_DENIED {
-            refuse(
-                About::Option("deny"),
-                format!(
-                    "{} denied prefixes are too many: {MOST_DENIED} are the most",
-                    self.deny.len()
-                ),
-            )?;
+        for (option, prefixes) in [("deny", &self.deny), ("untranslated", &self.untranslated)] {
+            if prefixes.len() > MOST_PREFIXES {
+                refuse(
+                    About::Option(option),
+                    format!(
+                        "{} prefixes are too many: {MOST_PREFIXES} are the most",
+                        prefixes.len()
+                    ),
+                )?;
+            }
         }
         for (position, forward) in self.forwards.iter().enumerate() {
             self.check_forward(position, forward)?;
@@ -214,6 +216,7 @@ impl Config {
             clamp_mss: _,
             pass_unsolicited: _,
             deny: _,
+            untranslated: _,
             deny_host: _,
             isolate: _,
             roaming: _,

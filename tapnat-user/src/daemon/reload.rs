@@ -68,6 +68,7 @@ impl Daemon {
         let left = self.tables.settings()?;
         // What begins from then on is judged by it, and what is there with its next packet.
         self.tables.set_denied(&config.deny)?;
+        self.tables.set_untranslated(&config.untranslated)?;
         self.tables
             .set_settings(&settings(config, &known.outside, &left))?;
         let mut notes = statics::follow(&mut self.tables)?;

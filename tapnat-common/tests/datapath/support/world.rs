@@ -60,6 +60,7 @@ pub struct World {
     pub held: RefCell<HashMap<HeldKey, Bytes>>,
     /// Prefixes that guests must not reach.
     pub denied: RefCell<Vec<(Be32, u8)>>,
+    pub untranslated: RefCell<Vec<(Be32, u8)>>,
     pub guests: Table<Be32, Guest>,
     ports: Table<u32, PortSet>,
     reserved: Table<u32, Reserved>,
@@ -163,6 +164,7 @@ impl World {
             fragments: Table::new(),
             held: RefCell::default(),
             denied: RefCell::default(),
+            untranslated: RefCell::default(),
             guests: Table::new(),
             ports: Table::new(),
             reserved: Table::new(),
@@ -669,8 +671,9 @@ impl World {
                 && self.devices.all().iter().all(|(_, device)| {
                     device.role == role::UPLINK || !source.same_network(device.address, device.mask)
                 });
+            let is_exempt = is_in(&self.untranslated.borrow(), address(16));
             assert!(
-                settings.is_outside(source) || is_guests_own || is_former,
+                settings.is_outside(source) || is_guests_own || is_former || is_exempt,
                 "{ip:02x?}"
             );
         } else {
@@ -805,6 +808,12 @@ pub fn route(device: u32, mtu: u16) -> Route {
         linked: true,
         mtu,
     }
+}
+
+fn is_in(prefixes: &[(Be32, u8)], address: Be32) -> bool {
+    prefixes
+        .iter()
+        .any(|(prefix, length)| address.same_network(*prefix, Be32::mask(*length)))
 }
 
 /// The fragments that a packet is cut into, as `tapnat-ebpf/src/emit.rs` does it.
@@ -961,10 +970,12 @@ impl Tables for World {
 
     fn is_denied(&self, destination: Be32) -> bool {
         self.operate(Operation::Lookup);
-        self.denied
-            .borrow()
-            .iter()
-            .any(|(prefix, length)| destination.same_network(*prefix, Be32::mask(*length)))
+        is_in(&self.denied.borrow(), destination)
+    }
+
+    fn is_untranslated(&self, destination: Be32) -> bool {
+        self.operate(Operation::Lookup);
+        is_in(&self.untranslated.borrow(), destination)
     }
 
     fn count_on_guest(&self, address: Be32, more: bool) {
