@@ -159,7 +159,7 @@ impl Instance {
                 };
                 bail!("there is no tapnat instance '{}': {way_out}", self.name)
             }
-            Err(reason) => Err(reason.explain(&directory)),
+            Err(reason) => Err(reason.explain(&self.name, &directory)),
         }
     }
 }

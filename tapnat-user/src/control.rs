@@ -137,6 +137,12 @@ async fn pass_on(mut stream: UnixStream, sender: mpsc::Sender<Pending>) -> Resul
     Ok(())
 }
 
+/// Whether a process listens for requests to the instance: it runs, and is not about to end.
+#[must_use]
+pub fn is_listening(instance: &InstanceName) -> bool {
+    BlockingStream::connect(socket(instance)).is_ok()
+}
+
 /// Removes the socket that a daemon left.
 ///
 /// # Errors
@@ -193,7 +199,10 @@ pub async fn ask(
         }
     };
     let Some(journal) = Journal::load(instance)? else {
-        bail!("the tapnat instance '{instance}' has lost its record of changes: `tapnat down` it");
+        bail!(
+            "the tapnat instance '{instance}' has lost its record of changes: end it (`tapnat down \
+             --instance {instance}`)"
+        );
     };
     if journal.network_namespace() != NetworkNamespace::current()? {
         bail!(

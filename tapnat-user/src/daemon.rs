@@ -8,7 +8,6 @@ mod reload;
 use std::{
     io::{self, IsTerminal as _, Write as _},
     net::Ipv4Addr,
-    path::Path,
     time::Duration,
 };
 
@@ -83,10 +82,7 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
     check_kernel()?;
     // From here on a signal waits until the start is done, and then ends what was started.
     let mut signals = Signals::new(reread.is_some())?;
-    if options.fresh {
-        down(&config.instance).await?;
-    }
-    let mut daemon = Daemon::start(config, reread).await?;
+    let mut daemon = Daemon::start(config, options.fresh, reread).await?;
     daemon.settle_guests();
     if let Err(error) = daemon.give_up_privileges() {
         if let Err(error) = daemon.end().await {
@@ -115,6 +111,10 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
 /// some could not be taken back.
 pub async fn down(instance: &InstanceName) -> Result<bool> {
     check_privileges()?;
+    // Before its process is told to end: from here nobody could take away the rest.
+    if let Some(mut journal) = Journal::load(instance)? {
+        check_namespace(instance, &mut journal)?;
+    }
     let (lock, ended) = end_process(instance).await?;
     let everyone = Lock::all_instances()?;
     let journal = Journal::load(instance)?;
@@ -129,7 +129,7 @@ pub async fn down(instance: &InstanceName) -> Result<bool> {
     if pinned {
         journal.record(Change::PinDirectory)?;
     }
-    take_away(instance, journal, &host, lock, everyone).await?;
+    take_away(journal, &host, lock, everyone).await?;
     Ok(existed)
 }
 
@@ -187,7 +187,6 @@ fn check_namespace(instance: &InstanceName, journal: &mut Journal) -> Result<()>
 
 /// Reverts every change and removes every file of an instance.
 async fn take_away(
-    instance: &InstanceName,
     mut journal: Journal,
     host: &RealHost,
     lock: Lock,
@@ -197,10 +196,44 @@ async fn take_away(
         warn(&note);
     }
     journal.remove()?;
-    control::remove(instance)?;
     unmount_bpffs()?;
-    lock.remove()?;
+    lock.remove_with_directory()?;
     everyone.remove()
+}
+
+/// Takes away what an earlier process of the instance left, with its sessions, for a start that
+/// finds nothing to refuse.
+async fn take_away_earlier(config: &Config, journal: &mut Journal, host: &RealHost) -> Result<()> {
+    let mut facts = facts(config, host).await?;
+    facts.links = without_changes(facts.links, journal);
+    facts.plan(config)?;
+    uses_tcx(config.attach)?;
+    if host.pin_directory().is_some_and(|path| path.exists()) {
+        journal.record(Change::PinDirectory)?;
+    }
+    for note in journal.revert_from(0, host).await? {
+        warn(&note);
+    }
+    Ok(())
+}
+
+/// The devices as they will be when the recorded changes are taken back.
+fn without_changes(links: Vec<Link>, journal: &Journal) -> Vec<Link> {
+    let mut links = links;
+    for change in journal.changes() {
+        match change {
+            Change::CreateTap { name, index, .. } => {
+                links.retain(|link| link.name != *name || Some(link.index) != *index);
+            }
+            Change::AddAddress { device, address } => {
+                for link in links.iter_mut().filter(|link| link.index == device.index) {
+                    link.addresses.retain(|it| it.net != *address);
+                }
+            }
+            _ => {}
+        }
+    }
+    links
 }
 
 /// Refuses to begin without the privileges that will be needed.
@@ -311,28 +344,35 @@ struct Prepared {
 }
 
 impl Daemon {
-    async fn start(config: &Config, reread: Option<Reread>) -> Result<Self> {
+    async fn start(config: &Config, fresh: bool, reread: Option<Reread>) -> Result<Self> {
         let instance = &config.instance;
         let everyone = Lock::all_instances()?;
         let lock = match Lock::instance(instance)? {
             Ok(lock) => lock,
-            Err(holder) => bail!(
+            Err(holder) if control::is_listening(instance) => bail!(
                 "the tapnat instance '{instance}' is running already{holder}: choose another name \
                  (--instance NAME), or end it (`tapnat down --instance {instance}`)"
             ),
+            Err(holder) => {
+                bail!("the tapnat instance '{instance}'{holder} is starting or ending: try again")
+            }
         };
         let host = RealHost::new(instance.clone(), Netlink::open()?);
         // Before anything is read, so that no change falls between.
         let events = Events::listen(host.netlink()).await?;
         let left = Journal::load(instance)?;
-        let adopting = left.is_some();
+        let mut adopting = left.is_some();
         let mut journal = match left {
             Some(journal) => journal,
             None => Journal::begin(instance)?,
         };
         check_namespace(instance, &mut journal)?;
-        let mark = journal.changes().len();
+        let mark = journal.mark();
         let prepared = async {
+            if fresh {
+                take_away_earlier(config, &mut journal, &host).await?;
+                adopting = false;
+            }
             let control = Control::listen(instance)?;
             Ok((control, prepare(config, &host, &mut journal).await?))
         };
@@ -361,9 +401,9 @@ impl Daemon {
             }
             Err(error) => {
                 let reverted = if adopting {
-                    journal.revert_from(mark, &host).await.map(|_| ())
+                    journal.return_to(mark, &host).await.map(|_| ())
                 } else {
-                    take_away(instance, journal, &host, lock, everyone).await
+                    take_away(journal, &host, lock, everyone).await
                 };
                 if let Err(error) = reverted {
                     warn(&format!("{error:#}"));
@@ -512,17 +552,11 @@ impl Daemon {
         if let Err(error) = systemd::stopping() {
             warn(&format!("{error:#}"));
         }
+        control::remove(&self.config.instance)?;
         // Nothing may hold the programs and tables when their pins go.
         drop((self.datapath, self.tables, self.logs));
         let everyone = Lock::all_instances()?;
-        take_away(
-            &self.config.instance,
-            self.journal,
-            &self.host,
-            self.lock,
-            everyone,
-        )
-        .await
+        take_away(self.journal, &self.host, self.lock, everyone).await
     }
 }
 
@@ -562,10 +596,17 @@ async fn print(logs: &mut Option<Logs>) {
 async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Result<Prepared> {
     let plan = facts(config, host).await?.plan(config)?;
     let tcx = uses_tcx(config.attach)?;
+    let pins = Pins::new(&config.instance, &bpffs_or_mount()?);
+    let left = match pins.adoptable()? {
+        Some(tables) => {
+            check_capacity(config, &tables)?;
+            Some(tables.settings()?)
+        }
+        None => None,
+    };
     for warning in &plan.warnings {
         warn(warning);
     }
-    let pins_path = config.instance.pin_directory(&bpffs_or_mount()?);
     for inside in &plan.insides {
         prepare_inside(config, inside, host, journal).await?;
     }
@@ -575,7 +616,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     journal.set_claims(claims(&plan, &links))?;
     let withheld = divide_ports(config, host, journal).await?;
 
-    if pins_path.exists() {
+    if pins.exist() {
         journal.record(Change::PinDirectory)?;
     } else {
         journal.make(Change::PinDirectory, host).await?;
@@ -583,19 +624,10 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     let own = pool::without_ours(links.clone(), &plan.uplink.device(), journal);
     let known = surroundings(config, &plan, &own);
     let hooks = hooks(&plan, &links);
-    let pins = Pins::new(pins_path);
-    let adopted = pins.adoptable()?;
-    let left = match &adopted {
-        None => {
-            pins.clear()?;
-            Settings::default()
-        }
-        Some(tables) => {
-            check_capacity(config, tables)?;
-            tables.settings()?
-        }
-    };
-    drop(adopted);
+    if left.is_none() {
+        pins.clear()?;
+    }
+    let left = left.unwrap_or_default();
     // Kernels before 5.11 count tables as locked memory.
     let unlimited = Rlimit {
         current: None,
@@ -608,7 +640,8 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         .then(|| Logs::read(datapath.ebpf()))
         .transpose()?;
     datapath.load_programs(&hooks)?;
-    let mut tables = open_tables(&pins.tables())?;
+    let mut tables = PinnedTables::open_unfilled(&pins.tables())
+        .map_err(|reason| reason.explain(&config.instance, &pins.tables()))?;
     tables.set_devices(&known.devices)?;
     tables.set_denied(&config.deny)?;
     tables.set_untranslated(&config.untranslated)?;
@@ -858,10 +891,6 @@ fn check_capacity(config: &Config, tables: &PinnedTables) -> Result<()> {
         config.max_sessions
     );
     Ok(())
-}
-
-fn open_tables(directory: &Path) -> Result<PinnedTables> {
-    PinnedTables::open_unfilled(directory).map_err(|reason| reason.explain(directory))
 }
 
 fn reserved(withheld: &PortSet) -> Reserved {

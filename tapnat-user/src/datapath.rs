@@ -28,6 +28,7 @@ use tapnat_common::abi::{globals, maps, programs, stages};
 use crate::{
     config::{Attach, Config},
     host::netlink::Device,
+    instance::InstanceName,
     journal::Role,
     sweep::Remover,
     tables::{PinnedTables, Unusable},
@@ -45,14 +46,24 @@ const ENOUGH_MAPPINGS: u32 = 65_536;
 /// The directories of one instance's pins.
 #[derive(Clone, Debug)]
 pub struct Pins {
+    instance: InstanceName,
     directory: PathBuf,
 }
 
 impl Pins {
-    /// In `directory`, which is the instance's own and lies in the BPF file system.
+    /// Of this instance, in the BPF file system mounted at `bpffs`.
     #[must_use]
-    pub fn new(directory: PathBuf) -> Self {
-        Self { directory }
+    pub fn new(instance: &InstanceName, bpffs: &Path) -> Self {
+        Self {
+            instance: instance.clone(),
+            directory: instance.pin_directory(bpffs),
+        }
+    }
+
+    /// Whether an earlier process left the instance's directory.
+    #[must_use]
+    pub fn exist(&self) -> bool {
+        self.directory.exists()
     }
 
     /// Where the tables are pinned, each by its name.
@@ -92,8 +103,9 @@ impl Pins {
             Err(Unusable::Missing | Unusable::Unfinished) => Ok(None),
             Err(Unusable::OtherVersion) => bail!(
                 "{} holds the tables of another version of tapnat: pass --fresh to end its sessions \
-                 and start anew, or `tapnat down` to only take it away",
-                self.directory.display()
+                 and start anew, or only take it away (`tapnat down --instance {}`)",
+                self.directory.display(),
+                self.instance
             ),
             Err(Unusable::Refused(error)) => Err(error),
         }

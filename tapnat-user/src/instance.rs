@@ -235,6 +235,21 @@ impl Lock {
         }
     }
 
+    /// Gives the lock of an instance back and removes its directory, with whatever another version
+    /// of tapnat may have put there.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be removed.
+    pub fn remove_with_directory(self) -> Result<()> {
+        if let Some(directory) = self.path.parent() {
+            remove_all_but(&self.path, directory)
+                .with_context(|| format!("cannot empty {}", directory.display()))?;
+        }
+        // The last one: as long as it is there, nobody else begins.
+        self.remove()
+    }
+
     /// Gives the lock back and removes its file and its directory, as far as that is empty.
     ///
     /// # Errors
@@ -250,6 +265,22 @@ impl Lock {
         drop(self.file);
         Ok(())
     }
+}
+
+fn remove_all_but(kept: &Path, directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        if path == kept {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(&path)?;
+        } else {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The process that has a lock.
@@ -300,7 +331,10 @@ mod tests {
         let lock = Lock::acquire(&path, operation).unwrap().unwrap();
         let holder = Lock::acquire(&path, operation).unwrap().unwrap_err();
         assert_eq!(holder.0, Some(std::process::id().cast_signed()));
-        lock.remove().unwrap();
+        fs::create_dir_all(directory.join("of/another")).unwrap();
+        fs::write(directory.join("of/another/version"), "").unwrap();
+        fs::write(directory.join("control"), "").unwrap();
+        lock.remove_with_directory().unwrap();
         assert!(!directory.exists());
         Lock::acquire(&path, operation)
             .unwrap()

@@ -198,6 +198,13 @@ pub struct Journal {
     record: Record,
 }
 
+/// The state of a [`Journal`] at one time.
+#[derive(Debug)]
+pub struct Mark {
+    changes: usize,
+    claims: Vec<Claim>,
+}
+
 impl Journal {
     /// Begins a record for an instance that has none, in the calling thread's network namespace.
     /// Writes nothing yet.
@@ -228,10 +235,10 @@ impl Journal {
     ///
     /// When the file cannot be read or was written by another version of tapnat.
     pub fn load(instance: &InstanceName) -> Result<Option<Self>> {
-        Self::load_from(path_of(instance))
+        Self::load_from(path_of(instance), instance)
     }
 
-    fn load_from(path: PathBuf) -> Result<Option<Self>> {
+    fn load_from(path: PathBuf, instance: &InstanceName) -> Result<Option<Self>> {
         let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.with_context(|| format!("cannot read {}", path.display()))?,
@@ -239,7 +246,7 @@ impl Journal {
         let foreign = || {
             format!(
                 "{} was written by another version of tapnat: end the instance with that version's \
-                 `tapnat down`, or remove the file and undo its changes by hand",
+                 `tapnat down --instance {instance}`, or remove the file and undo its changes by hand",
                 path.display()
             )
         };
@@ -341,6 +348,26 @@ impl Journal {
     /// As [`Self::revert_from`].
     pub async fn revert_unwanted(&mut self, host: &impl Host) -> Result<Vec<String>> {
         self.revert_where(|_, entry| !entry.wanted, host).await
+    }
+
+    /// What the record says now, to return to.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark {
+            changes: self.record.changes.len(),
+            claims: self.record.claims.clone(),
+        }
+    }
+
+    /// Reverts the changes that were recorded after `mark` was taken, and claims what was claimed
+    /// then.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::revert_from`].
+    pub async fn return_to(&mut self, mark: Mark, host: &impl Host) -> Result<Vec<String>> {
+        self.record.claims = mark.claims;
+        self.revert_from(mark.changes, host).await
     }
 
     /// Reverts the changes from the one at `position` to the last, last one first, and forgets them.
@@ -483,7 +510,7 @@ mod tests {
 
     impl Host for FakeHost {
         async fn make(&self, change: &mut Change) -> Result<()> {
-            let recorded = Journal::load_from(self.path.clone())?.unwrap();
+            let recorded = load(self.path.clone())?.unwrap();
             assert!(
                 recorded.changes().any(|found| found == change),
                 "made before recorded"
@@ -512,6 +539,10 @@ mod tests {
         }
     }
 
+    fn load(path: PathBuf) -> Result<Option<Journal>> {
+        Journal::load_from(path, &"vm-1".parse().unwrap())
+    }
+
     struct Scratch(PathBuf);
 
     impl Scratch {
@@ -536,7 +567,7 @@ mod tests {
         }
 
         fn reload(&self) -> Journal {
-            Journal::load_from(file_in(&self.0)).unwrap().unwrap()
+            load(file_in(&self.0)).unwrap().unwrap()
         }
     }
 
@@ -640,23 +671,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failed_start_reverts_only_its_own_changes() {
+    async fn a_failed_start_leaves_what_an_earlier_one_recorded() {
         let scratch = Scratch::new("failed");
         let (mut journal, host) = (scratch.journal(), scratch.host());
         journal
             .make(forwarding("a", "0", "1"), &host)
             .await
             .unwrap();
-        let mark = journal.changes().len();
+        let claim = |name: &str| Claim {
+            device: Device {
+                name: name.to_owned(),
+                index: 3,
+            },
+            role: Role::Inside,
+        };
+        journal.set_claims(vec![claim("a")]).unwrap();
+        let before = fs::read_to_string(&host.path).unwrap();
+        let mark = journal.mark();
+        journal.set_claims(vec![claim("b")]).unwrap();
         journal
             .make(forwarding("b", "0", "1"), &host)
             .await
             .unwrap();
-        journal.revert_from(mark, &host).await.unwrap();
-        assert_eq!(
-            scratch.reload().changes().cloned().collect::<Vec<_>>(),
-            [forwarding("a", "0", "1")]
-        );
+        journal.return_to(mark, &host).await.unwrap();
+        assert_eq!(host.value(&Sysctl::forwarding("b")).as_deref(), Some("0"));
+        assert_eq!(fs::read_to_string(&host.path).unwrap(), before);
     }
 
     #[tokio::test]
@@ -705,11 +744,9 @@ mod tests {
             "{\"format\": 1}",
         ] {
             fs::write(file_in(&scratch.0), text).unwrap();
-            let error = Journal::load_from(file_in(&scratch.0)).unwrap_err();
-            assert!(
-                format!("{error:#}").contains("another version of tapnat"),
-                "{error:#}"
-            );
+            let error = format!("{:#}", load(file_in(&scratch.0)).unwrap_err());
+            assert!(error.contains("another version of tapnat"), "{error}");
+            assert!(error.contains("`tapnat down --instance vm-1`"), "{error}");
         }
     }
 

@@ -28,6 +28,7 @@ use tapnat_common::{
 
 pub use self::batch::Walk;
 use self::{batch::for_each, mappings::gone_is_fine};
+use crate::instance::InstanceName;
 
 /// Why pinned tables cannot be used.
 #[derive(Debug)]
@@ -43,19 +44,22 @@ pub enum Unusable {
 }
 
 impl Unusable {
-    /// The reason in a sentence, for tables in `directory` that should be there.
+    /// The reason in a sentence, for tables of an instance that should be in `directory`.
     #[must_use]
-    pub fn explain(self, directory: &Path) -> Error {
+    pub fn explain(self, instance: &InstanceName, directory: &Path) -> Error {
         let directory = directory.display();
         match self {
-            Self::Missing => anyhow!("no tables are pinned in {directory}: start `tapnat run`"),
+            Self::Missing => anyhow!(
+                "no tables are pinned in {directory}: start \
+                 `tapnat run --instance {instance}`"
+            ),
             Self::Unfinished => anyhow!(
                 "a start of tapnat was cut short before it filled the tables in {directory}: start \
-                 it again, or `tapnat down`"
+                 it again, or take it away (`tapnat down --instance {instance}`)"
             ),
             Self::OtherVersion => anyhow!(
                 "{directory} holds the tables of another version of tapnat: use that version, or \
-                 `tapnat down` and start anew"
+                 take it away (`tapnat down --instance {instance}`) and start anew"
             ),
             Self::Refused(error) => error,
         }

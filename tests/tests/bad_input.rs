@@ -1,8 +1,14 @@
 //! What cannot be done is refused with one line that says what, why and the
 //! way out, and changes nothing.
 
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
+use nix::sys::signal::Signal;
 use tapnat_common::abi::Settings;
 use tapnat_testbed::{
     Namespace,
@@ -226,14 +232,120 @@ fn an_instance_that_is_not_there_cannot_be_shown() -> Result<()> {
     Ok(())
 }
 
+/// The host, and what the instance has recorded of it.
+fn state(instance: &Instance, host: &Namespace) -> Result<(Snapshot, String)> {
+    let record = instance.run_directory().join("changes.json");
+    let record = fs::read_to_string(&record).with_context(|| record.display().to_string())?;
+    Ok((Snapshot::take(host, &instance.pins())?, record))
+}
+
+/// Starts an instance with the guest's veth and a tap, and kills it when the
+/// kernel has noticed that nobody is at the tap's other end.
+fn killed(instance: &Instance, host: &Namespace) -> Result<()> {
+    let tap = "tap7=10.0.7.1/24";
+    let mut process = instance.start(&["--inside", "veth0=10.0.0.1/24", "--inside", tap])?;
+    let start = Instant::now();
+    while !host.ip("link show tap7")?.contains("NO-CARRIER") {
+        ensure!(start.elapsed() < PATIENCE, "tap7 has a carrier");
+        thread::sleep(Duration::from_millis(20));
+    }
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    Ok(())
+}
+
+/// Runs a start that must fail with these words and change nothing of what the
+/// instance has, nor of the host.
+fn refused_start(
+    instance: &Instance,
+    host: &Namespace,
+    arguments: &str,
+    words: &[&str],
+) -> Result<()> {
+    let before = state(instance, host)?;
+    let output = instance
+        .command("run")?
+        .args(arguments.split_whitespace())
+        .output()?;
+    ensure!(output.status.code() == Some(FAILURE), "{output:?}");
+    for word in words {
+        ensure!(
+            output.stderr.contains(word),
+            "it does not say '{word}': {output:?}"
+        );
+    }
+    let after = state(instance, host)?;
+    let difference = before.0.difference(&after.0);
+    ensure!(difference.is_none(), "it left {difference:?}");
+    ensure!(
+        before.1 == after.1,
+        "it recorded {} in place of {}",
+        after.1,
+        before.1
+    );
+    Ok(())
+}
+
+#[test]
+fn a_refused_start_takes_nothing_from_an_earlier_one() -> Result<()> {
+    let world = world()?;
+    let (host, instance) = (&world.host, Instance::new(&world.host));
+    let refused = |arguments: &str, words: &[&str]| {
+        refused_start(&instance, host, arguments, words)
+            .with_context(|| format!("tapnat run {arguments}"))
+    };
+    let wrong = "--inside veth0=10.0.0.1/24 --uplink nope0 --fresh";
+    // Its address would be one that only the earlier start put there.
+    let lost = "--inside veth0=10.0.0.1/24 --inside tap7 --fresh";
+    let process = instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
+    let running = "is running already (process";
+    refused(wrong, &[running])?;
+    refused("--inside veth0=10.0.0.1/24 --fresh", &[running])?;
+    ensure!(
+        instance.ask_json("status")?["process"] == process.id(),
+        "it does not run any more"
+    );
+    instance.ask("down", &[])?;
+    killed(&instance, host)?;
+    refused(wrong, &["no device called nope0"])?;
+    refused(lost, &["tap7"])?;
+    refused(
+        "--inside veth0=10.0.0.1/24 --inside tap8=10.0.8.1/24 --max-sessions 77",
+        &["--fresh"],
+    )
+}
+
+#[test]
+fn an_instance_that_begins_or_ends_is_not_called_running() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let mut process = instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    // As `tapnat down` holds it.
+    let lock = fs::File::open(instance.run_directory().join("lock"))?;
+    lock.lock()?;
+    for arguments in [
+        "--inside veth0=10.0.0.1/24",
+        "--inside veth0=10.0.0.1/24 --fresh",
+    ] {
+        refused_start(
+            &instance,
+            &world.host,
+            arguments,
+            &["is starting or ending: try again"],
+        )?;
+    }
+    drop(lock);
+    instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
+    Ok(())
+}
+
 #[test]
 fn tables_of_another_version_are_left_alone() -> Result<()> {
     let world = world()?;
     let instance = Instance::new(&world.host);
-    let arguments = ["--inside", "veth0=10.0.0.1/24"];
-    instance
-        .start(&[&arguments[..], &["--keep"]].concat())?
-        .terminate(PATIENCE)?;
+    killed(&instance, &world.host)?;
     let path = instance.pins().join("maps/SETTINGS");
     let map = Map::from_map_data(MapData::from_pin(&path)?)?;
     let mut table: Array<_, Settings> = map.try_into()?;
@@ -242,18 +354,26 @@ fn tables_of_another_version_are_left_alone() -> Result<()> {
     table.set(0, settings, 0)?;
     drop(table);
 
+    let way_out = format!("`tapnat down --instance {}`", instance.name());
     for verb in ["flows", "mappings", "status"] {
         let output = instance.command(verb)?.output()?;
         ensure!(
-            output.stderr.contains("another version of tapnat"),
+            output.stderr.contains("another version of tapnat") && output.stderr.contains(&way_out),
             "{output:?}"
         );
     }
-    let output = instance.command("run")?.args(arguments).output()?;
-    ensure!(output.status.code() == Some(FAILURE), "{output:?}");
-    ensure!(output.stderr.contains("--fresh"), "{output:?}");
+    refused_start(
+        &instance,
+        &world.host,
+        "--inside veth0=10.0.0.1/24 --inside tap8=10.0.8.1/24",
+        &["another version of tapnat", "--fresh", &way_out],
+    )?;
     ensure!(path.exists(), "the other version's tables are gone");
-    let _process = instance.start(&[&arguments[..], &["--fresh"]].concat())?;
+    let _process = instance.start(&["--inside", "veth0=10.0.0.1/24", "--fresh"])?;
     instance.ask_json("status")?;
+    ensure!(
+        world.host.device_index("tap7")?.is_none(),
+        "the other version's tap stayed"
+    );
     Ok(())
 }

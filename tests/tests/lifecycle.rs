@@ -67,6 +67,7 @@ fn down_ends_a_running_instance() -> Result<()> {
     let instance = Instance::new(&world.host);
     let before = Snapshot::take(&world.host, &instance.pins())?;
     let mut process = instance.start(&BOTH)?;
+    fs::write(instance.run_directory().join("of-another-version"), "")?;
     let output = instance.command("down")?.output()?;
     ensure!(
         output.status.success() && output.stderr.is_empty(),
@@ -254,15 +255,24 @@ fn down_elsewhere_says_where_to_go() -> Result<()> {
     let instance = Instance::new(&world.host);
     let before = Snapshot::take(&world.host, &instance.pins())?;
     let mut process = instance.start(&BOTH)?;
+    let refused = || -> Result<()> {
+        let refused = instance.command_in(&world.world, "down")?.output()?;
+        let way = format!("nsenter --net={} tapnat down", world.host.path().display());
+        ensure!(
+            !refused.status.success() && refused.stderr.contains(&way),
+            "{refused:?}"
+        );
+        ensure!(instance.pins().exists(), "the refusal took something away");
+        Ok(())
+    };
+    refused()?;
+    ensure!(
+        instance.ask_json("status")?["process"] == process.id(),
+        "it does not run any more"
+    );
     process.signal(Signal::SIGKILL)?;
     process.wait(PATIENCE)?;
-    let refused = instance.command_in(&world.world, "down")?.output()?;
-    let way = format!("nsenter --net={} tapnat down", world.host.path().display());
-    ensure!(
-        !refused.status.success() && refused.stderr.contains(&way),
-        "{refused:?}"
-    );
-    ensure!(instance.pins().exists(), "the refusal took something away");
+    refused()?;
     instance.ask("down", &[])?;
     same(&before, &instance, &world.host)
 }
