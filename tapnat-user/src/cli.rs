@@ -9,12 +9,18 @@ mod flows;
 mod forward;
 mod mappings;
 mod print;
+mod qemu;
 mod reload;
 mod run;
 mod static_address;
 mod status;
 
-use std::{io, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -56,6 +62,10 @@ enum Command {
     Forward(forward::Arguments),
     /// Give guests outside addresses of their own
     Static(static_address::Arguments),
+    /// For QEMU's `script=`: see to it that a guest's tap is served
+    QemuIfup(qemu::Up),
+    /// For QEMU's `downscript=`: end what was started for the last guest
+    QemuIfdown(qemu::Down),
     /// End an instance and take everything away that it changed
     Down(down::Arguments),
 }
@@ -81,6 +91,24 @@ struct Format {
     json: bool,
 }
 
+/// The names by which QEMU may call tapnat itself, and the verbs that they stand for.
+const SCRIPTS: [&str; 2] = ["qemu-ifup", "qemu-ifdown"];
+
+/// The command line of a process that was called by one of these names, with its verb.
+#[must_use]
+pub fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let name = arguments
+        .first()
+        .and_then(|path| Path::new(path).file_name());
+    let verb = SCRIPTS
+        .iter()
+        .find(|script| name == Some(OsStr::new(script)));
+    if let Some(verb) = verb {
+        arguments.insert(1, OsString::from(verb));
+    }
+    arguments
+}
+
 impl Cli {
     /// Does what was asked. Returns the exit code of a success.
     ///
@@ -99,6 +127,8 @@ impl Cli {
             Command::Status(arguments) => arguments.execute(),
             Command::Forward(arguments) => arguments.execute().await,
             Command::Static(arguments) => arguments.execute().await,
+            Command::QemuIfup(arguments) => arguments.execute().await,
+            Command::QemuIfdown(arguments) => arguments.execute().await,
             Command::Down(arguments) => arguments.execute().await,
         };
         match result {

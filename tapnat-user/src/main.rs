@@ -1,19 +1,21 @@
 //! The `tapnat` binary: the command line of `tapnat_user`, its errors on one line, its exit code.
 
 use std::{
+    env,
     io::{self, Write as _},
     process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use tapnat_user::cli::{Cli, on_one_line};
+use tapnat_user::cli::{Cli, on_one_line, with_verb};
 
 /// The command line was wrong.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments = with_verb(env::args_os().collect());
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
             // There is nobody else to tell.
