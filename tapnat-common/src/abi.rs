@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 5;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -541,7 +541,18 @@ pub struct Guest {
     /// The link address that its packets come from, in the low 48 bits; 0 where it
     /// is not known. An address stays with it for as long as it has sessions.
     pub link: u64,
+    /// What it may begin now, a session for every [`NEW_SESSION`], and when that was
+    /// so.
+    pub allowance: u32,
+    pub allowed_at: Instant,
 }
+
+/// What a session takes from [`Guest::allowance`]: the ticks in a second, as a guest
+/// gets its limit's worth with every tick.
+pub const NEW_SESSION: u32 = Ticks::from_seconds(1).get();
+
+/// The highest limit on the sessions that a guest begins in a second.
+pub const MOST_NEW_SESSIONS: u32 = 1_000_000;
 
 /// What [`programs::SWEEP`] is to remove: [`Sweep::table`].
 pub mod sweep_tables {
@@ -647,6 +658,9 @@ pub struct Timeouts {
     pub port_rest: Ticks,
     /// RFC 791: how long fragments of a datagram are waited for.
     pub fragment: Ticks,
+    /// For want of room: how long sessions live at most that nobody has answered
+    /// in; 0 while there is room.
+    pub unanswered: Ticks,
 }
 
 impl Timeouts {
@@ -665,6 +679,7 @@ impl Timeouts {
             other,
             port_rest: _,
             fragment: _,
+            unanswered: _,
         } = *self;
         let shortest = [tcp_established, tcp_opening, tcp_closing, icmp, other]
             .into_iter()
@@ -684,6 +699,7 @@ impl Default for Timeouts {
             other: Ticks::from_seconds(300),
             port_rest: Ticks::from_seconds(120),
             fragment: Ticks::from_seconds(15),
+            unanswered: Ticks::new(0),
         }
     }
 }
@@ -745,6 +761,9 @@ pub struct Settings {
     pub outside_count: u32,
     /// Sessions that one guest may have; 0 for no limit.
     pub guest_max_sessions: u32,
+    /// Sessions that one guest may begin in a second, [`MOST_NEW_SESSIONS`] at most;
+    /// 0 for no limit.
+    pub guest_new_sessions: u32,
     /// Rises when routes, neighbours or devices changed: cached next hops of
     /// another generation are looked up anew.
     pub generation: u8,
@@ -839,9 +858,9 @@ const _: () = {
     assert!(size_of::<HeldKey>() == 20);
     assert!(size_of::<Sweep>() == 16);
     assert!(size_of::<FlowKey>() <= SWEEP_KEY_BYTES);
-    assert!(size_of::<Guest>() == 16);
+    assert!(size_of::<Guest>() == 24);
     assert!(size_of::<Device>() == 12);
-    assert!(size_of::<Settings>() == 4 + 4 + 32 + 64 + 4 + 4 + 8);
+    assert!(size_of::<Settings>() == 4 + 4 + 36 + 64 + 4 + 4 + 4 + 8);
 };
 
 #[cfg(feature = "user")]

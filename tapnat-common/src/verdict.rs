@@ -171,6 +171,8 @@ reasons! {
     HostDenied = Refuse "host-denied",
     /// From an address that a guest with another link address has sessions with.
     SpoofedLinkAddress = Drop "spoofed-link-address",
+    /// The guest begins more sessions in a second than it may; ICMP 3/13 was sent.
+    GuestSessionRate = Refuse "guest-session-rate",
     /// The guest table is full; ICMP 3/13 was sent.
     GuestTableFull = Refuse "guest-table-full",
     /// Two packets raced for one tuple and this one lost.

@@ -21,6 +21,21 @@ pub mod check;
 pub const DEFAULT_PORTS: RangeInclusive<u16> = 512..=65535;
 /// Sessions that the tables have room for unless told otherwise.
 pub const DEFAULT_MAX_SESSIONS: u32 = 131_072;
+/// One guest gets as large a part of the sessions that there can be, unless told otherwise: the others
+/// still have room when it takes all that it gets.
+const GUEST_SHARE: u32 = 4;
+/// Unless that is fewer than this.
+const GUEST_LEAST: u32 = 1024;
+
+/// How many sessions one guest may have, unless told otherwise.
+#[must_use]
+pub fn default_guest_max_sessions(max_sessions: u32) -> NonZeroU32 {
+    let share = (max_sessions / GUEST_SHARE)
+        .max(GUEST_LEAST)
+        .min(max_sessions);
+    NonZeroU32::new(share).unwrap_or(NonZeroU32::MIN)
+}
+
 /// Between two sweeps unless told otherwise.
 pub const DEFAULT_SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// More sessions than this do not fit the tables' sizes.
@@ -45,8 +60,9 @@ pub struct Config {
     /// Ports of the outside addresses that guests may get.
     pub ports: RangeInclusive<u16>,
     pub max_sessions: u32,
-    /// None means no limit.
-    pub guest_max_sessions: Option<NonZeroU32>,
+    pub guest_max_sessions: NonZeroU32,
+    /// In a second. None means no limit.
+    pub guest_new_sessions: Option<NonZeroU32>,
     pub timeouts: Timeouts,
     pub filtering: PerProtocol<Filtering>,
     pub mapping: PerProtocol<MappingMode>,

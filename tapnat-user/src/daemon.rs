@@ -3,6 +3,7 @@
 //! module's.
 
 mod follow;
+mod pressure;
 mod reload;
 
 use std::{
@@ -27,6 +28,7 @@ use tapnat_common::{
 };
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 
+use self::pressure::Pressure;
 use crate::{
     changes::{RealHost, read_sysctl},
     config::Config,
@@ -323,6 +325,7 @@ struct Daemon {
     events: Events,
     control: Control,
     sweep: Sweep,
+    pressure: Pressure,
     answers: Option<Answers>,
     dhcp: Servers,
     known: Surroundings,
@@ -392,6 +395,7 @@ impl Daemon {
                     events,
                     control,
                     sweep: Sweep::new(config.sweep_interval),
+                    pressure: Pressure::default(),
                     answers: answers(config),
                     dhcp: Servers::default(),
                     known: prepared.known,
@@ -483,6 +487,12 @@ impl Daemon {
                 }
                 () = self.sweep.due() => {
                     if let Err(error) = self.sweep.step(&self.tables, &self.datapath, now()) {
+                        warn(&format!("{error:#}"));
+                    }
+                }
+                () = self.pressure.due() => {
+                    let Self { pressure, tables, sweep, .. } = self;
+                    if let Err(error) = pressure.step(tables, sweep) {
                         warn(&format!("{error:#}"));
                     }
                 }
@@ -909,7 +919,8 @@ fn settings(config: &Config, outside: &[Be32], left: &Settings) -> Settings {
         clamp_mss: config.clamp_mss.unwrap_or(0),
         confirm_after: config.timeouts.confirm_after(),
         timeouts: config.timeouts,
-        guest_max_sessions: config.guest_max_sessions.map_or(0, Into::into),
+        guest_max_sessions: config.guest_max_sessions.into(),
+        guest_new_sessions: config.guest_new_sessions.map_or(0, Into::into),
         generation: left.generation.wrapping_add(1),
         filtering_tcp: config.filtering.tcp as u8,
         filtering_udp: config.filtering.udp as u8,

@@ -28,6 +28,9 @@ use tokio::time::{Instant as Timer, sleep_until};
 
 use crate::tables::{PinnedTables, Walk};
 
+/// How soon a walk in a hurry begins: a slice that has just been done may rest.
+const SOON: Duration = Duration::from_millis(100);
+
 /// After a slice, a rest of so many times its length.
 const REST: u32 = 19;
 
@@ -83,6 +86,11 @@ impl Sweep {
     /// Changes the interval, from the next walk on.
     pub fn set_interval(&mut self, interval: Duration) {
         self.interval = interval;
+    }
+
+    /// Begins a walk now, unless one is under way.
+    pub fn hurry(&mut self) {
+        self.next = self.next.min(Timer::now() + SOON);
     }
 
     /// Waits until there is something to do.

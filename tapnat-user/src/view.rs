@@ -3,6 +3,7 @@
 //! field is never renamed or given another meaning without a new [`SCHEMA`].
 
 use std::{
+    cmp::Reverse,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
@@ -12,8 +13,8 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 use tapnat_common::{
     abi::{
-        Counter, Device, EndpointKey, FlowKey, Mapping, Session, Settings, mapping_flags, role,
-        session_flags, setting_flags,
+        Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Session, Settings, mapping_flags,
+        role, session_flags, setting_flags,
     },
     nat::{
         STAMP_AFTER,
@@ -279,11 +280,25 @@ pub struct Status {
     /// Whether every packet is counted, in `reasons` and in the sessions. If not, `translated` counts
     /// only what the quick path for steady sessions did not take.
     pub counted: bool,
-    /// Sessions that one guest may have; null for no limit.
-    pub guest_max_sessions: Option<u32>,
+    /// Sessions that one guest may have.
+    pub guest_max_sessions: u32,
+    /// Sessions that one guest may begin in a second; null for no limit.
+    pub guest_new_sessions: Option<u32>,
     pub policy: PolicyView,
     pub tables: TablesView,
+    /// Every guest that was seen, those with the most refusals first, then those with the most
+    /// sessions.
+    pub guests: Vec<GuestView>,
     pub reasons: Vec<ReasonView>,
+}
+
+/// What one inside address uses.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct GuestView {
+    pub address: Ipv4Addr,
+    pub sessions: u32,
+    /// Sessions that it wanted and did not get, for a limit that it has.
+    pub refused: u32,
 }
 
 /// What the operator denies to guests, and where they go as themselves.
@@ -425,7 +440,21 @@ pub struct StatusSource {
     pub denied: Vec<Ipv4Net>,
     pub untranslated: Vec<Ipv4Net>,
     pub tables: TablesView,
+    pub guests: Vec<(Be32, Guest)>,
     pub counters: Vec<(Reason, Counter)>,
+}
+
+fn guest_views(guests: &[(Be32, Guest)]) -> Vec<GuestView> {
+    let mut views: Vec<_> = guests
+        .iter()
+        .map(|(address, guest)| GuestView {
+            address: (*address).into(),
+            sessions: guest.sessions,
+            refused: guest.refused,
+        })
+        .collect();
+    views.sort_by_key(|guest| (Reverse((guest.refused, guest.sessions)), guest.address));
+    views
 }
 
 impl From<StatusSource> for Status {
@@ -465,7 +494,8 @@ impl From<StatusSource> for Status {
             },
             inbound_refresh: settings.flags & setting_flags::INBOUND_REFRESH != 0,
             counted: settings.flags & setting_flags::COUNTED != 0,
-            guest_max_sessions: Some(settings.guest_max_sessions).filter(|most| *most != 0),
+            guest_max_sessions: settings.guest_max_sessions,
+            guest_new_sessions: Some(settings.guest_new_sessions).filter(|most| *most != 0),
             policy: PolicyView {
                 deny: source.denied,
                 untranslated: source.untranslated,
@@ -474,6 +504,7 @@ impl From<StatusSource> for Status {
                 roaming: settings.flags & setting_flags::ROAMING != 0,
             },
             tables: source.tables,
+            guests: guest_views(&source.guests),
             reasons: source
                 .counters
                 .into_iter()
@@ -711,6 +742,7 @@ mod tests {
                 mappings: usage,
                 guests: usage,
             },
+            guests: Vec::new(),
             counters: vec![(
                 Reason::Truncated,
                 Counter {
@@ -730,7 +762,7 @@ mod tests {
         );
         assert_eq!(json["mapping"]["udp"], "address-and-port-dependent");
         assert_eq!(json["counted"], json!(false));
-        assert_eq!(json["guest_max_sessions"], json!(null));
+        assert_eq!(json["guest_new_sessions"], json!(null));
         assert_eq!(
             json["reasons"],
             json!([{"reason": "truncated", "outcome": "drop", "packets": 5, "bytes": 300}])

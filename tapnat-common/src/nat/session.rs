@@ -106,13 +106,22 @@ const fn is_reset(one: Half, other: Half) -> bool {
 #[inline(always)]
 #[must_use]
 pub const fn timeout(number: u8, state: State, timeouts: &Timeouts) -> Ticks {
-    match (state, number) {
+    let usual = match (state, number) {
         (State::Established, _) => timeouts.tcp_established,
         (State::Opening, _) => timeouts.tcp_opening,
         (State::Closing | State::Reset, _) => timeouts.tcp_closing,
         (State::OneWay | State::TwoWay, protocol::UDP | protocol::UDP_LITE) => timeouts.udp,
         (State::OneWay | State::TwoWay, protocol::ICMP) => timeouts.icmp,
         (State::OneWay | State::TwoWay, 0..=u8::MAX) => timeouts.other,
+    };
+    let most = timeouts.unanswered;
+    if matches!(state, State::Opening | State::OneWay)
+        && most.get() != 0
+        && most.get() < usual.get()
+    {
+        most
+    } else {
+        usual
     }
 }
 

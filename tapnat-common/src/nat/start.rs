@@ -6,13 +6,14 @@ use core::num::NonZeroU32;
 use super::{Fate, Route, Tables, check_size, filter, mapping, policy, session};
 use crate::{
     abi::{
-        Device, EndpointKey, FlowKey, Mapping, MappingMode, Settings, Unsolicited, mapping_flags,
-        role, session_flags, setting_flags,
+        Device, EndpointKey, FlowKey, Guest, MOST_NEW_SESSIONS, Mapping, MappingMode, NEW_SESSION,
+        Settings, Unsolicited, mapping_flags, role, session_flags, setting_flags,
     },
     net::{Be32, protocol},
     parse::{Packet, Transport, tcp_flags},
     ports::Class,
     rewrite::Rewrite,
+    time::Instant,
     verdict::{Next, Opening, Plan, Reason},
 };
 
@@ -303,7 +304,31 @@ fn may_have_more<T: Tables>(
         guest.refused = guest.refused.wrapping_add(1);
         return Err(Reason::GuestSessionLimit);
     }
+    if !spend(guest, settings.guest_new_sessions, tables.now()) {
+        guest.refused = guest.refused.wrapping_add(1);
+        return Err(Reason::GuestSessionRate);
+    }
     Ok(())
+}
+
+/// Whether the guest may begin a session now, at so many a second; a second's worth
+/// may come at once.
+#[inline(always)]
+fn spend(guest: &mut Guest, rate: u32, now: Instant) -> bool {
+    if rate == 0 {
+        return true;
+    }
+    let rate = rate.min(MOST_NEW_SESSIONS);
+    let passed = now.since(guest.allowed_at).get().min(NEW_SESSION);
+    let allowance = (guest.allowance + passed * rate).min(NEW_SESSION * rate);
+    guest.allowed_at = now;
+    let may = allowance >= NEW_SESSION;
+    guest.allowance = if may {
+        allowance - NEW_SESSION
+    } else {
+        allowance
+    };
+    may
 }
 
 #[inline(always)]

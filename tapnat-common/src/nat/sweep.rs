@@ -28,6 +28,7 @@ pub fn session_may_be_over(
     let number = key.arrival.protocol();
     let timeouts = &settings.timeouts;
     let timeout = if number == protocol::TCP {
+        let opening = session::timeout(number, session::State::Opening, timeouts);
         let is_closing = half.tcp & (tcp_state::FIN | tcp_state::RST) != 0;
         let is_open = half.tcp & tcp_state::OPEN != 0 && !is_closing;
         if key.arrival.device().is_none() {
@@ -38,9 +39,12 @@ pub fn session_may_be_over(
                 .max(timeouts.tcp_opening)
                 .max(timeouts.tcp_closing)
         } else if is_open {
-            timeouts.tcp_established.min(timeouts.tcp_closing)
+            timeouts
+                .tcp_established
+                .min(opening)
+                .min(timeouts.tcp_closing)
         } else {
-            timeouts.tcp_opening.min(timeouts.tcp_closing)
+            opening.min(timeouts.tcp_closing)
         }
     } else {
         session::timeout(number, session::State::OneWay, timeouts)

@@ -16,7 +16,7 @@ use clap::{
 };
 use ipnet::Ipv4Net;
 use tapnat_common::{
-    abi::{Filtering, MappingMode, Timeouts},
+    abi::{Filtering, MOST_NEW_SESSIONS, MappingMode, Timeouts},
     time::Ticks,
 };
 
@@ -27,8 +27,9 @@ use super::{
 use crate::{
     config::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL,
-        DeviceName, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol, parse_destinations,
-        parse_domain, parse_duration, parse_filtering_choice, parse_mapping_choice,
+        DeviceName, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol,
+        default_guest_max_sessions, parse_destinations, parse_domain, parse_duration,
+        parse_filtering_choice, parse_mapping_choice,
     },
     daemon::{self, Reread},
     dhcp::Advice,
@@ -92,9 +93,18 @@ pub struct Arguments {
     )]
     max_sessions: u32,
 
-    /// Sessions that one guest can have at once [default: no limit]
+    /// Sessions that one guest can have at once [default: a quarter of those that there can be, but
+    /// 1024 at least]
     #[arg(long, value_name = "NUMBER")]
     guest_max_sessions: Option<NonZeroU32>,
+
+    /// Sessions that one guest can begin in a second; as many may come at once [default: no limit]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = RangedU64ValueParser::<u32>::new().range(1..=u64::from(MOST_NEW_SESSIONS))
+    )]
+    guest_new_sessions: Option<u32>,
 
     /// Which remotes may send to a mapping: endpoint-independent, address-dependent (the default) or
     /// address-and-port-dependent; for one protocol as tcp=.. or udp=..
@@ -299,7 +309,10 @@ impl Arguments {
             outside_addresses: OutsideAddresses::all(&self.outside_addresses),
             ports: self.ports.unwrap_or(DEFAULT_PORTS),
             max_sessions: self.max_sessions,
-            guest_max_sessions: self.guest_max_sessions,
+            guest_max_sessions: self
+                .guest_max_sessions
+                .unwrap_or_else(|| default_guest_max_sessions(self.max_sessions)),
+            guest_new_sessions: self.guest_new_sessions.and_then(NonZeroU32::new),
             timeouts: self.timeouts.into(),
             filtering: PerProtocol::choose(&self.filtering),
             mapping: PerProtocol::choose(&self.mapping),
@@ -370,6 +383,7 @@ impl From<TimeoutArguments> for Timeouts {
             other: given.other_timeout.unwrap_or(default.other),
             port_rest: given.port_rest.unwrap_or(default.port_rest),
             fragment: given.fragment_timeout.unwrap_or(default.fragment),
+            unanswered: default.unanswered,
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::{
     view::{DeviceView, PolicyView, Status, StatusSource, TablesView},
 };
 
+/// At most so many guests are shown to people: those that were refused the most.
+const MOST_GUESTS: usize = 5;
+
 /// The JSON is one object with the version of all of tapnat's JSON in `schema`.
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -64,6 +67,7 @@ impl Arguments {
                 mappings: tables.mapping_usage()?.into(),
                 guests: tables.guest_usage()?.into(),
             },
+            guests: tables.guests()?.0,
             counters: tables.counters()?,
         }))
     }
@@ -157,6 +161,14 @@ fn describe(status: &Status) -> Result<String> {
     } else {
         " (of steady sessions only with `run --count`)"
     };
+    let refused = status.guests.iter().filter(|guest| guest.refused != 0);
+    for guest in refused.take(MOST_GUESTS) {
+        writeln!(
+            text,
+            "guest {}: {} sessions, {} refused",
+            guest.address, guest.sessions, guest.refused
+        )?;
+    }
     writeln!(text, "packets{scope}:")?;
     for reason in status.reasons.iter().filter(|reason| reason.packets > 0) {
         writeln!(

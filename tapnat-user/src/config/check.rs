@@ -54,9 +54,8 @@ impl Config {
                 ),
             )?;
         }
-        if let Some(guest) = self.guest_max_sessions
-            && guest.get() > self.max_sessions
-        {
+        let guest = self.guest_max_sessions;
+        if guest.get() > self.max_sessions {
             refuse(
                 About::Option("guest-max-sessions"),
                 format!(
@@ -209,6 +208,7 @@ impl Config {
             ports: _,
             max_sessions,
             guest_max_sessions: _,
+            guest_new_sessions: _,
             timeouts: _,
             filtering: _,
             mapping: _,

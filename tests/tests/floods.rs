@@ -1,0 +1,268 @@
+//! Whatever one guest or somebody in the world sends, and however much of it: the
+//! other guests' flows go on, and they begin new ones.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use tapnat_testbed::packet::{self, Builder};
+use tapnat_tests::{
+    connection::{Connection, Flags},
+    instance::{Instance, PATIENCE},
+    wires::{Wires, remote, wired},
+    world::World,
+};
+
+/// More than one guest may have, and fewer than there can be.
+const FLOOD: u16 = 4000;
+/// So that a guest may have 1024 of them.
+const SESSIONS: [&str; 2] = ["--max-sessions", "4096"];
+
+/// Flows of the first guest, who does no harm.
+struct Bystander<'a> {
+    wires: &'a Wires,
+    connection: Connection<'a>,
+    next: u16,
+}
+
+impl<'a> Bystander<'a> {
+    fn new(wires: &'a Wires) -> Result<Self> {
+        let mut connection = Connection::new(wires, 0, 30_000, remote(0, 80));
+        connection.open()?;
+        connection.talk()?;
+        wires.map_udp(0, 30_001, remote(0, 53))?;
+        Ok(Self {
+            wires,
+            connection,
+            next: 31_000,
+        })
+    }
+
+    /// What was there goes on, and new things begin.
+    fn check(&mut self) -> Result<()> {
+        let wires = self.wires;
+        self.connection.talk().context("its connection")?;
+        for port in [30_001, self.next] {
+            let outside = wires.map_udp(0, port, remote(0, 53))?;
+            wires.answer_udp(remote(0, 53), outside, 0, port)?;
+        }
+        let mut connection = Connection::new(wires, 0, self.next, remote(1, 80));
+        connection.open().context("a new connection")?;
+        connection.talk()?;
+        let inside = wires.inside(0, 0).ip();
+        let ping = packet::echo_request(inside, remote(0, 0).ip(), self.next, 1);
+        wires.out(0, &ping.payload(b"ping")).context("a new ping")?;
+        self.next += 1;
+        Ok(())
+    }
+}
+
+/// The second guest sends these, and the first one goes on in between and after.
+fn flood(
+    bystander: &mut Bystander,
+    wires: &Wires,
+    packets: impl Iterator<Item = Builder>,
+) -> Result<()> {
+    for (number, packet) in packets.enumerate() {
+        wires.guests[1].send(&packet)?;
+        if number % 1000 == 999 {
+            wires.arrivals()?;
+            bystander.check()?;
+        }
+    }
+    // And whatever came of it.
+    wires.arrivals()?;
+    bystander.check()
+}
+
+fn refused(instance: &Instance, address: &str) -> Result<u64> {
+    let status = instance.ask_json("status")?;
+    let guests = status["guests"].as_array();
+    guests
+        .and_then(|guests| guests.iter().find(|guest| guest["address"] == address))
+        .and_then(|guest| guest["refused"].as_u64())
+        .with_context(|| format!("{address} is not known: {status}"))
+}
+
+/// The flooding guest got as many sessions as it may, and was refused the rest.
+fn check_limits(world: &World, wires: &Wires) -> Result<()> {
+    let [one, other] = [0, 1].map(|guest| wires.inside(guest, 0).ip().to_string());
+    let refusals = refused(&world.instance, &other)?;
+    ensure!(refusals >= u64::from(FLOOD) - 1024, "{refusals} refused");
+    ensure!(
+        refused(&world.instance, &one)? == 0,
+        "the bystander was refused"
+    );
+    let text = world.instance.ask("status", &[])?;
+    ensure!(text.contains(&format!("guest {other}: ")), "{text}");
+    for reason in [
+        "session-table-full",
+        "mapping-table-full",
+        "ports-exhausted",
+    ] {
+        ensure!(world.instance.count(reason)? == 0, "{reason}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guest_floods_connections() -> Result<()> {
+    let (world, wires) = wired(2, &SESSIONS)?;
+    let mut bystander = Bystander::new(&wires)?;
+    let syns = (0..FLOOD).map(|number| {
+        let mut connection = Connection::new(&wires, 1, 10_000 + number, remote(0, 80));
+        connection.next = [u32::from(number), 0];
+        connection.outward(Flags::Syn, b"")
+    });
+    flood(&mut bystander, &wires, syns)?;
+    check_limits(&world, &wires)
+}
+
+#[test]
+fn a_guest_scans_ports() -> Result<()> {
+    let (world, wires) = wired(2, &SESSIONS)?;
+    let mut bystander = Bystander::new(&wires)?;
+    // Not the port of markers.
+    let scan = (100..100 + FLOOD).map(|port| packet::udp(wires.inside(1, 40_000), remote(0, port)));
+    flood(&mut bystander, &wires, scan)?;
+    check_limits(&world, &wires)
+}
+
+#[test]
+fn a_guest_floods_pings() -> Result<()> {
+    let (world, wires) = wired(2, &SESSIONS)?;
+    let mut bystander = Bystander::new(&wires)?;
+    let ends = (wires.inside(1, 0).ip(), remote(0, 0).ip());
+    let pings = (0..FLOOD).map(|number| packet::echo_request(ends.0, ends.1, number, 1));
+    flood(&mut bystander, &wires, pings)?;
+    check_limits(&world, &wires)
+}
+
+/// Of as many datagrams, each without an end.
+#[test]
+fn a_guest_floods_fragments() -> Result<()> {
+    let (world, wires) = wired(2, &SESSIONS)?;
+    let mut bystander = Bystander::new(&wires)?;
+    for first in [true, false] {
+        for number in 0..FLOOD {
+            let whole = packet::udp(wires.inside(1, 40_000), remote(0, 9000))
+                .payload(&[0; 100])
+                .identification(number.into());
+            wires.guests[1].send_all(&whole, |whole| {
+                let mut pieces = whole.fragments(64);
+                vec![pieces.remove(usize::from(!first))]
+            })?;
+            if number % 1000 == 999 {
+                wires.arrivals()?;
+                bystander.check()?;
+                check_fragmented(&wires)?;
+            }
+        }
+    }
+    ensure!(world.instance.count("session-table-full")? == 0, "full");
+    Ok(())
+}
+
+/// A datagram of the bystander's in fragments arrives whole.
+fn check_fragmented(wires: &Wires) -> Result<()> {
+    let payload: Vec<u8> = (0..=255).cycle().take(2000).collect();
+    let whole = packet::udp(wires.inside(0, 30_001), remote(0, 53)).payload(&payload);
+    wires.guests[0].send_all(&whole, |whole| whole.fragments(1000))?;
+    let arrived = wires.world.receive_whole()?;
+    ensure!(
+        arrived.ip_payload.ends_with(&payload),
+        "other bytes arrived"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_world_scans_the_outside_address() -> Result<()> {
+    let (world, wires) = wired(2, &SESSIONS)?;
+    let mut bystander = Bystander::new(&wires)?;
+    let outside = bystander.connection.outside()?.ip();
+    let before = world.instance.ask_json("status")?["tables"]["sessions"]["used"].clone();
+    for number in 0..FLOOD {
+        let to = std::net::SocketAddr::new(outside, 1024 + number * 16);
+        wires
+            .world
+            .send(&packet::udp(remote(1, 9), to).payload(b"?"))?;
+        let syn = packet::tcp(remote(1, 9), to).with_tcp(|header| header.syn = true);
+        wires.world.send(&syn)?;
+    }
+    wires.arrivals()?;
+    let after = world.instance.ask_json("status")?["tables"]["sessions"]["used"].clone();
+    // But for those that tell that all has arrived.
+    let [before, after] = [before, after].map(|used| used.as_u64().unwrap_or(u64::MAX));
+    ensure!(after <= before + 2, "{before} sessions became {after}");
+    bystander.check()
+}
+
+#[test]
+fn so_many_sessions_begin_in_a_second() -> Result<()> {
+    const RATE: u64 = 50;
+    let (world, wires) = wired(2, &["--guest-new-sessions", "50"])?;
+    let mut bystander = Bystander::new(&wires)?;
+    let start = Instant::now();
+    for port in 20_000..20_400 {
+        let sent = packet::udp(wires.inside(1, port), remote(0, 53)).payload(b"new");
+        wires.guests[1].send(&sent)?;
+    }
+    let begun = world.instance.count("session-started")?;
+    let seconds = start.elapsed().as_secs() + 1;
+    ensure!(
+        begun <= 20 + RATE + RATE * seconds,
+        "{begun} in {seconds} s"
+    );
+    ensure!(begun >= RATE, "{begun}");
+    ensure!(
+        world.instance.count("guest-session-rate")? >= 400 - begun,
+        "not counted"
+    );
+    let other = wires.inside(1, 0).ip().to_string();
+    ensure!(
+        refused(&world.instance, &other)? > 0,
+        "not counted on the guest"
+    );
+    // Markers go by the flooding guest's wire, too.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    wires.arrivals()?;
+    bystander.check()
+}
+
+/// More guests than the table has room for begin what nobody answers.
+#[test]
+fn for_want_of_room_what_nobody_answers_in_goes_first() -> Result<()> {
+    let (world, wires) = wired(4, &SESSIONS)?;
+    let mut bystander = Bystander::new(&wires)?;
+    // What tells that all has arrived begins before the flood.
+    wires.arrivals()?;
+    for guest in 1..4 {
+        for number in 0..1024 {
+            let syn = Connection::new(&wires, guest, 10_000 + number, remote(0, 80))
+                .outward(Flags::Syn, b"");
+            wires.guests[guest].send(&syn)?;
+        }
+    }
+    wires.arrivals()?;
+    let used = |status: &serde_json::Value| status["tables"]["sessions"]["used"].as_u64();
+    world
+        .instance
+        .until(|status| used(status).is_some_and(|used| used > 3000))?;
+    let start = Instant::now();
+    loop {
+        bystander.connection.talk()?;
+        let status = world.instance.ask_json("status")?;
+        if used(&status).is_some_and(|used| used < 100) {
+            break;
+        }
+        ensure!(start.elapsed() < PATIENCE, "{status}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    ensure!(
+        world.said().contains("sessions are in use"),
+        "{}",
+        world.said()
+    );
+    wires.arrivals()?;
+    bystander.check()
+}
