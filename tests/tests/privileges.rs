@@ -19,6 +19,7 @@ use tapnat_tests::{
 };
 
 /// Numbers of capabilities (`include/uapi/linux/capability.h`).
+const NET_BIND_SERVICE: u32 = 10;
 const NET_ADMIN: u32 = 12;
 const NET_RAW: u32 = 13;
 const SYS_ADMIN: u32 = 21;
@@ -88,6 +89,10 @@ fn check_everything_works(world: &Topology, instance: &Instance) -> Result<()> {
     )?;
     let uplink = world.host.ip("-brief address show dev uplink0")?;
     ensure!(uplink.contains("198.51.100.200"), "{uplink}");
+    let sockets = world
+        .host
+        .exec("ss --no-header --listening --udp --numeric")?;
+    ensure!(sockets.contains("%veth0:67"), "no DHCP: {sockets}");
     let server = UdpReflector::start(&world.world, server(0, 7))?;
     let local = std::net::SocketAddr::new(guest.address.into(), 0);
     let socket = traffic::udp_socket(&guest.namespace, local)?;
@@ -100,7 +105,7 @@ fn a_running_instance_has_given_up_what_it_does_not_use() -> Result<()> {
     let world = world()?;
     let instance = Instance::new(&world.host);
     let mut process = instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
-    let kept = mask(&[NET_ADMIN, NET_RAW, PERFMON, BPF]);
+    let kept = mask(&[NET_BIND_SERVICE, NET_ADMIN, NET_RAW, PERFMON, BPF]);
     for key in ["CapEff:", "CapPrm:", "CapBnd:"] {
         let value = u64::from_str_radix(&line(&process, key)?, 16)?;
         // Only who mounted the BPF file system has to unmount it.
