@@ -6,6 +6,7 @@ use crate::{
     frame::Frame,
     net::{Be16, Be32, icmp, protocol},
     parse::{Packet, Part, Transport},
+    time::{Instant, Ticks},
 };
 
 /// An IPv4 header without options and an ICMP header.
@@ -43,6 +44,32 @@ pub const fn may_answer(packet: &Packet) -> bool {
         Transport::IcmpError | Transport::IcmpOther
     );
     !about_error && !matches!(packet.part, Part::Later) && !packet.source.is_unroutable()
+}
+
+/// How many errors one sender was told lately (RFC 1812 section 4.3.2.8, RFC 5508
+/// REQ-10 f).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    since: Instant,
+    spent: u32,
+}
+
+impl Budget {
+    /// Errors for one sender in half a second: more than any traceroute asks for.
+    pub const MOST: u32 = 256;
+
+    /// Whether there may be one more, which it then counts.
+    #[inline(always)]
+    #[must_use]
+    pub fn take(&mut self, now: Instant) -> bool {
+        if now.since(self.since) >= Ticks::SLOT {
+            self.since = now;
+            self.spent = 0;
+        }
+        self.spent += 1;
+        self.spent <= Self::MOST
+    }
 }
 
 /// An ICMP error to be.

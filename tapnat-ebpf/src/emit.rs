@@ -15,9 +15,10 @@ use tapnat_common::{
     checksum,
     cut::{self, MAX_FRAME},
     frame::{Frame, LinkAddresses},
-    net::Be16,
+    net::{Be16, Be32},
     parse::{Packet, Part, Transport},
-    refusal::{self, HEADER_LENGTH, Refusal},
+    refusal::{self, Budget, HEADER_LENGTH, Refusal},
+    time::Instant,
     verdict::Plan,
 };
 
@@ -233,6 +234,20 @@ fn sum(whole: &mut Whole, start: u32, length: u32) -> Option<u32> {
         sum = u32::try_from(result).ok()?;
     }
     Some(sum)
+}
+
+/// Whether this sender was not told of too many errors lately.
+#[inline(never)]
+pub fn may_tell(sender: Be32, now: Instant) -> bool {
+    if maps::TOLD.get_ptr_mut(sender).is_none() {
+        // If the table cannot make room, the look-up tells.
+        let _ = maps::TOLD.insert(sender, Budget::default(), u64::from(BPF_ANY));
+    }
+    maps::TOLD.get_ptr_mut(sender).is_some_and(|budget| {
+        // SAFETY: the kernel keeps the value's memory for the program's run. That
+        // other CPUs may count in it at the same time costs an error or two.
+        unsafe { (*budget).take(now) }
+    })
 }
 
 /// Turns the packet into an ICMP error to its sender and sends it back.

@@ -281,8 +281,10 @@ fn leave(
         Outcome::Pass => TC_ACT_OK,
         Outcome::Drop => TC_ACT_SHOT,
         Outcome::Refuse => match refusal(reason, packet, device, kernel, plan.mtu) {
-            Some(refusal) => emit::refuse(skb, packet, refusal),
-            None => TC_ACT_SHOT,
+            Some(refusal) if emit::may_tell(packet.source, kernel.now()) => {
+                emit::refuse(skb, packet, refusal)
+            }
+            Some(_) | None => TC_ACT_SHOT,
         },
         Outcome::Hold => {
             let datagram = nat::datagram_key(packet, device);

@@ -14,6 +14,7 @@ use tapnat_common::{
     net::Be32,
     parse::Packet,
     ports::{CLASSES, PortSet, Reserved, SETS},
+    refusal::Budget,
     verdict::{Plan, Reason},
 };
 
@@ -49,6 +50,9 @@ pub static IDENTIFICATION: Array<u32, 1> = Array::new();
 // May forget as well: who floods SYNs loses the answers.
 #[btf_map]
 pub static UNSOLICITED: LruHashMap<FlowKey, Unsolicited, 1024> = LruHashMap::new();
+/// May forget, too: who is told about errors, by address.
+#[btf_map]
+pub static TOLD: LruHashMap<Be32, Budget, 1024> = LruHashMap::new();
 #[btf_map]
 pub static GUESTS: HashMap<Be32, Guest, 4096> = HashMap::new();
 #[btf_map]

@@ -4,7 +4,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -655,6 +655,30 @@ fn req_10d_errors_of_our_own_take_precedence() -> Result<()> {
         );
     }
     wires.nothing_arrives()
+}
+
+/// REQ-10f: errors of our own are limited in rate, for each sender by itself.
+#[test]
+fn req_10f_errors_of_our_own_are_limited_in_rate() -> Result<()> {
+    // In half a second; see `refusal::Budget`.
+    const MOST: usize = 256;
+    const SENT: usize = 6000;
+    let (_world, wires) = wired(2, &[])?;
+    let expired = |guest| packet::udp(wires.inside(guest, 40_000), remote(0, 53)).ttl(1);
+    let start = Instant::now();
+    for _ in 0..SENT {
+        wires.guests[0].send(&expired(0))?;
+    }
+    let told = wires.arrivals()?.guests.swap_remove(0).len();
+    let halves = start.elapsed().as_millis() / 500 + 2;
+    let most = MOST * usize::try_from(halves)?;
+    ensure!(told >= MOST, "{told} errors");
+    ensure!(told <= most, "{told} errors in {halves} half seconds");
+    // Another guest is told.
+    wires.guests[1].send(&expired(1))?;
+    let error = wires.guests[1].receive()?;
+    ensure!(error.icmpv4().is_some(), "{error:?}");
+    Ok(())
 }
 
 /// An echo request from outside is the host's, and makes no session.

@@ -7,13 +7,14 @@ use std::net::Ipv4Addr;
 use etherparse::IpNumber;
 use tapnat_common::{
     net::Be32,
+    refusal::Budget,
     verdict::{Outcome, Reason},
 };
 use tapnat_testbed::packet::{self, Builder, checksum};
 
 use crate::support::{
     frame::{Bytes, Partial},
-    network::{GUEST, HOST, OUTSIDE, SERVER, TAP, UPLINK, at, ip, ping, pong, tcp, udp},
+    network::{GUEST, HOST, NEIGHBOUR, OUTSIDE, SERVER, TAP, UPLINK, at, ip, ping, pong, tcp, udp},
     world::{World, route},
 };
 
@@ -368,4 +369,25 @@ fn errors_and_replies_are_not_refused_with_errors() {
     let unreachable = packet::unreachable(ip(GUEST), ip(SERVER), 3, &about).ttl(1);
     let exit = world.guest_sends(TAP, &unreachable.build());
     assert!(exit.sent.is_none());
+}
+
+#[test]
+fn a_sender_is_told_only_so_often() {
+    let world = World::new();
+    let flood = |source| {
+        let packet = udp(at(source, 40000), at(SERVER, 53)).ttl(1).build();
+        (0..2 * Budget::MOST)
+            .filter(|_| {
+                let exit = world.guest_sends(TAP, &packet);
+                assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
+                exit.sent.is_some()
+            })
+            .count()
+    };
+    let most = usize::try_from(Budget::MOST).unwrap();
+    assert_eq!(flood(GUEST), most);
+    assert_eq!(flood(GUEST), 0);
+    assert_eq!(flood(NEIGHBOUR), most, "others are");
+    world.wait_seconds(1);
+    assert_eq!(flood(GUEST), most);
 }

@@ -24,7 +24,7 @@ use tapnat_common::{
     parse::{Packet, Part},
     pipeline::{self, Quick},
     ports::{CLASSES, Class, PortSet, Reserved, SETS, set_index},
-    refusal::{self, HEADER_LENGTH, Refusal},
+    refusal::{self, Budget, HEADER_LENGTH, Refusal},
     time::{Instant, Ticks},
     verdict::{Next, Outcome, Plan, Reason},
 };
@@ -61,6 +61,7 @@ pub struct World {
     /// Prefixes that guests must not reach.
     pub denied: RefCell<Vec<(Be32, u8)>>,
     pub untranslated: RefCell<Vec<(Be32, u8)>>,
+    told: RefCell<HashMap<Be32, Budget>>,
     pub guests: Table<Be32, Guest>,
     ports: Table<u32, PortSet>,
     reserved: Table<u32, Reserved>,
@@ -165,6 +166,7 @@ impl World {
             held: RefCell::default(),
             denied: RefCell::default(),
             untranslated: RefCell::default(),
+            told: RefCell::default(),
             guests: Table::new(),
             ports: Table::new(),
             reserved: Table::new(),
@@ -554,6 +556,15 @@ impl World {
         }
         let (icmp_type, code) = reason.icmp_error()?;
         let from = nat::refusal_source(packet, device, self)?;
+        if !self
+            .told
+            .borrow_mut()
+            .entry(packet.source)
+            .or_default()
+            .take(self.now())
+        {
+            return None;
+        }
         let refusal = Refusal {
             icmp_type,
             code,
