@@ -1,4 +1,5 @@
-//! The sessions as a table that fits the terminal: less than `tapnat flows` prints, in the same words.
+//! The sessions as a table that fits the terminal: the busiest first, in the words of
+//! `tapnat flows`.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -419,7 +419,7 @@ impl Show {
                 "({columns} columns are too few for the picture of the network)\n"
             ));
         }
-        let title = "The sessions, as `tapnat flows` tells them:";
+        let title = "The sessions, which `tapnat flows` shows too:";
         lines.push(style(title).bold().to_string());
         lines.extend(flows::table(&flows, columns));
         lines.push(String::new());

@@ -25,6 +25,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
+use self::print::{Column, List};
 use crate::{
     host::bpffs,
     instance::InstanceName,
@@ -107,6 +108,26 @@ pub fn with_verb(mut arguments: Vec<OsString>) -> Vec<OsString> {
         arguments.insert(1, OsString::from(verb));
     }
     arguments
+}
+
+/// Which instance is shown, and how.
+#[derive(Clone, Debug, Args)]
+struct Shown {
+    #[command(flatten)]
+    instance: Instance,
+    #[command(flatten)]
+    format: Format,
+}
+
+impl Shown {
+    fn tables(&self) -> Result<PinnedTables> {
+        self.instance.tables()
+    }
+
+    /// Begins a list of what is shown.
+    fn list<'a>(&self, columns: &'a [Column]) -> Result<List<'a>> {
+        List::begin(self.format.json, columns)
+    }
 }
 
 impl Cli {

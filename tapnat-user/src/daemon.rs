@@ -96,7 +96,7 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
     daemon.serve(&mut signals).await;
     if options.keep {
         let name = &config.instance;
-        warn(&format!(
+        tell(&format!(
             "packets go on being translated; `tapnat down --instance {name}` ends that"
         ));
         return Ok(());
@@ -251,8 +251,13 @@ fn check_privileges() -> Result<()> {
     bail!("tapnat must run as root, or with {missing}: try `sudo tapnat ..`")
 }
 
-/// Says something that the user should know, on the standard error.
+/// Says what is not as it should be, though it stops nothing, on the standard error.
 pub fn warn(message: &str) {
+    tell(&format!("warning: {message}"));
+}
+
+/// Says what the user should know, on the standard error.
+pub fn tell(message: &str) {
     // There is nobody else to tell.
     let _ = writeln!(io::stderr(), "tapnat: {message}");
 }
@@ -472,7 +477,7 @@ impl Daemon {
                 asked = signals.received() => match asked {
                     Asked::End => return,
                     Asked::Reload => match self.reload().await {
-                        Ok(notes) => notes.iter().for_each(|note| warn(note)),
+                        Ok(notes) => notes.iter().for_each(|note| tell(note)),
                         Err(error) => warn(&format!("{error:#}")),
                     },
                 },

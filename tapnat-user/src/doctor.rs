@@ -78,7 +78,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(topic: &'static str, what: impl Into<String>) -> Self {
+    pub(crate) fn ok(topic: &'static str, what: impl Into<String>) -> Self {
         Self {
             level: Level::Ok,
             topic,
@@ -88,7 +88,7 @@ impl Finding {
         }
     }
 
-    fn new(
+    pub(crate) fn new(
         level: Level,
         topic: &'static str,
         what: impl Into<String>,
@@ -586,9 +586,10 @@ fn leftovers(here: NetworkNamespace) -> Result<Vec<Finding>> {
     let names: BTreeSet<_> = InstanceName::all()
         .unwrap_or_default()
         .into_iter()
-        .chain(pinned)
+        .chain(pinned.iter().cloned())
         .collect();
     for name in names {
+        let is_pinned = pinned.contains(&name);
         let down = format!("tapnat down --instance {name}");
         let process = Lock::holder(&name).and_then(|holder| holder.0);
         let journal = match Journal::load(&name) {
@@ -617,7 +618,11 @@ fn leftovers(here: NetworkNamespace) -> Result<Vec<Finding>> {
                 Level::Warning,
                 topic,
                 format!("the instance '{name}' is left from a network namespace that is gone"),
-                "its tables take memory",
+                if is_pinned {
+                    "its tables take memory"
+                } else {
+                    "only its record of changes is left, and they went with the namespace"
+                },
             )
             .way_out(down),
             (_, Some(Some(path))) => Finding::ok(
@@ -656,7 +661,9 @@ fn state_without_process(name: &InstanceName, down: &str) -> Finding {
             format!("the instance '{name}' was left by another version of tapnat"),
             "its tables are not of this version's layout",
         )
-        .way_out(format!("`tapnat run --fresh`, or {down}")),
+        .way_out(format!(
+            "`tapnat run --instance {name} --fresh` with its options, or {down}"
+        )),
         Err(Unusable::Missing | Unusable::Unfinished | Unusable::Refused(_)) => Finding::new(
             Level::Warning,
             topic,

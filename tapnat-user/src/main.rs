@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use clap::Parser as _;
+use clap::{Parser as _, error::ErrorKind};
 use tapnat_user::cli::{Cli, on_one_line, with_verb};
 
 /// The command line was wrong.
@@ -17,12 +17,12 @@ fn main() -> ExitCode {
     let arguments = with_verb(env::args_os().collect());
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() => {
+        Err(error) if error.use_stderr() && !is_help(&error) => {
             // There is nobody else to tell.
             let _ = writeln!(io::stderr(), "tapnat: {}", on_one_line(&error));
             return ExitCode::from(USAGE);
         }
-        // Help or the version was asked for.
+        // Help or the version was asked for, or nothing was.
         Err(error) => error.exit(),
     };
     match run(cli) {
@@ -37,6 +37,11 @@ fn main() -> ExitCode {
             code
         }
     }
+}
+
+/// Whether the error is the whole help, in answer to a command line that stops short.
+fn is_help(error: &clap::Error) -> bool {
+    error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
@@ -74,6 +79,19 @@ mod tests {
         let text = usage_error(&["run", "--inside", "tap0=10.0.0.1/24", "--uplnk", "eth0"]);
         assert!(text.contains("tip:") && text.contains("--uplink"), "{text}");
         assert!(usage_error(&["flow"]).contains("flows"));
+    }
+
+    #[test]
+    fn a_command_line_that_stops_short_gets_the_help() {
+        for verbs in [
+            &["tapnat"][..],
+            &["tapnat", "forward"],
+            &["tapnat", "static"],
+        ] {
+            let error = Cli::try_parse_from(verbs).unwrap_err();
+            assert!(is_help(&error), "{verbs:?}");
+            assert!(error.render().to_string().lines().count() > 5, "{error}");
+        }
     }
 
     #[test]

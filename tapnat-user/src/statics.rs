@@ -285,8 +285,7 @@ fn plan(
             if let Some(old) = &current {
                 if old.inside == mapping.inside {
                     mapping.sessions = old.sessions;
-                } else if let Some(view) = MappingView::new(&outside, old, &ground.settings, now())
-                {
+                } else if let Some(view) = MappingView::new(&outside, old, now()) {
                     bail!(
                         "{} is in use: the guest {} sends from it for another {}s at least; choose \
                          another port, or wait",

@@ -151,19 +151,14 @@ pub struct MappingView {
     pub kind: &'static str,
     /// Sessions that stand on it.
     pub sessions: u32,
-    /// Null for one that stays.
+    /// Never less than of the sessions that stand on it; null for one that stays.
     pub expires_in_seconds: Option<u64>,
 }
 
 impl MappingView {
     /// The mapping with this outside endpoint, at `now`. None when it is past its time.
     #[must_use]
-    pub fn new(
-        outside: &EndpointKey,
-        mapping: &Mapping,
-        settings: &Settings,
-        now: Instant,
-    ) -> Option<Self> {
+    pub fn new(outside: &EndpointKey, mapping: &Mapping, now: Instant) -> Option<Self> {
         let stays = mapping.flags & mapping_flags::STATIC != 0;
         if !stays && !now.is_before(mapping.expires_at) {
             return None;
@@ -175,7 +170,7 @@ impl MappingView {
             kind: if stays { "static" } else { "dynamic" },
             sessions: mapping.sessions,
             expires_in_seconds: (!stays)
-                .then(|| seconds_left(mapping.expires_at.since(now), settings.mapping_slack())),
+                .then(|| seconds_left(mapping.expires_at.since(now), STAMP_AFTER)),
         })
     }
 }
@@ -688,7 +683,7 @@ mod tests {
             sessions: 2,
             ..Mapping::default()
         };
-        let view = MappingView::new(&outside, &mapping, &settings(), at(1000)).unwrap();
+        let view = MappingView::new(&outside, &mapping, at(1000)).unwrap();
         assert_eq!(
             serde_json::to_value(&view).unwrap(),
             json!({
@@ -700,12 +695,9 @@ mod tests {
                 "expires_in_seconds": 300,
             })
         );
-        assert_eq!(
-            MappingView::new(&outside, &mapping, &settings(), at(1301)),
-            None
-        );
+        assert_eq!(MappingView::new(&outside, &mapping, at(1301)), None);
         mapping.flags = mapping_flags::STATIC;
-        let view = MappingView::new(&outside, &mapping, &settings(), at(1301)).unwrap();
+        let view = MappingView::new(&outside, &mapping, at(1301)).unwrap();
         assert_eq!((view.kind, view.expires_in_seconds), ("static", None));
     }
 

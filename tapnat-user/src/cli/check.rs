@@ -25,14 +25,13 @@ impl Arguments {
             .unwrap_or_else(|| file::default_path(&self.instance.name));
         let typed = ["tapnat", "run"].map(OsString::from);
         let (config, _) = run::read(&typed, Some(&path))?;
-        let plural = |count: usize| if count == 1 { "" } else { "s" };
         print::text(&format!(
             "{} is right: {} inside device{}, {} forward{}\n",
             path.display(),
             config.insides.len(),
-            plural(config.insides.len()),
+            print::plural(config.insides.len() as u64),
             config.forwards.len(),
-            plural(config.forwards.len())
+            print::plural(config.forwards.len() as u64)
         ))
     }
 }

@@ -82,14 +82,44 @@ fn describe(findings: &[Finding]) -> Result<String> {
             writeln!(text, "         way out: {way_out}")?;
         }
     }
-    let count = |level| findings.iter().filter(|it| it.level == level).count();
+    let count = |level, name: &str| {
+        let count = findings.iter().filter(|it| it.level == level).count() as u64;
+        format!("{count} {name}{}", print::plural(count))
+    };
     writeln!(
         text,
-        "{} looked at: {} problems, {} warnings, {} notes",
+        "{} looked at: {}, {}, {}",
         findings.len(),
-        count(Level::Problem),
-        count(Level::Warning),
-        count(Level::Note)
+        count(Level::Problem, "problem"),
+        count(Level::Warning, "warning"),
+        count(Level::Note, "note")
     )?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_counts_in_words() {
+        let problem = Finding::new(Level::Problem, "uplink", "it is down", "nobody set it up");
+        let ok = Finding::ok("kernel", "it has BTF");
+        let last = |findings: &[Finding]| {
+            describe(findings)
+                .unwrap()
+                .lines()
+                .last()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(
+            last(&[problem.clone(), ok]),
+            "2 looked at: 1 problem, 0 warnings, 0 notes"
+        );
+        assert_eq!(
+            last(&[problem.clone(), problem]),
+            "2 looked at: 2 problems, 0 warnings, 0 notes"
+        );
+    }
 }

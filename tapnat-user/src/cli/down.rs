@@ -17,7 +17,7 @@ pub struct Arguments {
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
         if !daemon::down(&self.instance.name).await? {
-            daemon::warn(&format!(
+            daemon::tell(&format!(
                 "nothing to take away: there is no instance '{}'",
                 self.instance.name
             ));

@@ -5,27 +5,25 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use ipnet::Ipv4Net;
+use serde::Serialize;
 
-use super::{
-    Format, Instance,
-    print::{Column, List},
-};
+use super::{Format, Instance, Shown, print::Column};
 use crate::{
     config::parse_outside_address,
     control::{self, Request},
-    daemon::warn,
-    forwards::{Forward, InsideEnd, Ports, Share, Transport, anywhere, parse_from},
+    daemon::tell,
+    forwards::{Forward, InsideEnd, Ports, Share, Standing, Transport, anywhere, parse_from},
     statics::{self, Selector},
     view::ForwardView,
 };
 
 const COLUMNS: [Column; 6] = [
-    Column::text("PROTOCOL", 8),
-    Column::text("OUTSIDE", 27),
-    Column::text("INSIDE", 27),
-    Column::text("FROM", 18),
-    Column::text("MADE BY", 7),
-    Column::number("SESSIONS", 8),
+    Column::text("PROTO"),
+    Column::text("OUTSIDE"),
+    Column::text("INSIDE"),
+    Column::text("FROM"),
+    Column::text("MADE BY"),
+    Column::number("SESSIONS"),
 ];
 
 /// A forward works from the world, and from guests over the outside address. It does not work from
@@ -100,11 +98,18 @@ struct Show {
 
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
-        let instance = &self.instance;
         match self.verb {
-            Verb::Add(arguments) => change(instance, &arguments.request()?).await,
-            Verb::Remove(arguments) => change(instance, &arguments.request()).await,
-            Verb::List(arguments) => arguments.execute(instance),
+            Verb::Add(arguments) => change(&self.instance, &arguments.request()?).await,
+            Verb::Remove(arguments) => change(&self.instance, &arguments.request()).await,
+            Verb::List(Show { format }) => list(
+                &Shown {
+                    instance: self.instance,
+                    format,
+                },
+                &COLUMNS,
+                view,
+                cells,
+            ),
         }
     }
 }
@@ -132,17 +137,9 @@ impl Remove {
     }
 }
 
-impl Show {
-    fn execute(self, instance: &Instance) -> Result<()> {
-        let tables = instance.tables()?;
-        let mut list = List::begin(self.format.json, &COLUMNS)?;
-        for standing in statics::list(&tables)? {
-            if standing.forward.share != Share::Everything {
-                list.entry(&ForwardView::from(&standing), cells)?;
-            }
-        }
-        list.end()
-    }
+/// None for an outside address that is one guest's alone, which `tapnat static` shows.
+fn view(standing: &Standing) -> Option<ForwardView> {
+    (standing.forward.share != Share::Everything).then(|| ForwardView::from(standing))
 }
 
 fn cells(view: &ForwardView) -> Vec<String> {
@@ -154,20 +151,40 @@ fn cells(view: &ForwardView) -> Vec<String> {
         view.protocol.clone(),
         end(view.outside.address, view.outside.port),
         end(view.inside.address, view.inside.port),
-        if view.from == anywhere() {
-            "anywhere".to_owned()
-        } else {
-            view.from.to_string()
-        },
+        from_cell(view.from),
         view.made_by.to_owned(),
         view.sessions.to_string(),
     ]
 }
 
+/// Who may come in, as a cell.
+pub(super) fn from_cell(from: Ipv4Net) -> String {
+    if from == anywhere() {
+        "anywhere".to_owned()
+    } else {
+        from.to_string()
+    }
+}
+
+/// Prints those of the static mappings that `view` shows.
+pub(super) fn list<T: Serialize>(
+    shown: &Shown,
+    columns: &[Column],
+    view: impl Fn(&Standing) -> Option<T>,
+    cells: impl Fn(&T) -> Vec<String>,
+) -> Result<()> {
+    let tables = shown.tables()?;
+    let mut list = shown.list(columns)?;
+    for view in statics::list(&tables)?.iter().filter_map(view) {
+        list.entry(&view, &cells)?;
+    }
+    list.end()
+}
+
 /// Has the instance change something, and says what it says.
 pub(super) async fn change(instance: &Instance, request: &Request) -> Result<()> {
     for note in control::ask(&instance.name, request, || instance.tables()).await? {
-        warn(&note);
+        tell(&note);
     }
     Ok(())
 }

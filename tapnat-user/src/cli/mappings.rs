@@ -3,19 +3,16 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{
-    Format, Instance,
-    print::{Column, List},
-};
+use super::{Shown, print::Column};
 use crate::{daemon::now, view::MappingView};
 
 const COLUMNS: [Column; 6] = [
-    Column::text("PROTOCOL", 8),
-    Column::text("INSIDE", 21),
-    Column::text("OUTSIDE", 21),
-    Column::text("KIND", 7),
-    Column::number("SESSIONS", 8),
-    Column::number("EXPIRES", 7),
+    Column::text("PROTO"),
+    Column::text("INSIDE"),
+    Column::text("OUTSIDE"),
+    Column::text("KIND"),
+    Column::number("SESSIONS"),
+    Column::number("EXPIRES"),
 ];
 
 /// The JSON is an array of objects: `protocol`, `inside` and `outside` (each an `address` and a
@@ -23,19 +20,16 @@ const COLUMNS: [Column; 6] = [
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    instance: Instance,
-    #[command(flatten)]
-    format: Format,
+    shown: Shown,
 }
 
 impl Arguments {
     pub fn execute(self) -> Result<()> {
-        let tables = self.instance.tables()?;
-        let mut list = List::begin(self.format.json, &COLUMNS)?;
-        let settings = tables.settings()?;
+        let tables = self.shown.tables()?;
+        let mut list = self.shown.list(&COLUMNS)?;
         let now = now();
         tables.for_each_mapping(|outside, mapping| {
-            match MappingView::new(outside, mapping, &settings, now) {
+            match MappingView::new(outside, mapping, now) {
                 Some(view) => list.entry(&view, cells),
                 None => Ok(()),
             }

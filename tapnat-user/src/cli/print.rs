@@ -1,37 +1,39 @@
 //! Prints lists of any length: as a table for people, as a JSON array for programs. Rows are written
-//! as they come, so that a million of them need no memory and the first is there at once; columns
-//! have fixed widths for that.
+//! as they come, so that a million of them need no memory; the first ones wait for each other, as
+//! they say how wide the columns are. On a terminal no row is wider than that.
 
-use std::io::{self, BufWriter, StdoutLock, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
 
 use anyhow::{Context as _, Result};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
 const OUTPUT: &str = "cannot write to the standard output";
 
-/// A column of a table. Text that is wider pushes the rest of its row aside.
+/// How many rows are looked at for the widths of the columns.
+const SAMPLE: usize = 200;
+const SEPARATOR: &str = "  ";
+
+/// A column of a table. A later cell that is wider pushes the rest of its row aside.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     title: &'static str,
-    width: usize,
     is_number: bool,
 }
 
 impl Column {
     /// Aligned to the left.
-    pub const fn text(title: &'static str, width: usize) -> Self {
+    pub const fn text(title: &'static str) -> Self {
         Self {
             title,
-            width,
             is_number: false,
         }
     }
 
     /// Aligned to the right.
-    pub const fn number(title: &'static str, width: usize) -> Self {
+    pub const fn number(title: &'static str) -> Self {
         Self {
             title,
-            width,
             is_number: true,
         }
     }
@@ -44,7 +46,7 @@ pub struct List<'a> {
 }
 
 enum Form<'a> {
-    Table(&'a [Column]),
+    Table(Table<'a>),
     Json { empty: bool },
 }
 
@@ -63,15 +65,9 @@ impl<'a> List<'a> {
                 form: Form::Json { empty: true },
             });
         }
-        write_row(
-            &mut output,
-            columns,
-            columns.iter().map(|column| column.title),
-        )
-        .context(OUTPUT)?;
         Ok(Self {
             output,
-            form: Form::Table(columns),
+            form: Form::Table(Table::new(columns, terminal_width())),
         })
     }
 
@@ -95,7 +91,7 @@ impl<'a> List<'a> {
                     .map_err(io::Error::from)
                     .context(OUTPUT)
             }
-            Form::Table(columns) => write_row(output, columns, cells(value)).context(OUTPUT),
+            Form::Table(table) => table.row(cells(value), output).context(OUTPUT),
         }
     }
 
@@ -105,31 +101,109 @@ impl<'a> List<'a> {
     ///
     /// When the standard output cannot be written to.
     pub fn end(mut self) -> Result<()> {
-        if let Form::Json { empty } = self.form {
-            let end: &[u8] = if empty { b"]\n" } else { b"\n]\n" };
-            self.output.write_all(end).context(OUTPUT)?;
+        match &mut self.form {
+            Form::Json { empty } => {
+                let end: &[u8] = if *empty { b"]\n" } else { b"\n]\n" };
+                self.output.write_all(end).context(OUTPUT)?;
+            }
+            Form::Table(table) => table.settle(&mut self.output).context(OUTPUT)?,
         }
         self.output.flush().context(OUTPUT)
     }
 }
 
+/// Of the standard output, if that is a terminal.
+fn terminal_width() -> Option<usize> {
+    let output = io::stdout();
+    if !output.is_terminal() {
+        return None;
+    }
+    let size = tcgetwinsize(output).ok()?;
+    // One that nobody told how large it is says 0.
+    (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
+/// A table that is being printed.
+struct Table<'a> {
+    columns: &'a [Column],
+    /// Those of the columns that are printed, once that is known.
+    widths: Option<Vec<usize>>,
+    /// Rows that wait until then.
+    held: Vec<Vec<String>>,
+    limit: Option<usize>,
+}
+
+impl<'a> Table<'a> {
+    /// A table whose rows are no wider than `limit`, as far as the first of them tell.
+    fn new(columns: &'a [Column], limit: Option<usize>) -> Self {
+        Self {
+            columns,
+            widths: None,
+            held: Vec::new(),
+            limit,
+        }
+    }
+
+    fn row(&mut self, cells: Vec<String>, output: &mut impl io::Write) -> io::Result<()> {
+        if let Some(widths) = &self.widths {
+            return write_row(output, self.columns, widths, &cells);
+        }
+        self.held.push(cells);
+        if self.held.len() < SAMPLE {
+            return Ok(());
+        }
+        self.settle(output)
+    }
+
+    /// Chooses the widths, and prints what waited for them.
+    fn settle(&mut self, output: &mut impl io::Write) -> io::Result<()> {
+        if self.widths.is_some() {
+            return Ok(());
+        }
+        let titles: Vec<_> = self.columns.iter().map(|it| it.title.to_owned()).collect();
+        self.held.insert(0, titles);
+        let widest = |place: usize| {
+            let cells = self.held.iter().filter_map(|row| row.get(place));
+            cells.map(String::len).max().unwrap_or(0)
+        };
+        let mut widths: Vec<_> = (0..self.columns.len()).map(widest).collect();
+        let total = |widths: &[usize]| {
+            widths.iter().sum::<usize>() + SEPARATOR.len() * widths.len().saturating_sub(1)
+        };
+        while widths.len() > 1 && self.limit.is_some_and(|limit| total(&widths) > limit) {
+            widths.pop();
+        }
+        for row in self.held.drain(..) {
+            write_row(output, self.columns, &widths, &row)?;
+        }
+        self.widths = Some(widths);
+        Ok(())
+    }
+}
+
+/// Prints as many cells as there are widths.
 fn write_row(
     output: &mut impl io::Write,
     columns: &[Column],
-    cells: impl IntoIterator<Item = impl AsRef<str>>,
+    widths: &[usize],
+    cells: &[String],
 ) -> io::Result<()> {
-    for (position, (column, cell)) in columns.iter().zip(cells).enumerate() {
-        let (cell, width) = (cell.as_ref(), column.width);
-        let separator = if position == 0 { "" } else { "  " };
+    for (position, ((column, cell), &width)) in columns.iter().zip(cells).zip(widths).enumerate() {
+        let separator = if position == 0 { "" } else { SEPARATOR };
         if column.is_number {
             write!(output, "{separator}{cell:>width$}")?;
-        } else if position + 1 == columns.len() {
+        } else if position + 1 == widths.len() {
             write!(output, "{separator}{cell}")?;
         } else {
             write!(output, "{separator}{cell:<width$}")?;
         }
     }
     writeln!(output)
+}
+
+/// What ends the word for so many things.
+pub const fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }
 
 /// Prints one JSON value, over several lines.
@@ -164,20 +238,57 @@ pub fn text(text: &str) -> Result<()> {
 mod tests {
     use super::*;
 
+    const COLUMNS: [Column; 3] = [
+        Column::text("NAME"),
+        Column::number("COUNT"),
+        Column::text("TO"),
+    ];
+
+    fn row(cells: [&str; 3]) -> Vec<String> {
+        cells.map(str::to_owned).to_vec()
+    }
+
+    fn printed(limit: Option<usize>, rows: &[[&str; 3]]) -> String {
+        let mut output = Vec::new();
+        let mut table = Table::new(&COLUMNS, limit);
+        for cells in rows {
+            table.row(row(*cells), &mut output).unwrap();
+        }
+        table.settle(&mut output).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
     #[test]
     fn rows_line_up_and_end_without_blanks() {
-        let columns = [
-            Column::text("NAME", 6),
-            Column::number("COUNT", 5),
-            Column::text("TO", 4),
-        ];
-        let mut output = Vec::new();
-        write_row(&mut output, &columns, columns.map(|column| column.title)).unwrap();
-        write_row(&mut output, &columns, ["a", "7", "b"]).unwrap();
-        write_row(&mut output, &columns, ["longer-name", "123456", "b"]).unwrap();
+        let rows = [["a", "7", "b"], ["longer-name", "123456", "b"]];
         assert_eq!(
-            String::from_utf8(output).unwrap(),
-            "NAME    COUNT  TO\na           7  b\nlonger-name  123456  b\n"
+            printed(None, &rows),
+            "NAME          COUNT  TO\na                 7  b\nlonger-name  123456  b\n"
         );
+        assert_eq!(printed(None, &[]), "NAME  COUNT  TO\n");
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_the_terminal_are_left_out() {
+        let rows = [["longer-name", "7", "b"]];
+        assert_eq!(printed(Some(22), &rows), printed(None, &rows));
+        assert_eq!(
+            printed(Some(21), &rows),
+            "NAME         COUNT\nlonger-name      7\n"
+        );
+        assert_eq!(printed(Some(1), &rows), "NAME\nlonger-name\n");
+    }
+
+    #[test]
+    fn the_first_rows_say_how_wide_the_columns_are() {
+        let mut rows = vec![["ab", "1", "x"]; SAMPLE];
+        rows.push(["wider-than-all", "1", "x"]);
+        let text = printed(None, &rows);
+        assert_eq!(text.lines().count(), SAMPLE + 2);
+        assert!(
+            text.starts_with("NAME  COUNT  TO\nab        1  x\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("wider-than-all      1  x\n"), "{text}");
     }
 }

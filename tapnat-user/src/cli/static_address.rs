@@ -7,23 +7,23 @@ use clap::{Args, Subcommand};
 use ipnet::Ipv4Net;
 
 use super::{
-    Format, Instance,
-    forward::change,
-    print::{Column, List},
+    Format, Instance, Shown,
+    forward::{change, from_cell, list},
+    print::Column,
 };
 use crate::{
     config::parse_outside_address,
     control::Request,
-    forwards::{Forward, Share, anywhere, parse_from},
-    statics::{self, Selector},
+    forwards::{Forward, Share, Standing, anywhere, parse_from},
+    statics::Selector,
     view::StaticView,
 };
 
 const COLUMNS: [Column; 4] = [
-    Column::text("OUTSIDE", 15),
-    Column::text("INSIDE", 15),
-    Column::text("FROM", 18),
-    Column::text("MADE BY", 7),
+    Column::text("OUTSIDE"),
+    Column::text("INSIDE"),
+    Column::text("FROM"),
+    Column::text("MADE BY"),
 ];
 
 /// Packets to the outside address go to the guest, whatever their protocol and port, and those of the
@@ -80,11 +80,18 @@ struct Show {
 
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
-        let instance = &self.instance;
         match self.verb {
-            Verb::Add(arguments) => change(instance, &arguments.request()).await,
-            Verb::Remove(arguments) => change(instance, &arguments.request()).await,
-            Verb::List(arguments) => arguments.execute(instance),
+            Verb::Add(arguments) => change(&self.instance, &arguments.request()).await,
+            Verb::Remove(arguments) => change(&self.instance, &arguments.request()).await,
+            Verb::List(Show { format }) => list(
+                &Shown {
+                    instance: self.instance,
+                    format,
+                },
+                &COLUMNS,
+                view,
+                cells,
+            ),
         }
     }
 }
@@ -102,28 +109,16 @@ impl Remove {
     }
 }
 
-impl Show {
-    fn execute(self, instance: &Instance) -> Result<()> {
-        let tables = instance.tables()?;
-        let mut list = List::begin(self.format.json, &COLUMNS)?;
-        for standing in statics::list(&tables)? {
-            if standing.forward.share == Share::Everything {
-                list.entry(&StaticView::from(&standing), cells)?;
-            }
-        }
-        list.end()
-    }
+/// None for a forward, which `tapnat forward` shows.
+fn view(standing: &Standing) -> Option<StaticView> {
+    (standing.forward.share == Share::Everything).then(|| StaticView::from(standing))
 }
 
 fn cells(view: &StaticView) -> Vec<String> {
     vec![
         view.outside.to_string(),
         view.inside.to_string(),
-        if view.from == anywhere() {
-            "anywhere".to_owned()
-        } else {
-            view.from.to_string()
-        },
+        from_cell(view.from),
         view.made_by.to_owned(),
     ]
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use clap::Args;
 
-use super::{Format, Instance, print};
+use super::{Shown, print};
 use crate::{
     instance::Lock,
     journal::Journal,
@@ -19,15 +19,13 @@ const MOST_GUESTS: usize = 5;
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    instance: Instance,
-    #[command(flatten)]
-    format: Format,
+    shown: Shown,
 }
 
 impl Arguments {
     pub fn execute(self) -> Result<()> {
         let status = self.status()?;
-        if self.format.json {
+        if self.shown.format.json {
             print::json(&status)
         } else {
             print::text(&describe(&status)?)
@@ -35,8 +33,8 @@ impl Arguments {
     }
 
     fn status(&self) -> Result<Status> {
-        let name = &self.instance.name;
-        let tables = self.instance.tables()?;
+        let name = &self.shown.instance.name;
+        let tables = self.shown.tables()?;
         // Only for the names; what the datapath does is in the tables alone.
         let journal = Journal::load(name).unwrap_or(None);
         let name_of = |index| {
@@ -159,7 +157,7 @@ fn describe(status: &Status) -> Result<String> {
     let scope = if status.counted {
         ""
     } else {
-        " (of steady sessions only with `run --count`)"
+        " (those of steady sessions are not counted; `run --count` counts them)"
     };
     let refused = status.guests.iter().filter(|guest| guest.refused != 0);
     for guest in refused.take(MOST_GUESTS) {
@@ -173,8 +171,12 @@ fn describe(status: &Status) -> Result<String> {
     for reason in status.reasons.iter().filter(|reason| reason.packets > 0) {
         writeln!(
             text,
-            "  {:<8} {:<26} {:>12} packets {:>15} bytes",
-            reason.outcome, reason.reason, reason.packets, reason.bytes
+            "  {:<8} {:<26} {:>12} packet{:1} {:>15} bytes",
+            reason.outcome,
+            reason.reason,
+            reason.packets,
+            print::plural(reason.packets),
+            reason.bytes
         )?;
     }
     Ok(text)

@@ -9,7 +9,7 @@ use tapnat_common::ports::Class;
 
 use super::{
     Daemon, Surroundings, attach, claims, facts, hooks, prepare_inside, set_outside, set_sysctl,
-    surroundings, warn,
+    surroundings, tell, warn,
 };
 use crate::{
     datapath::{Hook, uses_tcx},
@@ -102,7 +102,7 @@ impl Daemon {
             ));
         }
         for inside in plan.insides.iter().filter(|it| !is_in(&self.plan, it)) {
-            warn(&format!(
+            tell(&format!(
                 "{} is served: {}",
                 inside.device_name(),
                 inside.address
@@ -110,7 +110,7 @@ impl Daemon {
         }
         let name = &plan.uplink.name;
         if plan.uplink.index != self.plan.uplink.index {
-            warn(&format!("the uplink is {name} now"));
+            tell(&format!("the uplink is {name} now"));
         }
         if known.outside.is_empty() && !self.known.outside.is_empty() {
             let is_there = links.iter().any(|link| link.index == plan.uplink.index);
