@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
     capture::{Capture, Captured, Direction, Partial},
     packet::{self, Builder, Parsed},
-    topology::{GUEST_DEVICE, Inside, Tap, Topology, UPLINK},
+    topology::{self, GUEST_DEVICE, Inside, Tap, Topology, UPLINK, Uplink},
     traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 use tapnat_tests::{
@@ -614,19 +614,26 @@ fn req_13a_packets_with_offloads_are_fragmented() -> Result<()> {
             ..Tap::default()
         })
     });
-    let insides = [Inside::Veth, taps[0], taps[1], Inside::Tun];
-    for inside in insides {
+    let links = [
+        (Inside::Veth, Uplink::Ethernet),
+        (taps[0], Uplink::Ethernet),
+        (taps[1], Uplink::Tun),
+        (Inside::Bridge, Uplink::Ethernet),
+        (Inside::Tun, Uplink::Ethernet),
+        (Inside::Tun, Uplink::Tun),
+    ];
+    for (inside, uplink) in links {
         for narrow in [UPLINK, GUEST_DEVICE] {
-            check_offloads(inside, narrow)
-                .with_context(|| format!("{inside:?}, narrow {narrow}"))?;
+            let builder = Topology::builder().inside(inside).uplink(uplink);
+            check_offloads(builder, narrow)
+                .with_context(|| format!("{inside:?}, {uplink:?}, narrow {narrow}"))?;
         }
     }
     Ok(())
 }
 
 /// With 1400 bytes on one of the two links of the host.
-fn check_offloads(inside: Inside, narrow: &str) -> Result<()> {
-    let builder = Topology::builder().inside(inside);
+fn check_offloads(builder: topology::Builder, narrow: &str) -> Result<()> {
     let builder = if narrow == UPLINK {
         builder.uplink_mtu(1400)
     } else {
