@@ -441,7 +441,8 @@ fn step() -> BoxedStrategy<Step> {
                 & (setting_flags::PASS_UNSOLICITED
                     | setting_flags::ISOLATE
                     | setting_flags::DENY_HOST
-                    | setting_flags::ROAMING),
+                    | setting_flags::ROAMING
+                    | setting_flags::UNTRANSLATED),
             clamp: if clamps { 1000 } else { 0 },
             limit,
         }),
@@ -669,6 +670,7 @@ proptest! {
             // From the start: sessions that it keeps stand on mappings that it did not.
             world.set_inbound_refresh();
         }
+        world.untranslated.borrow_mut().push((OTHER_SERVER.into(), 32));
         let mut history = History::default();
         for step in steps {
             take(&world, step, &mut history);
