@@ -7,7 +7,9 @@ mod down;
 mod file;
 mod flows;
 mod forward;
+mod guests;
 mod mappings;
+mod metrics;
 mod print;
 mod qemu;
 mod reload;
@@ -57,6 +59,10 @@ enum Command {
     Flows(flows::Arguments),
     /// Show the mappings of inside to outside endpoints
     Mappings(mappings::Arguments),
+    /// Show who is behind an instance
+    Guests(guests::Arguments),
+    /// Print what an instance does for Prometheus, or answer its scrapes
+    Metrics(metrics::Arguments),
     /// Show what an instance does and how it fares
     Status(status::Arguments),
     /// Lead ports of an outside address to guests
@@ -145,6 +151,8 @@ impl Cli {
             Command::Check(arguments) => arguments.execute(),
             Command::Flows(arguments) => arguments.execute(),
             Command::Mappings(arguments) => arguments.execute(),
+            Command::Guests(arguments) => arguments.execute(),
+            Command::Metrics(arguments) => arguments.execute(),
             Command::Status(arguments) => arguments.execute(),
             Command::Forward(arguments) => arguments.execute().await,
             Command::Static(arguments) => arguments.execute().await,

@@ -13,6 +13,7 @@ pub mod host;
 pub mod instance;
 pub mod journal;
 pub mod logs;
+pub mod metrics;
 pub mod pool;
 pub mod ports;
 pub mod preflight;

@@ -287,15 +287,6 @@ pub struct Status {
     pub reasons: Vec<ReasonView>,
 }
 
-/// What one inside address uses.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct GuestView {
-    pub address: Ipv4Addr,
-    pub sessions: u32,
-    /// Sessions that it wanted and did not get, for a limit that it has.
-    pub refused: u32,
-}
-
 /// What the operator denies to guests, and where they go as themselves.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct PolicyView {
@@ -396,6 +387,32 @@ impl From<Usage> for UsageView {
     }
 }
 
+/// A guest, by its inside address.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct GuestView {
+    pub address: Ipv4Addr,
+    /// Null where it is not known, as on devices without link addresses.
+    pub link_address: Option<String>,
+    /// Sessions now; what is over and not yet collected counts.
+    pub sessions: u32,
+    /// New sessions that a limit refused.
+    pub refused: u32,
+}
+
+impl GuestView {
+    #[must_use]
+    pub fn new(address: Be32, guest: &Guest) -> Self {
+        let [_, _, link @ ..] = guest.link.to_be_bytes();
+        let link = link.map(|byte| format!("{byte:02x}")).join(":");
+        Self {
+            address: Ipv4Addr::from(address),
+            link_address: (guest.link != 0).then_some(link),
+            sessions: guest.sessions,
+            refused: guest.refused,
+        }
+    }
+}
+
 /// How many packets left the datapath for one reason.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct ReasonView {
@@ -442,11 +459,7 @@ pub struct StatusSource {
 fn guest_views(guests: &[(Be32, Guest)]) -> Vec<GuestView> {
     let mut views: Vec<_> = guests
         .iter()
-        .map(|(address, guest)| GuestView {
-            address: (*address).into(),
-            sessions: guest.sessions,
-            refused: guest.refused,
-        })
+        .map(|(address, guest)| GuestView::new(*address, guest))
         .collect();
     views.sort_by_key(|guest| (Reverse((guest.refused, guest.sessions)), guest.address));
     views
