@@ -58,7 +58,7 @@ use crate::{
 };
 
 /// How long a process that was told to end may take.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 const END_POLL: Duration = Duration::from_millis(20);
 
 /// How `tapnat run` begins and ends.
