@@ -248,7 +248,10 @@ fn check_privileges() -> Result<()> {
     if geteuid().is_root() {
         bail!("root lacks {missing} here: run tapnat outside the container, or grant it these");
     }
-    bail!("tapnat must run as root, or with {missing}: try `sudo tapnat ..`")
+    bail!(
+        "tapnat must run as root (`sudo tapnat ..`), or with {missing}, better CAP_NET_RAW too, and \
+         as a user who may write to /run/tapnat, /sys/fs/bpf/tapnat and, for new taps, /dev/net/tun"
+    )
 }
 
 /// Says what is not as it should be, though it stops nothing, on the standard error.

@@ -178,7 +178,26 @@ fn kernel_is_at_least(major: u8, minor: u8) -> bool {
 ///
 /// When the kernel has no TCX and it was insisted on.
 pub fn uses_tcx(attach: Attach) -> Result<bool> {
-    let has_tcx = kernel_is_at_least(6, 6);
+    choose_tcx(attach, has_tcx())
+}
+
+/// Asks the kernel what hangs on a device that every network namespace has. One that does not know
+/// TCX, or was built without it, calls that invalid (`bpf_prog_query()` in `kernel/bpf/syscall.c`,
+/// `tcx_prog_query()` in `include/net/tcx.h`).
+fn has_tcx() -> bool {
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_) => true,
+        Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.raw_os_error() == Some(libc::EINVAL) =>
+        {
+            false
+        }
+        // It may not be asked, as without privileges.
+        Err(_) => kernel_is_at_least(6, 6),
+    }
+}
+
+fn choose_tcx(attach: Attach, has_tcx: bool) -> Result<bool> {
     match attach {
         Attach::Auto => Ok(has_tcx),
         Attach::Clsact => Ok(false),
@@ -550,11 +569,46 @@ const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 ///
 /// When it has none.
 pub fn check_kernel() -> Result<()> {
-    if Path::new(KERNEL_BTF).exists() {
+    check_btf(Path::new(KERNEL_BTF))
+}
+
+fn check_btf(btf: &Path) -> Result<()> {
+    if btf.exists() {
         return Ok(());
     }
     bail!(
-        "this kernel has no BTF ({KERNEL_BTF} is missing): use a distribution's kernel, or build \
-         one with CONFIG_DEBUG_INFO_BTF=y"
+        "this kernel has no BTF ({} is missing): use a distribution's kernel, or build one with \
+         CONFIG_DEBUG_INFO_BTF=y",
+        btf.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_btf_is_refused() {
+        let error = check_btf(Path::new("/nonexistent/vmlinux")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "this kernel has no BTF (/nonexistent/vmlinux is missing): use a distribution's kernel, \
+             or build one with CONFIG_DEBUG_INFO_BTF=y"
+        );
+        assert!(check_btf(Path::new("/proc/self/exe")).is_ok());
+    }
+
+    #[test]
+    fn tcx_is_used_where_there_is_one() {
+        for has_tcx in [false, true] {
+            assert_eq!(choose_tcx(Attach::Auto, has_tcx).unwrap(), has_tcx);
+            assert!(!choose_tcx(Attach::Clsact, has_tcx).unwrap());
+        }
+        assert!(choose_tcx(Attach::Tcx, true).unwrap());
+        let error = choose_tcx(Attach::Tcx, false).unwrap_err().to_string();
+        assert!(
+            error.contains("no TCX") && error.contains("--attach auto"),
+            "{error}"
+        );
+    }
 }

@@ -192,7 +192,12 @@ impl Lock {
                     path: path.to_owned(),
                 })
             })
-            .with_context(|| format!("cannot lock {}: run as root", path.display()))
+            .with_context(|| {
+                format!(
+                    "cannot lock {}: run as root, or let this user write to {RUN_DIRECTORY}",
+                    path.display()
+                )
+            })
     }
 
     fn try_acquire(path: &Path, operation: FlockOperation) -> io::Result<Result<File, Holder>> {

@@ -4,8 +4,12 @@
 use std::{
     env,
     ffi::OsString,
+    fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Once,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +25,12 @@ const PROGRAM: &str = "TAPNAT_BIN";
 /// How long a start or an end may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+const PINS: &str = "/sys/fs/bpf/tapnat";
+const RUN: &str = "/run/tapnat";
+const PREFIX: &str = "test-";
+
 static COUNTER: AtomicU32 = AtomicU32::new(0);
+static SWEEP: Once = Once::new();
 
 /// A name for an instance and the host that it runs on.
 #[derive(Debug)]
@@ -34,10 +43,11 @@ impl Instance {
     /// Chooses a name that no other test has. Starts nothing.
     #[must_use]
     pub fn new(host: &Namespace) -> Self {
+        SWEEP.call_once(sweep);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         Self {
             host: host.clone(),
-            name: format!("test-{}-{number}", std::process::id()),
+            name: format!("{PREFIX}{}-{number}", std::process::id()),
         }
     }
 
@@ -50,13 +60,13 @@ impl Instance {
     /// Where its maps and links are pinned while it is up.
     #[must_use]
     pub fn pins(&self) -> PathBuf {
-        Path::new("/sys/fs/bpf/tapnat").join(&self.name)
+        Path::new(PINS).join(&self.name)
     }
 
     /// Where its lock and its journal are while it is up.
     #[must_use]
     pub fn run_directory(&self) -> PathBuf {
-        Path::new("/run/tapnat").join(&self.name)
+        Path::new(RUN).join(&self.name)
     }
 
     /// A verb of the program for this instance, to be run on the host.
@@ -142,7 +152,51 @@ impl Drop for Instance {
     }
 }
 
+/// Removes what killed tests left of their instances. Their processes and
+/// namespaces went when the host of this one was made.
+fn sweep() {
+    for directory in [PINS, RUN] {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(is_orphan) {
+                // Another test program may be at it, too.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+/// Whether the process that gave an instance this name is no more.
+fn is_orphan(name: &str) -> bool {
+    let numbers = name.strip_prefix(PREFIX);
+    let Some((process, number)) = numbers.and_then(|it| it.split_once('-')) else {
+        return false;
+    };
+    let is_number = |text: &str| text.parse::<u32>().is_ok();
+    is_number(process) && is_number(number) && !Path::new("/proc").join(process).exists()
+}
+
 fn program() -> Result<OsString> {
     env::var_os(PROGRAM)
         .with_context(|| format!("{PROGRAM} is not set: run the tests with `cargo xtask test`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_killed_tests_left_is_an_orphan() {
+        // Numbers of processes end at 2^22.
+        assert!(is_orphan("test-4194305-3"));
+        assert!(!is_orphan(&format!("test-{}-3", std::process::id())));
+        for name in [
+            "default",
+            "test",
+            "test-4194305",
+            "test-mine-3",
+            "test-4194305-x",
+        ] {
+            assert!(!is_orphan(name), "{name}");
+        }
+    }
 }

@@ -316,6 +316,54 @@ fn a_refused_start_takes_nothing_from_an_earlier_one() -> Result<()> {
 }
 
 #[test]
+fn without_privileges_nothing_begins() -> Result<()> {
+    const CAPABILITIES: &str = "+net_admin,+bpf,+perfmon,+net_raw";
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    // Nobody may not be able to run the program where that was built.
+    let copy = std::env::temp_dir().join(format!("{}-program", instance.name()));
+    let program = std::env::var_os("TAPNAT_BIN").context("TAPNAT_BIN is not set")?;
+    fs::copy(program, &copy)?;
+    // So that it is there and root's, whatever else runs.
+    let _process = instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
+    let other = Instance::new(&world.host);
+    let check = |privileges: &[&str], words: &[&str]| {
+        let before = Snapshot::take(&world.host, &other.pins())?;
+        let output = world
+            .host
+            .command("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .args(privileges)
+            .arg(&copy)
+            .args(["run", "--instance", other.name()])
+            .args(["--inside", "tap7=10.0.7.1/24"])
+            .output()?;
+        ensure!(output.status.code() == Some(FAILURE), "{output:?}");
+        ensure!(output.stderr.lines().count() == 1, "{output:?}");
+        for word in words {
+            ensure!(output.stderr.contains(word), "not '{word}': {output:?}");
+        }
+        let after = Snapshot::take(&world.host, &other.pins())?;
+        ensure!(before == after, "it left {:?}", before.difference(&after));
+        Ok(())
+    };
+    let none = check(
+        &[],
+        &[
+            "must run as root",
+            "CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON",
+            "CAP_NET_RAW",
+            "/dev/net/tun",
+        ],
+    );
+    let sets = ["inh", "ambient"].map(|set| format!("--{set}-caps={CAPABILITIES}"));
+    let given = sets.each_ref().map(String::as_str);
+    let some = check(&given, &["/run/tapnat", "let this user write"]);
+    fs::remove_file(&copy)?;
+    none.and(some)
+}
+
+#[test]
 fn an_instance_that_begins_or_ends_is_not_called_running() -> Result<()> {
     let world = world()?;
     let instance = Instance::new(&world.host);

@@ -9,9 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::MapInfo;
+use aya::{maps::MapInfo, programs::loaded_programs};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tapnat_common::abi::programs;
 use tapnat_testbed::{
     packet,
     snapshot::Snapshot,
@@ -188,6 +189,33 @@ fn packets_and_bytes_are_counted_if_asked() -> Result<()> {
         table.contains("PACKETS") && table.contains(" 3/2 ") && table.contains(" 1/0 "),
         "{table}"
     );
+    Ok(())
+}
+
+/// How many bytes the kernel made of the program that starts sessions.
+fn size_of_start(instance: &Instance) -> Result<u32> {
+    let id = MapInfo::from_pin(instance.pins().join("maps/SETTINGS"))?.id();
+    loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| {
+            let maps = program.map_ids().ok().flatten();
+            program.name_as_str() == Some(programs::START)
+                && maps.is_some_and(|maps| maps.contains(&id))
+        })
+        .and_then(|program| program.size_translated())
+        .context("the program is not loaded")
+}
+
+#[test]
+fn without_verbose_the_verifier_takes_the_logs_out() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let mut process = instance.start(&ARGUMENTS)?;
+    let silent = size_of_start(&instance)?;
+    process.terminate(PATIENCE)?;
+    let _process = instance.start(&[&ARGUMENTS[..], &["-v"]].concat())?;
+    let verbose = size_of_start(&instance)?;
+    ensure!(silent < verbose, "{silent} bytes, and {verbose} with -v");
     Ok(())
 }
 

@@ -76,7 +76,8 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
     }
 
     let packages = packages(&missing);
-    if let Some(refusal) = refusal(&packages) {
+    let has_apt = command::find_program("apt-get").is_some();
+    if let Some(refusal) = refusal(&packages, has_apt, command::is_root()) {
         println!("setup: missing");
         for requirement in &missing {
             print(requirement, &missing);
@@ -114,17 +115,17 @@ pub fn ensure(groups: &[Group]) -> Result<()> {
 }
 
 /// Why packages cannot be installed by this process, and the way out; nothing when they can.
-fn refusal(packages: &[&str]) -> Option<String> {
+fn refusal(packages: &[&str], has_apt: bool, is_root: bool) -> Option<String> {
     let packages = packages.join(" ");
     if packages.is_empty() {
         None
-    } else if command::find_program("apt-get").is_none() {
+    } else if !has_apt {
         Some(format!(
             "there is no apt-get here: install the counterparts of these packages by this system's \
              own means: {packages} (nightly with rust-src serves in place of rustc-web: `rustup \
              toolchain install nightly --component rust-src`)"
         ))
-    } else if !command::is_root() {
+    } else if !is_root {
         Some(format!(
             "installing packages needs root: run `sudo apt-get update && sudo apt-get install \
              --no-install-recommends {packages}`, then this command again"
@@ -166,4 +167,30 @@ fn print(requirement: &Requirement, others: &[&Requirement]) {
         .max()
         .unwrap_or(0);
     println!("  {:width$}  {}", requirement.name, requirement.why);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_installed_is_told_with_the_way_out() {
+        let packages = ["clang", "tcpdump"];
+        assert_eq!(refusal(&packages, true, true), None);
+        assert_eq!(refusal(&[], false, false), None);
+        let without_root = refusal(&packages, true, false).unwrap();
+        assert!(
+            without_root.contains("needs root")
+                && without_root
+                    .contains("sudo apt-get install --no-install-recommends clang tcpdump"),
+            "{without_root}"
+        );
+        for is_root in [false, true] {
+            let elsewhere = refusal(&packages, false, is_root).unwrap();
+            assert!(
+                elsewhere.contains("no apt-get") && elsewhere.contains("clang tcpdump"),
+                "{elsewhere}"
+            );
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result, anyhow};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -43,11 +43,22 @@ pub enum Queues {
 /// When `/dev/net/tun` cannot be opened, when the name is taken (`EBUSY`) or impossible, and without
 /// `CAP_NET_ADMIN`.
 pub fn create(name: &str, queues: Queues) -> Result<()> {
-    let device = OpenOptions::new().read(true).write(true).open(CLONE_DEVICE).with_context(
-        || format!("cannot open {CLONE_DEVICE}: load the tun module (`modprobe tun`), or create {name} by other means"),
-    )?;
+    let opened = OpenOptions::new().read(true).write(true).open(CLONE_DEVICE);
+    let device = opened.map_err(|error| explain(&error, name))?;
     claim(&device, name, queues).with_context(|| format!("cannot create the tap {name}"))?;
     persist(&device).with_context(|| format!("cannot make the tap {name} persistent"))
+}
+
+fn explain(error: &io::Error, name: &str) -> Error {
+    let way_out = if error.kind() == io::ErrorKind::PermissionDenied {
+        "run as root, or let this user open it"
+    } else {
+        "load the tun module (`modprobe tun`)"
+    };
+    anyhow!(
+        "cannot open {CLONE_DEVICE} ({error}): {way_out}, or create {name} yourself (`ip tuntap add \
+         {name} mode tap vnet_hdr`)"
+    )
 }
 
 fn claim(device: &File, name: &str, queues: Queues) -> io::Result<()> {
@@ -81,5 +92,25 @@ fn check(result: c_int) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_out_is_that_of_the_error() {
+        let said = |number| explain(&io::Error::from_raw_os_error(number), "tap0").to_string();
+        for number in [libc::ENOENT, libc::ENODEV] {
+            assert!(said(number).contains("modprobe tun"), "{}", said(number));
+        }
+        for number in [libc::EACCES, libc::EPERM] {
+            let said = said(number);
+            assert!(
+                said.contains("run as root") && !said.contains("modprobe"),
+                "{said}"
+            );
+        }
     }
 }
