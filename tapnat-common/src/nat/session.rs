@@ -6,7 +6,8 @@
 use super::{Insert, STAMP_AFTER, Tables, filter, mapping, policy};
 use crate::{
     abi::{
-        EndpointKey, FlowKey, Session, Settings, Timeouts, session_flags, setting_flags, tcp_state,
+        EndpointKey, FlowKey, Session, Settings, Timeouts, mapping_flags, session_flags,
+        setting_flags, tcp_state,
     },
     checksum::Delta,
     net::protocol,
@@ -144,8 +145,10 @@ pub const fn last_kept(number: u8, one: Half, other: Half, inbound_refresh: bool
 }
 
 /// Whether the session leads to an inside device that is gone, or its outside
-/// address is no longer one of ours: answers to it would not come back. While there
-/// is no outside address at all, the old one may return.
+/// endpoint is another guest's by now, as happens when timeouts are raised and the
+/// mapping was to end by the old ones; or its outside address is no longer one of
+/// ours: answers to it would not come back. While there is no outside address at
+/// all, the old one may return.
 #[inline(always)]
 pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
     let Some(settings) = tables.settings() else {
@@ -155,10 +158,24 @@ pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -
     if is_inward && tables.device(session.next_hop.device).is_none() {
         return true;
     }
-    let outside = match key.arrival.device() {
-        Some(_) => EndpointKey::new(session.source, session.source_port, key.arrival.protocol()),
-        None => key.destination_endpoint(),
+    let number = key.arrival.protocol();
+    let (outside, inside) = match key.arrival.device() {
+        Some(_) => (
+            EndpointKey::new(session.source, session.source_port, number),
+            key.source_endpoint(),
+        ),
+        None => (
+            key.destination_endpoint(),
+            EndpointKey::new(session.destination, session.destination_port, number),
+        ),
     };
+    // What came in by a forward goes on when that leads elsewhere.
+    let is_taken = tables.mapping(&outside).is_some_and(|mapping| {
+        mapping.flags & mapping_flags::STATIC == 0 && mapping.inside != inside
+    });
+    if is_taken && session.flags & session_flags::UNMAPPED == 0 {
+        return true;
+    }
     if settings.outside_count == 0 || settings.is_outside(outside.address) {
         return false;
     }

@@ -11,8 +11,8 @@ use tapnat_common::{
 
 use crate::support::{
     network::{
-        GUEST, HOST, NEIGHBOUR, OTHER_SERVER, OUTSIDE, SERVER, TAP, at, endpoint, ping, pong,
-        source, udp,
+        GUEST, HOST, NEIGHBOUR, OTHER_SERVER, OUTSIDE, SERVER, TAP, at, destination, endpoint,
+        ping, pong, source, udp,
     },
     world::{World, route},
 };
@@ -378,4 +378,33 @@ fn packets_are_counted_only_if_asked() {
     };
     assert_eq!(run(false), (0, 0, 0, 0));
     assert_eq!(run(true), (3, 3 * 36, 1, 36));
+}
+
+/// The mapping was to end by the old timeout, and so its port is another guest's
+/// while the session would still live by the new one.
+#[test]
+fn raised_timeouts_do_not_leave_a_session_on_anothers_port() {
+    for packets_go_on in [false, true] {
+        let world = World::new();
+        world.set(|settings| settings.timeouts.udp = Ticks::from_seconds(100));
+        let packet = |guest| udp(at(guest, 40_000), at(SERVER, 53)).build();
+        let exit = world.guest_sends(TAP, &packet(GUEST));
+        let outside = source(&exit.forwarded_any());
+        assert_eq!(outside, at(OUTSIDE, 40_000));
+        world.wait_seconds(300);
+        world.set(|settings| settings.timeouts.udp = Ticks::from_seconds(600));
+        let exit = world.guest_sends(TAP, &packet(NEIGHBOUR));
+        assert_eq!(source(&exit.forwarded(Reason::SessionStarted)), outside);
+        let answer = udp(at(SERVER, 53), outside).build();
+        let exit = world.world_sends(&answer);
+        assert_eq!(
+            destination(&exit.forwarded(Reason::Translated)),
+            at(NEIGHBOUR, 40_000)
+        );
+        if packets_go_on {
+            // Whose it was begins anew, from elsewhere.
+            let exit = world.guest_sends(TAP, &packet(GUEST));
+            assert_ne!(source(&exit.forwarded(Reason::SessionStarted)), outside);
+        }
+    }
 }
