@@ -24,6 +24,8 @@ struct Setting {
     udp: UdpReflector,
     tcp: TcpReflector,
     topology: Topology,
+    /// Of the guests' cards.
+    link_addresses: Vec<String>,
 }
 
 impl Setting {
@@ -33,7 +35,10 @@ impl Setting {
             .guests(guests)
             .build()?;
         let instance = Instance::new(&topology.host);
+        let guests = topology.guests.iter();
+        let link_addresses = guests.map(|guest| guest.namespace.mac_address(GUEST_DEVICE));
         Ok(Self {
+            link_addresses: link_addresses.collect::<Result<_>>()?,
             process: instance.start(arguments)?,
             instance,
             udp: UdpReflector::start(&topology.world, server(0, 7))?,
@@ -92,6 +97,9 @@ impl Setting {
         } = guest;
         self.host()
             .add_veth(&guest.inside_device, namespace, GUEST_DEVICE)?;
+        // It is still the same card, or the guest would have to wait until its sessions are over.
+        let link_address = &self.link_addresses[number];
+        namespace.ip(&format!("link set {GUEST_DEVICE} address {link_address}"))?;
         namespace.ip(&format!("address add {address}/24 dev {GUEST_DEVICE}"))?;
         namespace
             .ip(&format!(
