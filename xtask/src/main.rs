@@ -17,6 +17,7 @@ mod lint;
 mod rfc;
 mod run;
 mod setup;
+mod soak;
 mod test;
 
 /// Development commands of tapnat.
@@ -35,6 +36,7 @@ enum Verb {
     Test(test::Options),
     Bench(bench::Options),
     Fuzz(fuzz::Options),
+    Soak(soak::Options),
     /// Check formatting and lints, for this machine and for BPF
     Lint,
     /// Check everything that a change must pass: lint, then test
@@ -59,6 +61,7 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Test(options) => test::run(&options),
         Verb::Bench(options) => bench::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
+        Verb::Soak(options) => soak::run(&options),
         Verb::Lint => lint::run(),
         Verb::Ci => ci::run(),
     }

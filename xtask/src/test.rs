@@ -94,6 +94,11 @@ fn run_rfc() -> Result<()> {
     })
 }
 
+/// Cargo's test runner on one test program, built as for all of them.
+pub fn program(name: &str) -> Command {
+    cargo_test(&["--test", name], &Selection::Program(name.to_owned()))
+}
+
 /// Cargo's test runner on these targets of all crates but the eBPF one; what is added goes to the
 /// test programs. Always the same crates, as their dependencies would be built anew for others.
 fn cargo_test(targets: &[&str], selection: &Selection) -> Command {
