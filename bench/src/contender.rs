@@ -239,6 +239,8 @@ impl Tapnat {
             format!("--uplink={UPLINK}"),
             format!("--inside={device}={address}/24"),
             format!("--max-sessions={}", wish.max_sessions),
+            // One guest opens them all.
+            format!("--guest-max-sessions={}", wish.max_sessions),
             "--udp-timeout=2h".to_owned(),
         ];
         if let Some((_, ports)) = &wish.ports {
