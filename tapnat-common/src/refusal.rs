@@ -6,7 +6,7 @@ use crate::{
     frame::Frame,
     net::{Be16, Be32, icmp, protocol},
     parse::{Packet, Part, Transport},
-    time::{Instant, Ticks},
+    time::Instant,
 };
 
 /// An IPv4 header without options and an ICMP header.
@@ -36,14 +36,18 @@ pub const fn quoted_length(packet: &Packet) -> u32 {
 }
 
 /// Whether the sender may be told (RFC 1122 section 3.2.2): not about an ICMP
-/// error, a later fragment, or a source that is no single host.
+/// error, a later fragment, or a source or destination that is no single host.
 #[must_use]
 pub const fn may_answer(packet: &Packet) -> bool {
     let about_error = matches!(
         packet.transport,
         Transport::IcmpError | Transport::IcmpOther
     );
-    !about_error && !matches!(packet.part, Part::Later) && !packet.source.is_unroutable()
+    let to_many = packet.destination.bytes()[0] >= 224;
+    !about_error
+        && !to_many
+        && !matches!(packet.part, Part::Later)
+        && !packet.source.is_unroutable()
 }
 
 /// How many errors one sender was told lately (RFC 1812 section 4.3.2.8, RFC 5508
@@ -63,7 +67,8 @@ impl Budget {
     #[inline(always)]
     #[must_use]
     pub fn take(&mut self, now: Instant) -> bool {
-        if now.since(self.since) >= Ticks::SLOT {
+        // Not by its age, which a stamp of weeks ago does not tell.
+        if now.slot() != self.since.slot() {
             self.since = now;
             self.spent = 0;
         }

@@ -391,7 +391,7 @@ fn the_firewall_guards_the_host() -> Result<()> {
 /// Broadcasts and multicasts of a guest are the host's, for DHCP and the like.
 #[test]
 fn a_guests_broadcasts_reach_the_host() -> Result<()> {
-    let world = World::start(veth(), &[])?;
+    let world = World::start(veth(), &["--no-dhcp"])?;
     let wires = Wires::open(&world)?;
     let any: SocketAddr = "0.0.0.0:67".parse()?;
     let server = UdpReflector::start(&world.topology.host, any)?;

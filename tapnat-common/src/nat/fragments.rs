@@ -46,7 +46,7 @@ pub fn enter<T: Tables>(
         return Ok(());
     }
     let key = key_of(packet, device);
-    let fragment = datagram(&key, tables).ok_or(Reason::FragmentNotHeld)?;
+    let fragment = datagram(&key, packet.part, tables).ok_or(Reason::FragmentNotHeld)?;
     if fragment.fate == fragment_fate::HOST {
         return Err(Reason::ForTheHost);
     }
@@ -149,10 +149,17 @@ pub fn settle<T: Tables>(
 /// The datagram's entry: the one that is there, or a new one in place of none or
 /// of one whose time is over.
 #[inline(always)]
-fn datagram<'a, T: Tables>(key: &FragmentKey, tables: &'a T) -> Option<&'a mut Fragment> {
+fn datagram<'a, T: Tables>(
+    key: &FragmentKey,
+    part: Part,
+    tables: &'a T,
+) -> Option<&'a mut Fragment> {
     let now = tables.now();
     if let Some(fragment) = tables.fragment(key)
         && now.is_before(fragment.expires_at)
+        // A first one is decided about anew, or it would come to the host by what
+        // another one with its identification was let in for.
+        && !(part == Part::First && fragment.fate == fragment_fate::HOST)
     {
         return Some(fragment);
     }

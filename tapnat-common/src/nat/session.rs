@@ -176,9 +176,6 @@ pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -
     if is_taken && session.flags & session_flags::UNMAPPED == 0 {
         return true;
     }
-    if settings.outside_count == 0 || settings.is_outside(outside.address) {
-        return false;
-    }
     let (own, remote) = match key.arrival.device() {
         Some(_) => (key.source, session.destination),
         None => (session.destination, key.source),
@@ -186,6 +183,9 @@ pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -
     if own == outside.address {
         // A guest's own, as long as it may be.
         return !policy::exempts(remote, settings, tables);
+    }
+    if settings.outside_count == 0 || settings.is_outside(outside.address) {
+        return false;
     }
     settings.flags & setting_flags::STATIC_ADDRESSES == 0
         || (tables.mapping(&outside).is_none()

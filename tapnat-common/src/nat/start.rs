@@ -319,7 +319,12 @@ fn spend(guest: &mut Guest, rate: u32, now: Instant) -> bool {
         return true;
     }
     let rate = rate.min(MOST_NEW_SESSIONS);
-    let passed = now.since(guest.allowed_at).get().min(NEW_SESSION);
+    let passed = if guest.allowed_at == Instant::default() {
+        // Nothing was taken yet.
+        NEW_SESSION
+    } else {
+        now.since(guest.allowed_at).get().min(NEW_SESSION)
+    };
     let allowance = (guest.allowance + passed * rate).min(NEW_SESSION * rate);
     guest.allowed_at = now;
     let may = allowance >= NEW_SESSION;

@@ -195,6 +195,24 @@ fn who_is_kept_from_the_host_may_answer_it_and_ask_for_an_address() {
     assert_eq!(sends(&world, &packet), Reason::SessionStarted);
 }
 
+#[test]
+fn one_fragment_lets_no_other_datagram_in() {
+    let world = with(setting_flags::DENY_HOST);
+    let first = |port| {
+        let packet = udp(at(GUEST, 5), at(gateway(), port)).payload(&[0; 64]);
+        packet.fragment(0..32)
+    };
+    assert_eq!(
+        world.guest_sends(TAP, &first(67)).reason,
+        Reason::ForTheHost
+    );
+    // The same identification, but not what was let in.
+    assert_eq!(
+        world.guest_sends(TAP, &first(53)).reason,
+        Reason::HostDenied
+    );
+}
+
 /// A frame from this link address.
 fn frame(packet: &Builder, last: u8) -> Bytes {
     let packet = packet.clone();
