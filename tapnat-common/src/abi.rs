@@ -731,11 +731,13 @@ pub mod setting_flags {
     /// SYNs from outside that nobody asked for go to the host, whatever the port,
     /// instead of waiting for a simultaneous open (RFC 5382 REQ-4).
     pub const PASS_UNSOLICITED: u32 = 1 << 1;
+    /// There is something in [`super::maps::UNTRANSLATED`].
+    pub const UNTRANSLATED: u32 = 1 << 2;
     /// There are static mappings of addresses that are not in the pool, which
     /// guests have to be looked up for, too.
     pub const STATIC_ADDRESSES: u32 = 1 << 3;
-    /// There is something in [`super::maps::UNTRANSLATED`].
-    pub const UNTRANSLATED: u32 = 1 << 2;
+    /// For whoever reads the tables: the programs have [`globals::COUNT_TRAFFIC`](super::globals::COUNT_TRAFFIC).
+    pub const COUNTED: u32 = 1 << 4;
     /// There is something in [`super::maps::DENIED`].
     pub const DENY: u32 = 1 << 5;
     /// Guests must not reach each other.
@@ -744,8 +746,6 @@ pub mod setting_flags {
     pub const DENY_HOST: u32 = 1 << 7;
     /// A guest's address may move to another link address at any time.
     pub const ROAMING: u32 = 1 << 8;
-    /// For whoever reads the tables: the programs have [`globals::COUNT_TRAFFIC`](super::globals::COUNT_TRAFFIC).
-    pub const COUNTED: u32 = 1 << 4;
 }
 
 /// What the operator set, index 0 of [`maps::SETTINGS`].

@@ -77,7 +77,6 @@ impl Skb {
             return None;
         }
         let from = from.as_ptr().cast_mut().cast();
-        // SAFETY: the helper checks the offset and reads `length` bytes.
         let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
         // SAFETY: the helper checks the offset and reads `length` bytes.
         let result = unsafe { bpf_skb_store_bytes(self.context, 0, from, length, flags) };

@@ -323,17 +323,17 @@ pub(super) const fn lifetime(number: u8, one: Half, other: Half, settings: &Sett
 
 /// How long what the session stands on has to live from now on.
 #[inline(always)]
-pub(super) fn mapping_lifetime<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> Ticks {
+fn mapping_lifetime<T: Tables>(
+    key: &FlowKey,
+    session: &Session,
+    settings: &Settings,
+    tables: &T,
+) -> Ticks {
     let number = key.arrival.protocol();
     let one = Half::from(session);
     let twin = tables.session(&session.twin_key(key));
     let other = twin.map_or(one, |twin| Half::from(&*twin));
-    match tables.settings() {
-        Some(settings) => {
-            lifetime(number, one, other, settings).plus(Ticks::from_slots(settings.confirm_after))
-        }
-        None => Ticks::default(),
-    }
+    lifetime(number, one, other, settings).plus(Ticks::from_slots(settings.confirm_after))
 }
 
 /// Whether somebody outside began this TCP session, and the guest has not answered
@@ -373,7 +373,9 @@ pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T
     };
     let number = key.arrival.protocol();
     let from_outside = key.arrival.device().is_none();
-    let until = tables.now().after(mapping_lifetime(key, session, tables));
+    let until = tables
+        .now()
+        .after(mapping_lifetime(key, session, settings, tables));
     if !from_outside && session.flags & session_flags::TO_INSIDE != 0 {
         // A hairpin stands on the other guest's mapping, too.
         mapping::keep_until(&key.destination_endpoint(), until, tables);

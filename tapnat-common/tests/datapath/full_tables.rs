@@ -112,14 +112,7 @@ fn guests_that_meet() {
 
 #[test]
 fn an_expired_port_is_taken_over() {
-    let setup = || {
-        let world = World::new();
-        world.withhold(|port| *port != 30_000);
-        let packet = udp(at(NEIGHBOUR, 30_000), at(SERVER, 53)).build();
-        world.guest_sends(TAP, &packet);
-        world.wait_seconds(1000);
-        world
-    };
+    let setup = World::with_one_expired_port;
     let packet = udp(at(GUEST, 30_000), at(SERVER, 53)).build();
     // Taking over takes several inserts, the former owner's session is gone
     // then, and a second try has to find the port by chance.

@@ -274,14 +274,7 @@ fn both_sides_come_back_to_an_expired_session() {
 
 #[test]
 fn two_guests_take_over_one_expired_port() {
-    let setup = || {
-        let world = World::new();
-        world.withhold(|port| *port != 30_000);
-        let packet = udp(at(NEIGHBOUR, 30_000), at(SERVER, 53)).build();
-        world.guest_sends(TAP, &packet);
-        world.wait_seconds(1000);
-        world
-    };
+    let setup = World::with_one_expired_port;
     let first = guest(udp(at(GUEST, 30_000), at(SERVER, 53)).build());
     let second = other_guest(udp(at(OTHER_GUEST, 30_000), at(SERVER, 53)).build());
     interleave(setup, &first, &second, |world, one, other| {

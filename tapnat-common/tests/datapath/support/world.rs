@@ -32,7 +32,7 @@ use tapnat_testbed::packet::checksum::{self, Expect, Fault};
 
 use super::{
     frame::Bytes,
-    network::{HOST, OUTSIDE, SECOND_TAP, TAP, UPLINK, UPLINK_MTU},
+    network::{HOST, NEIGHBOUR, OUTSIDE, SECOND_TAP, SERVER, TAP, UPLINK, UPLINK_MTU, at, udp},
     table::Table,
 };
 
@@ -231,6 +231,16 @@ impl World {
             (reserved, reserved.sets())
         });
         world.set_reserved(reserved, sets);
+        world
+    }
+
+    /// As [`World::new`], with port 30,000 alone to hand out, which a guest had long ago.
+    pub fn with_one_expired_port() -> Self {
+        let world = Self::new();
+        world.withhold(|port| *port != 30_000);
+        let packet = udp(at(NEIGHBOUR, 30_000), at(SERVER, 53)).build();
+        world.guest_sends(TAP, &packet);
+        world.wait_seconds(1000);
         world
     }
 
