@@ -8,7 +8,8 @@ use network_types::{ip::Ipv4Hdr, tcp::TcpHdr};
 use crate::{
     abi::{EndpointKey, FlowKey, PermissionKey, Sweep},
     checksum::Delta,
-    net::Be32,
+    net::{Be16, Be32},
+    parse,
 };
 
 /// A header, or a key in its place: bytes only, no padding.
@@ -135,6 +136,16 @@ pub trait Frame {
 
     /// [`Frame::store`] for any offset.
     fn write<T: Header>(&mut self, offset: u32, header: &T) -> Option<()>;
+
+    /// The Internet checksum of `length` bytes from `offset` on, at most
+    /// [`parse::LONGEST_ERROR`] of them; `None` past the end.
+    #[inline(always)]
+    fn checksum(&self, offset: u32, length: u32) -> Option<Be16>
+    where
+        Self: Sized,
+    {
+        parse::checksum(self, offset, length)
+    }
 
     /// Updates a transport checksum field at `offset` for addresses and ports
     /// that change by these deltas. Where the device will complete the

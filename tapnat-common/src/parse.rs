@@ -533,7 +533,7 @@ pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reas
 
 /// The longest ICMP error whose checksum is verified, in bytes. Routers send 576
 /// at most, with what they quote (RFC 1812 section 4.3.2.3).
-const LONGEST_ERROR: u32 = 1480;
+pub const LONGEST_ERROR: u32 = 1480;
 
 /// Checks the checksum of the ICMP error itself (RFC 5508 REQ-3).
 #[inline(always)]
@@ -547,8 +547,18 @@ fn verify_error<F: Frame>(frame: &F, packet: &Packet) -> Result<(), Reason> {
 
 /// Checks that the bytes sum up to a right checksum: `length` of them, at most
 /// [`LONGEST_ERROR`].
-#[inline(never)]
+#[inline(always)]
 fn verify_sum<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reason> {
+    match frame.checksum(offset, length) {
+        Some(Be16::ZERO) => Ok(()),
+        Some(_) => Err(Reason::ErrorBadChecksum),
+        None => Err(Reason::ErrorUnusable),
+    }
+}
+
+/// See [`Frame::checksum`].
+#[inline(always)]
+pub fn checksum<F: Frame>(frame: &F, offset: u32, length: u32) -> Option<Be16> {
     const STEP: u32 = 4;
     let mut sum = 0u32;
     for step in 0..LONGEST_ERROR / STEP {
@@ -556,9 +566,7 @@ fn verify_sum<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reaso
         if at + STEP > length {
             break;
         }
-        let words = frame
-            .read::<[[u8; 2]; 2]>(offset + at)
-            .ok_or(Reason::ErrorUnusable)?;
+        let words = frame.read::<[[u8; 2]; 2]>(offset + at)?;
         sum += u32::from(Be16::from_bytes(words[0]).raw());
         sum += u32::from(Be16::from_bytes(words[1]).raw());
     }
@@ -568,15 +576,9 @@ fn verify_sum<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reaso
         if at >= length {
             break;
         }
-        let [byte] = frame
-            .read::<[u8; 1]>(offset + at)
-            .ok_or(Reason::ErrorUnusable)?;
+        let [byte] = frame.read::<[u8; 1]>(offset + at)?;
         let word = if odd % 2 == 0 { [byte, 0] } else { [0, byte] };
         sum += u32::from(Be16::from_bytes(word).raw());
     }
-    if crate::checksum::finish(sum) == Be16::ZERO {
-        Ok(())
-    } else {
-        Err(Reason::ErrorBadChecksum)
-    }
+    Some(crate::checksum::finish(sum))
 }

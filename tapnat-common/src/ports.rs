@@ -130,16 +130,9 @@ impl PortSet {
     ///
     /// Looks at ten words at most: the summary leads straight to one with a
     /// free port.
+    #[inline(always)]
     #[must_use]
     pub fn find(&mut self, wanted: u16, random: u32) -> Option<u16> {
-        let mut port = 0;
-        self.find_into(wanted, random, &mut port).then_some(port)
-    }
-
-    /// [`PortSet::find`] for the kernel, whose verifier would rather see one
-    /// call than all the ways through it. Whether `port` was found.
-    #[inline(never)]
-    pub(crate) fn find_into(&mut self, wanted: u16, random: u32, port: &mut u16) -> bool {
         let low = wanted < 1024;
         let chance = random as usize;
         let start = if low {
@@ -182,10 +175,9 @@ impl PortSet {
             let bit = (free.rotate_right(turn).trailing_zeros() + turn) & 63;
             #[expect(clippy::cast_possible_truncation, reason = "index < 512 and bit < 64")]
             let found = (index << 7) as u16 | (bit << 1) as u16 | wanted & 1;
-            *port = found;
-            return true;
+            return Some(found);
         }
-        false
+        None
     }
 }
 

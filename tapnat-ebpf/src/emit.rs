@@ -237,7 +237,7 @@ fn sum(whole: &mut Whole, start: u32, length: u32) -> Option<u32> {
 }
 
 /// Whether this sender was not told of too many errors lately.
-#[inline(never)]
+#[inline(always)]
 pub fn may_tell(sender: Be32, now: Instant) -> bool {
     if maps::TOLD.get_ptr_mut(sender).is_none() {
         // If the table cannot make room, the look-up tells.
@@ -251,13 +251,8 @@ pub fn may_tell(sender: Be32, now: Instant) -> bool {
 }
 
 /// Turns the packet into an ICMP error to its sender and sends it back.
-#[inline(never)]
-pub fn refuse(skb: &mut Skb, packet: &Packet, refusal: Refusal) -> i32 {
-    answer(skb, packet, &refusal).unwrap_or(TC_ACT_SHOT)
-}
-
 #[inline(always)]
-fn answer(skb: &mut Skb, packet: &Packet, refusal: &Refusal) -> Option<i32> {
+pub fn refuse(skb: &mut Skb, packet: &Packet, refusal: &Refusal) -> Option<i32> {
     if !refusal::may_answer(packet) {
         return None;
     }

@@ -21,6 +21,7 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "this target has no other atomic addition")]
 
+mod apart;
 mod emit;
 mod maps;
 mod skb;
@@ -282,7 +283,7 @@ fn leave(
         Outcome::Drop => TC_ACT_SHOT,
         Outcome::Refuse => match refusal(reason, packet, device, kernel, plan.mtu) {
             Some(refusal) if emit::may_tell(packet.source, kernel.now()) => {
-                emit::refuse(skb, packet, refusal)
+                apart::refuse(context.skb.skb, &raw const refusal).cast_signed()
             }
             Some(_) | None => TC_ACT_SHOT,
         },

@@ -16,9 +16,13 @@ use aya_ebpf::{
 use tapnat_common::{
     checksum::Delta,
     frame::{Frame, Header},
+    net::Be16,
 };
 
-use crate::maps::{WHOLE_BYTES, Whole};
+use crate::{
+    apart,
+    maps::{WHOLE_BYTES, Whole},
+};
 
 /// Link, IP and transport header end before this offset.
 const FIRST_HEADERS: u32 = 255;
@@ -263,6 +267,12 @@ impl Frame for Skb {
         // SAFETY: the helper checks the offset and reads `size` bytes.
         let result = unsafe { bpf_skb_store_bytes(self.context, offset, from, size, 0) };
         (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn checksum(&self, offset: u32, length: u32) -> Option<Be16> {
+        let sum = apart::checksum(self.context, offset, length);
+        u16::try_from(sum).ok().map(Be16::new)
     }
 
     #[inline(always)]

@@ -24,14 +24,14 @@ use tapnat_common::{
         PermissionKey, Session, Settings, Unsolicited,
     },
     frame::LinkAddresses,
-    nat::{Fate, Insert, Route, Tables},
+    nat::{Fate, HalfInsert, Insert, Route, Tables},
     net::{Be16, Be32, protocol},
     parse::Packet,
     ports::{PortSet, Reserved},
     time::Instant,
 };
 
-use crate::{COUNT_TRAFFIC, maps};
+use crate::{COUNT_TRAFFIC, apart, maps};
 
 const AF_INET: u8 = 2;
 const EEXIST: i32 = -17;
@@ -327,23 +327,22 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn host_socket(&self, local: &EndpointKey, remote: &EndpointKey) -> bool {
-        // SAFETY: integers and unions of integers, for all of which 0 is a value.
-        let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
-        let ipv4 = aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+        let mut tuple = aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
             saddr: remote.address.raw(),
             daddr: local.address.raw(),
             sport: remote.port.raw(),
             dport: local.port.raw(),
         };
-        let size = size_of_val(&ipv4) as u32;
-        tuple.__bindgen_anon_1.ipv4 = ipv4;
+        // The size tells the helper which member of the union it is.
+        let size = size_of_val(&tuple) as u32;
+        let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
         let context = self.context.cast();
         let socket = if local.protocol == protocol::TCP {
             // SAFETY: the context is valid, the tuple as long as it says.
-            unsafe { bpf_skc_lookup_tcp(context, &raw mut tuple, size, HERE, 0) }
+            unsafe { bpf_skc_lookup_tcp(context, tuple, size, HERE, 0) }
         } else {
             // SAFETY: as above.
-            unsafe { bpf_sk_lookup_udp(context, &raw mut tuple, size, HERE, 0) }
+            unsafe { bpf_sk_lookup_udp(context, tuple, size, HERE, 0) }
         };
         if socket.is_null() {
             return false;
@@ -351,6 +350,56 @@ impl Tables for Kernel {
         // SAFETY: a lookup that found something gave us a reference.
         unsafe { bpf_sk_release(socket.cast()) };
         true
+    }
+
+    #[inline(always)]
+    fn is_outside(&self, address: Be32) -> bool {
+        apart::is_outside(address.raw()) != 0
+    }
+
+    #[inline(always)]
+    fn find_port(&self, set: u32, wanted: u16, random: u32) -> Option<u16> {
+        u16::try_from(apart::find_port(set, u32::from(wanted), random)).ok()
+    }
+
+    #[inline(always)]
+    fn take_port(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert {
+        const DONE: u32 = Insert::Done as u32;
+        const EXISTS: u32 = Insert::Exists as u32;
+        match apart::take_port(self.context, outside, mapping) {
+            DONE => Insert::Done,
+            EXISTS => Insert::Exists,
+            _ => Insert::Full,
+        }
+    }
+
+    #[inline(always)]
+    fn is_unused(&self, back: &FlowKey) -> bool {
+        apart::is_unused(self.context, back) != 0
+    }
+
+    #[inline(always)]
+    fn insert_half(
+        &self,
+        key: &FlowKey,
+        session: &Session,
+        twin_key: Option<&FlowKey>,
+    ) -> HalfInsert {
+        const DONE: u32 = HalfInsert::Done as u32;
+        const EXISTS: u32 = HalfInsert::Exists as u32;
+        const CONFLICT: u32 = HalfInsert::Conflict as u32;
+        let twin_key = twin_key.map_or(core::ptr::null(), core::ptr::from_ref);
+        match apart::insert_half(key, session, twin_key) {
+            DONE => HalfInsert::Done,
+            EXISTS => HalfInsert::Exists,
+            CONFLICT => HalfInsert::Conflict,
+            _ => HalfInsert::Full,
+        }
+    }
+
+    #[inline(always)]
+    fn close_session(&self, key: &FlowKey, session: &Session) {
+        let _ = apart::close_session(key, session);
     }
 
     #[inline(always)]

@@ -5,9 +5,12 @@
 //! adopts the tables and replaces the programs without a packet being lost.
 
 use std::{
-    fs, io,
+    fs, io, iter,
+    num::NonZeroUsize,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
@@ -15,7 +18,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{MapError, ProgramArray},
     programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
         links::{FdLink, LinkError, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
@@ -295,19 +298,11 @@ impl Datapath {
     ///
     /// When the kernel's verifier refuses one.
     pub fn load_programs(&mut self, hooks: &[Hook]) -> Result<()> {
-        let mut names: Vec<_> = hooks.iter().map(Hook::program).collect();
-        names.extend(STAGES.map(|(_, name)| name));
+        // The stages take longest, and so come first.
+        let mut names: Vec<_> = STAGES.map(|(_, name)| name).into();
         names.push(programs::SWEEP);
-        names.sort_unstable();
-        names.dedup();
-        for name in names {
-            let program = self.program(name)?;
-            if program.fd().is_err() {
-                program
-                    .load()
-                    .map_err(|error| explain_refusal(name, error))?;
-            }
-        }
+        names.extend(hooks.iter().map(Hook::program));
+        load_side_by_side(&mut self.ebpf, &names)?;
         if self.has_stages {
             return Ok(());
         }
@@ -538,6 +533,47 @@ fn explain_load(error: EbpfError) -> Error {
 const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
 
 /// The verifier's last word, on one line.
+/// Loads those of the programs that are not loaded yet, in this order, on all processors: nearly all
+/// of a start is the verifier's work, and it takes programs side by side.
+fn load_side_by_side(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
+    let mut programs: Vec<_> = ebpf
+        .programs_mut()
+        .filter_map(|(name, program)| {
+            let place = names.iter().position(|wanted| *wanted == name)?;
+            Some((place, name, program))
+        })
+        .collect();
+    programs.sort_unstable_by_key(|(place, ..)| *place);
+    let programs = Mutex::new(programs.into_iter());
+    let load_next = || {
+        let next = programs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next();
+        next.map(|(_, name, program)| load(name, program))
+    };
+    thread::scope(|scope| {
+        let count = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let workers: Vec<_> = (0..count)
+            .map(|_| scope.spawn(|| iter::from_fn(load_next).collect::<Result<()>>()))
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            let loaded = worker.join();
+            loaded.map_err(|_| anyhow!("loading the programs failed: please report this"))?
+        })
+    })
+}
+
+fn load(name: &str, program: &mut Program) -> Result<()> {
+    let program: &mut SchedClassifier = program
+        .try_into()
+        .with_context(|| format!("the program {name} is no TC classifier: rebuild tapnat"))?;
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    program.load().map_err(|error| explain_refusal(name, error))
+}
+
 fn explain_refusal(name: &str, error: ProgramError) -> Error {
     match &error {
         ProgramError::LoadError {

@@ -100,10 +100,7 @@ pub(super) fn outside_address(inside: Be32, settings: &Settings) -> Result<Outsi
 /// Whether guests are no longer translated to the mapping's outside address.
 #[inline(always)]
 fn is_lost<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> bool {
-    mapping.flags & mapping_flags::STATIC == 0
-        && tables
-            .settings()
-            .is_some_and(|settings| !settings.is_outside(outside.address))
+    mapping.flags & mapping_flags::STATIC == 0 && !tables.is_outside(outside.address)
 }
 
 /// The outside endpoint for a session: of the mapping that is there, or of a
@@ -157,8 +154,13 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
                 inside_port | HIGH
             };
             let index = set_index(pool.index, class, wanted);
-            let set = tables.ports(index).ok_or(Reason::PortsExhausted)?;
-            set.find_into(wanted, tables.random(), &mut port)
+            match tables.find_port(index, wanted, tables.random()) {
+                Some(free) => {
+                    port = free;
+                    true
+                }
+                None => false,
+            }
         } else {
             port = random_port(inside_port, tables);
             !reserved.contains(port)
@@ -171,7 +173,7 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
             // Ours from now on, or somebody's already.
             set.take(port);
         }
-        match take(&mapping, outside, tables) {
+        match tables.take_port(&outside, &mapping) {
             Insert::Done => return enter(&mapping.inside, &outside, tables),
             Insert::Exists => {}
             Insert::Full => return Err(Reason::MappingTableFull),
@@ -248,9 +250,9 @@ pub(super) fn unmapped_port<T: Tables>(
             // From a random place on.
             let wanted = inside_port ^ other_parity;
             let index = set_index(pool.index, opening.class, wanted);
-            let set = tables.ports(index).ok_or(Reason::PortsExhausted)?;
-            if !set.find_into(wanted, tables.random(), &mut port) {
-                continue;
+            match tables.find_port(index, wanted, tables.random()) {
+                Some(free) => port = free,
+                None => continue,
             }
         } else if attempt != 0 {
             port = port.wrapping_add(2);
@@ -267,35 +269,44 @@ pub(super) fn unmapped_port<T: Tables>(
             destination_port: outside.port,
             arrival: Arrival::outside(outside.protocol),
         };
-        let taken = match tables.session(&back) {
-            Some(session) => !session::is_expired(&back, session, tables),
-            None => false,
-        };
-        let remote = EndpointKey::new(back.source, back.source_port, outside.protocol);
-        let is_hosts = outside.protocol != protocol::ICMP && tables.host_socket(&outside, &remote);
-        if !taken && !is_hosts && tables.mapping(&outside).is_none() {
+        if tables.is_unused(&back) {
             return Ok(outside);
         }
     }
     Err(Reason::PortsExhausted)
 }
 
+/// Whether neither a session nor a mapping nor the host has packets from outside with
+/// this key.
+#[inline(always)]
+pub fn is_unused<T: Tables>(back: &FlowKey, tables: &T) -> bool {
+    if let Some(session) = tables.session(back)
+        && !session::is_expired(back, session, tables)
+    {
+        return false;
+    }
+    let outside = back.destination_endpoint();
+    let is_hosts =
+        outside.protocol != protocol::ICMP && tables.host_socket(&outside, &back.source_endpoint());
+    !is_hosts && tables.mapping(&outside).is_none()
+}
+
 /// Tries to take one port.
-#[inline(never)]
-fn take<T: Tables>(mapping: &Mapping, outside: EndpointKey, tables: &T) -> Insert {
+#[inline(always)]
+pub fn take<T: Tables>(outside: &EndpointKey, mapping: &Mapping, tables: &T) -> Insert {
     let nobody = EndpointKey::new(Be32::ZERO, Be16::ZERO, outside.protocol);
-    if outside.protocol != protocol::ICMP && tables.host_socket(&outside, &nobody) {
+    if outside.protocol != protocol::ICMP && tables.host_socket(outside, &nobody) {
         return Insert::Exists;
     }
-    let inserted = tables.insert_mapping(&outside, mapping);
-    if inserted != Insert::Exists || !may_take_over(mapping, &outside, tables) {
+    let inserted = tables.insert_mapping(outside, mapping);
+    if inserted != Insert::Exists || !may_take_over(mapping, outside, tables) {
         return inserted;
     }
-    if !lock(&outside, tables) {
+    if !lock(outside, tables) {
         return Insert::Exists;
     }
-    let inserted = take_over(mapping, &outside, tables);
-    unlock(&outside, tables);
+    let inserted = take_over(mapping, outside, tables);
+    unlock(outside, tables);
     inserted
 }
 

@@ -7,7 +7,7 @@
 mod errors;
 mod filter;
 mod fragments;
-mod mapping;
+pub mod mapping;
 mod policy;
 pub mod session;
 mod start;
@@ -40,12 +40,26 @@ use crate::{
 pub const STAMP_AFTER: Ticks = Ticks::new(512);
 
 /// What became of an insert that must not replace anything.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Insert {
     Done,
     /// The key was there already.
     Exists,
     /// The table is full, or the kernel is out of memory or too busy.
+    Full,
+}
+
+/// What became of a half of a new session.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HalfInsert {
+    Done,
+    /// It was there already: another CPU has a packet of the same session, or its
+    /// other half got lost.
+    Exists,
+    /// Another session has its place.
+    Conflict,
     Full,
 }
 
@@ -137,6 +151,55 @@ pub trait Tables {
     /// Whether a socket of the host would take a packet from `remote` to
     /// `local`. With no remote (address and port 0): whether one listens.
     fn host_socket(&self, local: &EndpointKey, remote: &EndpointKey) -> bool;
+
+    /// Whether the pool has this outside address.
+    #[inline(always)]
+    fn is_outside(&self, address: Be32) -> bool {
+        self.settings()
+            .is_some_and(|settings| settings.is_outside(address))
+    }
+    /// A free port as [`PortSet::find`] finds it, in the set with this index.
+    #[inline(always)]
+    fn find_port(&self, set: u32, wanted: u16, random: u32) -> Option<u16> {
+        self.ports(set)?.find(wanted, random)
+    }
+    /// See [`mapping::take`].
+    #[inline(always)]
+    fn take_port(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert
+    where
+        Self: Sized,
+    {
+        mapping::take(outside, mapping, self)
+    }
+    /// See [`mapping::is_unused`].
+    #[inline(always)]
+    fn is_unused(&self, back: &FlowKey) -> bool
+    where
+        Self: Sized,
+    {
+        mapping::is_unused(back, self)
+    }
+    /// See [`session::insert_half`].
+    #[inline(always)]
+    fn insert_half(
+        &self,
+        key: &FlowKey,
+        session: &Session,
+        twin_key: Option<&FlowKey>,
+    ) -> HalfInsert
+    where
+        Self: Sized,
+    {
+        session::insert_half(key, session, twin_key, self)
+    }
+    /// See [`session::close`].
+    #[inline(always)]
+    fn close_session(&self, key: &FlowKey, session: &Session)
+    where
+        Self: Sized,
+    {
+        session::close(key, session, self);
+    }
 
     fn random(&self) -> u32;
     /// Whether each session's packets and bytes are counted.
@@ -245,7 +308,7 @@ pub fn resume<T: Tables>(
             && (session::is_lost(key, session, tables)
                 || policy::denies_session(key, session, settings, tables))
     {
-        session::close(key, session, tables);
+        tables.close_session(key, session);
         return None;
     }
     if packet.time_to_live <= 1 {

@@ -3,7 +3,7 @@
 //! The pure functions ([`state`], [`timeout`], [`last_kept`]) are what user space
 //! shows and sweeps by, too.
 
-use super::{Insert, STAMP_AFTER, Tables, filter, mapping, policy};
+use super::{HalfInsert, Insert, STAMP_AFTER, Tables, filter, mapping, policy};
 use crate::{
     abi::{
         EndpointKey, FlowKey, Session, Settings, Timeouts, mapping_flags, session_flags,
@@ -184,7 +184,7 @@ pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -
         // A guest's own, as long as it may be.
         return !policy::exempts(remote, settings, tables);
     }
-    if settings.outside_count == 0 || settings.is_outside(outside.address) {
+    if settings.outside_count == 0 || tables.is_outside(outside.address) {
         return false;
     }
     settings.flags & setting_flags::STATIC_ADDRESSES == 0
@@ -506,37 +506,45 @@ pub(super) fn insert<T: Tables>(
     }
     if back_key == *key {
         // A guest's socket that talks to itself over its own mapping.
-        return insert_half(key, forward, None, tables).map(drop);
+        return match tables.insert_half(key, forward, None) {
+            HalfInsert::Done | HalfInsert::Exists => Ok(()),
+            HalfInsert::Conflict => Err(Reason::SessionConflict),
+            HalfInsert::Full => Err(Reason::SessionTableFull),
+        };
     }
-    let inserted = insert_half(&back_key, back, None, tables)?;
-    if let Err(reason) = insert_half(key, forward, Some(&back_key), tables) {
-        if inserted && tables.remove_session(&back_key) {
-            count(&back_key, back, false, tables);
-        }
-        return Err(reason);
+    let inserted = match tables.insert_half(&back_key, back, None) {
+        HalfInsert::Done => true,
+        HalfInsert::Exists => false,
+        HalfInsert::Conflict => return Err(Reason::SessionConflict),
+        HalfInsert::Full => return Err(Reason::SessionTableFull),
+    };
+    let reason = match tables.insert_half(key, forward, Some(&back_key)) {
+        HalfInsert::Done | HalfInsert::Exists => return Ok(()),
+        HalfInsert::Conflict => Reason::SessionConflict,
+        HalfInsert::Full => Reason::SessionTableFull,
+    };
+    if inserted && tables.remove_session(&back_key) {
+        count(&back_key, back, false, tables);
     }
-    Ok(())
+    Err(reason)
 }
 
 /// Inserts one half, in place of an expired session. `twin_key`: where the other
 /// half is already.
-///
-/// Returns whether it did. If not, it was there: another CPU has a packet of the
-/// same session, or its other half got lost.
-#[inline(never)]
-fn insert_half<T: Tables>(
+#[inline(always)]
+pub fn insert_half<T: Tables>(
     key: &FlowKey,
     session: &Session,
     twin_key: Option<&FlowKey>,
     tables: &T,
-) -> Result<bool, Reason> {
+) -> HalfInsert {
     for _ in 0..2 {
         match tables.insert_session(key, session) {
             Insert::Done => {
                 count(key, session, true, tables);
-                return Ok(true);
+                return HalfInsert::Done;
             }
-            Insert::Full => return Err(Reason::SessionTableFull),
+            Insert::Full => return HalfInsert::Full,
             Insert::Exists => {
                 let Some(old) = tables.session(key) else {
                     continue;
@@ -551,24 +559,24 @@ fn insert_half<T: Tables>(
                 };
                 if !expired {
                     return if old.translates_as(session) {
-                        Ok(false)
+                        HalfInsert::Exists
                     } else {
-                        Err(Reason::SessionConflict)
+                        HalfInsert::Conflict
                     };
                 }
                 if is_alone {
                     remove(key, old, tables);
                 } else {
-                    close(key, old, tables);
+                    tables.close_session(key, old);
                 }
             }
         }
     }
-    Err(Reason::SessionConflict)
+    HalfInsert::Conflict
 }
 
 /// Ends a session: removes both halves.
-#[inline(never)]
+#[inline(always)]
 pub fn close<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
     let twin_key = session.twin_key(key);
     let twin = tables.session(&twin_key);

@@ -75,7 +75,7 @@ fn from_inside<T: Tables>(
     // An outside address without a mapping is the host's: it is its own, too.
     let mut destination = key.destination_endpoint();
     let has_static = settings.flags & setting_flags::STATIC_ADDRESSES != 0;
-    let is_pooled = settings.is_outside(packet.destination);
+    let is_pooled = tables.is_outside(packet.destination);
     let target = if is_pooled || has_static {
         target_of(&destination, settings, tables)
     } else {
@@ -414,7 +414,7 @@ fn from_outside<T: Tables>(
 /// it.
 #[inline(always)]
 fn is_ours<T: Tables>(outside: &EndpointKey, settings: &Settings, tables: &T) -> bool {
-    settings.is_outside(outside.address)
+    tables.is_outside(outside.address)
         && settings.flags & setting_flags::PASS_UNSOLICITED == 0
         && tables
             .reserved(Class::Tcp as u32)

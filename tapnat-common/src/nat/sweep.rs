@@ -81,7 +81,7 @@ pub fn session<T: Tables>(key: &FlowKey, tables: &T) -> bool {
     };
     let is_over = session::is_expired(key, session, tables);
     if is_over {
-        session::close(key, session, tables);
+        tables.close_session(key, session);
     }
     is_over
 }
