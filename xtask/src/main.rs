@@ -10,6 +10,7 @@ mod bench;
 mod build;
 mod ci;
 mod command;
+mod dist;
 mod documents;
 mod ebpf_toolchain;
 mod fuzz;
@@ -35,6 +36,7 @@ enum Verb {
     Run(run::Options),
     Test(test::Options),
     Bench(bench::Options),
+    Dist(dist::Options),
     Fuzz(fuzz::Options),
     Soak(soak::Options),
     /// Check formatting and lints, for this machine and for BPF
@@ -60,6 +62,7 @@ fn dispatch(verb: Verb) -> Result<()> {
         Verb::Run(options) => run::run(options),
         Verb::Test(options) => test::run(&options),
         Verb::Bench(options) => bench::run(&options),
+        Verb::Dist(options) => dist::run(&options),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Soak(options) => soak::run(&options),
         Verb::Lint => lint::run(),

@@ -13,13 +13,14 @@ use crate::command;
 
 mod apt;
 mod bpf_linker;
+mod clean_root;
 mod guest_kernel;
 mod requirements;
 
 /// Install what building, linting and testing need
 #[derive(Args)]
 pub struct Options {
-    /// Only what this is needed for [default: all but bench]
+    /// Only what this is needed for [default: all but bench, dist and dist-test]
     #[arg(value_enum, value_name = "WHAT FOR")]
     groups: Vec<Group>,
 }
@@ -37,6 +38,10 @@ pub enum Group {
     Guest,
     /// Comparing with other NATs
     Bench,
+    /// Building a Debian package
+    Dist,
+    /// Installing that package on a machine that has nothing else
+    DistTest,
 }
 
 /// Runs the verb.
@@ -133,6 +138,11 @@ fn refusal(packages: &[&str], has_apt: bool, is_root: bool) -> Option<String> {
     } else {
         None
     }
+}
+
+/// Where the root of a machine lies that has nothing but Debian.
+pub fn clean_root_directory() -> PathBuf {
+    clean_root::directory()
 }
 
 /// Where the guest's kernel lies once it is there.

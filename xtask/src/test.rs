@@ -1,7 +1,8 @@
 //! `cargo xtask test`: runs the tests with Cargo's own runner, which has the last word. Owns which
 //! tests are run; knows nothing about what they test. Tests inside the crates need no root; test
 //! programs (`tests/` of a crate) may, and find the built `tapnat` in the environment variable
-//! `TAPNAT_BIN` and the guest's kernel in `TAPNAT_GUEST_KERNEL`.
+//! `TAPNAT_BIN` and the guest's kernel in `TAPNAT_GUEST_KERNEL`. What `dist` needs takes minutes to
+//! make, so most of it runs only when it is named.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -13,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::setup::{self, Group};
-use crate::{build, command, rfc};
+use crate::{build, command, dist, rfc};
 
 /// A directory laid out as `setup` leaves it; a developer may set it to try another kernel.
 const GUEST_KERNEL: &str = "TAPNAT_GUEST_KERNEL";
@@ -79,8 +80,27 @@ pub fn run(options: &Options) -> Result<()> {
         if env::var_os(GUEST_KERNEL).is_none() {
             cargo.env(GUEST_KERNEL, setup::guest_kernel_directory());
         }
+        if selection == Selection::Program("dist".to_owned()) {
+            add_packages(&mut cargo)?;
+        }
         command::run(&mut cargo)?;
     }
+    Ok(())
+}
+
+/// Lets the test program `dist` run as a whole: gives it a package, one that says it is older, and a
+/// root to install them in.
+fn add_packages(cargo: &mut Command) -> Result<()> {
+    setup::ensure(&[Group::DistTest])?;
+    let build = build::Options::default();
+    cargo
+        .arg("--include-ignored")
+        .env(
+            "TAPNAT_OLD_PACKAGE",
+            dist::package(&build, Some("0.0.1-1"))?,
+        )
+        .env("TAPNAT_PACKAGE", dist::package(&build, None)?)
+        .env("TAPNAT_CLEAN_ROOT", setup::clean_root_directory());
     Ok(())
 }
 

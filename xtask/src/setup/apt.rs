@@ -86,6 +86,18 @@ impl Apt {
             .map(drop)
     }
 
+    /// The machine's release of Debian, such as `bookworm`, and the mirror that it comes from.
+    ///
+    /// # Errors
+    /// When no source here is Debian's main archive.
+    pub fn release(&mut self) -> Result<(String, String)> {
+        self.refresh();
+        let targets = index_targets()?;
+        main_archive(&targets)
+            .map(|(release, mirror)| (release.to_owned(), mirror.to_owned()))
+            .context("no source here is Debian's main archive")
+    }
+
     /// A source that fails here may not be one that is needed: what is missing shows later.
     fn refresh(&mut self) {
         if self.is_refreshed || !command::is_root() {
@@ -115,14 +127,7 @@ fn install(packages: &[&str]) -> Result<()> {
 /// Installs packages from backports through lists and caches of our own, so that the machine's
 /// sources stay as they are.
 fn install_from_backports(packages: &[&str]) -> Result<()> {
-    let targets = apt_get()
-        .args([
-            "indextargets",
-            "--format",
-            INDEX_TARGET_FORMAT,
-            "Identifier: Packages",
-        ])
-        .succeed()?;
+    let targets = index_targets()?;
     let (suite, mirror) = backports(&targets).context("no source here is Debian's main archive")?;
 
     let directory = command::target_directory().join("backports");
@@ -167,13 +172,30 @@ fn install_from_backports(packages: &[&str]) -> Result<()> {
 
 const INDEX_TARGET_FORMAT: &str = "$(ORIGIN) $(RELEASE) $(REPO_URI)";
 
+/// What package lists there are, one a line: origin, release, mirror.
+fn index_targets() -> Result<String> {
+    apt_get()
+        .args([
+            "indextargets",
+            "--format",
+            INDEX_TARGET_FORMAT,
+            "Identifier: Packages",
+        ])
+        .succeed()
+}
+
 /// The backports suite of the machine's release, and the mirror to get it from.
 fn backports(index_targets: &str) -> Option<(String, &str)> {
+    main_archive(index_targets).map(|(release, mirror)| (format!("{release}-backports"), mirror))
+}
+
+/// The machine's release of Debian, and the mirror that it comes from.
+fn main_archive(index_targets: &str) -> Option<(&str, &str)> {
     index_targets.lines().find_map(|line| {
         let mut fields = line.split(' ');
         let (origin, release, mirror) = (fields.next()?, fields.next()?, fields.next()?);
         let is_main = origin == "Debian" && !release.contains(['-', '/']);
-        is_main.then(|| (format!("{release}-backports"), mirror))
+        is_main.then_some((release, mirror))
     })
 }
 

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::Group;
 use super::apt::Apt;
-use super::{bpf_linker, guest_kernel};
+use super::{bpf_linker, clean_root, guest_kernel};
 use crate::command::{self, find_program};
 use crate::ebpf_toolchain::{self, EbpfToolchain};
 
@@ -224,6 +224,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
         "stund",
         "the server that it asks",
     ),
+    Requirement::package(Group::Test, &["groff-base"], "groff", "reads the man pages"),
+    Requirement::package(
+        Group::Test,
+        &["zsh"],
+        "zsh",
+        "reads the completions that are made for it",
+    ),
     Requirement::package(
         Group::Guest,
         &["qemu-system-x86"],
@@ -261,12 +268,47 @@ pub const REQUIREMENTS: &[Requirement] = &[
         "slirp4netns",
         "a NAT in user space to compare with",
     ),
+    Requirement::package(
+        Group::Dist,
+        &["dpkg-dev"],
+        "dpkg-shlibdeps",
+        "finds what the program depends on",
+    ),
+    Requirement {
+        name: "cargo-deb",
+        why: "builds the package (built from crates.io: a minute or two)",
+        group: Group::Dist,
+        check: Check::Program("cargo-deb"),
+        install: Install::Action(|_| install_cargo_deb()),
+    },
+    Requirement::package(
+        Group::DistTest,
+        &["debootstrap"],
+        "debootstrap",
+        "makes the clean root",
+    ),
+    Requirement {
+        name: "clean root",
+        why: "Debian and nothing else, unpacked under target/clean-root, to install the package in",
+        group: Group::DistTest,
+        check: Check::Machine(|_| clean_root::is_present()),
+        install: Install::Action(clean_root::install),
+    },
 ];
+
+/// The release of cargo-deb that the package has been tried with.
+const CARGO_DEB: &str = "3.8.0";
 
 /// Whether the packages of Debian's compiler for BPF are there.
 fn has_debian_compiler() -> bool {
     let sysroot = Path::new(DEBIAN_SYSROOT);
     has_programs(sysroot, &["rustc", "cargo"]) && EbpfToolchain::Linked.is_complete_in(sysroot)
+}
+
+fn install_cargo_deb() -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["install", "--locked", "cargo-deb", "--version", CARGO_DEB]);
+    command::output(&mut cargo).map(drop)
 }
 
 fn link_toolchain() -> Result<()> {
