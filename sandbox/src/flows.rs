@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use console::{Alignment, Style, measure_text_width, pad_str};
 use serde::Deserialize;
 
-use crate::{readings::Traffic, units};
+use tapnat_display::{palette, units};
+
+use crate::readings::Traffic;
 
 /// A session, as `tapnat flows --json` describes it.
 #[derive(Clone, Debug, Deserialize)]
@@ -61,23 +63,13 @@ fn columns() -> [(&'static str, Alignment, Style); 7] {
     let plain = Style::new;
     [
         ("PROTO", Alignment::Left, plain()),
-        ("INSIDE", Alignment::Left, inside()),
-        ("OUTSIDE", Alignment::Left, outside()),
+        ("INSIDE", Alignment::Left, palette::inside()),
+        ("OUTSIDE", Alignment::Left, palette::outside()),
         ("REMOTE", Alignment::Left, plain()),
         ("STATE", Alignment::Left, plain()),
         ("BYTES", Alignment::Right, plain()),
         ("PACKETS", Alignment::Right, plain()),
     ]
-}
-
-/// How the guest's own address is shown everywhere.
-pub fn inside() -> Style {
-    Style::new().yellow()
-}
-
-/// How the address that stands for the guest is shown everywhere.
-pub fn outside() -> Style {
-    Style::new().green()
 }
 
 /// The table's lines, busiest sessions first, without the last columns where they do not fit.

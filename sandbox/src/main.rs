@@ -10,7 +10,6 @@ mod picture;
 mod play;
 mod readings;
 mod screen;
-mod units;
 
 use std::{io, path::PathBuf, process::ExitCode};
 

@@ -3,7 +3,9 @@
 
 use console::{Alignment, measure_text_width, pad_str, style};
 
-use crate::{readings::Traffic, units};
+use tapnat_display::units;
+
+use crate::readings::Traffic;
 
 /// A host at one end of the picture.
 pub struct Station {

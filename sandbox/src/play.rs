@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use console::style;
 use nix::unistd::geteuid;
+use tapnat_display::{palette, units};
 use tapnat_testbed::{
     at_signal,
     qemu::{Kernel, Machine, Model},
@@ -28,7 +29,6 @@ use crate::{
     picture::{Picture, Port, Station},
     readings::{Meter, Readings},
     screen::{self, Screen},
-    units,
 };
 
 const TAP: &str = "tap0";
@@ -199,7 +199,7 @@ fn talk(show: &mut Show, guest: &mut Guest, topology: &Topology, http: &HttpServ
         );
         Ok(format!(
             "the server saw {}",
-            flows::outside().apply_to(seen)
+            palette::outside().apply_to(seen)
         ))
     })?;
     for (name, way) in [
@@ -236,8 +236,8 @@ struct Show {
 
 impl Show {
     fn new(screen: &Arc<Mutex<Screen>>, qemu: bool) -> Self {
-        let inside = |address: String| flows::inside().apply_to(address).to_string();
-        let outside = |address: String| flows::outside().apply_to(address).to_string();
+        let inside = |address: String| palette::inside().apply_to(address).to_string();
+        let outside = |address: String| palette::outside().apply_to(address).to_string();
         let with_prefix = |address: Ipv4Addr| format!("{address}/{PREFIX_LENGTH}");
         let (title, device) = if qemu {
             ("guest, QEMU", "eth0")
@@ -403,8 +403,8 @@ impl Show {
     fn explain(&self) -> Result<()> {
         let (_, columns) = screen::size();
         let flows = self.meter.as_ref().context("nothing runs")?.flows()?;
-        let guest = flows::inside().apply_to(GUEST_ADDRESS);
-        let host = flows::outside().apply_to(HOST_ADDRESS);
+        let guest = palette::inside().apply_to(GUEST_ADDRESS);
+        let host = palette::outside().apply_to(HOST_ADDRESS);
         let program = as_typed(
             &self
                 .meter

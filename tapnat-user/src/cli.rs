@@ -16,6 +16,7 @@ mod reload;
 mod run;
 mod static_address;
 mod status;
+mod watch;
 
 use std::{
     ffi::{OsStr, OsString},

@@ -460,12 +460,12 @@ impl FromStr for OutsideAddresses {
     }
 }
 
-/// Reads destinations of guests: a prefix, or an address.
+/// Reads a prefix, or an address, which is a prefix of one.
 ///
 /// # Errors
 ///
 /// When it is neither, or an address within a prefix.
-pub fn parse_destinations(text: &str) -> Result<Ipv4Net> {
+pub fn parse_prefix(text: &str) -> Result<Ipv4Net> {
     if let Ok(address) = text.parse::<Ipv4Addr>() {
         return Ok(address.into());
     }
@@ -478,6 +478,16 @@ pub fn parse_destinations(text: &str) -> Result<Ipv4Net> {
         net.trunc(),
         net.addr()
     );
+    Ok(net)
+}
+
+/// Reads destinations of guests: a prefix, or an address.
+///
+/// # Errors
+///
+/// When it is neither, or an address within a prefix, or everything.
+pub fn parse_destinations(text: &str) -> Result<Ipv4Net> {
+    let net = parse_prefix(text)?;
     ensure!(
         net.prefix_len() != 0,
         "{text} is everything, and tapnat is not needed where nothing is translated: name less"

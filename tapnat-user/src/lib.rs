@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod dhcp;
 pub mod doctor;
+pub mod flows;
 pub mod forwards;
 pub mod host;
 pub mod instance;

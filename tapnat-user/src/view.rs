@@ -3,6 +3,7 @@
 //! field is never renamed or given another meaning without a new [`SCHEMA`].
 
 use std::{
+    borrow::Cow,
     cmp::Reverse,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -36,7 +37,7 @@ pub const SCHEMA: u32 = 1;
 
 /// An address and a port. For ICMP queries the port of the side that asked is the query's
 /// identifier and that of the other side 0; protocols without ports have 0.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Endpoint {
     pub address: IpAddr,
     pub port: u16,
@@ -66,11 +67,26 @@ pub struct Directions {
     pub inbound: u64,
 }
 
+impl Directions {
+    #[must_use]
+    pub fn total(self) -> u64 {
+        self.outbound.saturating_add(self.inbound)
+    }
+
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            outbound: self.outbound.saturating_add(other.outbound),
+            inbound: self.inbound.saturating_add(other.inbound),
+        }
+    }
+}
+
 /// A session, seen from the guest that it belongs to. One between two guests over an outside
 /// address is shown from the side of the guest that began it.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Flow {
-    pub protocol: String,
+    pub protocol: Cow<'static, str>,
     /// The guest.
     pub inside: Endpoint,
     /// What the world sees in its place.
@@ -164,7 +180,7 @@ impl MappingView {
             return None;
         }
         Some(Self {
-            protocol: protocol_label(outside.protocol),
+            protocol: protocol_label(outside.protocol).into_owned(),
             inside: Endpoint::new(mapping.inside.address, mapping.inside.port),
             outside: Endpoint::new(outside.address, outside.port),
             kind: if stays { "static" } else { "dynamic" },
@@ -214,7 +230,7 @@ impl From<&Standing> for ForwardView {
                 inside.first,
                 outside.count(),
             ),
-            Share::Everything => (protocol_label(0), 0, 0, 1),
+            Share::Everything => (protocol_label(0).into_owned(), 0, 0, 1),
         };
         Self {
             protocol,
@@ -522,21 +538,37 @@ impl From<StatusSource> for Status {
     }
 }
 
+/// The names of IP protocols that have one here.
+const PROTOCOLS: [(u8, &str); 8] = [
+    // Of a mapping for all protocols.
+    (0, "all"),
+    (protocol::ICMP, "icmp"),
+    (protocol::TCP, "tcp"),
+    (protocol::UDP, "udp"),
+    (protocol::GRE, "gre"),
+    (protocol::ESP, "esp"),
+    (protocol::SCTP, "sctp"),
+    (protocol::UDP_LITE, "udp-lite"),
+];
+
 /// The name of an IP protocol, or its number where it has no name here.
 #[must_use]
-pub fn protocol_label(number: u8) -> String {
-    match number {
-        // Of a mapping for all protocols.
-        0 => "all".to_owned(),
-        protocol::ICMP => "icmp".to_owned(),
-        protocol::TCP => "tcp".to_owned(),
-        protocol::UDP => "udp".to_owned(),
-        protocol::GRE => "gre".to_owned(),
-        protocol::ESP => "esp".to_owned(),
-        protocol::SCTP => "sctp".to_owned(),
-        protocol::UDP_LITE => "udp-lite".to_owned(),
-        other => other.to_string(),
+pub fn protocol_label(number: u8) -> Cow<'static, str> {
+    let known = PROTOCOLS.iter().find(|(known, _)| *known == number);
+    match known {
+        Some((_, name)) => Cow::Borrowed(name),
+        None => Cow::Owned(number.to_string()),
     }
+}
+
+/// The number of an IP protocol by [its label](protocol_label), or by its number as text.
+#[must_use]
+pub fn protocol_number(label: &str) -> Option<u8> {
+    let known = PROTOCOLS.iter().find(|(_, name)| *name == label);
+    known
+        .map(|(number, _)| *number)
+        .or_else(|| label.parse().ok())
+        .filter(|number| *number != 0)
 }
 
 fn seconds(ticks: Ticks) -> u64 {
@@ -643,6 +675,17 @@ mod tests {
                 "bytes": {"outbound": 180, "inbound": 3000},
             })
         );
+    }
+
+    #[test]
+    fn protocols_have_names_or_numbers() {
+        for number in 1..=u8::MAX {
+            assert_eq!(protocol_number(&protocol_label(number)), Some(number));
+        }
+        assert_eq!(protocol_number("6"), Some(protocol::TCP));
+        for label in ["", "all", "0", "tpc", "256"] {
+            assert_eq!(protocol_number(label), None, "{label}");
+        }
     }
 
     #[test]

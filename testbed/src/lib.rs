@@ -15,6 +15,7 @@ pub mod qemu;
 pub mod setting;
 pub mod snapshot;
 mod sys;
+pub mod terminal;
 pub mod topology;
 pub mod traffic;
 

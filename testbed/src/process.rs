@@ -10,7 +10,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::Write as _,
-    os::unix::process::CommandExt as _,
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::Path,
     process::{Child, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -20,12 +20,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
+    errno::Errno,
     sched::{CloneFlags, setns},
     sys::signal::{Signal, killpg},
-    unistd::Pid,
+    unistd::{Pid, setsid},
 };
 
-use crate::cleanup::{self, Registration};
+use crate::{
+    cleanup::{self, Registration},
+    terminal,
+};
 
 /// How long a command may take unless [`Command::timeout`] says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -41,6 +45,7 @@ pub struct Command {
     timeout: Duration,
     grace: Duration,
     inherit_output: bool,
+    streams: Option<[Stdio; 3]>,
 }
 
 /// What a finished command left.
@@ -63,6 +68,7 @@ impl Command {
             timeout: DEFAULT_TIMEOUT,
             grace: Duration::ZERO,
             inherit_output: false,
+            streams: None,
         }
     }
 
@@ -132,28 +138,48 @@ impl Command {
         self
     }
 
+    /// Gives the child a session of its own with this terminal, for all its streams.
+    pub(crate) fn on_terminal(mut self, terminal: &OwnedFd) -> Result<Self> {
+        self.streams = Some(terminal::streams(terminal)?);
+        let take = || {
+            setsid()?;
+            // SAFETY: a request on a descriptor of ours that takes no pointer.
+            Errno::result(unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) })?;
+            Ok(())
+        };
+        // SAFETY: between fork and exec the closure makes two system calls and
+        // neither allocates nor locks.
+        unsafe { self.inner.pre_exec(take) };
+        Ok(self)
+    }
+
     /// Starts the command and returns at once.
     ///
     /// # Errors
     /// The program cannot be started.
     pub fn spawn(mut self) -> Result<Process> {
         let description = describe(&self.inner);
-        let output = || {
-            if self.inherit_output {
-                Stdio::inherit()
-            } else {
-                Stdio::piped()
-            }
-        };
-        self.inner
-            .stdin(if self.stdin.is_some() {
-                Stdio::piped()
-            } else {
-                Stdio::null()
-            })
-            .stdout(output())
-            .stderr(output())
-            .process_group(0);
+        if let Some([input, output, error]) = self.streams.take() {
+            // Its session makes it a group's leader, too.
+            self.inner.stdin(input).stdout(output).stderr(error);
+        } else {
+            let output = || {
+                if self.inherit_output {
+                    Stdio::inherit()
+                } else {
+                    Stdio::piped()
+                }
+            };
+            self.inner
+                .stdin(if self.stdin.is_some() {
+                    Stdio::piped()
+                } else {
+                    Stdio::null()
+                })
+                .stdout(output())
+                .stderr(output())
+                .process_group(0);
+        }
         let (mut child, registration) = cleanup::register_child(self.grace, || self.inner.spawn())
             .with_context(|| format!("cannot start `{description}`"))?;
         let stdout = child.stdout.take().map(Stream::follow).unwrap_or_default();

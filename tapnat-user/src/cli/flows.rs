@@ -1,78 +1,533 @@
 //! `tapnat flows`: the sessions.
 
-use anyhow::Result;
-use clap::Args;
-use tapnat_common::abi::setting_flags;
-
-use super::{Shown, print::Column};
-use crate::{
-    daemon::now,
-    view::{Directions, Flow},
+use std::{
+    io::Write,
+    num::NonZeroUsize,
+    ops::{ControlFlow, RangeInclusive},
+    time::Duration,
 };
 
-const COLUMNS: [Column; 9] = [
-    Column::text("PROTO"),
-    Column::text("INSIDE"),
-    Column::text("OUTSIDE"),
-    Column::text("REMOTE"),
-    Column::text("STATE"),
-    Column::number("EXPIRES"),
-    Column::number("IDLE"),
-    Column::number("PACKETS"),
-    Column::number("BYTES"),
-];
-/// So many are there without `tapnat run --count`.
-const UNCOUNTED: usize = 7;
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, ValueEnum, builder::PossibleValue};
+use ipnet::Ipv4Net;
+use tapnat_common::{abi::setting_flags, nat::session::State, time::Ticks};
+use tapnat_display::units;
+
+use super::{
+    Format, Instance,
+    print::{self, Column, List},
+    watch::{Room, watch},
+};
+use crate::{
+    config::{parse_duration, parse_prefix},
+    flows::{Common, Filter, Key, Order, Sorted, Sum, Sums, for_each},
+    ports::parse_range,
+    tables::PinnedTables,
+    view::{Directions, Flow, protocol_number},
+};
+
+/// Lines of a watched list that are no rows: what is shown, and the titles.
+const HEAD: usize = 2;
+
+const UNCOUNTED: &str = "packets and bytes are not counted: end the instance, and start it with \
+                         `tapnat run --count`";
 
 /// With `tapnat run --count`, packets and bytes are shown as OUTBOUND/INBOUND. On a terminal, columns
 /// at the right that do not fit are left out; `tapnat flows | cat` has them all.
 ///
+/// Conditions of one kind are alternatives (`--protocol tcp,icmp`), those of different kinds must all
+/// hold. The tables know when a session's last packet came, not when it began: that is what
+/// `--older` and `--newer` go by.
+///
 /// The JSON is an array of objects: `protocol`, `inside`, `outside` and `remote` (each an `address`
 /// and a `port`), `state`, `idle_seconds`, `expires_in_seconds`, and with `tapnat run --count`
-/// `packets` and `bytes` (each `outbound` and `inbound`).
+/// `packets` and `bytes` (each `outbound` and `inbound`). With `--by`: `group`, `sessions`, and these.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
-    shown: Shown,
+    chosen: Chosen,
+    #[command(flatten)]
+    shape: Shape,
+
+    /// Show it anew every two seconds, or as often as it says, until Ctrl-C
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2",
+        value_parser = parse_interval
+    )]
+    watch: Option<Duration>,
+
+    #[command(flatten)]
+    instance: Instance,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Which sessions.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Which sessions")]
+struct Chosen {
+    /// Of guests with this address, or in this network
+    #[arg(long, value_name = "ADDRESS[/LENGTH]", value_delimiter = ',', value_parser = parse_prefix)]
+    guest: Vec<Ipv4Net>,
+
+    /// With a remote of this address, or in this network
+    #[arg(long, value_name = "ADDRESS[/LENGTH]", value_delimiter = ',', value_parser = parse_prefix)]
+    remote: Vec<Ipv4Net>,
+
+    /// Of this protocol: tcp, udp, icmp, .. or a number
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', value_parser = parse_protocol)]
+    protocol: Vec<u8>,
+
+    /// In this state
+    #[arg(long, value_name = "STATE", value_delimiter = ',')]
+    state: Vec<StateName>,
+
+    /// With this port inside, outside or at the remote
+    #[arg(long, value_name = "PORT[-PORT]", value_delimiter = ',', value_parser = parse_range)]
+    port: Vec<RangeInclusive<u16>>,
+
+    /// Without a packet for so long
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    older: Option<Ticks>,
+
+    /// With a packet since so long ago
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    newer: Option<Ticks>,
+}
+
+/// What is shown of them.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What is shown of them")]
+struct Shape {
+    /// In this order; the first key counts most
+    #[arg(long, value_name = "KEY", value_delimiter = ',')]
+    sort: Vec<Key>,
+
+    /// The other way round
+    #[arg(long, requires = "sort")]
+    reverse: bool,
+
+    /// These columns, as the titles of the table name them
+    #[arg(
+        long,
+        value_name = "COLUMN",
+        value_delimiter = ',',
+        conflicts_with_all = ["json", "by"]
+    )]
+    columns: Vec<Cell>,
+
+    /// Only the first so many
+    #[arg(long, value_name = "NUMBER")]
+    limit: Option<NonZeroUsize>,
+
+    /// Who talks most: the sums of the sessions that have this in common, the most bytes first, or
+    /// the most sessions without `tapnat run --count`
+    #[arg(long, value_name = "WHAT", conflicts_with = "sort")]
+    by: Option<Common>,
+}
+
+/// A session's state, as it is shown.
+#[derive(Clone, Copy, Debug)]
+struct StateName(State);
+
+impl ValueEnum for StateName {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self(State::Opening),
+            Self(State::Established),
+            Self(State::Closing),
+            Self(State::Reset),
+            Self(State::OneWay),
+            Self(State::TwoWay),
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.label()))
+    }
+}
+
+/// What can stand in a column.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Cell {
+    Proto,
+    Inside,
+    Outside,
+    Remote,
+    State,
+    Expires,
+    Idle,
+    Packets,
+    Bytes,
+}
+
+impl Cell {
+    /// The columns that are shown where none are chosen.
+    fn usual(counted: bool) -> Vec<Self> {
+        let cells = Self::value_variants().iter().copied();
+        cells.filter(|it| counted || !it.needs_counts()).collect()
+    }
+
+    fn needs_counts(self) -> bool {
+        matches!(self, Self::Packets | Self::Bytes)
+    }
+
+    fn column(self) -> Column {
+        match self {
+            Self::Proto => Column::text("PROTO"),
+            Self::Inside => Column::inside("INSIDE"),
+            Self::Outside => Column::outside("OUTSIDE"),
+            Self::Remote => Column::text("REMOTE"),
+            Self::State => Column::text("STATE"),
+            Self::Expires => Column::number("EXPIRES"),
+            Self::Idle => Column::number("IDLE"),
+            Self::Packets => Column::number("PACKETS"),
+            Self::Bytes => Column::number("BYTES"),
+        }
+    }
+
+    fn of(self, flow: &Flow) -> String {
+        match self {
+            Self::Proto => flow.protocol.to_string(),
+            Self::Inside => flow.inside.to_string(),
+            Self::Outside => flow.outside.to_string(),
+            Self::Remote => flow.remote.to_string(),
+            Self::State => flow.state.to_owned(),
+            Self::Expires => format!("{}s", flow.expires_in_seconds),
+            Self::Idle => format!("{}s", flow.idle_seconds),
+            Self::Packets => both(flow.packets),
+            Self::Bytes => both(flow.bytes),
+        }
+    }
+}
+
+fn both(it: Option<Directions>) -> String {
+    it.map_or_else(String::new, |it| format!("{}/{}", it.outbound, it.inbound))
+}
+
+/// What was found, and how many there are of it, of which only the first are kept.
+struct Found {
+    rows: Rows,
+    count: usize,
+}
+
+enum Rows {
+    Flows(Vec<Flow>),
+    Sums(Vec<Sum>),
 }
 
 impl Arguments {
     pub fn execute(self) -> Result<()> {
-        let tables = self.shown.tables()?;
-        let settings = tables.settings()?;
-        let counted = settings.flags & setting_flags::COUNTED != 0;
-        let columns = if counted {
-            &COLUMNS[..]
-        } else {
-            &COLUMNS[..UNCOUNTED]
+        let Some(interval) = self.watch else {
+            let tables = self.instance.tables()?;
+            return self.shape.show(
+                &tables,
+                &self.chosen.filter(),
+                self.format.json,
+                print::standard_output(),
+                print::terminal_width(),
+            );
         };
-        let mut list = self.shown.list(columns)?;
-        let now = now();
-        tables.for_each_half(|key, half| {
-            if key.arrival.device().is_none() {
-                return Ok(());
+        watch(interval, |output, room| {
+            // Opened anew each time: the instance may go, and another may come.
+            let tables = self.instance.tables()?;
+            if let Some(room) = room {
+                return self.fill(&tables, interval, output, room);
             }
-            let twin = tables.half(&half.twin_key(key))?;
-            match Flow::from_half(key, half, twin.as_ref(), &settings, now) {
-                Some(flow) => list.entry(&flow, cells),
-                None => Ok(()),
+            let (filter, json) = (self.chosen.filter(), self.format.json);
+            self.shape
+                .show(&tables, &filter, json, &mut *output, None)?;
+            if !json {
+                output.push(b'\n');
             }
-        })?;
-        list.end()
+            Ok(())
+        })
+    }
+
+    /// Fills a terminal.
+    fn fill(
+        &self,
+        tables: &PinnedTables,
+        interval: Duration,
+        output: &mut Vec<u8>,
+        room: Room,
+    ) -> Result<()> {
+        let rows = room.rows.saturating_sub(HEAD).min(self.shape.limit());
+        let found = self.shape.find(tables, &self.chosen.filter(), rows)?;
+        let what = match found.rows {
+            Rows::Flows(_) => "session",
+            Rows::Sums(_) => "sum",
+        };
+        let part = if found.count > rows {
+            format!(", the first {rows}")
+        } else {
+            String::new()
+        };
+        let count = found.count as u64;
+        let head = format!(
+            "{} {what}{}{part}; every {} s until Ctrl-C",
+            units::count(count),
+            print::plural(count),
+            interval.as_secs_f64()
+        );
+        writeln!(output, "{head:.*}", room.columns).context(print::OUTPUT)?;
+        let counted = is_counted(tables)?;
+        found.print(
+            &self.shape,
+            counted,
+            self.format.json,
+            output,
+            Some(room.columns),
+        )
     }
 }
 
-fn cells(flow: &Flow) -> Vec<String> {
-    let both = |it: Directions| format!("{}/{}", it.outbound, it.inbound);
-    let mut cells = vec![
-        flow.protocol.clone(),
-        flow.inside.to_string(),
-        flow.outside.to_string(),
-        flow.remote.to_string(),
-        flow.state.to_owned(),
-        format!("{}s", flow.expires_in_seconds),
-        format!("{}s", flow.idle_seconds),
-    ];
-    cells.extend([flow.packets, flow.bytes].into_iter().flatten().map(both));
-    cells
+impl Chosen {
+    fn filter(&self) -> Filter {
+        let seconds = |it: Ticks| it.milliseconds() / 1000;
+        Filter {
+            guests: self.guest.clone(),
+            protocols: self.protocol.clone(),
+            states: self.state.iter().map(|it| it.0.label()).collect(),
+            ports: self.port.clone(),
+            remotes: self.remote.clone(),
+            older: self.older.map(seconds),
+            newer: self.newer.map(seconds),
+        }
+    }
+}
+
+impl Shape {
+    fn limit(&self) -> usize {
+        self.limit.map_or(usize::MAX, NonZeroUsize::get)
+    }
+
+    /// Prints once what there is. What needs not be sorted or added up is printed as it is read.
+    fn show(
+        &self,
+        tables: &PinnedTables,
+        filter: &Filter,
+        json: bool,
+        output: impl Write,
+        width: Option<usize>,
+    ) -> Result<()> {
+        let counted = is_counted(tables)?;
+        if self.by.is_some() || !self.sort.is_empty() {
+            let found = self.find(tables, filter, self.limit())?;
+            return found.print(self, counted, json, output, width);
+        }
+        let (cells, columns) = self.cells(counted)?;
+        let mut list = List::begin_on(output, json, &columns, self.width(width))?;
+        let mut left = self.limit();
+        for_each(tables, filter, |flow| {
+            list.entry(&flow, |flow| row(&cells, flow))?;
+            left -= 1;
+            Ok(if left == 0 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+        })?;
+        list.end()
+    }
+
+    /// Reads everything, and keeps the first so many.
+    fn find(&self, tables: &PinnedTables, filter: &Filter, limit: usize) -> Result<Found> {
+        let counted = is_counted(tables)?;
+        ensure!(
+            counted || !self.sort.iter().any(|key| key.needs_counts()),
+            UNCOUNTED
+        );
+        let mut count = 0;
+        if let Some(by) = self.by {
+            let mut sums = Sums::new(by);
+            for_each(tables, filter, |flow| {
+                sums.add(&flow);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            let mut sums = sums.busiest_first();
+            count = sums.len();
+            sums.truncate(limit);
+            return Ok(Found {
+                rows: Rows::Sums(sums),
+                count,
+            });
+        }
+        let order = Order {
+            keys: self.sort.clone(),
+            reverse: self.reverse,
+        };
+        let mut sorted = Sorted::new(order, limit);
+        for_each(tables, filter, |flow| {
+            sorted.add(flow);
+            count += 1;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(Found {
+            rows: Rows::Flows(sorted.into_flows()),
+            count,
+        })
+    }
+
+    /// What stands in a row, and the columns of that.
+    fn cells(&self, counted: bool) -> Result<(Vec<Cell>, Vec<Column>)> {
+        ensure!(
+            counted || !self.columns.iter().any(|cell| cell.needs_counts()),
+            UNCOUNTED
+        );
+        let cells = if self.columns.is_empty() {
+            Cell::usual(counted)
+        } else {
+            self.columns.clone()
+        };
+        let columns = cells.iter().map(|cell| cell.column()).collect();
+        Ok((cells, columns))
+    }
+
+    /// Columns that were asked for are never left out.
+    fn width(&self, width: Option<usize>) -> Option<usize> {
+        width.filter(|_| self.columns.is_empty())
+    }
+}
+
+impl Found {
+    fn print(
+        &self,
+        shape: &Shape,
+        counted: bool,
+        json: bool,
+        output: impl Write,
+        width: Option<usize>,
+    ) -> Result<()> {
+        match &self.rows {
+            Rows::Flows(flows) => {
+                let (cells, columns) = shape.cells(counted)?;
+                let mut list = List::begin_on(output, json, &columns, shape.width(width))?;
+                for flow in flows {
+                    list.entry(flow, |flow| row(&cells, flow))?;
+                }
+                list.end()
+            }
+            Rows::Sums(sums) => {
+                let title = shape.by.map_or("", title);
+                let mut columns = vec![Column::text(title), Column::number("SESSIONS")];
+                if counted {
+                    columns.extend([Cell::Packets, Cell::Bytes].map(Cell::column));
+                }
+                let mut list = List::begin_on(output, json, &columns, width)?;
+                for sum in sums {
+                    list.entry(sum, sum_row)?;
+                }
+                list.end()
+            }
+        }
+    }
+}
+
+fn row(cells: &[Cell], flow: &Flow) -> Vec<String> {
+    cells.iter().map(|cell| cell.of(flow)).collect()
+}
+
+fn sum_row(sum: &Sum) -> Vec<String> {
+    let mut row = vec![sum.group.clone(), sum.sessions.to_string()];
+    let counts = [sum.packets, sum.bytes].into_iter();
+    row.extend(counts.filter(Option::is_some).map(both));
+    row
+}
+
+const fn title(by: Common) -> &'static str {
+    match by {
+        Common::Guest => "GUEST",
+        Common::Remote => "REMOTE",
+        Common::Service => "SERVICE",
+        Common::Protocol => "PROTO",
+        Common::State => "STATE",
+    }
+}
+
+fn is_counted(tables: &PinnedTables) -> Result<bool> {
+    Ok(tables.settings()?.flags & setting_flags::COUNTED != 0)
+}
+
+fn parse_protocol(text: &str) -> Result<u8> {
+    protocol_number(text)
+        .with_context(|| format!("'{text}' is no protocol: write tcp, udp, icmp or a number"))
+}
+
+fn parse_interval(text: &str) -> Result<Duration> {
+    let interval = parse_duration(text)?;
+    Ok(Duration::from_millis(interval.milliseconds() / 10 * 10))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn read(line: &str) -> Result<Arguments> {
+        let words = std::iter::once("flows").chain(line.split_whitespace());
+        Ok(Line::try_parse_from(words)?.arguments)
+    }
+
+    #[test]
+    fn conditions_are_read() {
+        let filter = read(
+            "--guest 10.0.0.2,10.0.1.0/24 --remote 0.0.0.0/0 --protocol tcp,47 --state closing,reset \
+             --port 80,1000-2000 --older 5m --newer 90",
+        )
+        .unwrap()
+        .chosen
+        .filter();
+        assert_eq!(filter.guests.len(), 2);
+        assert_eq!(filter.guests[0].prefix_len(), 32);
+        assert_eq!(filter.protocols, [6, 47]);
+        assert_eq!(filter.states, ["closing", "reset"]);
+        assert_eq!(filter.ports, [80..=80, 1000..=2000]);
+        assert_eq!((filter.older, filter.newer), (Some(300), Some(90)));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_the_way_out() {
+        for (line, said) in [
+            ("--guest 10.0.0.2/24", "write 10.0.0.0/24 for all of it"),
+            ("--remote example.org", "is not an IPv4 prefix or address"),
+            ("--protocol tpc", "write tcp, udp, icmp or a number"),
+            ("--state open", "one-way"),
+            ("--port 90000", "not a port"),
+            ("--port 9-1", "upside down"),
+            ("--older soon", "write 300, 300s or 5m"),
+            ("--sort size", "bytes"),
+            ("--columns port", "inside"),
+            ("--limit 0", "limit"),
+            ("--reverse", "--sort"),
+            ("--by port", "service"),
+            ("--by guest --sort bytes", "cannot be used with"),
+            ("--json --columns inside", "cannot be used with"),
+            ("--watch=0", "too short"),
+        ] {
+            let error = format!("{:#}", read(line).unwrap_err());
+            assert!(error.contains(said), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_interval_may_be_given() {
+        assert_eq!(read("").unwrap().watch, None);
+        assert_eq!(read("--watch").unwrap().watch, Some(Duration::from_secs(2)));
+        assert_eq!(
+            read("--watch=10 --by guest").unwrap().watch,
+            Some(Duration::from_secs(10))
+        );
+    }
 }

@@ -1,24 +1,50 @@
 //! Prints lists of any length: as a table for people, as a JSON array for programs. Rows are written
 //! as they come, so that a million of them need no memory; the first ones wait for each other, as
-//! they say how wide the columns are. On a terminal no row is wider than that.
+//! they say how wide the columns are. On a terminal no row is wider than that, and there are colours
+//! unless `NO_COLOR` is set.
 
-use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
 
 use anyhow::{Context as _, Result};
+use console::Style;
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
+use tapnat_display::palette;
 
-const OUTPUT: &str = "cannot write to the standard output";
+pub const OUTPUT: &str = "cannot write to the standard output";
 
 /// How many rows are looked at for the widths of the columns.
 const SAMPLE: usize = 200;
 const SEPARATOR: &str = "  ";
+/// Bytes that are written at once.
+const BUFFER: usize = 1 << 16;
 
 /// A column of a table. A later cell that is wider pushes the rest of its row aside.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     title: &'static str,
     is_number: bool,
+    tint: Tint,
+}
+
+/// What a column's cells are, where that is shown by a colour.
+#[derive(Clone, Copy, Debug)]
+enum Tint {
+    Plain,
+    /// Guests' own endpoints.
+    Inside,
+    /// What the world sees in their place.
+    Outside,
+}
+
+impl Tint {
+    fn style(self) -> Style {
+        match self {
+            Self::Plain => Style::new(),
+            Self::Inside => palette::inside(),
+            Self::Outside => palette::outside(),
+        }
+    }
 }
 
 impl Column {
@@ -27,6 +53,23 @@ impl Column {
         Self {
             title,
             is_number: false,
+            tint: Tint::Plain,
+        }
+    }
+
+    /// As [`Self::text`], of guests' own endpoints.
+    pub const fn inside(title: &'static str) -> Self {
+        Self {
+            tint: Tint::Inside,
+            ..Self::text(title)
+        }
+    }
+
+    /// As [`Self::text`], of endpoints that stand for guests.
+    pub const fn outside(title: &'static str) -> Self {
+        Self {
+            tint: Tint::Outside,
+            ..Self::text(title)
         }
     }
 
@@ -35,13 +78,14 @@ impl Column {
         Self {
             title,
             is_number: true,
+            tint: Tint::Plain,
         }
     }
 }
 
-/// A list that is being printed to the standard output.
-pub struct List<'a> {
-    output: BufWriter<StdoutLock<'static>>,
+/// A list that is being printed.
+pub struct List<'a, W: Write = BufWriter<StdoutLock<'static>>> {
+    output: W,
     form: Form<'a>,
 }
 
@@ -51,24 +95,36 @@ enum Form<'a> {
 }
 
 impl<'a> List<'a> {
-    /// Begins a JSON array, or a table with these columns.
+    /// Begins a JSON array, or a table with these columns, on the standard output.
     ///
     /// # Errors
     ///
     /// When the standard output cannot be written to.
     pub fn begin(json: bool, columns: &'a [Column]) -> Result<Self> {
-        let mut output = BufWriter::new(io::stdout().lock());
-        if json {
+        Self::begin_on(standard_output(), json, columns, terminal_width())
+    }
+}
+
+impl<'a, W: Write> List<'a, W> {
+    /// Begins a JSON array, or a table with these columns: without those at the right that do not
+    /// fit a `width`.
+    ///
+    /// # Errors
+    ///
+    /// When the output cannot be written to.
+    pub fn begin_on(
+        mut output: W,
+        json: bool,
+        columns: &'a [Column],
+        width: Option<usize>,
+    ) -> Result<Self> {
+        let form = if json {
             output.write_all(b"[").context(OUTPUT)?;
-            return Ok(Self {
-                output,
-                form: Form::Json { empty: true },
-            });
-        }
-        Ok(Self {
-            output,
-            form: Form::Table(Table::new(columns, terminal_width())),
-        })
+            Form::Json { empty: true }
+        } else {
+            Form::Table(Table::new(columns, width))
+        };
+        Ok(Self { output, form })
     }
 
     /// Prints an entry: `value` as JSON, or `cells` as a row.
@@ -99,7 +155,7 @@ impl<'a> List<'a> {
     ///
     /// # Errors
     ///
-    /// When the standard output cannot be written to.
+    /// When the output cannot be written to.
     pub fn end(mut self) -> Result<()> {
         match &mut self.form {
             Form::Json { empty } => {
@@ -112,15 +168,25 @@ impl<'a> List<'a> {
     }
 }
 
-/// Of the standard output, if that is a terminal.
-fn terminal_width() -> Option<usize> {
+/// The standard output, for much of it.
+pub fn standard_output() -> BufWriter<StdoutLock<'static>> {
+    BufWriter::with_capacity(BUFFER, io::stdout().lock())
+}
+
+/// Columns of the standard output, if that is a terminal.
+pub fn terminal_width() -> Option<usize> {
+    terminal_size().map(|(columns, _)| columns)
+}
+
+/// Columns and rows of the standard output, if that is a terminal.
+pub fn terminal_size() -> Option<(usize, usize)> {
     let output = io::stdout();
     if !output.is_terminal() {
         return None;
     }
     let size = tcgetwinsize(output).ok()?;
     // One that nobody told how large it is says 0.
-    (size.ws_col > 0).then_some(size.ws_col.into())
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col.into(), size.ws_row.into()))
 }
 
 /// A table that is being printed.
@@ -144,9 +210,9 @@ impl<'a> Table<'a> {
         }
     }
 
-    fn row(&mut self, cells: Vec<String>, output: &mut impl io::Write) -> io::Result<()> {
+    fn row(&mut self, cells: Vec<String>, output: &mut impl Write) -> io::Result<()> {
         if let Some(widths) = &self.widths {
-            return write_row(output, self.columns, widths, &cells);
+            return write_row(output, self.columns, widths, &cells, |it| it.tint.style());
         }
         self.held.push(cells);
         if self.held.len() < SAMPLE {
@@ -156,7 +222,7 @@ impl<'a> Table<'a> {
     }
 
     /// Chooses the widths, and prints what waited for them.
-    fn settle(&mut self, output: &mut impl io::Write) -> io::Result<()> {
+    fn settle(&mut self, output: &mut impl Write) -> io::Result<()> {
         if self.widths.is_some() {
             return Ok(());
         }
@@ -173,8 +239,12 @@ impl<'a> Table<'a> {
         while widths.len() > 1 && self.limit.is_some_and(|limit| total(&widths) > limit) {
             widths.pop();
         }
-        for row in self.held.drain(..) {
-            write_row(output, self.columns, &widths, &row)?;
+        for (number, row) in self.held.drain(..).enumerate() {
+            let style = |column: &Column| match number {
+                0 => Style::new().bold(),
+                _ => column.tint.style(),
+            };
+            write_row(output, self.columns, &widths, &row, style)?;
         }
         self.widths = Some(widths);
         Ok(())
@@ -183,13 +253,15 @@ impl<'a> Table<'a> {
 
 /// Prints as many cells as there are widths.
 fn write_row(
-    output: &mut impl io::Write,
+    output: &mut impl Write,
     columns: &[Column],
     widths: &[usize],
     cells: &[String],
+    style: impl Fn(&Column) -> Style,
 ) -> io::Result<()> {
     for (position, ((column, cell), &width)) in columns.iter().zip(cells).zip(widths).enumerate() {
         let separator = if position == 0 { "" } else { SEPARATOR };
+        let cell = style(column).apply_to(cell);
         if column.is_number {
             write!(output, "{separator}{cell:>width$}")?;
         } else if position + 1 == widths.len() {
@@ -246,6 +318,18 @@ mod tests {
 
     fn row(cells: [&str; 3]) -> Vec<String> {
         cells.map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn colours_are_only_around_what_stands_there() {
+        let columns = [Column::inside("INSIDE"), Column::outside("OUTSIDE")];
+        let mut output = Vec::new();
+        let style = |it: &Column| it.tint.style().force_styling(true);
+        let cells = ["a", "b"].map(str::to_owned);
+        write_row(&mut output, &columns, &[3, 7], &cells, style).unwrap();
+        let text = String::from_utf8(output).unwrap();
+        assert_eq!(console::strip_ansi_codes(&text), "a    b\n");
+        assert_eq!(text.matches('\u{1b}').count(), 4, "{text:?}");
     }
 
     fn printed(limit: Option<usize>, rows: &[[&str; 3]]) -> String {

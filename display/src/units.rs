@@ -1,6 +1,7 @@
 //! Numbers as people read them.
 
 /// A count with its thousands apart: `12,345`. From a million on it has a prefix: `1.23 M`.
+#[must_use]
 pub fn count(number: u64) -> String {
     if number > 999_999 {
         return scale(number, "");
@@ -17,6 +18,7 @@ pub fn count(number: u64) -> String {
 }
 
 /// A number of bytes in decimal units: `1.21 GB`.
+#[must_use]
 pub fn bytes(number: u64) -> String {
     if number < 1000 {
         return format!("{number} B");
@@ -25,6 +27,7 @@ pub fn bytes(number: u64) -> String {
 }
 
 /// A rate in bits per second: `9.81 Gbit/s`.
+#[must_use]
 pub fn rate(bits_per_second: u64) -> String {
     scale(bits_per_second, "bit/s")
 }
