@@ -174,9 +174,10 @@ impl Host for RealHost {
             Change::CreateTap {
                 name,
                 queues,
+                owner,
                 index,
             } => {
-                tap::create(name, *queues)?;
+                tap::create(name, *queues, *owner)?;
                 *index = self.netlink.link(name).await?.map(|link| link.index);
                 Ok(())
             }

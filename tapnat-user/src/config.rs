@@ -11,7 +11,12 @@ use tapnat_common::{
     time::Ticks,
 };
 
-use crate::{dhcp::Advice, forwards::Forward, host::tap::Queues, instance::InstanceName};
+use crate::{
+    dhcp::Advice,
+    forwards::Forward,
+    host::tap::{Owner, Queues},
+    instance::InstanceName,
+};
 
 pub mod check;
 
@@ -89,6 +94,9 @@ pub struct Config {
     pub verbose: bool,
     /// How many queues a tap that tapnat creates can have.
     pub tap_queues: Queues,
+    /// Who may attach to such a tap without privileges; None leaves that to whoever may open
+    /// `/dev/net/tun`.
+    pub tap_owner: Option<Owner>,
     pub attach: Attach,
     /// What guests that ask for an address are told; None leaves them without an answer.
     pub dhcp: Option<Advice>,

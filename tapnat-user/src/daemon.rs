@@ -754,6 +754,7 @@ async fn prepare_inside(
     let create = Change::CreateTap {
         name: name.to_owned(),
         queues: config.tap_queues,
+        owner: config.tap_owner,
         index: None,
     };
     let link = if let Some(link) = &inside.link {

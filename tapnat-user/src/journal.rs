@@ -16,7 +16,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    host::{namespace::NetworkNamespace, netlink::Device, sysctl::Sysctl, tap::Queues},
+    host::{
+        namespace::NetworkNamespace,
+        netlink::Device,
+        sysctl::Sysctl,
+        tap::{Owner, Queues},
+    },
     instance::InstanceName,
     ports::PortSet,
 };
@@ -33,6 +38,8 @@ pub enum Change {
     CreateTap {
         name: String,
         queues: Queues,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<Owner>,
         index: Option<u32>,
     },
     /// An address was put on a device.
@@ -616,12 +623,14 @@ mod tests {
         let change = Change::CreateTap {
             name: "tap0".to_owned(),
             queues: Queues::Multi,
+            owner: None,
             index: None,
         };
         journal.make(change, &host).await.unwrap();
         let expected = Change::CreateTap {
             name: "tap0".to_owned(),
             queues: Queues::Multi,
+            owner: None,
             index: Some(7),
         };
         assert_eq!(scratch.reload().changes().next(), Some(&expected));
@@ -760,6 +769,7 @@ mod tests {
             Change::CreateTap {
                 name: "tap0".to_owned(),
                 queues: Queues::Multi,
+                owner: None,
                 index: None,
             },
             Change::AddAddress {

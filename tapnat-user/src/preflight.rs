@@ -585,6 +585,7 @@ mod tests {
             count: false,
             verbose: false,
             tap_queues: Queues::Multi,
+            tap_owner: None,
             attach: Attach::Auto,
             forwards: Vec::new(),
             sweep_interval: DEFAULT_SWEEP_INTERVAL,

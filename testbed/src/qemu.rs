@@ -9,9 +9,12 @@
 use std::{
     env,
     fmt::Write as _,
-    fs,
+    fs::{self, Permissions},
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     sync::{
         Once,
@@ -28,7 +31,7 @@ use crate::{
     Namespace,
     cleanup::{self, Leftover, Registration},
     namespace,
-    process::Process,
+    process::{Command, Process},
 };
 
 mod initramfs;
@@ -37,6 +40,15 @@ use initramfs::Initramfs;
 
 /// From start to a shell; 4 to 6 seconds are usual.
 const BOOT_TIMEOUT: Duration = Duration::from_mins(1);
+/// Becomes a user without privileges, who can open the device of taps as everybody can where udev
+/// runs.
+const UNPRIVILEGED: &str = r#"
+device=$1 user=$2
+shift 2
+[ -e "$device" ] || mknod --mode=666 "$device" c 10 200
+mount --bind "$device" /dev/net/tun
+exec setpriv --reuid="$user" --regid="$user" --clear-groups --no-new-privs --bounding-set=-all "$@"
+"#;
 /// How long a command in the guest may take unless the caller says otherwise.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 /// What the serial line may take on top of the command's own time.
@@ -99,6 +111,19 @@ impl Kernel {
     }
 }
 
+/// What a guest boots from, for a QEMU that the test starts itself.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The uncompressed kernel.
+    pub kernel: PathBuf,
+    /// Its first file system.
+    pub initramfs: PathBuf,
+    /// Its command line: the console is the first serial port.
+    pub command_line: String,
+    /// The socket that the second serial port has to connect to.
+    pub shell: PathBuf,
+}
+
 /// A network card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Model {
@@ -138,6 +163,7 @@ pub struct Machine {
     modules: Vec<String>,
     memory: u32,
     ipv6: bool,
+    user: Option<u32>,
 }
 
 impl Machine {
@@ -161,6 +187,7 @@ impl Machine {
             modules: drivers.map(str::to_owned).to_vec(),
             memory: 512,
             ipv6: false,
+            user: None,
         }
     }
 
@@ -217,6 +244,13 @@ impl Machine {
         self
     }
 
+    /// Runs QEMU as the user with this number, without any privilege.
+    #[must_use]
+    pub fn user(mut self, number: u32) -> Self {
+        self.user = Some(number);
+        self
+    }
+
     /// Starts QEMU in the host's namespace and waits for the guest's shell,
     /// once more if it does not come in time.
     ///
@@ -224,11 +258,28 @@ impl Machine {
     /// QEMU or a file is missing, QEMU refuses, or the guest does not boot;
     /// the error quotes the end of its console.
     pub fn boot(&self, host: &Namespace) -> Result<Guest> {
+        self.boot_by(|image| self.command(host, image)?.spawn())
+    }
+
+    /// The same with a QEMU that somebody else starts: `start` returns the
+    /// process that lives as long as that does.
+    ///
+    /// # Errors
+    /// As [`boot`](Self::boot).
+    pub fn boot_by(&self, start: impl Fn(&Image) -> Result<Process>) -> Result<Guest> {
         let directory = Directory::new()?;
-        self.build_file_system()?
-            .write(&directory.path.join("initramfs"))?;
-        let started = match self.start(host, &directory) {
-            Err(Failure::TimedOut(first)) => self.start(host, &directory).map_err(|error| {
+        let image = Image {
+            kernel: self.kernel.image.clone(),
+            initramfs: directory.path.join("initramfs"),
+            command_line: format!(
+                "console=ttyS0 quiet panic=-1 net.ifnames=0 ipv6.disable={}",
+                u8::from(!self.ipv6)
+            ),
+            shell: directory.path.join("shell"),
+        };
+        self.build_file_system()?.write(&image.initramfs)?;
+        let started = match try_start(&image, &start) {
+            Err(Failure::TimedOut(first)) => try_start(&image, &start).map_err(|error| {
                 error
                     .into_inner()
                     .context(format!("twice; the first time: {first:#}"))
@@ -266,20 +317,25 @@ impl Machine {
         Ok(initramfs)
     }
 
-    fn start(&self, host: &Namespace, directory: &Directory) -> Result<(Process, Shell), Failure> {
-        let socket = directory.path.join("shell");
-        // A first attempt may have left it.
-        let _ = fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket)
-            .with_context(|| format!("cannot listen on {}", socket.display()))?;
-        listener
-            .set_nonblocking(true)
-            .context("cannot wait for QEMU's connection")?;
-
-        let ipv6 = u8::from(!self.ipv6);
-        let append = format!("console=ttyS0 quiet panic=-1 net.ifnames=0 ipv6.disable={ipv6}");
-        let mut command = host
-            .command(find_program("qemu-system-x86_64")?)
+    fn command(&self, host: &Namespace, image: &Image) -> Result<Command> {
+        let qemu = find_program("qemu-system-x86_64")?;
+        let mut command = host.command(&qemu);
+        let mut kernel = image.kernel.clone();
+        if let Some(number) = self.user {
+            // That user may not be able to read where the kernel is.
+            kernel = image.shell.with_file_name("vmlinux");
+            fs::copy(&image.kernel, &kernel).context("cannot copy the guest's kernel")?;
+            fs::set_permissions(&image.shell, Permissions::from_mode(0o666))
+                .with_context(|| format!("cannot open {} to all", image.shell.display()))?;
+            let device = image.shell.with_file_name("tun");
+            command = host
+                .command("unshare")
+                .args(["--mount", "sh", "-ec", UNPRIVILEGED, "sh"])
+                .arg(&device)
+                .arg(number.to_string())
+                .arg(&qemu);
+        }
+        command = command
             .args([
                 "-nodefaults",
                 "-no-user-config",
@@ -299,13 +355,13 @@ impl Machine {
             ])
             .args(["-m", &self.memory.to_string()])
             .arg("-kernel")
-            .arg(&self.kernel.image)
+            .arg(&kernel)
             .arg("-initrd")
-            .arg(directory.path.join("initramfs"))
-            .args(["-append", &append, "-serial", "stdio"])
+            .arg(&image.initramfs)
+            .args(["-append", &image.command_line, "-serial", "stdio"])
             .args([
                 "-chardev",
-                &format!("socket,id=shell,path={}", socket.display()),
+                &format!("socket,id=shell,path={}", image.shell.display()),
             ])
             .args(["-serial", "chardev:shell"]);
         for (number, Card { tap, model, queues }) in self.cards.iter().enumerate() {
@@ -325,14 +381,30 @@ impl Machine {
             }
             command = command.args(["-netdev", &backend, "-device", &device]);
         }
-        let mut process = command.spawn()?;
-        let shell = Shell::connect(&listener, &mut process)
-            .map_err(|error| anyhow!("{error:#}; QEMU said: {}", last_words(&process)));
-        match shell {
-            Ok(shell) => Ok((process, shell)),
-            Err(error) if process.is_running() => Err(Failure::TimedOut(error)),
-            Err(error) => Err(Failure::Ended(error)),
-        }
+        Ok(command)
+    }
+}
+
+/// Starts QEMU and waits for the guest's shell.
+fn try_start(
+    image: &Image,
+    start: impl Fn(&Image) -> Result<Process>,
+) -> Result<(Process, Shell), Failure> {
+    let socket = &image.shell;
+    // A first attempt may have left it.
+    let _ = fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    listener
+        .set_nonblocking(true)
+        .context("cannot wait for QEMU's connection")?;
+    let mut process = start(image)?;
+    let shell = Shell::connect(&listener, &mut process)
+        .map_err(|error| anyhow!("{error:#}; QEMU said: {}", last_words(&process)));
+    match shell {
+        Ok(shell) => Ok((process, shell)),
+        Err(error) if process.is_running() => Err(Failure::TimedOut(error)),
+        Err(error) => Err(Failure::Ended(error)),
     }
 }
 

@@ -16,6 +16,9 @@ use tapnat_tests::world::{OUTSIDE, World, server};
 /// Emulation is slow, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// A user with no privilege, whom every system has.
+const NOBODY: u32 = 65534;
+
 /// A world whose only guest is a QEMU one.
 fn boot(model: Model, queues: u32) -> Result<(World, Guest)> {
     let topology = Topology::builder().guests(0).build()?;
@@ -106,5 +109,46 @@ fn a_guest_with_an_old_card_reaches_the_world() -> Result<()> {
     let (world, mut guest) = boot(Model::Ne2k, 1)?;
     let largest = check_traffic(&world, &mut guest)?;
     ensure!(largest <= 1514, "the largest packet has {largest} bytes");
+    Ok(())
+}
+
+#[test]
+fn qemu_without_privileges_opens_its_owners_tap_and_no_other() -> Result<()> {
+    let topology = Topology::builder().guests(0).build()?;
+    let owner = NOBODY.to_string();
+    let options = [
+        "--inside",
+        "tap0=10.0.0.1/24",
+        "--inside",
+        "tap1=10.0.1.1/24",
+    ];
+    let options = [
+        &options[..],
+        &["--tap-owner", &owner, "--tap-queues", "single"],
+    ]
+    .concat();
+    let world = World::start_in(topology, &options)?;
+    let host = &world.topology.host;
+    let shown = host.ip("-details link show tap0")?;
+    ensure!(
+        shown.contains("user 65534") || shown.contains("user nobody"),
+        "{shown}"
+    );
+
+    let machine = |user| {
+        let kernel = Kernel::installed()?;
+        anyhow::Ok(Machine::new(kernel).card("tap0", Model::Virtio).user(user))
+    };
+    let refusal = machine(NOBODY - 1)?.boot(host).map(drop);
+    let refusal = format!(
+        "{:#}",
+        refusal.err().context("another user's QEMU opened it")?
+    );
+    ensure!(refusal.contains("Operation not permitted"), "{refusal}");
+
+    let mut guest = machine(NOBODY)?.boot(host)?;
+    guest.configure("eth0", "10.0.0.10/24", "10.0.0.1")?;
+    let said = guest.run("ping -c 3 -W 5 203.0.113.1")?;
+    ensure!(said.contains("3 packets received"), "{said}");
     Ok(())
 }

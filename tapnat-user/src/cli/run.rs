@@ -34,7 +34,7 @@ use crate::{
     daemon::{self, Reread},
     dhcp::Advice,
     forwards::Forward,
-    host::tap::Queues,
+    host::tap::{Owner, Queues},
     ports::parse_range,
 };
 
@@ -218,6 +218,11 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t)]
     tap_queues: Queues,
 
+    /// The user whose QEMU may attach to a tap that is created, so that it need not run as root
+    /// [default: every user who may open /dev/net/tun]
+    #[arg(long, value_name = "USER")]
+    tap_owner: Option<Owner>,
+
     /// How to get hold of packets
     #[arg(long, value_enum, default_value_t)]
     attach: Attach,
@@ -332,6 +337,7 @@ impl Arguments {
             count: self.count,
             verbose: self.verbose,
             tap_queues: self.tap_queues,
+            tap_owner: self.tap_owner,
             attach: self.attach,
             forwards,
             sweep_interval: self

@@ -225,6 +225,7 @@ impl Config {
             count,
             verbose,
             tap_queues,
+            tap_owner,
             attach,
             forwards: _,
             sweep_interval: _,
@@ -236,6 +237,7 @@ impl Config {
             ("count", *count != new.count),
             ("verbose", *verbose != new.verbose),
             ("tap-queues", *tap_queues != new.tap_queues),
+            ("tap-owner", *tap_owner != new.tap_owner),
             ("attach", *attach != new.attach),
         ]
         .into_iter()

@@ -6,10 +6,12 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::fd::AsRawFd as _,
+    str::FromStr,
 };
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use clap::ValueEnum;
+use nix::unistd::User;
 use serde::{Deserialize, Serialize};
 
 /// `IFF_TUN_EXCL` refuses a tap that somebody else made in the meantime.
@@ -35,17 +37,41 @@ pub enum Queues {
     Single,
 }
 
+/// The user who may attach to a tap without `CAP_NET_ADMIN`, by number.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Owner(u32);
+
+impl FromStr for Owner {
+    type Err = Error;
+
+    /// Reads a user's name, or the number of one who need not be known here.
+    fn from_str(text: &str) -> Result<Self> {
+        if let Ok(number) = text.parse() {
+            return Ok(Self(number));
+        }
+        let user = User::from_name(text).with_context(|| format!("cannot look for {text}"))?;
+        user.map(|user| Self(user.uid.as_raw()))
+            .with_context(|| format!("there is no user '{text}' here: `getent passwd` lists them"))
+    }
+}
+
 /// Creates a persistent tap called `name`, down and without addresses, in the caller's network
-/// namespace. It has a vnet header, so that a guest's checksum and segmentation offloads pass.
+/// namespace. It has a vnet header, so that a guest's checksum and segmentation offloads pass. Without
+/// an owner every user who may open `/dev/net/tun` can attach to it.
 ///
 /// # Errors
 ///
 /// When `/dev/net/tun` cannot be opened, when the name is taken (`EBUSY`) or impossible, and without
 /// `CAP_NET_ADMIN`.
-pub fn create(name: &str, queues: Queues) -> Result<()> {
+pub fn create(name: &str, queues: Queues, owner: Option<Owner>) -> Result<()> {
     let opened = OpenOptions::new().read(true).write(true).open(CLONE_DEVICE);
     let device = opened.map_err(|error| explain(&error, name))?;
     claim(&device, name, queues).with_context(|| format!("cannot create the tap {name}"))?;
+    if let Some(owner) = owner {
+        give(&device, owner)
+            .with_context(|| format!("cannot give the tap {name} to user {}", owner.0))?;
+    }
     persist(&device).with_context(|| format!("cannot make the tap {name} persistent"))
 }
 
@@ -81,6 +107,17 @@ fn claim(device: &File, name: &str, queues: Queues) -> io::Result<()> {
     check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
+fn give(device: &File, owner: Owner) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and TUNSETOWNER takes its argument by value.
+    check(unsafe {
+        libc::ioctl(
+            device.as_raw_fd(),
+            libc::TUNSETOWNER,
+            c_ulong::from(owner.0),
+        )
+    })
+}
+
 fn persist(device: &File) -> io::Result<()> {
     const PERSISTENT: c_ulong = 1;
     // SAFETY: the descriptor is open, and TUNSETPERSIST takes its argument by value.
@@ -98,6 +135,16 @@ fn check(result: c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn owners_have_names_and_numbers() {
+        assert_eq!("root".parse::<Owner>().unwrap(), Owner(0));
+        assert_eq!("4242".parse::<Owner>().unwrap(), Owner(4242));
+        for nobody in ["no such user", "-1", ""] {
+            let said = nobody.parse::<Owner>().unwrap_err().to_string();
+            assert!(said.contains("getent"), "{said}");
+        }
+    }
 
     #[test]
     fn the_way_out_is_that_of_the_error() {
