@@ -251,6 +251,26 @@ fn guests_on_taps_with_several_queues() -> Result<()> {
     check_traffic(&World::start(tap(queues), &[])?)
 }
 
+/// Firecracker and Cloud Hypervisor (with one pair of queues) ask the kernel
+/// for a tap with a vnet header and without `IFF_MULTI_QUEUE`, and find
+/// otherwise that it is not theirs.
+#[test]
+fn guests_of_monitors_that_ask_for_one_queue() -> Result<()> {
+    let made = Tap {
+        made_by: TapMaker::Program,
+        ..Tap::default()
+    };
+    let world = World::start(tap(made), &["--tap-queues", "single"])?;
+    let shown = world.topology.host.ip("-json -details link show tap0")?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let flags = &shown[0]["linkinfo"]["info_data"];
+    ensure!(
+        flags["vnet_hdr"] == true && flags["multi_queue"] == false && flags["pi"] == false,
+        "{flags}"
+    );
+    check_traffic(&world)
+}
+
 #[test]
 fn guests_with_an_old_card_without_offloads() -> Result<()> {
     let old = Tap {

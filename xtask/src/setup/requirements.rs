@@ -82,6 +82,10 @@ impl Machine {
     }
 }
 
+/// Where libvirt's part for QEMU lies, which has no program.
+const QEMU_DRIVER: &str =
+    "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so";
+
 /// Where Debian's compiler for BPF lies.
 const DEBIAN_SYSROOT: &str = "/usr";
 
@@ -248,6 +252,26 @@ pub const REQUIREMENTS: &[Requirement] = &[
         &["kmod"],
         "depmod",
         "finds the order in which the guest's drivers load",
+    ),
+    Requirement::package(
+        Group::Guest,
+        &["libvirt-daemon"],
+        "libvirtd",
+        "starts guests as most hosts do (the program; no service is set up)",
+    ),
+    Requirement {
+        name: "libvirt-daemon-driver-qemu",
+        why: "its part that knows QEMU",
+        group: Group::Guest,
+        check: Check::Machine(|_| Path::new(QEMU_DRIVER).exists()),
+        install: Install::Packages(&["libvirt-daemon-driver-qemu"]),
+    },
+    Requirement::package(Group::Guest, &["libvirt-clients"], "virsh", "asks it to"),
+    Requirement::package(
+        Group::Guest,
+        &["libxml2-utils"],
+        "xmllint",
+        "checks what it is asked",
     ),
     Requirement {
         name: "guest kernel",
