@@ -29,6 +29,9 @@ pub fn bytes(number: u64) -> String {
 /// A rate in bits per second: `9.81 Gbit/s`.
 #[must_use]
 pub fn rate(bits_per_second: u64) -> String {
+    if bits_per_second < 1000 {
+        return format!("{bits_per_second} bit/s");
+    }
     scale(bits_per_second, "bit/s")
 }
 
@@ -85,6 +88,6 @@ mod tests {
             assert_eq!(bytes(number), text);
         }
         assert_eq!(rate(9_810_000_000), "9.81 Gbit/s");
-        assert_eq!(rate(12), "12.0 bit/s");
+        assert_eq!(rate(12), "12 bit/s");
     }
 }

@@ -16,6 +16,7 @@ mod reload;
 mod run;
 mod static_address;
 mod status;
+mod top;
 mod watch;
 
 use std::{
@@ -64,6 +65,8 @@ enum Command {
     Guests(guests::Arguments),
     /// Print what an instance does for Prometheus, or answer its scrapes
     Metrics(metrics::Arguments),
+    /// Show live what an instance does: guests, rates, sessions, drops
+    Top(top::Arguments),
     /// Show what an instance does and how it fares
     Status(status::Arguments),
     /// Lead ports of an outside address to guests
@@ -154,6 +157,7 @@ impl Cli {
             Command::Mappings(arguments) => arguments.execute(),
             Command::Guests(arguments) => arguments.execute(),
             Command::Metrics(arguments) => arguments.execute(),
+            Command::Top(arguments) => arguments.execute(),
             Command::Status(arguments) => arguments.execute(),
             Command::Forward(arguments) => arguments.execute().await,
             Command::Static(arguments) => arguments.execute().await,

@@ -1,5 +1,6 @@
 //! tapnat, user side: what the `tapnat` binary does, as a library.
 
+pub mod activity;
 pub mod changes;
 pub mod cli;
 pub mod config;

@@ -318,6 +318,10 @@ pub struct PolicyView {
     pub roaming: bool,
 }
 
+/// [`DeviceView::role`].
+const INSIDE: &str = "inside";
+const UPLINK: &str = "uplink";
+
 /// A device that the datapath works on.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct DeviceView {
@@ -337,15 +341,21 @@ pub struct DeviceView {
 }
 
 impl DeviceView {
+    /// Whether guests are behind it.
+    #[must_use]
+    pub fn is_inside(&self) -> bool {
+        self.role == INSIDE
+    }
+
     #[must_use]
     pub fn new(name: Option<String>, index: u32, device: &Device) -> Self {
         Self {
             name,
             index,
             role: if device.role == role::UPLINK {
-                "uplink"
+                UPLINK
             } else {
-                "inside"
+                INSIDE
             },
             address: device.address.into(),
             prefix_length: device.mask.get().count_ones(),

@@ -458,7 +458,8 @@ fn parse_protocol(text: &str) -> Result<u8> {
         .with_context(|| format!("'{text}' is no protocol: write tcp, udp, icmp or a number"))
 }
 
-fn parse_interval(text: &str) -> Result<Duration> {
+/// Reads how long to wait between two looks.
+pub(super) fn parse_interval(text: &str) -> Result<Duration> {
     let interval = parse_duration(text)?;
     Ok(Duration::from_millis(interval.milliseconds() / 10 * 10))
 }

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
 use tiny_http::{Header, Method, Request, Response, Server};
 
-use super::{Instance, print, status};
-use crate::{daemon::warn, metrics};
+use super::{Instance, print};
+use crate::{activity, daemon::warn, metrics};
 
 /// Where scrapers look.
 const PATH: &str = "/metrics";
@@ -66,6 +66,6 @@ impl Arguments {
 
     fn text(&self) -> Result<String> {
         let tables = self.instance.tables()?;
-        metrics::text(status::read(&self.instance.name, &tables)?)
+        metrics::text(activity::status(&self.instance.name, &tables)?)
     }
 }

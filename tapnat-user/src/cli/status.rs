@@ -7,10 +7,8 @@ use clap::Args;
 
 use super::{Shown, print};
 use crate::{
-    instance::{InstanceName, Lock},
-    journal::Journal,
-    tables::PinnedTables,
-    view::{DeviceView, PolicyView, Status, StatusSource, TablesView},
+    activity,
+    view::{PolicyView, Status},
 };
 
 /// At most so many guests are shown to people: those that were refused the most.
@@ -25,50 +23,13 @@ pub struct Arguments {
 
 impl Arguments {
     pub fn execute(self) -> Result<()> {
-        let status = read(&self.shown.instance.name, &self.shown.tables()?)?;
+        let status = activity::status(&self.shown.instance.name, &self.shown.tables()?)?;
         if self.shown.format.json {
             print::json(&status)
         } else {
             print::text(&describe(&status)?)
         }
     }
-}
-
-/// What these tables of an instance say.
-pub(super) fn read(name: &InstanceName, tables: &PinnedTables) -> Result<Status> {
-    // Only for the names; what the datapath does is in the tables alone.
-    let journal = Journal::load(name).unwrap_or(None);
-    let name_of = |index| {
-        let claims = journal.as_ref()?.claims();
-        Some(
-            claims
-                .iter()
-                .find(|claim| claim.device.index == index)?
-                .device
-                .name
-                .clone(),
-        )
-    };
-    let devices = tables
-        .devices()?
-        .into_iter()
-        .map(|(index, device)| DeviceView::new(name_of(index), index, &device))
-        .collect();
-    Ok(Status::from(StatusSource {
-        instance: name.to_string(),
-        process: Lock::holder(name).and_then(|holder| holder.0),
-        settings: tables.settings()?,
-        devices,
-        denied: tables.denied()?,
-        untranslated: tables.untranslated()?,
-        tables: TablesView {
-            sessions: tables.session_usage()?.into(),
-            mappings: tables.mapping_usage()?.into(),
-            guests: tables.guest_usage()?.into(),
-        },
-        guests: tables.guests()?.0,
-        counters: tables.counters()?,
-    }))
 }
 
 /// What guests are kept from, if there is anything.
