@@ -25,4 +25,5 @@ pub mod ports;
 pub mod refusal;
 pub mod rewrite;
 pub mod time;
+pub mod trace;
 pub mod verdict;

@@ -45,6 +45,7 @@ use tapnat_common::{
     pipeline::{self, Quick},
     refusal::Refusal,
     time::Instant,
+    trace::REASON_WORD,
     verdict::{Next, Outcome, Reason},
 };
 
@@ -271,6 +272,7 @@ fn leave(
     let device = NonZeroU32::new(scratch.device);
     let Scratch { packet, plan, .. } = scratch;
     note(context, reason, packet, skb.length());
+    skb.leave_word(REASON_WORD, reason as u32);
     nat::settle(packet, device, reason, kernel, plan);
     if packet.part == Part::First && plan.held != 0 {
         match reason.outcome() {

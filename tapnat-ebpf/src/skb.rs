@@ -56,6 +56,13 @@ impl Skb {
         unsafe { (*self.context).ifindex }
     }
 
+    /// Leaves a word in the packet for other programs of the hook.
+    #[inline(always)]
+    pub fn leave_word(&mut self, place: usize, word: u32) {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.context).cb[place] = word };
+    }
+
     /// Copies the first `length` bytes out. `None` if they do not fit or are not
     /// there.
     #[inline(always)]

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use procfs::net::dev_status;
 use serde::Serialize;
 use tapnat_common::{
-    abi::{Counter, FlowKey, Session, session_flags, setting_flags},
+    abi::{Counter, Device, FlowKey, Session, session_flags, setting_flags},
     ports::{Class, set_index},
 };
 
@@ -86,30 +86,38 @@ pub fn status(name: &InstanceName, tables: &PinnedTables) -> Result<Status> {
     status_with(name, tables, tables.session_usage()?)
 }
 
-fn status_with(name: &InstanceName, tables: &PinnedTables, sessions: Usage) -> Result<Status> {
+/// The devices that an instance translates on, with their names as far as this host knows them, and
+/// their indices.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn devices(
+    name: &InstanceName,
+    tables: &PinnedTables,
+) -> Result<Vec<(Option<String>, u32, Device)>> {
     // Only for the names; what the datapath does is in the tables alone.
     let journal = Journal::load(name).unwrap_or(None);
     let name_of = |index| {
         let claims = journal.as_ref()?.claims();
-        Some(
-            claims
-                .iter()
-                .find(|claim| claim.device.index == index)?
-                .device
-                .name
-                .clone(),
-        )
+        let claim = claims.iter().find(|claim| claim.device.index == index)?;
+        Some(claim.device.name.clone())
     };
-    let devices = tables
-        .devices()?
-        .into_iter()
-        .map(|(index, device)| DeviceView::new(name_of(index), index, &device))
-        .collect();
+    let devices = tables.devices()?.into_iter();
+    Ok(devices
+        .map(|(index, device)| (name_of(index), index, device))
+        .collect())
+}
+
+fn status_with(name: &InstanceName, tables: &PinnedTables, sessions: Usage) -> Result<Status> {
     Ok(Status::from(StatusSource {
         instance: name.to_string(),
         process: Lock::holder(name).and_then(|holder| holder.0),
         settings: tables.settings()?,
-        devices,
+        devices: devices(name, tables)?
+            .into_iter()
+            .map(|(name, index, device)| DeviceView::new(name, index, &device))
+            .collect(),
         denied: tables.denied()?,
         untranslated: tables.untranslated()?,
         tables: TablesView {

@@ -15,6 +15,7 @@ use aya::programs::{
 };
 
 use crate::{
+    datapath::TRACE_PRIORITY,
     host::{
         bpffs,
         namespace::NetworkNamespace,
@@ -104,17 +105,9 @@ impl RealHost {
         let Some(link) = links.into_iter().find(|link| link.index == device.index) else {
             return Ok(Reverted::NotThere);
         };
-        let filter = SchedClassifierLink::attached(
-            &link.name,
-            TcAttachType::Ingress,
-            priority,
-            TcHandle::new(0, handle),
-            None,
-        );
-        match filter
-            .map_err(Error::from)
-            .and_then(|filter| filter.detach().map_err(Error::from))
-        {
+        // One that a killed trace may have left goes with it.
+        let _ = detach_filter(&link.name, TRACE_PRIORITY, handle);
+        match detach_filter(&link.name, priority, handle) {
             Ok(()) => Ok(Reverted::Done),
             Err(error) if means_no_filter(&error) => Ok(Reverted::NotThere),
             Err(error) => Err(error.context(format!("cannot take the filter from {device}"))),
@@ -229,6 +222,18 @@ impl Host for RealHost {
 fn add_clsact(device: &Device) -> Result<()> {
     tc::qdisc_add_clsact(&device.name)
         .with_context(|| format!("cannot put clsact on {device}: the kernel lacks NET_SCH_INGRESS"))
+}
+
+/// Takes a filter from clsact.
+///
+/// # Errors
+///
+/// When there is none, or the kernel refuses.
+pub fn detach_filter(device: &str, priority: u16, handle: u16) -> Result<()> {
+    let side = TcAttachType::Ingress;
+    let handle = TcHandle::new(0, handle);
+    SchedClassifierLink::attached(device, side, priority, handle, None)?.detach()?;
+    Ok(())
 }
 
 /// The kernel says `EINVAL` where there is no clsact, `ENOENT` where there is no such filter.

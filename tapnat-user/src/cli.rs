@@ -17,12 +17,13 @@ mod run;
 mod static_address;
 mod status;
 mod top;
+mod trace;
 mod watch;
 
 use std::{
     ffi::{OsStr, OsString},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -69,6 +70,8 @@ enum Command {
     Top(top::Arguments),
     /// Show what an instance does and how it fares
     Status(status::Arguments),
+    /// Show what becomes of packets, one by one, as they come
+    Trace(Box<trace::Arguments>),
     /// Lead ports of an outside address to guests
     Forward(forward::Arguments),
     /// Give guests outside addresses of their own
@@ -159,6 +162,7 @@ impl Cli {
             Command::Metrics(arguments) => arguments.execute(),
             Command::Top(arguments) => arguments.execute(),
             Command::Status(arguments) => arguments.execute(),
+            Command::Trace(arguments) => arguments.execute().await,
             Command::Forward(arguments) => arguments.execute().await,
             Command::Static(arguments) => arguments.execute().await,
             Command::QemuIfup(arguments) => arguments.execute().await,
@@ -202,6 +206,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 impl Instance {
     /// Opens the instance's pinned tables.
     fn tables(&self) -> Result<PinnedTables> {
+        self.tables_and_pins().map(|(tables, _)| tables)
+    }
+
+    /// The same, and the directory of the instance's pins.
+    fn tables_and_pins(&self) -> Result<(PinnedTables, PathBuf)> {
         let Some(root) = bpffs::find() else {
             bail!(
                 "there is no tapnat instance '{}': no BPF file system is mounted, so there is none \
@@ -209,9 +218,10 @@ impl Instance {
                 self.name
             );
         };
-        let directory = self.name.pin_directory(&root).join("maps");
+        let pins = self.name.pin_directory(&root);
+        let directory = pins.join("maps");
         match PinnedTables::open(&directory) {
-            Ok(tables) => Ok(tables),
+            Ok(tables) => Ok((tables, pins)),
             Err(Unusable::Missing) => {
                 let others = InstanceName::all_pinned(&root)
                     .context("cannot look for instances: run as root")?;

@@ -39,6 +39,8 @@ use crate::{
 
 /// Where the filter stands in clsact: late, so that filters of others come first.
 pub const FILTER_PRIORITY: u16 = 40_000;
+/// Where that of a trace stands: just before it.
+pub const TRACE_PRIORITY: u16 = FILTER_PRIORITY - 1;
 /// The filter's number at that priority.
 pub const FILTER_HANDLE: u16 = 1;
 
@@ -76,7 +78,7 @@ impl Pins {
     }
 
     fn links(&self) -> PathBuf {
-        self.directory.join("links")
+        self.directory.join(LINKS)
     }
 
     /// Where the tables of programs are pinned, one for each generation of programs: those that are
@@ -91,8 +93,7 @@ impl Pins {
     }
 
     fn link(&self, hook: &Hook) -> PathBuf {
-        let role = role_label(hook.role);
-        self.links().join(format!("{role}-{}", hook.device.index))
+        link_pin(&self.directory, hook)
     }
 
     /// The tables that an earlier process left, or `None` when it left none that were ever used.
@@ -144,6 +145,17 @@ impl Pins {
     }
 }
 
+/// The directory of the links in that of an instance's pins.
+const LINKS: &str = "links";
+
+/// Where the link to a device is pinned if it is one of TCX, in the directory of an instance's pins.
+#[must_use]
+pub fn link_pin(pins: &Path, hook: &Hook) -> PathBuf {
+    let role = role_label(hook.role);
+    pins.join(LINKS)
+        .join(format!("{role}-{}", hook.device.index))
+}
+
 /// A device to attach to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Hook {
@@ -154,12 +166,25 @@ pub struct Hook {
 }
 
 impl Hook {
-    fn program(&self) -> &'static str {
+    /// The program for the device, by the name that it has in the object file.
+    #[must_use]
+    pub fn program(&self) -> &'static str {
         match (self.role, self.ethernet) {
             (Role::Inside, true) => programs::INSIDE_ETHERNET,
             (Role::Inside, false) => programs::INSIDE_RAW,
             (Role::Uplink, true) => programs::OUTSIDE_ETHERNET,
             (Role::Uplink, false) => programs::OUTSIDE_RAW,
+        }
+    }
+
+    /// The place of its program in [`tapnat_common::trace::names::PROGRAMS`].
+    #[must_use]
+    pub fn place(&self) -> usize {
+        match (self.role, self.ethernet) {
+            (Role::Inside, true) => 0,
+            (Role::Inside, false) => 1,
+            (Role::Uplink, true) => 2,
+            (Role::Uplink, false) => 3,
         }
     }
 }

@@ -22,5 +22,6 @@ pub mod preflight;
 pub mod statics;
 pub mod sweep;
 pub mod tables;
+pub mod trace;
 pub mod unsolicited;
 pub mod view;

@@ -352,11 +352,7 @@ impl DeviceView {
         Self {
             name,
             index,
-            role: if device.role == role::UPLINK {
-                UPLINK
-            } else {
-                INSIDE
-            },
+            role: role_label(device.role),
             address: device.address.into(),
             prefix_length: device.mask.get().count_ones(),
             mtu: device.mtu,
@@ -454,14 +450,7 @@ impl ReasonView {
     pub fn new(reason: Reason, counter: Counter) -> Self {
         Self {
             reason: reason.label(),
-            outcome: match reason.outcome() {
-                Outcome::Pass => "pass",
-                Outcome::Drop => "drop",
-                Outcome::Refuse => "refuse",
-                Outcome::Hold => "hold",
-                Outcome::Fragment => "fragment",
-                Outcome::Forward => "forward",
-            },
+            outcome: outcome_label(reason.outcome()),
             packets: counter.packets,
             bytes: counter.bytes,
         }
@@ -560,6 +549,29 @@ const PROTOCOLS: [(u8, &str); 8] = [
     (protocol::SCTP, "sctp"),
     (protocol::UDP_LITE, "udp-lite"),
 ];
+
+/// The name of what a device is to an instance.
+#[must_use]
+pub const fn role_label(number: u8) -> &'static str {
+    if number == role::UPLINK {
+        UPLINK
+    } else {
+        INSIDE
+    }
+}
+
+/// The name of what becomes of a packet.
+#[must_use]
+pub const fn outcome_label(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Pass => "pass",
+        Outcome::Drop => "drop",
+        Outcome::Refuse => "refuse",
+        Outcome::Hold => "hold",
+        Outcome::Fragment => "fragment",
+        Outcome::Forward => "forward",
+    }
+}
 
 /// The name of an IP protocol, or its number where it has no name here.
 #[must_use]

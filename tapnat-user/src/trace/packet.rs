@@ -1,0 +1,254 @@
+//! What a traced packet is to people and to programs: headers in words and in JSON, in one place.
+
+use std::{fmt::Write as _, net::Ipv4Addr};
+
+use etherparse::{
+    EtherType, Icmpv4Type, LaxPacketHeaders, LinkHeader, NetHeaders, TcpHeader, TransportHeader,
+};
+use serde::Serialize;
+use tapnat_common::verdict::Reason;
+
+use super::Seen;
+use crate::view::{Endpoint, outcome_label, protocol_label};
+
+/// A packet that came by.
+#[derive(Clone, Debug, Serialize)]
+pub struct TraceView {
+    /// When, by RFC 3339.
+    pub time: String,
+    /// That it arrived on; null when this host does not know it by a name.
+    pub device: Option<String>,
+    /// `inside` or `uplink`; null when the datapath does not know the device any more.
+    pub role: Option<&'static str>,
+    pub reason: &'static str,
+    /// As in [`crate::view::ReasonView`].
+    pub outcome: &'static str,
+    pub before: PacketView,
+    /// Null when it did not leave, or went to the host as it was.
+    pub after: Option<PacketView>,
+}
+
+impl TraceView {
+    #[must_use]
+    pub fn new(
+        seen: &Seen,
+        time: String,
+        device: Option<String>,
+        role: Option<&'static str>,
+    ) -> Self {
+        let record = &seen.record;
+        let reason = Reason::ALL.get(record.reason as usize);
+        let packet = |bytes, side: &tapnat_common::trace::Side| {
+            PacketView::read(bytes, side.link as usize, side.length)
+        };
+        Self {
+            time,
+            device,
+            role,
+            reason: reason.map_or("unknown", |reason| reason.label()),
+            outcome: reason.map_or("unknown", |reason| outcome_label(reason.outcome())),
+            before: packet(&seen.before, &record.before),
+            after: (!seen.after.is_empty()).then(|| packet(&seen.after, &record.after)),
+        }
+    }
+}
+
+/// The headers of a packet.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct PacketView {
+    /// Bytes, with the link header. Of a GSO packet, which the kernel divides later, as a whole.
+    pub length: u32,
+    /// `tcp` and so on; `arp`, `ipv6` or an Ethernet type for what is not IPv4.
+    pub protocol: String,
+    /// Null where it is not IPv4.
+    pub source: Option<Endpoint>,
+    pub destination: Option<Endpoint>,
+    pub time_to_live: Option<u8>,
+    /// What else its headers say, in words.
+    pub details: String,
+}
+
+impl PacketView {
+    /// Reads what a packet of this length begins with, after so many bytes of link header.
+    #[must_use]
+    pub fn read(bytes: &[u8], link: usize, length: u32) -> Self {
+        let headers = if link == 0 {
+            LaxPacketHeaders::from_ip(bytes).ok()
+        } else {
+            LaxPacketHeaders::from_ethernet(bytes).ok()
+        };
+        let mut view = Self {
+            length,
+            protocol: "unreadable".to_owned(),
+            ..Self::default()
+        };
+        let Some(headers) = headers else { return view };
+        if let Some(LinkHeader::Ethernet2(header)) = &headers.link {
+            view.protocol = match header.ether_type {
+                EtherType::ARP => "arp".to_owned(),
+                EtherType::IPV6 => "ipv6".to_owned(),
+                EtherType(number) => format!("ethertype {number:#06x}"),
+            };
+        }
+        let ip = match &headers.net {
+            Some(NetHeaders::Ipv4(ip, _)) => ip,
+            Some(NetHeaders::Ipv6(..)) => {
+                "ipv6".clone_into(&mut view.protocol);
+                return view;
+            }
+            _ => return view,
+        };
+        let endpoint = |address: [u8; 4], port| Endpoint {
+            address: Ipv4Addr::from(address).into(),
+            port,
+        };
+        let (mut ports, mut details) = ([0, 0], String::new());
+        match &headers.transport {
+            Some(TransportHeader::Tcp(tcp)) => {
+                ports = [tcp.source_port, tcp.destination_port];
+                details = describe_tcp(tcp);
+            }
+            Some(TransportHeader::Udp(udp)) => ports = [udp.source_port, udp.destination_port],
+            Some(TransportHeader::Icmpv4(icmp)) => details = describe_icmp(&icmp.icmp_type),
+            Some(TransportHeader::Icmpv6(_)) | None => {}
+        }
+        if ip.is_fragmenting_payload() {
+            let start = usize::from(ip.fragment_offset.value()) * 8;
+            let more = if ip.more_fragments { "" } else { " (last)" };
+            if !details.is_empty() {
+                details.push(' ');
+            }
+            // Writing to a string does not fail.
+            let _ = write!(
+                details,
+                "fragment of {} at {start}{more}",
+                ip.identification
+            );
+        }
+        view.protocol = protocol_label(ip.protocol.0).into_owned();
+        view.source = Some(endpoint(ip.source, ports[0]));
+        view.destination = Some(endpoint(ip.destination, ports[1]));
+        view.time_to_live = Some(ip.time_to_live);
+        view.details = details;
+        view
+    }
+
+    /// In a line.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = self.protocol.clone();
+        if let (Some(source), Some(destination)) = (self.source, self.destination) {
+            let end = |it: Endpoint| {
+                if it.port == 0 {
+                    it.address.to_string()
+                } else {
+                    it.to_string()
+                }
+            };
+            text = format!("{text} {} > {}", end(source), end(destination));
+        }
+        if !self.details.is_empty() {
+            text = format!("{text} {}", self.details);
+        }
+        if let Some(time_to_live) = self.time_to_live {
+            text = format!("{text} ttl {time_to_live}");
+        }
+        format!("{text} len {}", self.length)
+    }
+}
+
+fn describe_tcp(tcp: &TcpHeader) -> String {
+    let flags: Vec<_> = [
+        (tcp.syn, "SYN"),
+        (tcp.fin, "FIN"),
+        (tcp.rst, "RST"),
+        (tcp.psh, "PSH"),
+        (tcp.ack, "ACK"),
+    ]
+    .into_iter()
+    .filter_map(|(is_set, name)| is_set.then_some(name))
+    .collect();
+    format!("{} seq {}", flags.join(","), tcp.sequence_number)
+}
+
+fn describe_icmp(kind: &Icmpv4Type) -> String {
+    match kind {
+        Icmpv4Type::EchoRequest(echo) => format!("echo request id {} seq {}", echo.id, echo.seq),
+        Icmpv4Type::EchoReply(echo) => format!("echo reply id {} seq {}", echo.id, echo.seq),
+        Icmpv4Type::DestinationUnreachable(code) => {
+            format!("destination unreachable, code {}", code.code_u8())
+        }
+        Icmpv4Type::TimeExceeded(code) => format!("time exceeded, code {}", code.code_u8()),
+        Icmpv4Type::TimestampRequest(_) => "timestamp request".to_owned(),
+        Icmpv4Type::TimestampReply(_) => "timestamp reply".to_owned(),
+        Icmpv4Type::Redirect(_) => "redirect".to_owned(),
+        Icmpv4Type::ParameterProblem(_) => "parameter problem".to_owned(),
+        Icmpv4Type::Unknown { type_u8, .. } => format!("type {type_u8}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+    fn described(builder: etherparse::PacketBuilderStep<etherparse::UdpHeader>) -> String {
+        let mut bytes = Vec::new();
+        builder.write(&mut bytes, b"hello").unwrap();
+        PacketView::read(&bytes, 14, 47).describe()
+    }
+
+    #[test]
+    fn headers_are_told_in_a_line() {
+        let udp = PacketBuilder::ethernet2(MAC, MAC)
+            .ipv4([10, 0, 0, 10], [203, 0, 113, 1], 64)
+            .udp(40000, 53);
+        assert_eq!(
+            described(udp),
+            "udp 10.0.0.10:40000 > 203.0.113.1:53 ttl 64 len 47"
+        );
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4([10, 0, 0, 10], [203, 0, 113, 1], 63)
+            .tcp(40000, 80, 12, 1000)
+            .syn()
+            .write(&mut bytes, b"")
+            .unwrap();
+        // A packet without a link header, and one whose end was not recorded.
+        for end in [40, 50] {
+            let bytes = &bytes[..bytes.len().min(end)];
+            assert_eq!(
+                PacketView::read(bytes, 0, 40).describe(),
+                "tcp 10.0.0.10:40000 > 203.0.113.1:80 SYN seq 12 ttl 63 len 40"
+            );
+        }
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4([10, 0, 0, 10], [203, 0, 113, 1], 63)
+            .icmpv4_echo_request(5, 1)
+            .write(&mut bytes, b"")
+            .unwrap();
+        assert_eq!(
+            PacketView::read(&bytes, 0, 28).describe(),
+            "icmp 10.0.0.10 > 203.0.113.1 echo request id 5 seq 1 ttl 63 len 28"
+        );
+    }
+
+    #[test]
+    fn what_is_not_ipv4_has_a_name_at_least() {
+        let mut frame = [0; 60];
+        frame[12..14].copy_from_slice(&[0x08, 0x06]);
+        assert_eq!(PacketView::read(&frame, 14, 60).protocol, "arp");
+        frame[12..14].copy_from_slice(&[0x88, 0xcc]);
+        assert_eq!(
+            PacketView::read(&frame, 14, 60).describe(),
+            "ethertype 0x88cc len 60"
+        );
+        for length in 0..60 {
+            for link in [0, 14] {
+                let view = PacketView::read(&frame[..length], link, 60);
+                assert!(view.source.is_none(), "{view:?}");
+            }
+        }
+    }
+}
