@@ -5,6 +5,8 @@
 //! costs one failed insert; one wrongly marked taken is lost until user space's
 //! sweep rebuilds the set from the mappings.
 
+use core::hint::black_box;
+
 use crate::net::protocol;
 
 /// Protocols that share a set of ports.
@@ -53,6 +55,13 @@ const SUMMARIES: usize = WORDS / 64;
 /// Ports below 1024 are a range of their own (RFC 4787 REQ-3): the first words.
 const LOW_WORDS: usize = 1024 / 2 / 64;
 
+/// An index of which the compiler knows nothing, so that it takes no comparison away:
+/// not every kernel's verifier sees that a port has no more than 16 bits.
+#[inline(always)]
+fn opaque(index: impl Into<usize>) -> usize {
+    black_box(index.into())
+}
+
 /// The ports of one parity: a set bit is a port that is taken, or that must not
 /// be handed out.
 #[repr(C)]
@@ -76,7 +85,7 @@ impl PortSet {
     /// Marks the port (of this set's parity) as taken.
     #[inline(always)]
     pub fn take(&mut self, port: u16) {
-        let index = usize::from(port >> 7);
+        let index = opaque(port >> 7);
         if let Some(word) = self.words.get_mut(index) {
             *word |= 1 << (port >> 1 & 63);
             if *word == u64::MAX {
@@ -88,7 +97,7 @@ impl PortSet {
     /// Marks the port (of this set's parity) as free.
     #[inline(always)]
     pub fn release(&mut self, port: u16) {
-        let index = usize::from(port >> 7);
+        let index = opaque(port >> 7);
         if let Some(word) = self.words.get_mut(index) {
             *word &= !(1 << (port >> 1 & 63));
         }
@@ -161,7 +170,7 @@ impl PortSet {
             if free == 0 {
                 continue;
             }
-            let index = (summary << 6) | free.trailing_zeros() as usize;
+            let index = opaque((summary << 6) | free.trailing_zeros() as usize);
             let Some(word) = self.words.get(index) else {
                 break;
             };
@@ -210,7 +219,7 @@ impl Reserved {
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
         self.words
-            .get(usize::from(port >> 6))
+            .get(opaque(port >> 6))
             .is_some_and(|word| word >> (port & 63) & 1 == 1)
     }
 

@@ -7,7 +7,9 @@
 //! [`Kernel`], which is who calls them.
 //!
 //! Arguments are numbers, or pointers to memory whose size the verifier knows, which it
-//! takes to be null perhaps. Results are numbers.
+//! takes to be null perhaps. What they point to is copied, to the stack or to
+//! [`crate::scratch`], before it goes to a table: until Linux 6.2 tables take keys and
+//! values from nowhere else. Results are numbers.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use tapnat_common::{
@@ -58,13 +60,13 @@ pub extern "C" fn take_port(
     mapping: *const Mapping,
 ) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
-    let outside = unsafe { outside.as_ref() };
+    let outside = unsafe { outside.as_ref() }.copied();
     // SAFETY: as above.
-    let mapping = unsafe { mapping.as_ref() };
+    let mapping = unsafe { mapping.as_ref() }.copied();
     let (Some(outside), Some(mapping)) = (outside, mapping) else {
         return Insert::Full as u32;
     };
-    nat::mapping::take(outside, mapping, &Kernel::new(context, now())) as u32
+    nat::mapping::take(&outside, &mapping, &Kernel::new(context, now())) as u32
 }
 
 /// Whether a session may have this half: 0 or 1.
@@ -72,9 +74,9 @@ pub extern "C" fn take_port(
 #[inline(never)]
 pub extern "C" fn is_unused(context: *mut __sk_buff, back: *const FlowKey) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
-    let back = unsafe { back.as_ref() };
+    let back = unsafe { back.as_ref() }.copied();
     let kernel = Kernel::new(context, now());
-    u32::from(back.is_some_and(|back| nat::mapping::is_unused(back, &kernel)))
+    u32::from(back.is_some_and(|back| nat::mapping::is_unused(&back, &kernel)))
 }
 
 /// What became of a half of a session: a [`HalfInsert`].
@@ -86,15 +88,16 @@ pub extern "C" fn insert_half(
     twin_key: *const FlowKey,
 ) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
-    let key = unsafe { key.as_ref() };
+    let key = unsafe { key.as_ref() }.copied();
     // SAFETY: as above.
     let session = unsafe { session.as_ref() };
     // SAFETY: as above.
     let twin_key = unsafe { twin_key.as_ref() };
-    let (Some(key), Some(session)) = (key, session) else {
+    let (Some(key), Some(session), Some(scratch)) = (key, session, scratch()) else {
         return HalfInsert::Full as u32;
     };
-    nat::session::insert_half(key, session, twin_key, &tables()) as u32
+    scratch.half = *session;
+    nat::session::insert_half(&key, &scratch.half, twin_key, &tables()) as u32
 }
 
 /// Ends a session; 0.
@@ -102,11 +105,11 @@ pub extern "C" fn insert_half(
 #[inline(never)]
 pub extern "C" fn close_session(key: *const FlowKey, session: *const Session) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
-    let key = unsafe { key.as_ref() };
+    let key = unsafe { key.as_ref() }.copied();
     // SAFETY: as above.
-    let session = unsafe { session.as_ref() };
+    let session = unsafe { session.as_ref() }.copied();
     if let (Some(key), Some(session)) = (key, session) {
-        nat::session::close(key, session, &tables());
+        nat::session::close(&key, &session, &tables());
     }
     0
 }

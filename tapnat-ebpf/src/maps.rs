@@ -74,6 +74,8 @@ pub struct Scratch {
     pub link_length: u32,
     /// The number of the next piece of a packet that is cut.
     pub piece: u32,
+    /// A half of a session on its way into [`SESSIONS`].
+    pub half: Session,
     pub packet: Packet,
     pub plan: Plan,
 }

@@ -1,7 +1,7 @@
 //! A packet in an skb, for `tapnat_common`: direct access to its linear part,
 //! checksums through the helpers, which know about offloads.
 
-use core::mem::MaybeUninit;
+use core::{hint::black_box, mem::MaybeUninit};
 
 use aya_ebpf::{
     bindings::{
@@ -26,6 +26,15 @@ use crate::{
 
 /// Link, IP and transport header end before this offset.
 const FIRST_HEADERS: u32 = 255;
+
+/// The number, if it is 1 at least and `most` at most, said in a way that the
+/// verifiers of all kernels follow: the register that is compared is the one that
+/// is used, and that it is not 0 shows without a comparison with 0.
+#[inline(always)]
+fn within(number: u32, most: u32) -> Option<u32> {
+    let less = black_box(u64::from(number).wrapping_sub(1));
+    (less < u64::from(most)).then(|| black_box(less) as u32 + 1)
+}
 
 /// An skb.
 pub struct Skb {
@@ -67,9 +76,7 @@ impl Skb {
     /// there.
     #[inline(always)]
     pub fn read_into<const N: usize>(&self, to: &mut [u8; N], length: u32) -> Option<()> {
-        if length == 0 || length > N as u32 {
-            return None;
-        }
+        let length = within(length, N as u32)?;
         let to = to.as_mut_ptr().cast();
         // SAFETY: the helper checks the offset and writes `length` bytes.
         let result = unsafe { bpf_skb_load_bytes(self.context.cast(), 0, to, length) };
@@ -80,9 +87,7 @@ impl Skb {
     /// that failed; the packet may then be anything.
     #[inline(always)]
     pub fn replace_with<const N: usize>(&mut self, from: &[u8; N], length: u32) -> Option<()> {
-        if length == 0 || length > N as u32 {
-            return None;
-        }
+        let length = within(length, N as u32)?;
         // SAFETY: the context is valid; the helper checks the length.
         if unsafe { bpf_skb_change_tail(self.context, length, 0) } != 0 {
             return None;
@@ -107,10 +112,9 @@ impl Skb {
         length: u32,
     ) -> Option<()> {
         const HALF: u32 = WHOLE_BYTES as u32 / 2;
-        let headers = headers & 127;
-        if headers == 0 || length == 0 || length >= HALF || start >= HALF {
-            return None;
-        }
+        let headers = within(headers, 127)?;
+        let length = within(length, HALF - 1)?;
+        let start = within(start, HALF - 1)?;
         // SAFETY: the context is valid; the helper checks the length.
         if unsafe { bpf_skb_change_tail(self.context, headers + length, 0) } != 0 {
             return None;
