@@ -53,6 +53,10 @@ pub mod maps {
     /// A per-CPU [`super::Counter`] for each [`crate::verdict::Reason`].
     pub const COUNTERS: &str = "COUNTERS";
 
+    /// [`super::HostSocketKey`] to the outside [`super::EndpointKey`] that the
+    /// socket named. Written by the programs for the host's sockets.
+    pub const HOST_SOCKETS: &str = "HOST_SOCKETS";
+
     /// Programs to go on to, indexed by [`super::stages`]. Written by user space only.
     pub const STAGES: &str = "STAGES";
 
@@ -73,6 +77,7 @@ pub mod maps {
         PORTS,
         RESERVED,
         COUNTERS,
+        HOST_SOCKETS,
         STAGES,
     ];
 }
@@ -100,6 +105,17 @@ pub mod programs {
     /// Removes what is over. Attached to nothing: user space runs it on packets
     /// of [`super::Sweep`].
     pub const SWEEP: &str = "sweep";
+    /// The host's own sockets, in its root control group: what they ask to
+    /// connect or send to, and whom they are told of.
+    pub const HOST: [&str; 7] = [
+        "host_connect4",
+        "host_sendmsg4",
+        "host_recvmsg4",
+        "host_getpeername4",
+        "host_connect6",
+        "host_recvmsg6",
+        "host_getpeername6",
+    ];
 }
 
 /// Places in [`maps::STAGES`]: the programs that others go on to.
@@ -127,6 +143,9 @@ pub mod globals {
     pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
     /// `u8`: non-zero where the kernel has `bpf_ktime_get_coarse_ns` (>= 5.11).
     pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
+    /// `u64`: the cookie of the network namespace whose sockets are the host's.
+    /// 0 is nobody's.
+    pub const NETNS_COOKIE: &str = "NETNS_COOKIE";
 }
 
 /// At most this many outside addresses in a pool.
@@ -410,6 +429,37 @@ pub struct Mapping {
     pub padding: [u8; 2],
     /// Until when, for a remote.
     pub allowed_until: Instant,
+}
+
+impl Mapping {
+    /// Whether a static mapping lets this remote in.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lets_in(&self, remote: Be32) -> bool {
+        remote.same_network(self.allowed, Be32::mask(self.allowed_length))
+    }
+
+    /// Where a static mapping leads who names this outside endpoint, which is the
+    /// mapping's own or one of a 1:1 mapping's address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn leads_to(&self, outside: &EndpointKey) -> EndpointKey {
+        if self.inside.is_whole() {
+            EndpointKey::new(self.inside.address, outside.port, outside.protocol)
+        } else {
+            self.inside
+        }
+    }
+}
+
+/// The key of [`maps::HOST_SOCKETS`]: a socket of the host, and the inside
+/// endpoint that it was led to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HostSocketKey {
+    /// As `bpf_get_socket_cookie` gives it.
+    pub cookie: u64,
+    pub inside: EndpointKey,
 }
 
 /// A SYN from outside that nobody asked for, the value of [`maps::UNSOLICITED`],

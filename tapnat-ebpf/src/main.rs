@@ -23,6 +23,7 @@
 
 mod apart;
 mod emit;
+mod host;
 mod maps;
 mod skb;
 mod tables;
@@ -33,8 +34,8 @@ use aya_ebpf::{
     Global,
     bindings::{TC_ACT_OK, TC_ACT_SHOT},
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
-    macros::classifier,
-    programs::TcContext,
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
 };
 use aya_log_ebpf::debug;
 use tapnat_common::{
@@ -61,6 +62,51 @@ const RAW: u32 = 0;
 static COUNT_TRAFFIC: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static COARSE_CLOCK: Global<u8> = Global::new(1);
+
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: Global<u64> = Global::new(0);
+
+/// A socket of the host names whom it wants to talk to.
+#[cgroup_sock_addr(connect4)]
+pub fn host_connect4(context: SockAddrContext) -> i32 {
+    host::lead(host::Address::v4(context.sock_addr), NETNS_COOKIE.load())
+}
+
+/// The same, of one that also speaks IPv6.
+#[cgroup_sock_addr(connect6)]
+pub fn host_connect6(context: SockAddrContext) -> i32 {
+    host::lead(host::Address::v6(context.sock_addr), NETNS_COOKIE.load())
+}
+
+/// A socket of the host names whom it sends a datagram to.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn host_sendmsg4(context: SockAddrContext) -> i32 {
+    host::lead(host::Address::v4(context.sock_addr), NETNS_COOKIE.load())
+}
+
+/// A socket of the host asks whose datagram it has received.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn host_recvmsg4(context: SockAddrContext) -> i32 {
+    host::tell(host::Address::v4(context.sock_addr), NETNS_COOKIE.load())
+}
+
+/// The same, of one that also speaks IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn host_recvmsg6(context: SockAddrContext) -> i32 {
+    host::tell(host::Address::v6(context.sock_addr), NETNS_COOKIE.load())
+}
+
+/// A socket of the host asks whom it is connected to.
+#[cgroup_sock_addr(getpeername4)]
+pub fn host_getpeername4(context: SockAddrContext) -> i32 {
+    host::tell(host::Address::v4(context.sock_addr), NETNS_COOKIE.load())
+}
+
+/// The same, of one that also speaks IPv6.
+#[cgroup_sock_addr(getpeername6)]
+pub fn host_getpeername6(context: SockAddrContext) -> i32 {
+    host::tell(host::Address::v6(context.sock_addr), NETNS_COOKIE.load())
+}
 
 /// Guests' packets, from a device with Ethernet headers.
 #[classifier]

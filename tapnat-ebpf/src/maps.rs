@@ -8,7 +8,7 @@ use aya_ebpf::{
 use tapnat_common::{
     abi::{
         Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
-        Mapping, Permission, PermissionKey, Session, Settings, Unsolicited, stages,
+        HostSocketKey, Mapping, Permission, PermissionKey, Session, Settings, Unsolicited, stages,
     },
     cut::MAX_FRAME,
     net::Be32,
@@ -53,6 +53,9 @@ pub static UNSOLICITED: LruHashMap<FlowKey, Unsolicited, 1024> = LruHashMap::new
 /// May forget, too: who is told about errors, by address.
 #[btf_map]
 pub static TOLD: LruHashMap<Be32, Budget, 1024> = LruHashMap::new();
+// May forget: such a socket is then told of the guest's own endpoint.
+#[btf_map]
+pub static HOST_SOCKETS: LruHashMap<HostSocketKey, EndpointKey, 4096> = LruHashMap::new();
 #[btf_map]
 pub static GUESTS: HashMap<Be32, Guest, 4096> = HashMap::new();
 #[btf_map]

@@ -133,7 +133,7 @@ const fn inserted(result: Result<(), i32>) -> Insert {
 
 /// A value in a map as Rust sees it.
 #[inline(always)]
-fn value<'a, V>(pointer: Option<*mut V>) -> Option<&'a mut V> {
+pub fn value<'a, V>(pointer: Option<*mut V>) -> Option<&'a mut V> {
     // SAFETY: the kernel keeps the value's memory for the program's run, and
     // every bit pattern is a value of our types. Other CPUs may write it at the
     // same time; no decision rests on two reads of a field agreeing.

@@ -562,6 +562,7 @@ impl Daemon {
         }
         let mut notes = control::perform(&mut self.tables, request)?;
         notes.extend(self.settle_addresses().await?);
+        notes.extend(settle_host_sockets(&mut self.datapath, &self.tables));
         Ok(notes)
     }
 
@@ -576,6 +577,15 @@ impl Daemon {
         let everyone = Lock::all_instances()?;
         take_away(self.journal, &self.host, self.lock, everyone).await
     }
+}
+
+/// Lets the host itself use forwards while there are any. All else works without that.
+fn settle_host_sockets(datapath: &mut Datapath, tables: &PinnedTables) -> Option<String> {
+    tables
+        .static_mappings()
+        .and_then(|forwards| datapath.lead_host_sockets(!forwards.is_empty()))
+        .err()
+        .map(|error| format!("{error:#}"))
 }
 
 /// The outside addresses that the operator gave, as opposed to those that the uplink happens to have.
@@ -687,6 +697,9 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let wanted = wanted_addresses(config, &tables)?;
     for note in pool::settle(&wanted, &[], &plan.uplink.device(), host, journal).await? {
+        warn(&note);
+    }
+    if let Some(note) = settle_host_sockets(&mut datapath, &tables) {
         warn(&note);
     }
     datapath.forget_others(if tcx { &hooks } else { &[] })?;

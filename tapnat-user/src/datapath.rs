@@ -5,7 +5,8 @@
 //! adopts the tables and replaces the programs without a packet being lost.
 
 use std::{
-    fs, io, iter,
+    fs::{self, File},
+    io, iter,
     num::NonZeroUsize,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -13,12 +14,13 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
     maps::{MapError, ProgramArray},
     programs::{
-        LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType,
+        CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier,
+        TcAttachType,
         links::{FdLink, LinkError, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
@@ -30,7 +32,7 @@ use tapnat_common::abi::{globals, maps, programs, stages};
 
 use crate::{
     config::{Attach, Config},
-    host::netlink::Device,
+    host::{cgroup, namespace::NetworkNamespace, netlink::Device},
     instance::InstanceName,
     journal::Role,
     sweep::Remover,
@@ -87,6 +89,11 @@ impl Pins {
         self.directory.join("stages")
     }
 
+    /// Where the links of the programs for the host's own sockets are pinned.
+    fn host(&self) -> PathBuf {
+        self.directory.join("host")
+    }
+
     /// Where the sweep program is pinned, for whoever wants to sweep without a daemon.
     fn sweep(&self) -> PathBuf {
         self.directory.join(programs::SWEEP)
@@ -121,7 +128,7 @@ impl Pins {
     ///
     /// When something cannot be removed.
     pub fn clear(&self) -> Result<()> {
-        for directory in [self.links(), self.stages(), self.tables()] {
+        for directory in [self.links(), self.host(), self.stages(), self.tables()] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(error)
@@ -134,7 +141,7 @@ impl Pins {
     }
 
     fn create(&self) -> Result<()> {
-        for directory in [self.tables(), self.stages(), self.links()] {
+        for directory in [self.tables(), self.stages(), self.host(), self.links()] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -245,6 +252,16 @@ pub struct Datapath {
     stages: PathBuf,
     has_stages: bool,
     tcx: bool,
+    host_sockets: HostSockets,
+}
+
+/// What leading the host's own sockets to guests takes.
+#[derive(Debug)]
+struct HostSockets {
+    control_groups: Option<File>,
+    namespace: Option<u64>,
+    /// Whether they are led; unknown of what an earlier process left.
+    led: Option<bool>,
 }
 
 /// The programs that others go on to, with their places in the table.
@@ -280,8 +297,15 @@ impl Datapath {
         };
         let count = u8::from(config.count);
         let coarse = u8::from(kernel_is_at_least(5, 11));
+        let host_sockets = HostSockets {
+            control_groups: cgroup::open_root(),
+            namespace: NetworkNamespace::current()?.cookie(),
+            led: None,
+        };
+        let cookie = host_sockets.namespace.unwrap_or_default();
         let mut loader = EbpfLoader::new();
         loader
+            .override_global(globals::NETNS_COOKIE, &cookie, true)
             .override_global(globals::COUNT_TRAFFIC, &count, true)
             .override_global(globals::COARSE_CLOCK, &coarse, true)
             .override_global(aya_log::LEVEL, &level, true)
@@ -302,6 +326,7 @@ impl Datapath {
             stages,
             has_stages: false,
             tcx: uses_tcx(config.attach)?,
+            host_sockets,
         })
     }
 
@@ -453,6 +478,58 @@ impl Datapath {
             .with_context(|| format!("cannot attach to {name}"))?;
         std::mem::forget(program.take_link(id)?);
         Ok(())
+    }
+
+    /// Leads the host's own sockets to guests, or no longer. Programs of an earlier process are replaced.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot, or refuses.
+    pub fn lead_host_sockets(&mut self, wanted: bool) -> Result<()> {
+        if self.host_sockets.led == Some(wanted) {
+            return Ok(());
+        }
+        let mut pins = Vec::new();
+        if wanted {
+            ensure!(
+                self.host_sockets.namespace.is_some(),
+                "the host itself does not reach its forwards, as that takes Linux 5.14: use the guest's \
+                 own address there"
+            );
+            for name in programs::HOST {
+                pins.push(self.attach_to_host(name).with_context(|| {
+                    format!("the host itself does not reach its forwards: {name}")
+                })?);
+            }
+        }
+        remove_all_but(&pins, &self.pins.host())?;
+        self.host_sockets.led = Some(wanted);
+        Ok(())
+    }
+
+    /// Attaches a program to the root of the control groups, and returns where its link is pinned.
+    fn attach_to_host(&mut self, name: &str) -> Result<PathBuf> {
+        let root = self.host_sockets.control_groups.as_ref();
+        let root = root.context("no control group file system of version 2 is mounted")?;
+        let program: &mut CgroupSockAddr = self
+            .ebpf
+            .program_mut(name)
+            .context("the datapath has no such program: rebuild tapnat")?
+            .try_into()?;
+        if program.fd().is_err() {
+            program
+                .load()
+                .map_err(|error| explain_refusal(name, error))?;
+        }
+        let attached = program
+            .attach(root, CgroupAttachMode::Single)
+            .and_then(|id| program.take_link(id))
+            .context("cannot attach to the root of the control groups")?;
+        let link: FdLink = attached.try_into()?;
+        let path = unused_in(&self.pins.host())?;
+        link.pin(&path)
+            .with_context(|| format!("cannot pin {}", path.display()))?;
+        Ok(path)
     }
 
     /// Detaches what an earlier process attached through TCX to devices that are not among these, and

@@ -4,6 +4,7 @@
 
 pub mod bpffs;
 pub mod capabilities;
+pub mod cgroup;
 pub mod events;
 pub mod namespace;
 pub mod netlink;

@@ -2,7 +2,8 @@
 //! guest, stay while processes come and go, and refuse what contradicts them.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant as Clock},
 };
@@ -14,7 +15,8 @@ use tapnat_testbed::{
     Namespace,
     topology::{Guest, HOST_ADDRESS, Inside, Topology, WORLD_ADDRESSES},
     traffic::{
-        TcpReflector, TcpSession, UdpReflector, connect, reflect_udp, tcp_listener, udp_socket,
+        TcpReflector, TcpSession, UdpReflector, connect, pattern, reflect_udp, tcp_listener,
+        udp_socket,
     },
 };
 use tapnat_tests::instance::{Instance, PATIENCE};
@@ -438,5 +440,110 @@ fn an_address_of_ones_own() -> Result<()> {
     let mirror = TcpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
     let session = TcpSession::open(&guest.namespace, None, mirror.address())?;
     ensure!(session.seen().ip() == HOST_ADDRESS, "{}", session.seen());
+    Ok(())
+}
+
+/// Programs of the host that are led to guests.
+fn pinned_host_programs(bed: &Bed) -> usize {
+    fs::read_dir(bed.instance.pins().join("host")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn the_host_itself_comes_in() -> Result<()> {
+    let bed = Bed::new()?;
+    let mut process = bed.start()?;
+    let (host, guest) = (&bed.world.host, bed.guest(0)?);
+    let tcp = TcpReflector::start(&guest.namespace, server(guest, 80))?;
+    let udp = UdpReflector::start(&guest.namespace, server(guest, 53))?;
+    ensure!(is_refused(host, outside(8080)), "who answers?");
+    ensure!(pinned_host_programs(&bed) == 0, "for what?");
+    bed.forward("add tcp 8080 10.0.0.10:80")?;
+    bed.forward("add udp 5353 10.0.0.10:53")?;
+
+    let check = || -> Result<()> {
+        let mut session = TcpSession::open(host, None, outside(8080))?;
+        session.exchange(&pattern(100_000))?;
+        // It talks to whom it asked for, as far as it can tell.
+        ensure!(session.stream().peer_addr()? == outside(8080));
+        let mapped = SocketAddr::new(HOST_ADDRESS.to_ipv6_mapped().into(), 8080);
+        let mapped = host.run(|| Ok(TcpStream::connect_timeout(&mapped, PATIENCE)?))?;
+        ensure!(mapped.peer_addr()?.ip().to_canonical() == IpAddr::from(HOST_ADDRESS));
+        ensure!(mapped.peer_addr()?.port() == 8080);
+
+        let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        let socket = udp_socket(host, any)?;
+        // The answer comes from whom it sent to.
+        reflect_udp(&socket, outside(5353), b"who am I?")?;
+        socket.connect(outside(5353))?;
+        ensure!(socket.peer_addr()? == outside(5353));
+        socket.send(b"and now?")?;
+        let mut answer = [0; 100];
+        ensure!(socket.recv_from(&mut answer)?.1 == outside(5353));
+        Ok(())
+    };
+    check().context("at first")?;
+    ensure!(
+        tcp.peers()
+            .iter()
+            .all(|peer| peer.ip() == IpAddr::from([10, 0, 0, 1])),
+        "{:?}",
+        tcp.peers()
+    );
+    ensure!(!udp.received().is_empty());
+
+    // Without a process, and with another one.
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    check().context("without a process")?;
+    process = bed.start()?;
+    check().context("with another process")?;
+    ensure!(
+        pinned_host_programs(&bed) == 7,
+        "{}",
+        pinned_host_programs(&bed)
+    );
+
+    bed.forward("remove tcp 8080")?;
+    ensure!(is_refused(host, outside(8080)), "it still leads there");
+    bed.forward("remove udp 5353")?;
+    ensure!(pinned_host_programs(&bed) == 0, "for what?");
+    bed.forward("add tcp 8080 10.0.0.10:80")?;
+    check_tcp(host, outside(8080)).context("again")?;
+    process.terminate(PATIENCE)?;
+    ensure!(is_refused(host, outside(8080)), "something is left");
+    Ok(())
+}
+
+fn check_tcp(namespace: &Namespace, remote: SocketAddr) -> Result<()> {
+    TcpSession::open(namespace, None, remote)?.exchange(&pattern(1000))
+}
+
+#[test]
+fn the_host_comes_in_where_it_may_and_other_hosts_are_left_alone() -> Result<()> {
+    let bed = Bed::new()?;
+    let _process = bed.start()?;
+    let (host, guest) = (&bed.world.host, bed.guest(0)?);
+    let _tcp = TcpReflector::start(&guest.namespace, server(guest, 80))?;
+    bed.forward("add tcp 8080 10.0.0.10:80")?;
+    bed.forward("add tcp 8081 10.0.0.10:80 --from 192.0.2.0/24")?;
+    bed.forward("add tcp 8082 10.0.0.10:80 --from 198.51.100.0/24")?;
+    bed.instance
+        .ask("static", &["add", &ANOTHER.to_string(), "10.0.0.10"])?;
+    check_tcp(host, outside(8080))?;
+    ensure!(is_refused(host, outside(8081)), "the host is let in");
+    check_tcp(host, outside(8082))?;
+    check_tcp(host, SocketAddr::new(ANOTHER.into(), 80)).context("1:1")?;
+    ensure!(is_refused(host, outside(80)), "no forward has port 80");
+
+    // The same addresses on another host.
+    let elsewhere = Topology::builder().inside(Inside::Veth).build()?;
+    elsewhere.set_inside_addresses()?;
+    let guest = &elsewhere.guests[0];
+    let _tcp = TcpReflector::start(&guest.namespace, server(guest, 80))?;
+    check_tcp(&elsewhere.host, server(guest, 80))?;
+    ensure!(
+        is_refused(&elsewhere.host, outside(8080)),
+        "another host's sockets are led"
+    );
     Ok(())
 }

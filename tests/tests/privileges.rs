@@ -89,6 +89,8 @@ fn check_everything_works(world: &Topology, instance: &Instance) -> Result<()> {
     )?;
     let uplink = world.host.ip("-brief address show dev uplink0")?;
     ensure!(uplink.contains("198.51.100.200"), "{uplink}");
+    let led = instance.pins().join("host").read_dir()?.count();
+    ensure!(led > 0, "the host does not reach the forward");
     let sockets = world
         .host
         .exec("ss --no-header --listening --udp --numeric")?;

@@ -122,7 +122,7 @@ pub(super) fn admits<T: Tables>(
         return false;
     };
     if mapping.flags & mapping_flags::STATIC != 0 {
-        return remote.same_network(mapping.allowed, Be32::mask(mapping.allowed_length));
+        return mapping.lets_in(remote);
     }
     match settings.filtering(outside.protocol) {
         Filtering::EndpointIndependent => true,

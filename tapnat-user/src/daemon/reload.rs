@@ -4,7 +4,8 @@
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
-    Daemon, answers, divide_ports, reserved, settings, surroundings, wanted_addresses, warn,
+    Daemon, answers, divide_ports, reserved, settings, settle_host_sockets, surroundings,
+    wanted_addresses, warn,
 };
 use crate::{config::Config, host::systemd, pool, statics};
 
@@ -74,6 +75,7 @@ impl Daemon {
         let mut notes = statics::follow(&mut self.tables)?;
         let change = statics::plan_configured(&self.tables, &config.forwards)?;
         statics::apply(&mut self.tables, &change)?;
+        notes.extend(settle_host_sockets(&mut self.datapath, &self.tables));
         let wanted = wanted_addresses(config, &self.tables)?;
         notes.extend(pool::settle(&wanted, &[], &uplink, &self.host, &mut self.journal).await?);
         if config.ports != self.config.ports || known.outside != self.known.outside {

@@ -41,6 +41,12 @@ impl NetworkNamespace {
         Self::of_this_thread().context("cannot tell which network namespace this is")
     }
 
+    /// What the kernel tells its programs apart by; absent below Linux 5.14.
+    #[must_use]
+    pub fn cookie(self) -> Option<u64> {
+        self.cookie
+    }
+
     fn of_this_thread() -> io::Result<Self> {
         Ok(Self {
             inode: fs::metadata(OWN)?.ino(),
