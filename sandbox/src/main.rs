@@ -6,7 +6,6 @@ mod flows;
 mod guest;
 mod instance;
 mod leftovers;
-mod picture;
 mod play;
 mod readings;
 mod screen;

@@ -12,7 +12,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use console::style;
 use nix::unistd::geteuid;
-use tapnat_display::{palette, units};
+use tapnat_display::{
+    palette,
+    picture::{Picture, Port, Segment, Station, inward, outward},
+    units,
+};
 use tapnat_testbed::{
     at_signal,
     qemu::{Kernel, Machine, Model},
@@ -26,8 +30,7 @@ use crate::{
     guest::{Bulk, Guest},
     instance::{Instance, as_typed},
     leftovers,
-    picture::{Picture, Port, Station},
-    readings::{Meter, Readings},
+    readings::{Meter, Readings, Traffic},
     screen::{self, Screen},
 };
 
@@ -245,37 +248,37 @@ impl Show {
             ("guest", topology::GUEST_DEVICE)
         };
         let picture = Picture {
-            guest: Station {
-                title,
-                device,
-                lines: vec![
+            title,
+            segments: vec![Segment {
+                guests: vec![
+                    device.to_owned(),
                     inside(with_prefix(GUEST_ADDRESS)),
                     String::new(),
                     "gateway".to_owned(),
                     TAP_ADDRESS.to_string(),
                 ],
-            },
-            tap: Port {
-                name: TAP,
-                address: with_prefix(TAP_ADDRESS),
-                ..Port::default()
-            },
+                port: Port {
+                    name: TAP.to_owned(),
+                    address: with_prefix(TAP_ADDRESS),
+                    lines: traffic_lines(Traffic::default(), Traffic::default(), Side::Guest),
+                },
+            }],
             uplink: Port {
-                name: topology::UPLINK,
+                name: topology::UPLINK.to_owned(),
                 address: outside(with_prefix(HOST_ADDRESS)),
-                ..Port::default()
+                lines: traffic_lines(Traffic::default(), Traffic::default(), Side::World),
             },
             world: Station {
                 title: "world",
-                device: "downlink0",
                 lines: vec![
+                    "downlink0".to_owned(),
                     GATEWAY.to_string(),
                     String::new(),
                     "server".to_owned(),
                     SERVER.to_string(),
                 ],
             },
-            summary: Default::default(),
+            summary: vec![String::new(); 2],
         };
         Self {
             screen: screen.clone(),
@@ -362,10 +365,11 @@ impl Show {
         self.read_at = now;
 
         let picture = &mut self.picture;
-        picture.tap.to_world = readings.tap.received;
-        picture.tap.to_guest = readings.tap.sent;
-        picture.uplink.to_world = readings.uplink.sent;
-        picture.uplink.to_guest = readings.uplink.received;
+        let (tap, uplink) = (readings.tap, readings.uplink);
+        for segment in &mut picture.segments {
+            segment.port.lines = traffic_lines(tap.received, tap.sent, Side::Guest);
+        }
+        picture.uplink.lines = traffic_lines(uplink.sent, uplink.received, Side::World);
         let dropped: u64 = readings.dropped.iter().map(|(_, packets)| packets).sum();
         let dropped = format!("{} dropped", units::count(dropped));
         let dropped = if readings.dropped.is_empty() {
@@ -373,7 +377,7 @@ impl Show {
         } else {
             style(dropped).red().to_string()
         };
-        picture.summary = [
+        picture.summary = vec![
             format!("{} sessions", readings.sessions),
             format!(
                 "{} translated, {dropped}",
@@ -465,6 +469,27 @@ impl Show {
     fn screen(&self) -> MutexGuard<'_, Screen> {
         lock(&self.screen)
     }
+}
+
+/// Whom a device of the host is towards.
+#[derive(Clone, Copy)]
+enum Side {
+    Guest,
+    World,
+}
+
+/// What passed through a device, to the world and to the guest, below a blank line.
+fn traffic_lines(to_world: Traffic, to_guest: Traffic, side: Side) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for (arrow, traffic) in [(outward(), to_world), (inward(), to_guest)] {
+        let packets = format!("{} packets", units::count(traffic.packets));
+        let bytes = units::bytes(traffic.bytes);
+        lines.extend(match side {
+            Side::Guest => [format!("{arrow} {packets}"), format!("  {bytes}")],
+            Side::World => [format!("{packets} {arrow}"), format!("{bytes}  ")],
+        });
+    }
+    lines
 }
 
 /// A step that has ended, on one line.

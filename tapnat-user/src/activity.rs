@@ -504,7 +504,12 @@ pub(crate) mod tests {
         }
     }
 
-    fn device(name: &str, index: u32, role: &'static str, address: [u8; 4]) -> DeviceActivity {
+    pub(crate) fn device(
+        name: &str,
+        index: u32,
+        role: &'static str,
+        address: [u8; 4],
+    ) -> DeviceActivity {
         DeviceActivity {
             device: DeviceView {
                 name: Some(name.to_owned()),
@@ -519,7 +524,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn guest(last: u8, sessions: u32, refused: u32, bits: f64) -> GuestActivity {
+    pub(crate) fn guest(last: u8, sessions: u32, refused: u32, bits: f64) -> GuestActivity {
         GuestActivity {
             guest: GuestView {
                 address: Ipv4Addr::new(10, 0, 0, last),

@@ -8,6 +8,7 @@ mod file;
 mod flows;
 mod forward;
 mod guests;
+mod map;
 mod mappings;
 mod metrics;
 mod print;
@@ -66,6 +67,8 @@ enum Command {
     Guests(guests::Arguments),
     /// Print what an instance does for Prometheus, or answer its scrapes
     Metrics(metrics::Arguments),
+    /// Draw the network, with what passes now
+    Map(map::Arguments),
     /// Show live what an instance does: guests, rates, sessions, drops
     Top(top::Arguments),
     /// Show what an instance does and how it fares
@@ -160,6 +163,7 @@ impl Cli {
             Command::Mappings(arguments) => arguments.execute(),
             Command::Guests(arguments) => arguments.execute(),
             Command::Metrics(arguments) => arguments.execute(),
+            Command::Map(arguments) => arguments.execute(),
             Command::Top(arguments) => arguments.execute(),
             Command::Status(arguments) => arguments.execute(),
             Command::Trace(arguments) => arguments.execute().await,

@@ -341,6 +341,13 @@ pub struct DeviceView {
 }
 
 impl DeviceView {
+    /// That guests have their addresses from.
+    #[must_use]
+    pub fn network(&self) -> Option<Ipv4Net> {
+        let length = u8::try_from(self.prefix_length).ok()?;
+        Some(Ipv4Net::new(self.address, length).ok()?.trunc())
+    }
+
     /// Whether guests are behind it.
     #[must_use]
     pub fn is_inside(&self) -> bool {

@@ -1,0 +1,513 @@
+//! `tapnat map`: the picture of the network, with what passes now. Says what stands in it; how it is
+//! drawn is [`tapnat_display`]'s.
+
+use std::{collections::BTreeSet, fs, path::PathBuf, thread, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use ipnet::Ipv4Net;
+use serde::Serialize;
+use tapnat_display::{
+    palette,
+    picture::{Picture, Port, Segment, Station, inward, outward},
+    units, vector,
+};
+
+use super::{Format, Instance, flows::parse_interval, print, watch::watch};
+use crate::{
+    activity::{Activity, DeviceActivity, GuestActivity, Look, Rates, rounded},
+    forwards::{Share, Standing},
+    statics,
+    tables::PinnedTables,
+    view::{ForwardView, StaticView},
+};
+
+/// Where nothing says how many columns there are.
+const COLUMNS: usize = 80;
+/// So many guests of a device are shown with all that is known of them.
+const WHOLE: usize = 2;
+/// So many are shown at all.
+const MOST_GUESTS: usize = 5;
+const MOST_REMOTES: usize = 4;
+const MOST_ADDRESSES: usize = 4;
+
+/// Guests, their devices, tapnat, the uplink and the world, with what passes in a second, and below
+/// the ports and addresses that lead to guests. Works without the process of `tapnat run`, and
+/// changes nothing. Rates of guests and remotes need `tapnat run --count`.
+///
+/// The JSON is one object with the version of all of tapnat's JSON in `schema`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Write the picture to a file as SVG instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "watch"])]
+    svg: Option<PathBuf>,
+
+    /// How long to look for what passes
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "1",
+        value_parser = parse_interval,
+        conflicts_with = "watch"
+    )]
+    interval: Duration,
+
+    /// Draw it anew every two seconds, or as often as it says, until Ctrl-C
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2",
+        value_parser = parse_interval
+    )]
+    watch: Option<Duration>,
+
+    #[command(flatten)]
+    instance: Instance,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// What is in the picture.
+#[derive(Debug, Serialize)]
+struct Map {
+    #[serde(flatten)]
+    activity: Activity,
+    /// Ports that lead to guests.
+    forwards: Vec<ForwardView>,
+    /// Addresses that are guests' own.
+    static_addresses: Vec<StaticView>,
+}
+
+impl Arguments {
+    pub fn execute(self) -> Result<()> {
+        if let Some(interval) = self.watch {
+            return self.watch(interval);
+        }
+        let activity = self.instance.activity(self.interval)?;
+        let map = Map::new(activity, &self.instance.tables()?)?;
+        if self.format.json {
+            return print::json(&map);
+        }
+        if let Some(path) = &self.svg {
+            console::set_colors_enabled(false);
+            let document = vector::render(&map.draw(COLUMNS)?);
+            return fs::write(path, document + "\n")
+                .with_context(|| format!("cannot write {}", path.display()));
+        }
+        let columns = print::terminal_width().unwrap_or(COLUMNS);
+        print::text(&text(&map.draw(columns)?))
+    }
+
+    fn watch(&self, interval: Duration) -> Result<()> {
+        let mut before = Look::take(&self.instance.name, &self.instance.tables()?)?;
+        // Long enough for rates.
+        thread::sleep(Duration::from_millis(500));
+        watch(interval, |output, room| {
+            let tables = self.instance.tables()?;
+            let after = Look::take(&self.instance.name, &tables)?;
+            let map = Map::new(after.since(&before, &tables)?, &tables)?;
+            before = after;
+            if self.format.json {
+                serde_json::to_writer(&mut *output, &map)?;
+                output.push(b'\n');
+                return Ok(());
+            }
+            let lines = map.draw(room.map_or(COLUMNS, |room| room.columns))?;
+            output.extend(text(&lines).into_bytes());
+            if room.is_none() {
+                output.push(b'\n');
+            }
+            Ok(())
+        })
+    }
+}
+
+fn text(lines: &[String]) -> String {
+    let mut text = lines.join("\n");
+    text.push('\n');
+    text
+}
+
+/// How much is said, where there is not room for all of it.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Detail {
+    Addresses,
+    Networks,
+    Remotes,
+}
+
+impl Map {
+    fn new(activity: Activity, tables: &PinnedTables) -> Result<Self> {
+        let standing = statics::list(tables)?;
+        let (ports, addresses): (Vec<&Standing>, Vec<&Standing>) = standing
+            .iter()
+            .partition(|it| matches!(it.forward.share, Share::Ports { .. }));
+        Ok(Self {
+            activity,
+            forwards: ports.into_iter().map(ForwardView::from).collect(),
+            static_addresses: addresses.into_iter().map(StaticView::from).collect(),
+        })
+    }
+
+    /// The lines of the picture, and of what leads to guests.
+    fn draw(&self, columns: usize) -> Result<Vec<String>> {
+        let picture = [Detail::Remotes, Detail::Networks, Detail::Addresses]
+            .into_iter()
+            .find_map(|detail| self.picture(detail).draw(columns));
+        let mut lines = picture.with_context(|| {
+            format!(
+                "the picture does not fit {columns} columns: make the terminal wider, or use \
+                 `tapnat map | less -S` or --svg"
+            )
+        })?;
+        lines.extend(self.ways_in());
+        Ok(lines)
+    }
+
+    fn picture(&self, detail: Detail) -> Picture {
+        let activity = &self.activity;
+        let devices = activity.devices.iter();
+        let (inside, uplinks): (Vec<_>, Vec<_>) = devices.partition(|it| it.device.is_inside());
+        let mut segments: Vec<_> = inside
+            .iter()
+            .map(|device| Segment {
+                guests: guests(&self.guests_of(device)),
+                port: Port {
+                    lines: device.rates.map(to_world_first).unwrap_or_default(),
+                    ..port(device, detail, &palette::inside())
+                },
+            })
+            .collect();
+        if segments.is_empty() {
+            segments.push(Segment {
+                guests: Vec::new(),
+                port: Port {
+                    name: "no device".to_owned(),
+                    ..Port::default()
+                },
+            });
+        }
+        let uplink = uplinks.first().map_or_else(
+            || Port {
+                name: "no uplink".to_owned(),
+                ..Port::default()
+            },
+            |uplink| self.uplink(uplink, detail),
+        );
+        Picture {
+            title: "guests",
+            segments,
+            uplink,
+            world: Station {
+                title: "world",
+                lines: if detail == Detail::Remotes {
+                    self.remotes()
+                } else {
+                    Vec::new()
+                },
+            },
+            summary: self.summary(),
+        }
+    }
+
+    /// The guests in a device's network, those with the most to do first.
+    fn guests_of(&self, device: &DeviceActivity) -> Vec<&GuestActivity> {
+        let network = device.device.network();
+        let mut guests: Vec<_> = self
+            .activity
+            .guests
+            .iter()
+            .filter(|it| network.is_some_and(|net| net.contains(&it.guest.address)))
+            .collect();
+        guests.sort_by(|one, other| {
+            let rate = |it: &GuestActivity| it.rates.map_or(0.0, Rates::bits);
+            rate(other)
+                .total_cmp(&rate(one))
+                .then(other.guest.sessions.cmp(&one.guest.sessions))
+                .then(one.guest.address.cmp(&other.guest.address))
+        });
+        guests
+    }
+
+    fn uplink(&self, uplink: &DeviceActivity, detail: Detail) -> Port {
+        let mut port = port(uplink, detail, &palette::outside());
+        if let Some(rates) = uplink.rates {
+            port.lines
+                .push(format!("{} {}", bits(rates.outbound.bits), outward()));
+            port.lines
+                .push(format!("{} {}", bits(rates.inbound.bits), inward()));
+        }
+        let addresses = &self.activity.outside_addresses;
+        // The uplink's own is said already, if it is all there is.
+        if *addresses != [uplink.device.address] {
+            port.lines.push("outside".to_owned());
+            let shown = addresses.iter().take(MOST_ADDRESSES);
+            port.lines
+                .extend(shown.map(|it| palette::outside().apply_to(it).to_string()));
+            port.lines.extend(more(addresses.len(), MOST_ADDRESSES));
+            if addresses.is_empty() {
+                port.lines.push("none".to_owned());
+            }
+        }
+        port
+    }
+
+    /// Whom most is exchanged with.
+    fn remotes(&self) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        let busiest = self
+            .activity
+            .busiest
+            .iter()
+            .map(|it| it.flow.remote.address);
+        let remotes: Vec<_> = busiest.filter(|it| seen.insert(*it)).collect();
+        let shown = remotes.iter().take(MOST_REMOTES).map(ToString::to_string);
+        shown.chain(more(remotes.len(), MOST_REMOTES)).collect()
+    }
+
+    fn summary(&self) -> Vec<String> {
+        let activity = &self.activity;
+        let sessions = activity.tables.sessions.used;
+        let dropped = |outcome: &str| ["drop", "refuse"].contains(&outcome);
+        let reasons = activity.reasons.iter();
+        let drops: f64 = reasons
+            .filter(|it| dropped(it.reason.outcome))
+            .map(|it| it.per_second)
+            .sum();
+        let mut summary = vec![
+            format!(
+                "{} session{}",
+                units::count(sessions),
+                print::plural(sessions)
+            ),
+            format!(
+                "{} packets dropped in a second",
+                units::count(rounded(drops))
+            ),
+        ];
+        if activity.process.is_none() {
+            summary.push("translating without a process".to_owned());
+        }
+        summary
+    }
+
+    /// What leads to guests from outside.
+    fn ways_in(&self) -> Vec<String> {
+        let arrow = inward();
+        let inside = |it: String| palette::inside().apply_to(it).to_string();
+        let outside = |it: String| palette::outside().apply_to(it).to_string();
+        let from = |it: Ipv4Net| match it.prefix_len() {
+            0 => String::new(),
+            _ => format!("  from {it}"),
+        };
+        let range = |ports: u32, first: u16| match ports {
+            0 | 1 => String::new(),
+            more => format!("-{}", u32::from(first) + more - 1),
+        };
+        let ports = self.forwards.iter().map(|it| {
+            format!(
+                "{} {arrow} {} {}{}",
+                inside(format!("{}{}", it.inside, range(it.ports, it.inside.port))),
+                it.protocol,
+                outside(format!(
+                    "{}{}",
+                    it.outside,
+                    range(it.ports, it.outside.port)
+                )),
+                from(it.from)
+            )
+        });
+        let addresses = self.static_addresses.iter().map(|it| {
+            format!(
+                "{} {arrow} all {}{}",
+                inside(it.inside.to_string()),
+                outside(it.outside.to_string()),
+                from(it.from)
+            )
+        });
+        ports.chain(addresses).collect()
+    }
+}
+
+fn port(device: &DeviceActivity, detail: Detail, style: &console::Style) -> Port {
+    let device = &device.device;
+    let address = if detail >= Detail::Networks {
+        format!("{}/{}", device.address, device.prefix_length)
+    } else {
+        device.address.to_string()
+    };
+    Port {
+        name: device
+            .name
+            .clone()
+            .unwrap_or_else(|| format!("#{}", device.index)),
+        address: style.apply_to(address).to_string(),
+        lines: Vec::new(),
+    }
+}
+
+/// Some guests: a few with all that is known, or more of them by address.
+fn guests(guests: &[&GuestActivity]) -> Vec<String> {
+    if guests.is_empty() {
+        return vec!["no guest yet".to_owned()];
+    }
+    let mut lines = Vec::new();
+    for it in guests.iter().take(MOST_GUESTS) {
+        let guest = &it.guest;
+        lines.push(palette::inside().apply_to(guest.address).to_string());
+        if guests.len() > WHOLE {
+            continue;
+        }
+        let sessions = u64::from(guest.sessions);
+        lines.push(format!(
+            "{} session{}",
+            units::count(sessions),
+            print::plural(sessions)
+        ));
+        lines.extend(it.rates.map(to_world_first).unwrap_or_default());
+    }
+    lines.extend(more(guests.len(), MOST_GUESTS));
+    lines
+}
+
+/// What stands in place of those that are not shown.
+fn more(count: usize, shown: usize) -> Option<String> {
+    let more = count.checked_sub(shown).filter(|more| *more > 0)?;
+    Some(format!("and {} more", units::count(more as u64)))
+}
+
+fn to_world_first(rates: Rates) -> Vec<String> {
+    vec![
+        format!("{} {}", outward(), bits(rates.outbound.bits)),
+        format!("{} {}", inward(), bits(rates.inbound.bits)),
+    ]
+}
+
+fn bits(rate: f64) -> String {
+    units::rate(rounded(rate))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::{
+        activity::tests::{activity, device, guest, uncounted},
+        view::Endpoint,
+    };
+
+    fn map(activity: Activity) -> Map {
+        // Of the whole process, and never on for what is not a terminal.
+        console::set_colors_enabled(false);
+        let endpoint = |address: [u8; 4], port| Endpoint {
+            address: Ipv4Addr::from(address).into(),
+            port,
+        };
+        Map {
+            activity,
+            forwards: vec![ForwardView {
+                protocol: "tcp".to_owned(),
+                outside: endpoint([198, 51, 100, 2], 8080),
+                inside: endpoint([10, 0, 0, 10], 80),
+                ports: 11,
+                from: "192.0.2.0/24".parse().unwrap(),
+                made_by: "command",
+                address_given: false,
+                sessions: 0,
+            }],
+            static_addresses: vec![StaticView {
+                outside: Ipv4Addr::new(203, 0, 113, 5),
+                inside: Ipv4Addr::new(10, 0, 1, 10),
+                from: "0.0.0.0/0".parse().unwrap(),
+                made_by: "config",
+            }],
+        }
+    }
+
+    fn two_devices(mut activity: Activity) -> Activity {
+        let mut other = guest(10, 12, 0, 4.5e6);
+        other.guest.address = Ipv4Addr::new(10, 0, 1, 10);
+        activity.devices.push(DeviceActivity {
+            rates: other.rates,
+            ..device("tap1", 4, "inside", [10, 0, 1, 1])
+        });
+        activity.guests.push(other);
+        activity
+    }
+
+    #[test]
+    fn it_is_what_the_documents_show() {
+        let lines = map(two_devices(activity())).draw(COLUMNS).unwrap();
+        let document = include_str!("../../../docs/operations.md");
+        let text = text(&lines);
+        assert!(
+            document.contains(&text),
+            "docs/operations.md shows another:\n{text}"
+        );
+        let svg = include_str!("../../../docs/map.svg");
+        let drawn = vector::render(&lines);
+        assert!(
+            svg.trim_end() == drawn,
+            "docs/map.svg is another picture:\n{drawn}"
+        );
+    }
+
+    #[test]
+    fn whatever_there_is_fits_eighty_columns() {
+        let mut wide = two_devices(uncounted());
+        for device in &mut wide.devices {
+            device.device.name = Some("fifteen-letters".to_owned());
+            device.device.address = Ipv4Addr::new(100, 100, 100, 101);
+            device.device.prefix_length = 30;
+        }
+        for (number, guest) in (100..).zip(&mut wide.guests) {
+            guest.guest.address = Ipv4Addr::new(100, 100, 100, number);
+        }
+        wide.outside_addresses = (101..120)
+            .map(|it| Ipv4Addr::new(203, 113, 113, it))
+            .collect();
+        wide.process = None;
+        let mut empty = uncounted();
+        empty.devices.clear();
+        empty.guests.clear();
+        empty.outside_addresses.clear();
+        for (activity, words) in [
+            (
+                wide,
+                ["and 15 more", "without a process", "203.113.113.104"],
+            ),
+            (empty, ["no device", "no uplink", "12,345 sessions"]),
+        ] {
+            let text = text(&map(activity).draw(COLUMNS).unwrap());
+            assert!(
+                text.lines().all(|line| line.chars().count() <= COLUMNS),
+                "{text}"
+            );
+            for word in words {
+                assert!(text.contains(word), "{word}:\n{text}");
+            }
+        }
+        let error = map(activity()).draw(40).unwrap_err().to_string();
+        assert!(
+            error.contains("40 columns") && error.contains("--svg"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn many_guests_are_shown_by_address_alone() {
+        let mut activity = activity();
+        for number in 20..120 {
+            activity.guests.push(guest(number, 1, 0, 0.0));
+        }
+        let text = text(&map(activity).draw(COLUMNS).unwrap());
+        assert!(text.contains("and 98 more"), "{text}");
+        assert!(
+            text.contains("10.0.0.10 ") && !text.contains("12,000 sessions"),
+            "{text}"
+        );
+    }
+}
