@@ -20,6 +20,7 @@ mod status;
 mod top;
 mod trace;
 mod watch;
+mod why;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -41,7 +42,7 @@ use crate::{
 /// NAT for virtual machines on tap devices, in eBPF.
 ///
 /// Exit codes: 0 when all went well, 1 on a failure, 2 when the command line is wrong, 3 when `tapnat
-/// doctor` found a problem.
+/// doctor` found a problem or `tapnat why` that a packet would be dropped.
 #[derive(Debug, Parser)]
 #[command(name = "tapnat", version, max_term_width = 100)]
 pub struct Cli {
@@ -75,6 +76,8 @@ enum Command {
     Status(status::Arguments),
     /// Show what becomes of packets, one by one, as they come
     Trace(Box<trace::Arguments>),
+    /// Say what would become of a packet, and why
+    Why(why::Arguments),
     /// Lead ports of an outside address to guests
     Forward(forward::Arguments),
     /// Give guests outside addresses of their own
@@ -156,6 +159,7 @@ impl Cli {
         let mut code = ExitCode::SUCCESS;
         let result = match self.command {
             Command::Doctor(arguments) => arguments.execute().await.map(|it| code = it),
+            Command::Why(arguments) => arguments.execute().await.map(|it| code = it),
             Command::Run(arguments) => arguments.execute().await,
             Command::Reload(arguments) => arguments.execute().await,
             Command::Check(arguments) => arguments.execute(),

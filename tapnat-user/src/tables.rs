@@ -357,6 +357,19 @@ impl PinnedTables {
         Ok((guests, capacity(self.guests.map())?))
     }
 
+    /// The guest with this inside address, if it was seen.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn guest(&self, address: Be32) -> Result<Option<Guest>> {
+        match self.guests.get(&address, 0) {
+            Ok(guest) => Ok(Some(guest)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("cannot read the table of guests"),
+        }
+    }
+
     /// The SYNs from outside that nobody asked for and that wait for an answer, by the keys that
     /// their sessions would have.
     ///

@@ -242,6 +242,44 @@ impl Netlink {
             .map(|(_, route)| route))
     }
 
+    /// The index of the device by which the kernel would send on to this address; None where the
+    /// address is the host's own, or there is no way there.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel gives no answer.
+    pub async fn route_to(&self, destination: Ipv4Addr) -> Result<Option<u32>> {
+        let question = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(destination, 32)
+            .build();
+        let mut answers = self.handle.route().get(question).execute();
+        let answer = match answers.try_next().await {
+            Ok(answer) => answer.context("the kernel does not tell a route")?,
+            Err(Error::NetlinkError(error))
+                if [
+                    -libc::ENETUNREACH,
+                    -libc::EHOSTUNREACH,
+                    -libc::EACCES,
+                    -libc::EINVAL,
+                ]
+                .contains(&error.raw_code()) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(plain(error)).context("the kernel does not tell a route"),
+        };
+        if answer.header.kind != RouteType::Unicast {
+            return Ok(None);
+        }
+        Ok(answer
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            }))
+    }
+
     /// Puts an address on a device.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use aya::{
     Pod,
     maps::{HashMap, MapData, MapError},
 };
-use tapnat_common::abi::{EndpointKey, Mapping, mapping_flags};
+use tapnat_common::abi::{EndpointKey, Mapping, Permission, PermissionKey, mapping_flags};
 
 use super::PinnedTables;
 
@@ -40,6 +40,24 @@ impl PinnedTables {
     /// When the kernel refuses.
     pub fn mapping(&self, outside: &EndpointKey) -> Result<Option<Mapping>> {
         get(&self.mappings, *outside)
+    }
+
+    /// The outside endpoint of an inside one.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn outside_of(&self, inside: &EndpointKey) -> Result<Option<EndpointKey>> {
+        get(&self.inside, *inside)
+    }
+
+    /// Until when a remote may send to a mapping.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn permission(&self, key: &PermissionKey) -> Result<Option<Permission>> {
+        get(&self.permissions, *key)
     }
 
     /// Adds a mapping, with the way from its inside endpoint unless that has one. `false` when the
@@ -101,7 +119,7 @@ impl PinnedTables {
     }
 }
 
-fn get<V: Pod>(map: &HashMap<MapData, EndpointKey, V>, key: EndpointKey) -> Result<Option<V>> {
+fn get<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, key: K) -> Result<Option<V>> {
     match map.get(&key, 0) {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),

@@ -1,0 +1,387 @@
+//! The pinned tables as the datapath's decisions see them, each entry read when it is asked for and
+//! kept as a copy, to which all that is written goes.
+
+use std::{
+    cell::{Cell, RefCell, UnsafeCell},
+    collections::HashMap,
+    hash::Hash,
+    net::Ipv4Addr,
+    num::NonZeroU32,
+};
+
+use anyhow::{Error, Result};
+use ipnet::Ipv4Net;
+use tapnat_common::{
+    abi::{
+        Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
+        PermissionKey, Session, Settings, Unsolicited,
+    },
+    nat::{Fate, Insert, Route, Tables},
+    net::{Be16, Be32, protocol},
+    parse::Packet,
+    ports::{CLASSES, Class, PortSet, Reserved},
+    time::Instant,
+};
+
+use crate::{
+    daemon::now,
+    forwards::Transport,
+    host::sockets::{Listener, listeners},
+    tables::PinnedTables,
+};
+
+/// Copies of entries. They stay where they are for as long as the table does, also when they are
+/// removed or replaced, as in the kernel for the run of a program.
+struct Copies<K, V> {
+    entries: RefCell<HashMap<K, Option<usize>>>,
+    values: RefCell<Vec<Box<UnsafeCell<V>>>>,
+}
+
+impl<K, V> Default for Copies<K, V> {
+    fn default() -> Self {
+        Self {
+            entries: RefCell::default(),
+            values: RefCell::default(),
+        }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V: Copy> Copies<K, V> {
+    /// The copy of an entry, which `read` reads the first time.
+    #[expect(clippy::mut_from_ref, reason = "as `Tables` wants it")]
+    fn get(&self, key: &K, read: impl FnOnce() -> Option<V>) -> Option<&mut V> {
+        let known = self.entries.borrow().get(key).copied();
+        let place = if let Some(place) = known {
+            place?
+        } else {
+            let Some(value) = read() else {
+                self.entries.borrow_mut().insert(*key, None);
+                return None;
+            };
+            self.set(*key, value)
+        };
+        let values = self.values.borrow();
+        let value = values.get(place)?.get();
+        // SAFETY: it lies in a box that is there as long as the table is. Callers are those of
+        // `Tables`, one thread, which look at one field at a time.
+        Some(unsafe { &mut *value })
+    }
+
+    fn set(&self, key: K, value: V) -> usize {
+        let mut values = self.values.borrow_mut();
+        values.push(Box::new(UnsafeCell::new(value)));
+        let place = values.len() - 1;
+        self.entries.borrow_mut().insert(key, Some(place));
+        place
+    }
+
+    fn insert(&self, key: &K, value: V, read: impl FnOnce() -> Option<V>) -> Insert {
+        if self.get(key, read).is_some() {
+            return Insert::Exists;
+        }
+        self.set(*key, value);
+        Insert::Done
+    }
+
+    fn remove(&self, key: &K, read: impl FnOnce() -> Option<V>) -> bool {
+        let is_there = self.get(key, read).is_some();
+        self.entries.borrow_mut().insert(*key, None);
+        is_there
+    }
+}
+
+/// The tables for one packet.
+pub struct Rehearsal<'a> {
+    tables: &'a PinnedTables,
+    settings: Settings,
+    devices: &'a [(u32, Device)],
+    reserved: Vec<Reserved>,
+    denied: Vec<Ipv4Net>,
+    untranslated: Vec<Ipv4Net>,
+    listeners: Vec<Listener>,
+    /// Of the packet, from the inside device that it arrives on.
+    route: Route,
+    has_room: [bool; 3],
+    now: Instant,
+    sessions: Copies<FlowKey, Session>,
+    mappings: Copies<EndpointKey, Mapping>,
+    inside: Copies<EndpointKey, EndpointKey>,
+    permissions: Copies<PermissionKey, Permission>,
+    fragments: Copies<FragmentKey, Fragment>,
+    guests: Copies<Be32, Guest>,
+    ports: Copies<u32, PortSet>,
+    /// Why an entry could not be read.
+    error: Cell<Option<Error>>,
+}
+
+impl<'a> Rehearsal<'a> {
+    pub fn new(
+        tables: &'a PinnedTables,
+        devices: &'a [(u32, Device)],
+        route: Route,
+    ) -> Result<Self> {
+        let mut reserved = Vec::new();
+        for class in [Class::Tcp, Class::Udp, Class::Icmp] {
+            reserved.push(tables.reserved(class)?);
+        }
+        debug_assert_eq!(reserved.len(), CLASSES as usize);
+        let usages = [
+            tables.session_usage()?,
+            tables.mapping_usage()?,
+            tables.guest_usage()?,
+        ];
+        Ok(Self {
+            tables,
+            settings: tables.settings()?,
+            devices,
+            reserved,
+            denied: tables.denied()?,
+            untranslated: tables.untranslated()?,
+            listeners: listeners()?,
+            route,
+            has_room: usages.map(|usage| usage.used < u64::from(usage.capacity)),
+            now: now(),
+            sessions: Copies::default(),
+            mappings: Copies::default(),
+            inside: Copies::default(),
+            permissions: Copies::default(),
+            fragments: Copies::default(),
+            guests: Copies::default(),
+            ports: Copies::default(),
+            error: Cell::default(),
+        })
+    }
+
+    /// Whether every entry could be read.
+    pub fn check(&self) -> Result<()> {
+        self.error.take().map_or(Ok(()), Err)
+    }
+
+    fn read<T>(&self, result: Result<Option<T>>) -> Option<T> {
+        match result {
+            Ok(value) => value,
+            Err(error) => {
+                self.error.set(Some(error));
+                None
+            }
+        }
+    }
+
+    fn read_session(&self, key: &FlowKey) -> Option<Session> {
+        self.read(self.tables.half(key))
+    }
+
+    fn read_mapping(&self, outside: EndpointKey) -> Option<Mapping> {
+        self.read(self.tables.mapping(&outside))
+    }
+
+    fn read_inside(&self, inside: EndpointKey) -> Option<EndpointKey> {
+        self.read(self.tables.outside_of(&inside))
+    }
+
+    fn read_permission(&self, key: &PermissionKey) -> Option<Permission> {
+        self.read(self.tables.permission(key))
+    }
+
+    fn known(&self, index: u32) -> Option<&Device> {
+        let mut devices = self.devices.iter();
+        devices
+            .find(|(known, _)| *known == index)
+            .map(|(_, device)| device)
+    }
+}
+
+fn insert_or_full<K: Copy + Eq + Hash, V: Copy>(
+    copies: &Copies<K, V>,
+    has_room: bool,
+    key: &K,
+    value: V,
+    read: impl FnOnce() -> Option<V>,
+) -> Insert {
+    match copies.get(key, read) {
+        Some(_) => Insert::Exists,
+        None if !has_room => Insert::Full,
+        None => copies.insert(key, value, || None),
+    }
+}
+
+fn any_contains(nets: &[Ipv4Net], address: Be32) -> bool {
+    nets.iter()
+        .any(|net| net.contains(&Ipv4Addr::from(address)))
+}
+
+impl Tables for Rehearsal<'_> {
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings)
+    }
+
+    fn device(&self, index: u32) -> Option<&Device> {
+        self.known(index)
+    }
+
+    fn session(&self, key: &FlowKey) -> Option<&mut Session> {
+        self.sessions.get(key, || self.read_session(key))
+    }
+
+    fn insert_session(&self, key: &FlowKey, session: &Session) -> Insert {
+        let [has_room, ..] = self.has_room;
+        let read = || self.read_session(key);
+        insert_or_full(&self.sessions, has_room, key, *session, read)
+    }
+
+    fn remove_session(&self, key: &FlowKey) -> bool {
+        self.sessions.remove(key, || self.read_session(key))
+    }
+
+    fn mapping(&self, outside: &EndpointKey) -> Option<&mut Mapping> {
+        self.mappings.get(outside, || self.read_mapping(*outside))
+    }
+
+    fn insert_mapping(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert {
+        let [_, has_room, _] = self.has_room;
+        let read = || self.read_mapping(*outside);
+        insert_or_full(&self.mappings, has_room, outside, *mapping, read)
+    }
+
+    fn remove_mapping(&self, outside: &EndpointKey) -> bool {
+        self.mappings
+            .remove(outside, || self.read_mapping(*outside))
+    }
+
+    fn count_on_mapping(&self, outside: &EndpointKey, more: bool) {
+        if let Some(mapping) = self.mapping(outside) {
+            let count = mapping.sessions;
+            mapping.sessions = if more {
+                count.saturating_add(1)
+            } else {
+                count.saturating_sub(1)
+            };
+        }
+    }
+
+    fn outside_of(&self, inside: &EndpointKey) -> Option<EndpointKey> {
+        let copy = self.inside.get(inside, || self.read_inside(*inside));
+        copy.map(|outside| *outside)
+    }
+
+    fn insert_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert {
+        self.inside
+            .insert(inside, *outside, || self.read_inside(*inside))
+    }
+
+    fn remove_outside_of(&self, inside: &EndpointKey) {
+        self.inside.remove(inside, || None);
+    }
+
+    fn permission(&self, key: &PermissionKey) -> Option<&mut Permission> {
+        self.permissions.get(key, || self.read_permission(key))
+    }
+
+    fn remove_permission(&self, key: &PermissionKey) -> bool {
+        self.permissions.remove(key, || self.read_permission(key))
+    }
+
+    fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert {
+        self.permissions.set(*key, *permission);
+        Insert::Done
+    }
+
+    fn note_unsolicited(&self, _: &FlowKey, _: &Unsolicited) {}
+
+    fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
+        self.fragments.get(key, || None)
+    }
+
+    fn new_fragment(&self, _: &FragmentKey) -> Option<&mut Fragment> {
+        // The packets here are whole.
+        None
+    }
+
+    fn next_identification(&self) -> Be16 {
+        Be16::ZERO
+    }
+
+    fn guest(&self, address: Be32) -> Option<&mut Guest> {
+        let [.., has_room] = self.has_room;
+        self.guests.get(&address, || {
+            let known = self.read(self.tables.guest(address));
+            known.or_else(|| has_room.then(Guest::default))
+        })
+    }
+
+    fn remove_guest(&self, address: Be32) -> bool {
+        self.guests.remove(&address, || None)
+    }
+
+    fn is_denied(&self, destination: Be32) -> bool {
+        any_contains(&self.denied, destination)
+    }
+
+    fn is_untranslated(&self, destination: Be32) -> bool {
+        any_contains(&self.untranslated, destination)
+    }
+
+    fn count_on_guest(&self, address: Be32, more: bool) {
+        if let Some(guest) = self.guest(address) {
+            let count = guest.sessions;
+            guest.sessions = if more {
+                count.saturating_add(1)
+            } else {
+                count.saturating_sub(1)
+            };
+        }
+    }
+
+    fn ports(&self, index: u32) -> Option<&mut PortSet> {
+        self.ports
+            .get(&index, || self.read(self.tables.port_set(index).map(Some)))
+    }
+
+    fn reserved(&self, class: u32) -> Option<&Reserved> {
+        self.reserved.get(class as usize)
+    }
+
+    fn route_from(&self, _: NonZeroU32, _: &Packet) -> Route {
+        self.route
+    }
+
+    fn route_on(&self, device: u32, _: Be32, _: Be32) -> Route {
+        let Some(known) = self.known(device) else {
+            return Route::default();
+        };
+        Route {
+            fate: Fate::Onward,
+            next_hop: NextHop {
+                device,
+                ..NextHop::default()
+            },
+            linked: false,
+            mtu: known.mtu,
+        }
+    }
+
+    fn host_socket(&self, local: &EndpointKey, _: &EndpointKey) -> bool {
+        let transport = if local.protocol == protocol::TCP {
+            Transport::Tcp
+        } else {
+            Transport::Udp
+        };
+        let address = Ipv4Addr::from(local.address);
+        self.listeners
+            .iter()
+            .any(|listener| listener.takes(transport, address, local.port.get()))
+    }
+
+    fn random(&self) -> u32 {
+        // The first free port from the beginning on: which one it is does not matter.
+        0
+    }
+
+    fn counts_traffic(&self) -> bool {
+        false
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+}

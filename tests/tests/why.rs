@@ -1,0 +1,221 @@
+//! `tapnat why`: what it says of a packet is what becomes of one; and asking changes nothing.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tapnat_testbed::{
+    snapshot::Snapshot,
+    topology::{Inside, Topology},
+    traffic::{self, UdpReflector},
+};
+use tapnat_tests::{
+    instance::{Instance, PATIENCE},
+    world::{World, server},
+};
+
+const PROBLEM: i32 = 3;
+
+fn world(arguments: &[&str]) -> Result<World> {
+    let topology = Topology::builder().inside(Inside::Veth).guests(2);
+    World::start(topology, arguments)
+}
+
+/// The answer about a packet, and the exit code.
+fn ask(instance: &Instance, arguments: &[&str]) -> Result<(Value, i32)> {
+    let output = instance
+        .command("why")?
+        .args(arguments)
+        .arg("--json")
+        .output()?;
+    let code = output.status.code().context("it was killed")?;
+    let report: Value = serde_json::from_str(&output.stdout)
+        .with_context(|| format!("{arguments:?}: {output:?}"))?;
+    ensure!(report["schema"] == 1, "{report}");
+    Ok((report, code))
+}
+
+#[test]
+fn what_it_says_is_what_happens() -> Result<()> {
+    let world = world(&["--deny", "203.0.113.2", "--isolate"])?;
+    let instance = &world.instance;
+    let host: SocketAddr = "10.0.0.1:9".parse()?;
+    let other: SocketAddr = "10.0.1.10:9".parse()?;
+    let nobody: SocketAddr = "240.0.0.1:9".parse()?;
+    let broadcast: SocketAddr = "224.0.0.251:5353".parse()?;
+    let cases = [
+        (server(0, 9), "session-started", "forward"),
+        (server(1, 9), "denied-destination", "refuse"),
+        (host, "for-the-host", "pass"),
+        (other, "guest-isolated", "refuse"),
+        (nobody, "unroutable-destination", "drop"),
+        (broadcast, "not-unicast", "pass"),
+    ];
+    let socket = world.guest_socket(0, 40_000)?;
+    for (to, reason, outcome) in cases {
+        let text = to.to_string();
+        let arguments = ["--guest", "10.0.0.10", "--proto", "udp", "--to", &text];
+        let before = instance.ask_json("status")?;
+        let (report, code) = ask(instance, &arguments)?;
+        let packet = &report["packet"];
+        ensure!(
+            packet["reason"] == reason && packet["outcome"] == outcome,
+            "{to}: {packet}"
+        );
+        ensure!(
+            packet["before"]["source"]["address"] == "10.0.0.10",
+            "{packet}"
+        );
+        let refused = ["refuse", "drop"].contains(&outcome);
+        ensure!(
+            code == if refused { PROBLEM } else { 0 },
+            "{to}: it ended with {code}"
+        );
+        ensure!(
+            before == instance.ask_json("status")?,
+            "{to}: asking changed something"
+        );
+        let counted = instance.count(reason)?;
+        // Some of them the guest's own kernel does not send.
+        if socket.send_to(b"x", to).is_ok() {
+            instance
+                .until(|_| instance.count(reason).is_ok_and(|count| count > counted))
+                .with_context(|| format!("{to}: not {reason}"))?;
+        }
+    }
+    // The outside endpoint that it told is the one that came to be.
+    let (report, _) = ask(
+        instance,
+        &[
+            "--guest",
+            "10.0.0.10",
+            "--proto",
+            "udp",
+            "--to",
+            "203.0.113.1:9",
+        ],
+    )?;
+    let after = &report["packet"]["after"]["source"];
+    ensure!(
+        *after == serde_json::json!({"address": "198.51.100.2", "port": 40_000}),
+        "{report}"
+    );
+    ensure!(
+        report["packet"]["reason"] == "translated",
+        "its session is there: {report}"
+    );
+    ensure!(report["guest"]["sessions"] == 1, "{report}");
+    let drops = report["drops"].as_array().context("no drops")?;
+    let denied = drops.iter().find(|it| it["reason"] == "denied-destination");
+    let denied = denied.with_context(|| report.to_string())?;
+    ensure!(
+        denied["packets"] == 1 && denied["advice"].is_null(),
+        "{denied}"
+    );
+    Ok(())
+}
+
+#[test]
+fn packets_from_the_world_are_asked_about_too() -> Result<()> {
+    let world = world(&[])?;
+    let instance = &world.instance;
+    let from = |to: &str| -> Result<String> {
+        let (report, _) = ask(instance, &["--from", "203.0.113.1:5000", "--to", to])?;
+        Ok(report["packet"].to_string())
+    };
+    let unasked = from("198.51.100.2:8080")?;
+    ensure!(
+        unasked.contains("no-mapping") || unasked.contains("unsolicited-syn"),
+        "{unasked}"
+    );
+    instance
+        .command("forward")?
+        .args(["add", "tcp", "8080", "10.0.0.10:80"])
+        .run()?;
+    let forwarded = from("198.51.100.2:8080")?;
+    ensure!(
+        forwarded.contains("session-admitted") && forwarded.contains("10.0.0.10"),
+        "{forwarded}"
+    );
+    // A mapping of a guest lets in whom the guest has sent to, and nobody else.
+    let echo = UdpReflector::start(&world.topology.world, server(1, 7))?;
+    let socket = world.guest_socket(0, 41_000)?;
+    traffic::reflect_udp(&socket, echo.address(), b"hello")?;
+    for (address, reason) in [
+        ("203.0.113.1", "filtered"),
+        ("203.0.113.2", "session-admitted"),
+    ] {
+        let end = format!("{address}:5000");
+        let arguments = [
+            "--proto",
+            "udp",
+            "--from",
+            &end,
+            "--to",
+            "198.51.100.2:41000",
+        ];
+        let (report, code) = ask(instance, &arguments)?;
+        ensure!(report["packet"]["reason"] == reason, "{report}");
+        ensure!(
+            code == if reason == "filtered" { PROBLEM } else { 0 },
+            "{code}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn it_says_what_to_do_in_sentences_and_without_a_process() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).build()?;
+    let instance = Instance::new(&topology.host);
+    let mut process = instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    let host = &topology.host;
+    let before = Snapshot::take(host, &instance.pins())?;
+    let why = |arguments: &[&str]| -> Result<(String, Option<i32>)> {
+        let output = instance.command("why")?.args(arguments).output()?;
+        Ok((output.stdout + &output.stderr, output.status.code()))
+    };
+    let question = ["--guest", "10.0.0.10", "--to", "203.0.113.1:443"];
+    let (said, code) = why(&question)?;
+    ensure!(
+        code == Some(0) && said.contains("is translated and sent on"),
+        "{said}"
+    );
+    ensure!(
+        said.contains("198.51.100.2:40000 > 203.0.113.1:443"),
+        "{said}"
+    );
+    // A guest that is in no network of the instance.
+    let (said, code) = why(&["--guest", "10.9.9.9", "--to", "203.0.113.1"])?;
+    ensure!(
+        code == Some(PROBLEM) && said.contains("spoofed-source"),
+        "{said}"
+    );
+    ensure!(
+        said.contains("what to do: set the guest's address"),
+        "{said}"
+    );
+    let (said, code) = why(&[])?;
+    ensure!(code == Some(1) && said.contains("tapnat trace"), "{said}");
+    for wrong in ["1.1.1.1:x", "x", "1.1.1.1:99999"] {
+        let (said, code) = why(&["--guest", "10.0.0.10", "--to", wrong])?;
+        ensure!(code == Some(2) && said.lines().count() == 1, "{said}");
+    }
+    let after = Snapshot::take(host, &instance.pins())?;
+    ensure!(before == after, "{:?}", before.difference(&after));
+    host.sysctl("net.ipv4.conf.veth0.forwarding", "0")?;
+    let (said, code) = why(&question)?;
+    ensure!(
+        code == Some(PROBLEM) && said.contains("forwarding-disabled"),
+        "{said}"
+    );
+    ensure!(said.contains("what to do: set it to 1"), "{said}");
+    let ip = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
+    traffic::ping(&topology.guests[0].namespace, ip, 1, &["-W", "1"])?;
+    let (said, _) = why(&["--guest", "10.0.0.10"])?;
+    ensure!(said.contains("1 forwarding-disabled: "), "{said}");
+    Ok(())
+}
