@@ -19,8 +19,8 @@ use crate::{
     journal::Journal,
     tables::{PinnedTables, Usage},
     view::{
-        DeviceView, Flow, GuestView, ReasonView, SCHEMA, Status, StatusSource, TablesView,
-        UsageView,
+        DeviceView, Directions, Flow, GuestView, ReasonView, SCHEMA, Status, StatusSource,
+        TablesView, UsageView,
     },
 };
 
@@ -226,6 +226,39 @@ impl Look {
                 _ => Vec::new(),
             },
         })
+    }
+}
+
+impl Look {
+    /// Guests by address, with what each may have and what its sessions have carried.
+    #[must_use]
+    pub fn guests(&self) -> Vec<GuestDetail> {
+        let status = &self.status;
+        let devices = || status.devices.iter().filter(|it| it.is_inside());
+        let guests = status.guests.iter().map(|guest| {
+            let is_on =
+                |it: &&DeviceView| it.network().is_some_and(|net| net.contains(&guest.address));
+            let traffic = self.traffic.as_ref();
+            let passed =
+                traffic.map(|it| it.guests.get(&guest.address).copied().unwrap_or_default());
+            let both = |part: fn(Counter) -> u64| {
+                passed.map(|it| Directions {
+                    outbound: part(it.outbound),
+                    inbound: part(it.inbound),
+                })
+            };
+            GuestDetail {
+                guest: guest.clone(),
+                device: devices().find(is_on).and_then(|it| it.name.clone()),
+                max_sessions: Some(status.guest_max_sessions).filter(|most| *most != 0),
+                max_new_sessions: status.guest_new_sessions,
+                packets: both(|it| it.packets),
+                bytes: both(|it| it.bytes),
+            }
+        });
+        let mut guests: Vec<_> = guests.collect();
+        guests.sort_unstable_by_key(|it| it.guest.address);
+        guests
     }
 }
 
@@ -460,6 +493,25 @@ pub struct GuestActivity {
     pub rates: Option<Rates>,
 }
 
+/// A guest, and all that is kept about it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct GuestDetail {
+    #[serde(flatten)]
+    pub guest: GuestView,
+    /// That it is behind; null when that is gone.
+    pub device: Option<String>,
+    /// Sessions that it may have; null for no limit.
+    pub max_sessions: Option<u32>,
+    /// Sessions that it may begin in a second; null for no limit.
+    pub max_new_sessions: Option<u32>,
+    /// Of the sessions that there are. Absent when sessions are not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<Directions>,
+    /// The same, of IP packets, headers included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Directions>,
+}
+
 /// Packets that left for a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ReasonActivity {
@@ -487,7 +539,7 @@ pub(crate) mod tests {
     };
 
     use super::*;
-    use crate::view::{Directions, Endpoint};
+    use crate::view::Endpoint;
 
     fn usage(used: u64, capacity: u32) -> UsageView {
         UsageView { used, capacity }
@@ -677,6 +729,30 @@ pub(crate) mod tests {
         assert_eq!((two.outbound.bytes, two.inbound.bytes), (200, 0));
         assert_eq!((three.outbound.bytes, three.inbound.packets), (0, 4));
         assert_eq!((traffic.guests.len(), traffic.halves.len()), (2, 3));
+    }
+
+    #[test]
+    fn a_guest_as_json() {
+        let detail = GuestDetail {
+            guest: guest(10, 7, 2, 0.0).guest,
+            device: Some("tap0".to_owned()),
+            max_sessions: Some(100),
+            max_new_sessions: None,
+            packets: None,
+            bytes: None,
+        };
+        assert_eq!(
+            serde_json::to_value(detail).unwrap(),
+            json!({
+                "address": "10.0.0.10",
+                "link_address": "02:00:00:00:00:0a",
+                "sessions": 7,
+                "refused": 2,
+                "device": "tap0",
+                "max_sessions": 100,
+                "max_new_sessions": null,
+            })
+        );
     }
 
     #[test]

@@ -75,6 +75,7 @@ fn metrics_tell_of_packets_tables_and_guests() -> Result<()> {
     );
 
     let guests = world.instance.ask_json("guests")?;
+    let status = world.instance.ask_json("status")?;
     ensure!(
         guests.as_array().is_some_and(|guests| guests.len() == 2),
         "{guests}"
@@ -83,11 +84,23 @@ fn metrics_tell_of_packets_tables_and_guests() -> Result<()> {
         guests[0]["address"] == "10.0.0.10" && guests[0]["refused"] == 4,
         "{guests}"
     );
+    ensure!(
+        guests[0]["device"] == "veth0"
+            && guests[1]["device"] == "veth1"
+            && guests[0]["max_sessions"] == 2
+            && guests[0]["max_new_sessions"] == status["guest_new_sessions"],
+        "{guests} {status}"
+    );
+    // A ping of three, and one datagram that went out and was not answered.
+    ensure!(
+        guests[0]["packets"]["inbound"] == 3 && guests[0]["packets"]["outbound"] == 4,
+        "{guests}"
+    );
     let mac = world.guest(0).namespace.mac_address("lan0")?;
     ensure!(guests[0]["link_address"] == mac.as_str(), "{guests}");
     let table = world.instance.ask("guests", &[])?;
     ensure!(
-        table.lines().count() == 3 && table.contains("10.0.1.10"),
+        table.lines().count() == 3 && table.contains("10.0.1.10  veth1") && table.contains(" 4/3 "),
         "{table}"
     );
     Ok(())

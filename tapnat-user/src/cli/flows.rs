@@ -205,7 +205,8 @@ impl Cell {
     }
 }
 
-fn both(it: Option<Directions>) -> String {
+/// What passed, as OUTBOUND/INBOUND.
+pub(super) fn both(it: Option<Directions>) -> String {
     it.map_or_else(String::new, |it| format!("{}/{}", it.outbound, it.inbound))
 }
 

@@ -3,18 +3,29 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{Shown, print::Column};
-use crate::view::GuestView;
+use super::{Shown, flows::both, print::Column};
+use crate::activity::{GuestDetail, Look};
 
-const COLUMNS: [Column; 4] = [
-    Column::text("ADDRESS"),
+const COLUMNS: [Column; 8] = [
+    Column::inside("ADDRESS"),
+    Column::text("DEVICE"),
     Column::text("LINK ADDRESS"),
     Column::number("SESSIONS"),
+    Column::number("LIMIT"),
     Column::number("REFUSED"),
+    Column::number("PACKETS"),
+    Column::number("BYTES"),
 ];
+/// So many are there without `tapnat run --count`.
+const UNCOUNTED: usize = 6;
 
 /// Guests that sent something to the world since the instance began and were not forgotten for want
-/// of room. REFUSED counts new sessions that a limit refused. The JSON is an array.
+/// of room. LIMIT is what SESSIONS can be; REFUSED counts new sessions that this limit, or the one on
+/// new sessions in a second, refused. With `tapnat run --count`, packets and bytes of the sessions
+/// that there are stand there as OUTBOUND/INBOUND.
+///
+/// The JSON is an array of objects: `address`, `device`, `link_address`, `sessions`, `refused`,
+/// `max_sessions`, `max_new_sessions`, and `packets` and `bytes` where they are counted.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -23,25 +34,32 @@ pub struct Arguments {
 
 impl Arguments {
     pub fn execute(self) -> Result<()> {
-        let (guests, _) = self.shown.tables()?.guests()?;
-        let guests = guests.iter();
-        let mut guests: Vec<_> = guests
-            .map(|(address, guest)| GuestView::new(*address, guest))
-            .collect();
-        guests.sort_unstable_by_key(|guest| guest.address);
-        let mut list = self.shown.list(&COLUMNS)?;
-        for guest in &guests {
+        let look = Look::take(&self.shown.instance.name, &self.shown.tables()?)?;
+        let columns = if look.status.counted {
+            &COLUMNS[..]
+        } else {
+            &COLUMNS[..UNCOUNTED]
+        };
+        let mut list = self.shown.list(columns)?;
+        for guest in &look.guests() {
             list.entry(guest, cells)?;
         }
         list.end()
     }
 }
 
-fn cells(guest: &GuestView) -> Vec<String> {
+fn cells(it: &GuestDetail) -> Vec<String> {
+    let known = |it: &Option<String>| it.clone().unwrap_or_else(|| "-".to_owned());
+    let guest = &it.guest;
     vec![
         guest.address.to_string(),
-        guest.link_address.clone().unwrap_or_else(|| "-".to_owned()),
+        known(&it.device),
+        known(&guest.link_address),
         guest.sessions.to_string(),
+        it.max_sessions
+            .map_or_else(|| "-".to_owned(), |most| most.to_string()),
         guest.refused.to_string(),
+        both(it.packets),
+        both(it.bytes),
     ]
 }
