@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -37,6 +37,9 @@ pub mod maps {
     pub const HELD: &str = "HELD";
     /// [`super::FlowKey`] to [`super::Unsolicited`].
     pub const UNSOLICITED: &str = "UNSOLICITED";
+    /// [`super::FlowKey`] as the host forwards it to [`super::EndpointKey`]: what the
+    /// host's firewall was asked about, and the destination that it came with.
+    pub const ASKED: &str = "ASKED";
     /// Inside address to [`super::Guest`].
     pub const GUESTS: &str = "GUESTS";
     /// Prefixes that guests must not reach. Written by user space only.
@@ -70,6 +73,7 @@ pub mod maps {
         FRAGMENTS,
         HELD,
         UNSOLICITED,
+        ASKED,
         GUESTS,
         DENIED,
         UNTRANSLATED,
@@ -102,6 +106,11 @@ pub mod programs {
     pub const CUT: &str = "cut";
     /// Sends one piece of such a packet, and goes on to itself for the next.
     pub const PIECE: &str = "piece";
+    /// Packets that the host's firewall is to be asked about.
+    pub const ASK: &str = "ask";
+    /// Packets that the host forwards, on their way out of a device: those that its
+    /// firewall was asked about are accepted.
+    pub const ACCEPTED: &str = "accepted";
     /// Removes what is over. Attached to nothing: user space runs it on packets
     /// of [`super::Sweep`].
     pub const SWEEP: &str = "sweep";
@@ -134,7 +143,9 @@ pub mod stages {
     pub const CUT: u32 = 5;
     /// [`super::programs::PIECE`].
     pub const PIECE: u32 = 6;
-    pub const COUNT: u32 = 7;
+    /// [`super::programs::ASK`].
+    pub const ASK: u32 = 7;
+    pub const COUNT: u32 = 8;
 }
 
 /// Constants that the loader sets before the programs are loaded.
@@ -283,6 +294,12 @@ pub mod tcp_state {
     pub const RST: u8 = 1 << 2;
     /// Has acknowledged the other half's SYN, or was picked up in mid-stream.
     pub const OPEN: u8 = 1 << 3;
+    /// The host's firewall has to be asked about the session again. In both halves,
+    /// until a packet of the one that began it was accepted; not TCP's alone.
+    pub const TO_ASK: u8 = 1 << 4;
+    /// It was asked, in the slot [`super::Session::confirmed`]. In the half that
+    /// began the session.
+    pub const ASKED: u8 = 1 << 5;
     /// The state in which a packet without SYN, FIN and RST changes nothing.
     pub const STEADY: u8 = SYN | OPEN;
 }
@@ -617,6 +634,9 @@ pub mod sweep_tables {
     /// Ports that are marked as taken in [`super::maps::PORTS`] and that no mapping
     /// has, by an outside [`super::EndpointKey`].
     pub const PORTS: u32 = 5;
+    /// Sessions, by the [`super::FlowKey`] of each half: not to remove, but to have
+    /// the firewall asked about them again.
+    pub const SESSIONS_TO_ASK: u32 = 6;
 }
 
 /// The beginning of a packet that [`programs::SWEEP`] is run on. After it come
@@ -796,6 +816,8 @@ pub mod setting_flags {
     pub const DENY_HOST: u32 = 1 << 7;
     /// A guest's address may move to another link address at any time.
     pub const ROAMING: u32 = 1 << 8;
+    /// The host's FORWARD chain decides about sessions' first packets.
+    pub const ASK_FIREWALL: u32 = 1 << 9;
 }
 
 /// What the operator set, index 0 of [`maps::SETTINGS`].

@@ -6,7 +6,10 @@ use core::num::NonZeroU32;
 use crate::{
     abi::NextHop,
     frame::{Frame, LinkAddresses},
-    nat::{self, Tables},
+    nat::{
+        self, Tables,
+        firewall::{self, Forwarded},
+    },
     parse::{self, Packet, Part, Transport},
     rewrite::{self, Rewrite},
     verdict::{Next, Outcome, Plan, Reason},
@@ -95,7 +98,8 @@ pub fn start<F: Frame, T: Tables>(
     packet: &Packet,
     plan: &mut Plan,
 ) -> Next {
-    let link = if frame.link_length() == 0 {
+    // The firewall gives a packet back with the host's link address.
+    let link = if frame.link_length() == 0 || plan.accepted {
         None
     } else {
         frame
@@ -103,6 +107,52 @@ pub fn start<F: Frame, T: Tables>(
             .map(LinkAddresses::source_number)
     };
     nat::start(packet, device, link, tables, plan)
+}
+
+/// Takes a packet that the host forwards back to what it was, if it comes from its
+/// firewall. `from` is the index of the device that it came by, `out` of the one that it
+/// leaves by.
+#[inline(always)]
+pub fn forwarded<F: Frame, T: Tables>(
+    frame: &mut F,
+    from: u32,
+    out: u32,
+    tables: &T,
+    packet: &mut Packet,
+) -> Forwarded {
+    frame.pull(ALL_HEADERS);
+    // Nothing that was asked about is of this kind.
+    if parse::parse(frame, packet).is_err() {
+        return Forwarded::Leave;
+    }
+    let forwarded = firewall::forwarded(packet, from, out, tables);
+    if let Forwarded::Accepted(destination, _) = &forwarded {
+        // The hop that the host took from it is ours to take.
+        let time_to_live = packet.time_to_live.wrapping_add(1);
+        if rewrite::redirect(frame, packet, destination, time_to_live).is_none() {
+            return Forwarded::Drop(Reason::RewriteFailed);
+        }
+    }
+    forwarded
+}
+
+/// Gives a packet that the firewall is to be asked about the destination that it is to
+/// see.
+#[inline(always)]
+pub fn ask<F: Frame, T: Tables>(
+    frame: &mut F,
+    device: Option<NonZeroU32>,
+    tables: &T,
+    packet: &Packet,
+    plan: &Plan,
+) -> Option<()> {
+    firewall::note(packet, device, tables, plan);
+    let is_same =
+        plan.asked.address == packet.destination && plan.asked.port == packet.destination_port;
+    if is_same {
+        return Some(());
+    }
+    rewrite::redirect(frame, packet, &plan.asked, packet.time_to_live)
 }
 
 /// Finds or makes the mapping for the session that [`start`] planned.

@@ -2,7 +2,7 @@
 //! the packet that an ICMP error quotes. Decides nothing.
 
 use crate::{
-    abi::{NextHop, Session, session_flags},
+    abi::{EndpointKey, NextHop, Session, session_flags},
     checksum::Delta,
     frame::Frame,
     net::{Be16, Be32},
@@ -59,6 +59,48 @@ const TIME_TO_LIVE: u32 = 8;
 /// rewritten and must be dropped.
 #[inline(always)]
 pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Option<()> {
+    write(frame, packet, rewrite, packet.time_to_live.wrapping_sub(1))
+}
+
+/// Changes where a packet goes and what is left of its time to live, for the host's
+/// firewall to see it as it would go, and back.
+///
+/// As [`apply`] when it fails.
+#[inline(always)]
+pub fn redirect<F: Frame>(
+    frame: &mut F,
+    packet: &Packet,
+    destination: &EndpointKey,
+    time_to_live: u8,
+) -> Option<()> {
+    let address_delta = Delta::of_address(packet.destination, destination.address);
+    // An ICMP query has one identifier, which is its source's.
+    let has_ports = matches!(packet.transport, Transport::Tcp | Transport::Udp);
+    let (destination_port, port_delta) = if has_ports {
+        let delta = Delta::of_word(packet.destination_port, destination.port);
+        (destination.port, delta)
+    } else {
+        (packet.destination_port, Delta::ZERO)
+    };
+    let rewrite = Rewrite {
+        source: packet.source,
+        destination: destination.address,
+        source_port: packet.source_port,
+        destination_port,
+        address_delta,
+        port_delta,
+        ..Rewrite::default()
+    };
+    write(frame, packet, &rewrite, time_to_live)
+}
+
+#[inline(always)]
+fn write<F: Frame>(
+    frame: &mut F,
+    packet: &Packet,
+    rewrite: &Rewrite,
+    time_to_live: u8,
+) -> Option<()> {
     if let Some(offset) = packet.checksum_offset() {
         let covers_addresses = matches!(packet.transport, Transport::Tcp | Transport::Udp);
         let addresses = if covers_addresses {
@@ -73,13 +115,12 @@ pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Opt
         store_ports(frame, packet, rewrite)?;
     }
     let addresses = (rewrite.source, rewrite.destination);
-    let fewer = packet.time_to_live.wrapping_sub(1);
     store_network(
         frame,
         packet.network_offset,
         addresses,
         rewrite.address_delta,
-        fewer,
+        time_to_live,
     )
 }
 

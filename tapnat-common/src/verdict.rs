@@ -17,6 +17,9 @@ use crate::{
 pub enum Outcome {
     /// Up to the host's own network stack, untouched.
     Pass,
+    /// Up to the host's network stack, with the destination that the packet has when
+    /// it is translated: its firewall decides.
+    Ask,
     Drop,
     /// Dropped, and its sender told by ICMP where that is allowed.
     Refuse,
@@ -73,6 +76,7 @@ impl Reason {
     pub const fn icmp_error(self) -> Option<(u8, u8)> {
         match self.outcome() {
             Outcome::Pass
+            | Outcome::Ask
             | Outcome::Drop
             | Outcome::Forward
             | Outcome::Hold
@@ -108,6 +112,10 @@ reasons! {
     NoRoute = Pass "no-route",
     /// Belongs to a socket of the host that shares the outside port.
     HostSocket = Pass "host-socket",
+
+    /// Of a session that begins, or that was asked about again: the host's FORWARD
+    /// chain decides.
+    FirewallAsked = Ask "firewall-asked",
 
     /// Of a session that was there.
     Translated = Forward "translated",
@@ -175,6 +183,9 @@ reasons! {
     GuestSessionRate = Refuse "guest-session-rate",
     /// The guest table is full; ICMP 3/13 was sent.
     GuestTableFull = Refuse "guest-table-full",
+    /// A guest's packet that the host forwards to an uplink without having been
+    /// asked about it, or otherwise than it was asked.
+    FirewallNotAsked = Drop "firewall-not-asked",
     /// Two packets raced for one tuple and this one lost.
     SessionConflict = Drop "session-conflict",
     /// A transport protocol that the policy does not carry.
@@ -253,8 +264,12 @@ impl Default for Opening {
 /// reason's outcome needs them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
+    /// The host's firewall has accepted the packet.
+    pub accepted: bool,
     /// For [`Outcome::Forward`].
     pub rewrite: Rewrite,
+    /// For [`Reason::FirewallAsked`]: the destination that the firewall is to see.
+    pub asked: EndpointKey,
     /// For [`Reason::ErrorTranslated`]: what becomes of the error's own source.
     pub error_source: Be32,
     /// For a guest's fragment: the identification that it is given.
@@ -277,7 +292,8 @@ impl Plan {
     /// looked at keeps what it had: it is long, and this target clears memory byte
     /// by byte.
     #[inline(always)]
-    pub fn begin(&mut self) {
+    pub fn begin(&mut self, accepted: bool) {
+        self.accepted = accepted;
         // It says that a packet is for the host.
         self.rewrite.next_hop.device = 0;
         self.error_source = Be32::ZERO;

@@ -41,7 +41,7 @@ use aya_log_ebpf::debug;
 use tapnat_common::{
     abi::{HeldKey, SWEEP_KEY_BYTES, Sweep, stages, sweep_tables},
     frame::Frame as _,
-    nat::{self, Tables as _},
+    nat::{self, Tables as _, firewall::Forwarded},
     parse::{Packet, Part},
     pipeline::{self, Quick},
     refusal::Refusal,
@@ -136,7 +136,7 @@ pub fn outside_raw(context: TcContext) -> i32 {
 #[classifier]
 pub fn exceptional(context: TcContext) -> i32 {
     stage(&context, |skb, device, kernel, scratch| {
-        scratch.plan.begin();
+        scratch.plan.begin(scratch.accepted);
         pipeline::exceptional(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
     })
 }
@@ -163,6 +163,56 @@ pub fn open(context: TcContext) -> i32 {
     stage(&context, |skb, device, kernel, scratch| {
         pipeline::open(skb, device, kernel, &scratch.packet, &mut scratch.plan)
     })
+}
+
+/// Packets that the host's firewall is to be asked about.
+#[classifier]
+pub fn ask(context: TcContext) -> i32 {
+    let Some(scratch) = scratch() else {
+        return TC_ACT_SHOT;
+    };
+    let device = NonZeroU32::new(scratch.device);
+    let mut skb = Skb::new(context.skb.skb, scratch.link_length);
+    let kernel = Kernel::new(context.skb.skb, now());
+    let Scratch { packet, plan, .. } = scratch;
+    if pipeline::ask(&mut skb, device, &kernel, packet, plan).is_none() {
+        return lose(&skb);
+    }
+    if packet.part == Part::First && plan.held != 0 {
+        return go_on(&context, stages::RELEASE);
+    }
+    TC_ACT_OK
+}
+
+/// What the host sends out of a device. See `tapnat_common::nat::firewall`.
+#[classifier]
+pub fn accepted(context: TcContext) -> i32 {
+    // SAFETY: the context is valid for the program's run.
+    let from = unsafe { (*context.skb.skb).ingress_ifindex };
+    let Some(scratch) = scratch() else {
+        return TC_ACT_SHOT;
+    };
+    if from == 0 {
+        return TC_ACT_OK;
+    }
+    let kernel = Kernel::new(context.skb.skb, now());
+    let out = Skb::new(context.skb.skb, RAW).device();
+    let is_ethernet = kernel.device(out).is_none_or(|out| out.ethernet != 0);
+    let link_length = if is_ethernet { ETHERNET } else { RAW };
+    let mut skb = Skb::new(context.skb.skb, link_length);
+    match pipeline::forwarded(&mut skb, from, out, &kernel, &mut scratch.packet) {
+        Forwarded::Leave => TC_ACT_OK,
+        Forwarded::Accepted(_, device) => {
+            scratch.device = device.map_or(0, NonZeroU32::get);
+            scratch.link_length = link_length;
+            scratch.accepted = true;
+            go_on(&context, stages::EXCEPTIONAL)
+        }
+        Forwarded::Drop(reason) => {
+            note(&context, reason, &scratch.packet, skb.length());
+            TC_ACT_SHOT
+        }
+    }
 }
 
 /// First fragments, for which others wait.
@@ -230,6 +280,9 @@ pub fn sweep(context: TcContext) -> i32 {
             .read(at)
             .map(|key| nat::sweep::permission(&key, &kernel)),
         sweep_tables::GUESTS => packet.read(at).map(|key| nat::sweep::guest(key, &kernel)),
+        sweep_tables::SESSIONS_TO_ASK => packet
+            .read(at)
+            .map(|key| nat::sweep::ask_again(&key, &kernel)),
         sweep_tables::PORTS => packet.read(at).map(|key| nat::sweep::port(&key, &kernel)),
         _ => None,
     };
@@ -277,6 +330,7 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
             };
             scratch.device = device.map_or(0, NonZeroU32::get);
             scratch.link_length = link_length;
+            scratch.accepted = false;
             go_on(context, stages::EXCEPTIONAL)
         }
         Quick::Broken => lose(&skb),
@@ -320,10 +374,14 @@ fn leave(
     note(context, reason, packet, skb.length());
     skb.leave_word(REASON_WORD, reason as u32);
     nat::settle(packet, device, reason, kernel, plan);
-    if packet.part == Part::First && plan.held != 0 {
+    if plan.accepted && reason.outcome() != Outcome::Forward {
+        // It is on its way out: the host has had it, and its sender is elsewhere.
+        return TC_ACT_SHOT;
+    }
+    if packet.part == Part::First && plan.held != 0 && !plan.accepted {
         match reason.outcome() {
             Outcome::Forward | Outcome::Pass => return go_on(context, stages::RELEASE),
-            Outcome::Drop | Outcome::Refuse | Outcome::Hold | Outcome::Fragment => {}
+            Outcome::Ask | Outcome::Drop | Outcome::Refuse | Outcome::Hold | Outcome::Fragment => {}
         }
     }
     match reason.outcome() {
@@ -347,6 +405,7 @@ fn leave(
             TC_ACT_SHOT
         }
         Outcome::Fragment => go_on(context, stages::CUT),
+        Outcome::Ask => go_on(context, stages::ASK),
         Outcome::Forward => {
             if plan.excess != 0 && skb.shorten_segments(plan.excess).is_none() {
                 return lose(skb);

@@ -50,6 +50,9 @@ pub static IDENTIFICATION: Array<u32, 1> = Array::new();
 // May forget as well: who floods SYNs loses the answers.
 #[btf_map]
 pub static UNSOLICITED: LruHashMap<FlowKey, Unsolicited, 1024> = LruHashMap::new();
+// And who forwards nothing of what it is asked about, what it was asked.
+#[btf_map]
+pub static ASKED: LruHashMap<FlowKey, EndpointKey, 4096> = LruHashMap::new();
 /// May forget, too: who is told about errors, by address.
 #[btf_map]
 pub static TOLD: LruHashMap<Be32, Budget, 1024> = LruHashMap::new();
@@ -75,6 +78,8 @@ pub struct Scratch {
     pub device: u32,
     /// Bytes of its link header.
     pub link_length: u32,
+    /// The host's firewall has let it through.
+    pub accepted: bool,
     /// The number of the next piece of a packet that is cut.
     pub piece: u32,
     /// A half of a session on its way into [`SESSIONS`].

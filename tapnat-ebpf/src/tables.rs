@@ -235,6 +235,20 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn note_asked(&self, forwarded: &FlowKey, destination: &EndpointKey) {
+        // What was forgotten is dropped by name when it comes.
+        let _ = maps::ASKED.insert(forwarded, destination, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn take_asked(&self, forwarded: &FlowKey) -> Option<EndpointKey> {
+        let destination = value(maps::ASKED.get_ptr_mut(forwarded)).map(|there| *there)?;
+        // Gone already is as good.
+        let _ = maps::ASKED.remove(forwarded);
+        Some(destination)
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
         value(maps::FRAGMENTS.get_ptr_mut(key))
     }

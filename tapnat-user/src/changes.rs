@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Error, Result, bail};
 use aya::programs::{
-    ProgramError, TcAttachType,
+    ProgramError,
     links::Link as _,
     tc::{self, SchedClassifierLink, TcHandle},
 };
@@ -24,7 +24,7 @@ use crate::{
         tap,
     },
     instance::InstanceName,
-    journal::{Change, Host, Journal, Reverted},
+    journal::{Change, Direction, Host, Journal, Reverted},
     ports::PortSet,
 };
 
@@ -100,14 +100,20 @@ impl RealHost {
         self.netlink.remove_clsact(device).await.map(done_if)
     }
 
-    async fn remove_filter(&self, device: &Device, priority: u16, handle: u16) -> Result<Reverted> {
+    async fn remove_filter(
+        &self,
+        device: &Device,
+        direction: Direction,
+        priority: u16,
+        handle: u16,
+    ) -> Result<Reverted> {
         let links = self.netlink.links().await?;
         let Some(link) = links.into_iter().find(|link| link.index == device.index) else {
             return Ok(Reverted::NotThere);
         };
         // One that a killed trace may have left goes with it.
-        let _ = detach_filter(&link.name, TRACE_PRIORITY, handle);
-        match detach_filter(&link.name, priority, handle) {
+        let _ = detach_filter(&link.name, direction, TRACE_PRIORITY, handle);
+        match detach_filter(&link.name, direction, priority, handle) {
             Ok(()) => Ok(Reverted::Done),
             Err(error) if means_no_filter(&error) => Ok(Reverted::NotThere),
             Err(error) => Err(error.context(format!("cannot take the filter from {device}"))),
@@ -208,9 +214,13 @@ impl Host for RealHost {
             Change::AddClsact { device } => self.remove_clsact(device).await,
             Change::AddFilter {
                 device,
+                direction,
                 priority,
                 handle,
-            } => self.remove_filter(device, *priority, *handle).await,
+            } => {
+                self.remove_filter(device, *direction, *priority, *handle)
+                    .await
+            }
             Change::PinDirectory => match self.pin_directory() {
                 Some(path) => remove_directory(&path),
                 None => Ok(Reverted::NotThere),
@@ -229,10 +239,9 @@ fn add_clsact(device: &Device) -> Result<()> {
 /// # Errors
 ///
 /// When there is none, or the kernel refuses.
-pub fn detach_filter(device: &str, priority: u16, handle: u16) -> Result<()> {
-    let side = TcAttachType::Ingress;
+pub fn detach_filter(device: &str, direction: Direction, priority: u16, handle: u16) -> Result<()> {
     let handle = TcHandle::new(0, handle);
-    SchedClassifierLink::attached(device, side, priority, handle, None)?.detach()?;
+    SchedClassifierLink::attached(device, direction.into(), priority, handle, None)?.detach()?;
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod metrics;
 mod print;
 mod qemu;
 mod reload;
+mod revalidate;
 mod run;
 mod static_address;
 mod status;
@@ -56,6 +57,8 @@ enum Command {
     Run(Box<run::Arguments>),
     /// Read the configuration file again, with no session lost
     Reload(reload::Arguments),
+    /// Ask the host's firewall again about the sessions that are there
+    Revalidate(revalidate::Arguments),
     /// Say what is wrong in a configuration file
     Check(check::Arguments),
     /// Say what keeps guests from the world, and the way out
@@ -162,6 +165,7 @@ impl Cli {
             Command::Why(arguments) => arguments.execute().await.map(|it| code = it),
             Command::Run(arguments) => arguments.execute().await,
             Command::Reload(arguments) => arguments.execute().await,
+            Command::Revalidate(arguments) => arguments.execute(),
             Command::Check(arguments) => arguments.execute(),
             Command::Flows(arguments) => arguments.execute(),
             Command::Mappings(arguments) => arguments.execute(),

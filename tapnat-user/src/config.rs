@@ -88,6 +88,8 @@ pub struct Config {
     pub isolate: bool,
     /// Let guests' addresses move from one link address to another.
     pub roaming: bool,
+    /// Whether the host's firewall decides about guests' packets.
+    pub firewall: Firewall,
     /// Count packets and bytes of each session.
     pub count: bool,
     /// Log packets from the datapath.
@@ -259,6 +261,16 @@ pub fn parse_duration(text: &str) -> Result<Ticks> {
     Ok(Ticks::from_milliseconds(
         u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
     ))
+}
+
+/// What the host's firewall has to do with guests' packets.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Firewall {
+    /// It does not see them.
+    #[default]
+    Bypass,
+    /// Its FORWARD chain decides about the first packets of each session.
+    Ask,
 }
 
 /// How the datapath gets hold of packets.

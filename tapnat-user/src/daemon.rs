@@ -31,7 +31,7 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use self::pressure::Pressure;
 use crate::{
     changes::{RealHost, read_sysctl},
-    config::Config,
+    config::{Config, Firewall},
     control::{self, Control, Request},
     datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
     dhcp::{Advice, Served, Servers},
@@ -46,13 +46,13 @@ use crate::{
         systemd,
     },
     instance::{InstanceName, Lock, bpffs_or_mount, mounted_bpffs, unmount_bpffs},
-    journal::{Change, Claim, Journal, Role},
+    journal::{Change, Claim, Direction, Journal, Role},
     logs::Logs,
     pool,
     ports::{Division, PortSet, parse_ephemeral},
     preflight::{Facts, Plan, PlannedInside},
     statics,
-    sweep::Sweep,
+    sweep::{Sweep, ask_again},
     tables::PinnedTables,
     unsolicited::Answers,
 };
@@ -651,7 +651,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let own = pool::without_ours(links.clone(), &plan.uplink.device(), journal);
     let known = surroundings(config, &plan, &own);
-    let hooks = hooks(&plan, &links);
+    let hooks = hooks(config, &plan, &links);
     if left.is_none() {
         pins.clear()?;
     }
@@ -686,14 +686,11 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     // Not before the programs are there: the host would send guests' packets
     // on as they are.
-    for inside in &plan.insides {
-        set_sysctl(
-            &Sysctl::forwarding(inside.device_name()),
-            "1",
-            host,
-            journal,
-        )
-        .await?;
+    for name in forwarded(config, &plan) {
+        set_sysctl(&Sysctl::forwarding(name), "1", host, journal).await?;
+    }
+    if settings.flags & !left.flags & setting_flags::ASK_FIREWALL != 0 {
+        ask_again(&tables, &datapath)?;
     }
     let wanted = wanted_addresses(config, &tables)?;
     for note in pool::settle(&wanted, &[], &plan.uplink.device(), host, journal).await? {
@@ -715,6 +712,13 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         hooks,
         told,
     })
+}
+
+/// The devices from which the host has to forward packets, or to tell where it would.
+fn forwarded<'a>(config: &Config, plan: &'a Plan) -> impl Iterator<Item = &'a str> {
+    let uplink = (config.firewall == Firewall::Ask).then_some(plan.uplink.name.as_str());
+    let insides = plan.insides.iter().map(PlannedInside::device_name);
+    uplink.into_iter().chain(insides)
 }
 
 /// The plan again, when every inside device that was asked for by name is there.
@@ -857,22 +861,28 @@ fn claims(plan: &Plan, links: &[Link]) -> Vec<Claim> {
 }
 
 /// Where programs are attached.
-fn hooks(plan: &Plan, links: &[Link]) -> Vec<Hook> {
-    let mut hooks = Vec::new();
-    if let Some(uplink) = links.iter().find(|link| link.index == plan.uplink.index) {
-        hooks.push(Hook {
-            device: uplink.device(),
-            role: Role::Uplink,
-            ethernet: uplink.layer == LinkLayer::Ethernet,
-        });
-    }
+fn hooks(config: &Config, plan: &Plan, links: &[Link]) -> Vec<Hook> {
+    let uplink = links.iter().find(|link| link.index == plan.uplink.index);
     let insides = plan.insides.iter();
     let insides = insides.filter_map(|inside| inside.link_in(links));
-    hooks.extend(insides.map(|link| Hook {
-        device: link.device(),
-        role: Role::Inside,
-        ethernet: link.layer == LinkLayer::Ethernet,
-    }));
+    let devices = uplink
+        .map(|link| (link, Role::Uplink))
+        .into_iter()
+        .chain(insides.map(|link| (link, Role::Inside)));
+    // What leaves before what arrives: what the firewall lets through finds its way.
+    let directions: &[_] = match config.firewall {
+        Firewall::Bypass => &[Direction::Arriving],
+        Firewall::Ask => &[Direction::Leaving, Direction::Arriving],
+    };
+    let mut hooks = Vec::new();
+    for (link, role) in devices {
+        hooks.extend(directions.iter().map(|direction| Hook {
+            device: link.device(),
+            role,
+            direction: *direction,
+            ethernet: link.layer == LinkLayer::Ethernet,
+        }));
+    }
     hooks
 }
 
@@ -906,6 +916,7 @@ async fn attach_clsact(
     }
     let filter = Change::AddFilter {
         device: device.clone(),
+        direction: hook.direction,
         priority: FILTER_PRIORITY,
         handle: FILTER_HANDLE,
     };
@@ -964,6 +975,10 @@ fn flags(config: &Config) -> u32 {
         (config.isolate, setting_flags::ISOLATE),
         (config.roaming, setting_flags::ROAMING),
         (config.count, setting_flags::COUNTED),
+        (
+            config.firewall == Firewall::Ask,
+            setting_flags::ASK_FIREWALL,
+        ),
     ]
     .into_iter()
     .filter_map(|(is_set, flag)| is_set.then_some(flag))

@@ -34,7 +34,7 @@ use crate::{
     config::{Attach, Config},
     host::{cgroup, namespace::NetworkNamespace, netlink::Device},
     instance::InstanceName,
-    journal::Role,
+    journal::{Direction, Role},
     sweep::Remover,
     tables::{PinnedTables, Unusable},
 };
@@ -99,6 +99,23 @@ impl Pins {
         self.directory.join(programs::SWEEP)
     }
 
+    /// The sweep program of the instance.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there.
+    pub fn remover(&self) -> Result<impl Remover> {
+        let path = self.sweep();
+        SchedClassifier::from_pin(&path).with_context(|| {
+            format!(
+                "cannot open {}: start the instance again, which goes on with its sessions \
+                 (`tapnat run --instance {}`)",
+                path.display(),
+                self.instance
+            )
+        })
+    }
+
     fn link(&self, hook: &Hook) -> PathBuf {
         link_pin(&self.directory, hook)
     }
@@ -159,32 +176,38 @@ const LINKS: &str = "links";
 #[must_use]
 pub fn link_pin(pins: &Path, hook: &Hook) -> PathBuf {
     let role = role_label(hook.role);
-    pins.join(LINKS)
-        .join(format!("{role}-{}", hook.device.index))
+    let leaving = match hook.direction {
+        Direction::Arriving => "",
+        Direction::Leaving => "-leaving",
+    };
+    let index = hook.device.index;
+    pins.join(LINKS).join(format!("{role}-{index}{leaving}"))
 }
 
-/// A device to attach to.
+/// A place to attach to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Hook {
     pub device: Device,
     pub role: Role,
+    pub direction: Direction,
     /// Whether its frames have an Ethernet header.
     pub ethernet: bool,
 }
 
 impl Hook {
-    /// The program for the device, by the name that it has in the object file.
+    /// The program for it, by the name that it has in the object file.
     #[must_use]
     pub fn program(&self) -> &'static str {
-        match (self.role, self.ethernet) {
-            (Role::Inside, true) => programs::INSIDE_ETHERNET,
-            (Role::Inside, false) => programs::INSIDE_RAW,
-            (Role::Uplink, true) => programs::OUTSIDE_ETHERNET,
-            (Role::Uplink, false) => programs::OUTSIDE_RAW,
+        match (self.direction, self.role, self.ethernet) {
+            (Direction::Arriving, Role::Inside, true) => programs::INSIDE_ETHERNET,
+            (Direction::Arriving, Role::Inside, false) => programs::INSIDE_RAW,
+            (Direction::Arriving, Role::Uplink, true) => programs::OUTSIDE_ETHERNET,
+            (Direction::Arriving, Role::Uplink, false) => programs::OUTSIDE_RAW,
+            (Direction::Leaving, Role::Inside | Role::Uplink, _) => programs::ACCEPTED,
         }
     }
 
-    /// The place of its program in [`tapnat_common::trace::names::PROGRAMS`].
+    /// The place of the program for what arrives in [`tapnat_common::trace::names::PROGRAMS`].
     #[must_use]
     pub fn place(&self) -> usize {
         match (self.role, self.ethernet) {
@@ -200,6 +223,15 @@ fn role_label(role: Role) -> &'static str {
     match role {
         Role::Inside => "inside",
         Role::Uplink => "uplink",
+    }
+}
+
+impl From<Direction> for TcAttachType {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Arriving => Self::Ingress,
+            Direction::Leaving => Self::Egress,
+        }
     }
 }
 
@@ -273,6 +305,7 @@ const STAGES: [(u32, &str); stages::COUNT as usize] = [
     (stages::RELEASE, programs::RELEASE),
     (stages::CUT, programs::CUT),
     (stages::PIECE, programs::PIECE),
+    (stages::ASK, programs::ASK),
 ];
 
 impl Datapath {
@@ -434,7 +467,7 @@ impl Datapath {
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let attached = program
-            .attach_with_options(&hook.device.name, TcAttachType::Ingress, options)
+            .attach_with_options(&hook.device.name, hook.direction.into(), options)
             .and_then(|id| program.take_link(id))
             .with_context(|| format!("cannot attach to {}", hook.device))?;
         let link: FdLink = attached.try_into()?;
@@ -456,7 +489,7 @@ impl Datapath {
         if replace {
             let there = SchedClassifierLink::attached(
                 name,
-                TcAttachType::Ingress,
+                hook.direction.into(),
                 FILTER_PRIORITY,
                 handle,
                 None,
@@ -474,7 +507,7 @@ impl Datapath {
             ..NlOptions::default()
         });
         let id = program
-            .attach_with_options(name, TcAttachType::Ingress, options)
+            .attach_with_options(name, hook.direction.into(), options)
             .with_context(|| format!("cannot attach to {name}"))?;
         std::mem::forget(program.take_link(id)?);
         Ok(())
@@ -552,12 +585,19 @@ impl Remover for Datapath {
             .program(programs::SWEEP)
             .context("the datapath has no sweep program: rebuild tapnat")?
             .try_into()?;
+        program.remove(packet, keys)
+    }
+}
+
+/// Of the sweep program itself.
+impl Remover for SchedClassifier {
+    fn remove(&self, packet: &[u8], keys: u32) -> Result<u32> {
         let options = TestRunOptions {
             data_in: Some(packet),
             repeat: keys,
             ..TestRunOptions::default()
         };
-        match program.test_run(options) {
+        match self.test_run(options) {
             Ok(result) => Ok(result.return_value),
             // A signal came; the rest is for the next sweep.
             Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
@@ -634,7 +674,6 @@ fn explain_load(error: EbpfError) -> Error {
 /// How the lines begin that the verifier writes after its verdict.
 const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
 
-/// The verifier's last word, on one line.
 /// Loads those of the programs that are not loaded yet, in this order, on all processors: nearly all
 /// of a start is the verifier's work, and it takes programs side by side.
 fn load_side_by_side(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
@@ -676,6 +715,7 @@ fn load(name: &str, program: &mut Program) -> Result<()> {
     program.load().map_err(|error| explain_refusal(name, error))
 }
 
+/// The verifier's last word, on one line.
 fn explain_refusal(name: &str, error: ProgramError) -> Error {
     match &error {
         ProgramError::LoadError {

@@ -56,9 +56,11 @@ pub enum Change {
     ReservePorts { ports: PortSet },
     /// The clsact queueing discipline was put on a device.
     AddClsact { device: Device },
-    /// A filter was put in a device's clsact, where arriving packets pass.
+    /// A filter was put in a device's clsact.
     AddFilter {
         device: Device,
+        #[serde(default)]
+        direction: Direction,
         priority: u16,
         handle: u16,
     },
@@ -108,10 +110,19 @@ impl Change {
                 },
             ) => device.index == other_device.index && address == other_address,
             (Self::SetUp { device }, Self::SetUp { device: other })
-            | (Self::AddClsact { device }, Self::AddClsact { device: other })
-            | (Self::AddFilter { device, .. }, Self::AddFilter { device: other, .. }) => {
+            | (Self::AddClsact { device }, Self::AddClsact { device: other }) => {
                 device.index == other.index
             }
+            (
+                Self::AddFilter {
+                    device, direction, ..
+                },
+                Self::AddFilter {
+                    device: other,
+                    direction: other_direction,
+                    ..
+                },
+            ) => device.index == other.index && direction == other_direction,
             (Self::SetSysctl { sysctl, .. }, Self::SetSysctl { sysctl: other, .. }) => {
                 sysctl == other
             }
@@ -173,6 +184,15 @@ pub struct Claim {
 pub enum Role {
     Inside,
     Uplink,
+}
+
+/// Which of a device's packets a program meets.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    #[default]
+    Arriving,
+    Leaving,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -784,6 +804,7 @@ mod tests {
             },
             Change::AddFilter {
                 device,
+                direction: Direction::Leaving,
                 priority: 1,
                 handle: 1,
             },

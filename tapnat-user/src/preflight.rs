@@ -505,7 +505,8 @@ mod tests {
     use super::*;
     use crate::{
         config::{
-            Attach, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL, PerProtocol,
+            Attach, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL, Firewall,
+            PerProtocol,
         },
         host::{
             netlink::{Address, Device},
@@ -580,6 +581,7 @@ mod tests {
             deny_host: false,
             isolate: false,
             roaming: false,
+            firewall: Firewall::Bypass,
             answer_unsolicited: true,
             dhcp: None,
             count: false,

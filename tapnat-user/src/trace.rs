@@ -266,7 +266,7 @@ impl Trace {
         } else {
             let handle = TcHandle::new(0, FILTER_HANDLE);
             // One that a killed trace left, which does nothing any more.
-            let _ = detach_filter(device, TRACE_PRIORITY, FILTER_HANDLE);
+            let _ = detach_filter(device, hook.direction, TRACE_PRIORITY, FILTER_HANDLE);
             TcAttachOptions::Netlink(NlOptions {
                 priority: TRACE_PRIORITY,
                 handle,

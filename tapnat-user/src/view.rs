@@ -316,6 +316,8 @@ pub struct PolicyView {
     pub isolate: bool,
     /// Whether their addresses may move to other link addresses while they have sessions.
     pub roaming: bool,
+    /// What the host's firewall has to do with their packets: `bypass` or `ask`.
+    pub firewall: &'static str,
 }
 
 /// [`DeviceView::role`].
@@ -532,6 +534,11 @@ impl From<StatusSource> for Status {
                 deny_host: settings.flags & setting_flags::DENY_HOST != 0,
                 isolate: settings.flags & setting_flags::ISOLATE != 0,
                 roaming: settings.flags & setting_flags::ROAMING != 0,
+                firewall: if settings.flags & setting_flags::ASK_FIREWALL == 0 {
+                    "bypass"
+                } else {
+                    "ask"
+                },
             },
             tables: source.tables,
             guests: guest_views(&source.guests),
@@ -572,6 +579,7 @@ pub const fn role_label(number: u8) -> &'static str {
 pub const fn outcome_label(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Pass => "pass",
+        Outcome::Ask => "ask",
         Outcome::Drop => "drop",
         Outcome::Refuse => "refuse",
         Outcome::Hold => "hold",

@@ -13,6 +13,7 @@ fn operations() -> Result<String> {
 fn outcome(reason: Reason) -> &'static str {
     match reason.outcome() {
         Outcome::Pass => "pass",
+        Outcome::Ask => "ask",
         Outcome::Drop => "drop",
         Outcome::Refuse => "refuse",
         Outcome::Forward => "forward",

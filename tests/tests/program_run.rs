@@ -68,7 +68,7 @@ impl Verdict {
 
     fn may_follow(self, outcome: Outcome) -> bool {
         match outcome {
-            Outcome::Pass => self == Self::Pass,
+            Outcome::Pass | Outcome::Ask => self == Self::Pass,
             // What is cut comes by again in clones.
             Outcome::Drop | Outcome::Hold | Outcome::Fragment => self == Self::Drop,
             // Not every sender may be told.

@@ -135,7 +135,7 @@ pub fn settle<T: Tables>(
     };
     fragment.fate = match reason.outcome() {
         Outcome::Forward => fragment_fate::TRANSLATED,
-        Outcome::Pass => fragment_fate::HOST,
+        Outcome::Pass | Outcome::Ask => fragment_fate::HOST,
         Outcome::Drop | Outcome::Refuse | Outcome::Hold | Outcome::Fragment => {
             fragment_fate::DROPPED
         }

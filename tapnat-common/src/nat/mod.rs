@@ -6,6 +6,7 @@
 
 mod errors;
 mod filter;
+pub mod firewall;
 mod fragments;
 pub mod mapping;
 mod policy;
@@ -20,6 +21,7 @@ pub use start::{map, open, start};
 
 use core::num::NonZeroU32;
 
+use self::firewall::Again;
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
@@ -123,6 +125,12 @@ pub trait Tables {
     /// Keeps what is there: a SYN that comes again waits no longer for it. May
     /// forget.
     fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited);
+
+    /// Remembers the destination that a packet came with, by the key that it has when
+    /// the host forwards it. May forget.
+    fn note_asked(&self, forwarded: &FlowKey, destination: &EndpointKey);
+    /// Forgets, and returns, what [`Tables::note_asked`] remembered.
+    fn take_asked(&self, forwarded: &FlowKey) -> Option<EndpointKey>;
 
     fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;
     /// A new entry, all zeros, that replaces what was there.
@@ -314,6 +322,21 @@ pub fn resume<T: Tables>(
     if packet.time_to_live <= 1 {
         return Some(Reason::TimeToLiveExceeded);
     }
+    match firewall::ask_again(session, &twin_key, plan.accepted, tables) {
+        Again::Accepted | Again::Undecided => {}
+        Again::Ask => {
+            let mut destination = key.destination_endpoint();
+            if session.flags & session_flags::TO_INSIDE != 0 {
+                destination.address = session.destination;
+                destination.port = session.destination_port;
+            }
+            return Some(firewall::ask(destination, plan));
+        }
+        Again::Refused => {
+            tables.close_session(key, session);
+            return None;
+        }
+    }
     let changed = session::follow(packet, session, &twin_key, tables);
     let confirm = stale || changed || renewed;
     if confirm
@@ -335,6 +358,9 @@ pub fn resume<T: Tables>(
     }
     note_window(packet, session);
     count(packet, session, tables);
+    if session.tcp & tcp_state::TO_ASK != 0 {
+        session.generation = settings.generation.wrapping_sub(1);
+    }
     Some(match check_size(packet, session.mtu, plan) {
         Ok(()) => {
             plan.rewrite = Rewrite::of(session, confirm);

@@ -3,7 +3,7 @@
 
 use core::num::NonZeroU32;
 
-use super::{Fate, Route, Tables, check_size, filter, mapping, policy, session};
+use super::{Fate, Route, Tables, check_size, filter, firewall, mapping, policy, session};
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Guest, MOST_NEW_SESSIONS, Mapping, MappingMode, NEW_SESSION,
@@ -111,20 +111,23 @@ fn from_inside<T: Tables>(
         }
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
-    may_start(packet, key, link, settings, tables)?;
+    may_start(packet, key, link, settings, tables, plan)?;
     check_size(packet, route.mtu, plan)?;
-    let whole = if has_static {
-        tables.outside_of(&EndpointKey::whole(key.source))
-    } else {
-        None
-    };
-    let is_exempt = !hairpin && policy::exempts(packet.destination, settings, tables);
-    let own_address = match whole {
-        _ if is_exempt => key.source,
-        Some(outside) => outside.address,
-        None => mapping::outside_address(key.source, settings)?.address,
-    };
-    let is_own = is_exempt || whole.is_some();
+    if firewall::asks(settings, plan) {
+        return Err(firewall::ask(destination, plan));
+    }
+    let mut own_address = key.source;
+    let mut is_own = !hairpin && policy::exempts(packet.destination, settings, tables);
+    if !is_own
+        && has_static
+        && let Some(outside) = tables.outside_of(&EndpointKey::whole(key.source))
+    {
+        own_address = outside.address;
+        is_own = true;
+    }
+    if !is_own {
+        own_address = mapping::outside_address(key.source, settings)?.address;
+    }
     let (mut flags, reason) = if hairpin {
         (session_flags::TO_INSIDE, Reason::HairpinStarted)
     } else {
@@ -260,6 +263,7 @@ fn may_start<T: Tables>(
     link: Option<u64>,
     settings: &Settings,
     tables: &T,
+    plan: &Plan,
 ) -> Result<(), Reason> {
     if packet.time_to_live <= 1 {
         return Err(Reason::TimeToLiveExceeded);
@@ -282,7 +286,7 @@ fn may_start<T: Tables>(
         Transport::Udp | Transport::IcmpQuery | Transport::PortsFixed | Transport::AddressOnly => {}
     }
     if key.arrival.device().is_some() {
-        may_have_more(key, link, settings, tables)?;
+        may_have_more(key, link, settings, tables, plan)?;
     }
     Ok(())
 }
@@ -294,6 +298,7 @@ fn may_have_more<T: Tables>(
     link: Option<u64>,
     settings: &Settings,
     tables: &T,
+    plan: &Plan,
 ) -> Result<(), Reason> {
     let Some(guest) = tables.guest(key.source) else {
         return Err(Reason::GuestTableFull);
@@ -304,7 +309,8 @@ fn may_have_more<T: Tables>(
         guest.refused = guest.refused.wrapping_add(1);
         return Err(Reason::GuestSessionLimit);
     }
-    if !spend(guest, settings.guest_new_sessions, tables.now()) {
+    // An accepted one has spent already, when it was asked about.
+    if !plan.accepted && !spend(guest, settings.guest_new_sessions, tables.now()) {
         guest.refused = guest.refused.wrapping_add(1);
         return Err(Reason::GuestSessionRate);
     }
@@ -385,7 +391,7 @@ fn from_outside<T: Tables>(
     {
         return Err(Reason::Filtered);
     }
-    may_start(packet, key, None, settings, tables)?;
+    may_start(packet, key, None, settings, tables, plan)?;
     let route = route_in(target, key.source, tables);
     match route.fate {
         Fate::Onward => {}
@@ -393,6 +399,10 @@ fn from_outside<T: Tables>(
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
     check_size(packet, route.mtu, plan)?;
+    if firewall::asks(settings, plan) {
+        let destination = inside_of(target, &destination);
+        return Err(firewall::ask(destination, plan));
+    }
     plan.opening = Opening {
         reason: Reason::SessionAdmitted,
         source: remote,

@@ -5,7 +5,7 @@
 //! time. User space finds what is worth asking about on its copies of the
 //! entries, with the functions that take a time.
 
-use super::{Insert, Tables, mapping, session};
+use super::{Insert, Tables, firewall, mapping, session};
 use crate::{
     abi::{
         EndpointKey, FlowKey, Mapping, Permission, PermissionKey, Session, Settings, session_flags,
@@ -84,6 +84,17 @@ pub fn session<T: Tables>(key: &FlowKey, tables: &T) -> bool {
         tables.close_session(key, session);
     }
     is_over
+}
+
+/// Has the host's firewall asked again about the session that this half belongs to.
+/// Returns whether it was there.
+#[inline(always)]
+pub fn ask_again<T: Tables>(key: &FlowKey, tables: &T) -> bool {
+    let (Some(session), Some(settings)) = (tables.session(key), tables.settings()) else {
+        return false;
+    };
+    firewall::forget_answer(session, settings.generation);
+    true
 }
 
 /// Whether the mapping is over and its port has rested (RFC 6888 REQ-8).

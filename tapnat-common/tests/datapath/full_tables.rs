@@ -42,7 +42,7 @@ fn refuse_each(setup: impl Fn() -> World, run: impl Fn(&World) -> Exit) {
                 }
                 assert!(mappings <= before[1] + 1);
             }
-            Outcome::Pass | Outcome::Drop | Outcome::Hold | Outcome::Fragment => {
+            Outcome::Pass | Outcome::Ask | Outcome::Drop | Outcome::Hold | Outcome::Fragment => {
                 panic!("{:?}", exit.reason)
             }
         }

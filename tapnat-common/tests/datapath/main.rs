@@ -15,6 +15,7 @@ mod clamping;
 mod cutting;
 mod expiry;
 mod filtering;
+mod firewall;
 mod floods;
 mod fragments;
 mod full_tables;

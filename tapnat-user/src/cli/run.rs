@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL,
-        DeviceName, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol,
+        DeviceName, Firewall, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol,
         default_guest_max_sessions, parse_destinations, parse_domain, parse_duration,
         parse_filtering_choice, parse_mapping_choice,
     },
@@ -180,6 +180,12 @@ pub struct Arguments {
     #[arg(long)]
     roaming: bool,
 
+    /// Whether the host's firewall decides about guests' packets. `ask`: a session's first packets
+    /// take the way through its FORWARD chain, and only what that lets through is translated, and
+    /// then goes past it (`tapnat revalidate` has it asked again)
+    #[arg(long, value_enum, default_value_t)]
+    firewall: Firewall,
+
     /// Leave guests that ask for an address without an answer
     #[arg(long)]
     no_dhcp: bool,
@@ -330,6 +336,7 @@ impl Arguments {
             deny_host: self.deny_host,
             isolate: self.isolate,
             roaming: self.roaming,
+            firewall: self.firewall,
             dhcp: (!self.no_dhcp).then_some(Advice {
                 resolvers: self.dns,
                 domain: self.domain,

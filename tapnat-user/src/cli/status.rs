@@ -44,6 +44,9 @@ fn describe_policy(policy: &PolicyView, text: &mut String) -> Result<()> {
     if !denied.is_empty() {
         writeln!(text, "guests are kept from: {}", denied.join(", "))?;
     }
+    if policy.firewall == "ask" {
+        writeln!(text, "the host's firewall is asked about new sessions")?;
+    }
     let untranslated: Vec<_> = policy
         .untranslated
         .iter()

@@ -29,7 +29,7 @@ use crate::{
     daemon::tell,
     datapath::Hook,
     host::{namespace::NetworkNamespace, netlink},
-    journal::{Journal, Role},
+    journal::{Direction, Journal, Role},
     trace::{Seen, Trace, packet::TraceView, pcap::PcapFile},
     view::{SCHEMA, protocol_number, role_label},
 };
@@ -129,6 +129,7 @@ fn hooks(devices: &[Named]) -> Vec<Hook> {
             } else {
                 Role::Inside
             },
+            direction: Direction::Arriving,
             ethernet: device.ethernet != 0,
         })
     };

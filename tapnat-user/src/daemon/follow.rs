@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 use tapnat_common::ports::Class;
 
 use super::{
-    Daemon, Surroundings, attach, claims, facts, hooks, prepare_inside, set_outside, set_sysctl,
-    surroundings, tell, warn,
+    Daemon, Surroundings, attach, claims, facts, forwarded, hooks, prepare_inside, set_outside,
+    set_sysctl, surroundings, tell, warn,
 };
 use crate::{
     datapath::{Hook, uses_tcx},
@@ -34,7 +34,7 @@ impl Daemon {
             self.journal.set_claims(claims)?;
         }
         let tcx = uses_tcx(self.config.attach)?;
-        let wanted = hooks(&plan, &links);
+        let wanted = hooks(&self.config, &plan, &links);
         let own = pool::without_ours(links, &plan.uplink.device(), &self.journal);
         let known = surroundings(&self.config, &plan, &own);
         self.tell(&plan, &known, &own);
@@ -165,8 +165,7 @@ impl Daemon {
     /// Has the kernel tell routes for packets from devices that are new. Not before all else is in
     /// place: the host would send guests' packets on as they are.
     async fn let_in(&mut self) -> Result<()> {
-        for inside in &self.plan.insides {
-            let name = inside.device_name();
+        for name in forwarded(&self.config, &self.plan) {
             let sysctl = Sysctl::forwarding(name);
             let is_attached = self.hooks.iter().any(|hook| hook.device.name == name);
             if is_attached && !self.journal.changes().any(|it| it.sets(&sysctl)) {

@@ -19,7 +19,7 @@ use tapnat_common::{
     },
     cut::{self, MAX_PIECES},
     frame::{Frame as _, LinkAddresses},
-    nat::{self, Fate, Insert, Route, Tables, session},
+    nat::{self, Fate, Insert, Route, Tables, firewall::Forwarded, session},
     net::{Be16, Be32, protocol},
     parse::{Packet, Part},
     pipeline::{self, Quick},
@@ -56,6 +56,7 @@ pub struct World {
     pub inside: Table<EndpointKey, EndpointKey>,
     pub permissions: Table<PermissionKey, Permission>,
     pub unsolicited: Table<FlowKey, Unsolicited>,
+    pub asked: Table<FlowKey, EndpointKey>,
     pub fragments: Table<FragmentKey, Fragment>,
     pub held: RefCell<HashMap<HeldKey, Bytes>>,
     /// Prefixes that guests must not reach.
@@ -120,6 +121,22 @@ pub struct Sent {
 }
 
 impl Exit {
+    fn without_packet(reason: Reason) -> Self {
+        Self {
+            reason,
+            quick: false,
+            sent: None,
+            released: Vec::new(),
+        }
+    }
+
+    /// The IP packet that the host's firewall is shown.
+    #[track_caller]
+    pub fn asked(self) -> Vec<u8> {
+        assert_eq!(self.reason, Reason::FirewallAsked);
+        self.ip()
+    }
+
     /// The IP packet that was sent on for this reason, its checksum complete.
     #[track_caller]
     pub fn forwarded(self, reason: Reason) -> Vec<u8> {
@@ -162,6 +179,7 @@ impl World {
             inside: Table::new(),
             permissions: Table::new(),
             unsolicited: Table::new(),
+            asked: Table::new(),
             fragments: Table::new(),
             held: RefCell::default(),
             denied: RefCell::default(),
@@ -415,7 +433,7 @@ impl World {
         };
         let before = frame.clone();
         self.depth.set(self.depth.get() + 1);
-        let (mut exit, again) = self.stages(device, frame);
+        let (mut exit, again) = self.stages(device, frame, false);
         self.depth.set(self.depth.get() - 1);
         if self.depth.get() == 0 {
             self.audit();
@@ -458,8 +476,42 @@ impl World {
         Ok(exit)
     }
 
+    /// The host's firewall lets a packet through that it was shown, which came by the one
+    /// device and leaves by the other.
+    #[track_caller]
+    pub fn host_forwards(&self, from: u32, out: u32, packet: &[u8]) -> Exit {
+        let mut packet = packet.to_vec();
+        packet[8] -= 1;
+        packet[10..12].fill(0);
+        let header = usize::from(packet[0] & 15) * 4;
+        let sum = !checksum::sum(&[&packet[..header]]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut frame = Bytes::raw(&packet);
+        let mut parsed = Packet::default();
+        let forwarded = pipeline::forwarded(&mut frame, from, out, self, &mut parsed);
+        let device = match forwarded {
+            Forwarded::Leave => return Exit::without_packet(Reason::ForTheHost),
+            Forwarded::Drop(reason) => return Exit::without_packet(reason),
+            Forwarded::Accepted(_, device) => device,
+        };
+        let before = frame.clone();
+        let (exit, again) = self.stages(device, frame, true);
+        self.audit();
+        self.check_sent(&before, &exit);
+        assert!(
+            again.is_empty(),
+            "what waited was let go when it was asked about"
+        );
+        exit
+    }
+
     /// What became of the frame, and the frames that come by again.
-    fn stages(&self, device: Option<NonZeroU32>, mut frame: Bytes) -> (Exit, Vec<Bytes>) {
+    fn stages(
+        &self,
+        device: Option<NonZeroU32>,
+        mut frame: Bytes,
+        accepted: bool,
+    ) -> (Exit, Vec<Bytes>) {
         let before = frame.clone();
         let mut packet = Packet::default();
         let mut plan = Plan::default();
@@ -469,7 +521,7 @@ impl World {
         plan.rewrite.next_hop.device = u32::MAX;
         plan.identification = Be16::new(u16::MAX);
         plan.excess = u16::MAX;
-        plan.begin();
+        plan.begin(accepted);
         let mut next = pipeline::exceptional(&mut frame, device, self, &mut packet, &mut plan);
         let mut stages = 0;
         let reason = loop {
@@ -485,7 +537,10 @@ impl World {
         nat::settle(&packet, device, reason, self, &mut plan);
         let mut again = Vec::new();
         if packet.part == Part::First
-            && matches!(reason.outcome(), Outcome::Forward | Outcome::Pass)
+            && matches!(
+                reason.outcome(),
+                Outcome::Forward | Outcome::Pass | Outcome::Ask
+            )
         {
             again = self.release(&packet, device, &plan);
         }
@@ -510,7 +565,17 @@ impl World {
                 let next_hop = plan.rewrite.next_hop;
                 Some(self.forward(frame, &next_hop, plan.rewrite.resolve))
             }
+            // It cannot go back where it came from.
+            Outcome::Pass | Outcome::Refuse | Outcome::Ask if accepted => None,
             Outcome::Refuse => self.refuse(frame, &packet, device, reason, plan.mtu),
+            Outcome::Ask => {
+                pipeline::ask(&mut frame, device, self, &packet, &plan).unwrap();
+                Some(Sent {
+                    device: 0,
+                    resolve: false,
+                    frame,
+                })
+            }
             Outcome::Pass => {
                 frame.linear = before.linear;
                 assert_eq!(frame, before, "what the host gets is untouched");
@@ -940,6 +1005,18 @@ impl Tables for World {
     fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited) {
         self.operate(Operation::Lookup);
         self.unsolicited.insert(key, syn);
+    }
+
+    fn note_asked(&self, forwarded: &FlowKey, destination: &EndpointKey) {
+        self.operate(Operation::Insert);
+        self.asked.insert(forwarded, destination);
+    }
+
+    fn take_asked(&self, forwarded: &FlowKey) -> Option<EndpointKey> {
+        self.operate(Operation::Lookup);
+        let destination = self.asked.get(forwarded).map(|there| *there)?;
+        self.asked.remove(forwarded);
+        Some(destination)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {

@@ -1,0 +1,158 @@
+//! The host's firewall, where it is to be asked: a session's first packets go the way
+//! that the host would forward them. What its FORWARD chain lets through is met again
+//! on its way out of a device, taken back to what it was, and translated as accepted.
+//!
+//! The firewall sees guests under their own addresses, on both sides: that is what it
+//! sees with source NAT of the kernel's own, too. What it thinks of a packet is its
+//! own business; that it has dropped one shows only in that none comes back.
+
+use core::num::NonZeroU32;
+
+use super::{Tables, policy};
+use crate::{
+    abi::{EndpointKey, FlowKey, Session, Settings, role, session_flags, setting_flags, tcp_state},
+    parse::{Packet, Part, Transport},
+    time::Slot,
+    verdict::{Plan, Reason},
+};
+
+/// How long a packet may be with the firewall, in slots: two seconds. After that it was
+/// dropped.
+const ANSWER_TIME: u8 = 4;
+
+/// What is to be done with a packet that the host sends out of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarded {
+    /// Nothing: it is the host's own, or translated.
+    Leave,
+    /// It is accepted. It came with this destination, on this inside device or on an
+    /// uplink.
+    Accepted(EndpointKey, Option<NonZeroU32>),
+    Drop(Reason),
+}
+
+/// Whether the firewall has to be asked about the first packet of a session.
+#[inline(always)]
+pub(super) const fn asks(settings: &Settings, plan: &Plan) -> bool {
+    settings.flags & setting_flags::ASK_FIREWALL != 0 && !plan.accepted
+}
+
+/// Lets the firewall be asked about the packet, with the destination that it has when it
+/// is translated.
+#[inline(always)]
+pub(super) const fn ask(destination: EndpointKey, plan: &mut Plan) -> Reason {
+    plan.asked = destination;
+    Reason::FirewallAsked
+}
+
+/// Remembers what the firewall is asked about.
+#[inline(always)]
+pub fn note<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T, plan: &Plan) {
+    let key = packet.key(device);
+    let forwarded = FlowKey {
+        destination: plan.asked.address,
+        destination_port: plan.asked.port,
+        ..key
+    };
+    tables.note_asked(&forwarded, &key.destination_endpoint());
+}
+
+/// What a packet is that leaves by the device `out` and came by the device `from`
+/// (indices), unless it was not IPv4 or made no sense.
+#[inline(always)]
+pub fn forwarded<T: Tables>(packet: &Packet, from: u32, out: u32, tables: &T) -> Forwarded {
+    let (Some(settings), Some(way_in)) = (tables.settings(), tables.device(from)) else {
+        return Forwarded::Leave;
+    };
+    if packet.transport == Transport::IcmpError {
+        return Forwarded::Leave;
+    }
+    let device = NonZeroU32::new(from).filter(|_| way_in.role == role::INSIDE);
+    let is_guests = device.is_some() && packet.source.same_network(way_in.address, way_in.mask);
+    if device.is_some() && !is_guests {
+        return Forwarded::Leave;
+    }
+    // Its first fragment was asked about for it.
+    if is_guests && packet.part == Part::Later {
+        return Forwarded::Accepted(packet.key(device).destination_endpoint(), device);
+    }
+    if let Some(destination) = tables.take_asked(&packet.key(device)) {
+        return Forwarded::Accepted(destination, device);
+    }
+    let is_leaving = tables
+        .device(out)
+        .is_some_and(|way_out| way_out.role == role::UPLINK);
+    if is_guests && is_leaving && !policy::exempts(packet.destination, settings, tables) {
+        return Forwarded::Drop(Reason::FirewallNotAsked);
+    }
+    Forwarded::Leave
+}
+
+/// What the firewall has to do with a packet of a session that it is to be asked about
+/// again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// The packet goes on.
+    Accepted,
+    /// The packet goes on; the session still has to be asked about.
+    Undecided,
+    /// The packet has to be asked about.
+    Ask,
+    /// The firewall was asked and let nothing through: the session is over.
+    Refused,
+}
+
+/// Asks about a session again, by a packet of the half that began it.
+#[inline(always)]
+pub(super) fn ask_again<T: Tables>(
+    session: &mut Session,
+    twin_key: &FlowKey,
+    accepted: bool,
+    tables: &T,
+) -> Again {
+    const TO_ASK: u8 = tcp_state::TO_ASK | tcp_state::ASKED;
+    if session.tcp & tcp_state::TO_ASK == 0 {
+        return Again::Accepted;
+    }
+    let twin = tables.session(twin_key);
+    if accepted {
+        session.tcp &= !TO_ASK;
+        if let Some(twin) = twin {
+            twin.tcp &= !TO_ASK;
+        }
+        return Again::Accepted;
+    }
+    let now = tables.now().slot();
+    if session.flags & session_flags::INITIATOR == 0 {
+        return match twin {
+            Some(twin) if twin.tcp & tcp_state::TO_ASK == 0 => {
+                session.tcp &= !TO_ASK;
+                Again::Accepted
+            }
+            Some(twin) if is_refused(twin, now) => Again::Refused,
+            Some(_) | None => Again::Undecided,
+        };
+    }
+    if is_refused(session, now) {
+        return Again::Refused;
+    }
+    if session.tcp & tcp_state::ASKED == 0 {
+        session.tcp |= tcp_state::ASKED;
+        session.confirmed = now;
+    }
+    Again::Ask
+}
+
+/// Whether a half that was asked about has had no packet accepted since.
+#[inline(always)]
+const fn is_refused(session: &Session, now: Slot) -> bool {
+    session.tcp & tcp_state::ASKED != 0 && now.since(session.confirmed) > ANSWER_TIME
+}
+
+/// Has the firewall asked about a session again, of which this is one half.
+#[inline(always)]
+pub fn forget_answer(session: &mut Session, generation: u8) {
+    session.tcp = session.tcp & !tcp_state::ASKED | tcp_state::TO_ASK;
+    // So that it is looked at closely.
+    session.generation = generation.wrapping_sub(1);
+}

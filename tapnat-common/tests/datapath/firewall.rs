@@ -1,0 +1,282 @@
+//! Sessions that the host's firewall is asked about.
+
+use std::{net::Ipv4Addr, num::NonZeroU32};
+
+use tapnat_common::{
+    abi::{Guest, Mapping, mapping_flags, setting_flags},
+    nat::{Tables as _, sweep},
+    net::{Be32, protocol},
+    time::Ticks,
+    verdict::Reason,
+};
+use tapnat_testbed::packet::Builder;
+
+use crate::support::{
+    network::{
+        GUEST, OTHER_GUEST, OUTSIDE, SECOND_TAP, SERVER, TAP, UPLINK, at, destination, endpoint,
+        ping, source, tcp, udp,
+    },
+    world::{Exit, World},
+};
+
+const UPLINK_INDEX: u32 = UPLINK.get();
+const TAP_INDEX: u32 = TAP.get();
+
+fn asking() -> World {
+    let world = World::new();
+    world.set(|settings| settings.flags |= setting_flags::ASK_FIREWALL);
+    world
+}
+
+/// The guest's packet is shown to the firewall, which lets it through.
+#[track_caller]
+fn asked_and_accepted(world: &World, packet: &Builder) -> Exit {
+    let asked = world.guest_sends(TAP, &packet.build()).asked();
+    world.host_forwards(TAP_INDEX, UPLINK_INDEX, &asked)
+}
+
+/// The operator has every session asked about again.
+fn revalidate(world: &World) {
+    for (key, _) in world.sessions.all() {
+        assert!(sweep::ask_again(&key, world));
+    }
+}
+
+/// A forward of TCP from port 8080 outside.
+fn forward(world: &World, guest: Ipv4Addr, device: NonZeroU32) {
+    let outside = endpoint(OUTSIDE, 8080, protocol::TCP);
+    let inside = endpoint(guest, 80, protocol::TCP);
+    let mapping = Mapping {
+        inside,
+        device: device.get(),
+        flags: mapping_flags::STATIC,
+        ..Mapping::default()
+    };
+    world.mappings.set(&outside, &mapping);
+    world.inside.set(&inside, &outside);
+}
+
+fn guest(world: &World) -> Guest {
+    *world.guest(Be32::from(GUEST)).unwrap()
+}
+
+#[test]
+fn what_the_firewall_accepts_is_translated_and_then_goes_past_it() {
+    for packet in [
+        udp(at(GUEST, 5000), at(SERVER, 53)),
+        tcp(at(GUEST, 5000), at(SERVER, 80), "S"),
+        ping(GUEST, SERVER, 77),
+    ] {
+        let packet = packet.ttl(9);
+        let world = asking();
+        let asked = world.guest_sends(TAP, &packet.build());
+        assert_eq!(
+            world.sessions.len(),
+            0,
+            "nothing is kept of what may be refused"
+        );
+        assert_eq!(world.mappings.len(), 0);
+        let asked = asked.asked();
+        assert_eq!(asked, packet.build(), "it sees what the guest sent");
+
+        let sent = world.host_forwards(TAP_INDEX, UPLINK_INDEX, &asked);
+        let sent = sent.forwarded(Reason::SessionStarted);
+        assert_eq!(source(&sent).ip(), OUTSIDE, "translated");
+        assert_eq!(sent[8], 8, "the host's hop and ours are one");
+
+        let next = world.guest_sends(TAP, &packet.build());
+        next.forwarded(Reason::Translated);
+    }
+}
+
+#[test]
+fn what_the_firewall_drops_leaves_nothing() {
+    let world = asking();
+    let packet = tcp(at(GUEST, 5000), at(SERVER, 80), "S");
+    for _ in 0..3 {
+        world.guest_sends(TAP, &packet.build()).asked();
+    }
+    assert_eq!(world.sessions.len() + world.mappings.len(), 0);
+    assert_eq!(guest(&world).sessions, 0);
+}
+
+#[test]
+fn being_asked_about_is_paid_for_once() {
+    let world = asking();
+    world.set(|settings| settings.guest_new_sessions = 2);
+    let packet = |port| udp(at(GUEST, port), at(SERVER, 53));
+    for port in [1, 2] {
+        let exit = asked_and_accepted(&world, &packet(port));
+        exit.forwarded(Reason::SessionStarted);
+    }
+    let third = world.guest_sends(TAP, &packet(3).build());
+    assert_eq!(third.reason, Reason::GuestSessionRate);
+}
+
+#[test]
+fn the_firewall_sees_where_a_forward_leads() {
+    let world = asking();
+    forward(&world, GUEST, TAP);
+    let packet = tcp(at(SERVER, 4000), at(OUTSIDE, 8080), "S");
+    let asked = world.world_sends(&packet.build()).asked();
+    assert_eq!(destination(&asked), at(GUEST, 80));
+    assert_eq!(source(&asked), at(SERVER, 4000));
+
+    let sent = world.host_forwards(UPLINK_INDEX, TAP_INDEX, &asked);
+    let sent = sent.forwarded(Reason::SessionAdmitted);
+    assert_eq!(destination(&sent), at(GUEST, 80));
+    let answer = tcp(at(GUEST, 80), at(SERVER, 4000), "SA");
+    let answer = world.guest_sends(TAP, &answer.build());
+    assert_eq!(
+        source(&answer.forwarded(Reason::Translated)),
+        at(OUTSIDE, 8080)
+    );
+}
+
+#[test]
+fn the_firewall_sees_both_guests_of_a_hairpin() {
+    let world = asking();
+    forward(&world, OTHER_GUEST, SECOND_TAP);
+    let packet = to_the_forward(&world);
+    assert_eq!(destination(&packet), at(OTHER_GUEST, 80));
+    assert_eq!(source(&packet), at(GUEST, 5000));
+    let sent = world.host_forwards(TAP_INDEX, SECOND_TAP.get(), &packet);
+    let sent = sent.forwarded(Reason::HairpinStarted);
+    assert_eq!(source(&sent).ip(), OUTSIDE);
+}
+
+#[track_caller]
+fn to_the_forward(world: &World) -> Vec<u8> {
+    let packet = tcp(at(GUEST, 5000), at(OUTSIDE, 8080), "S");
+    world.guest_sends(TAP, &packet.build()).asked()
+}
+
+#[test]
+fn nothing_else_of_a_guest_leaves_by_the_uplink() {
+    let world = asking();
+    let packet = udp(at(GUEST, 5000), at(SERVER, 53)).build();
+    let exit = world.host_forwards(TAP_INDEX, UPLINK_INDEX, &packet);
+    assert_eq!(exit.reason, Reason::FirewallNotAsked);
+    // Changed on its way, by somebody else's translation.
+    let asked = world.guest_sends(TAP, &packet).asked();
+    let elsewhere = udp(at(GUEST, 5000), at(Ipv4Addr::new(9, 9, 9, 9), 53)).build();
+    let exit = world.host_forwards(TAP_INDEX, UPLINK_INDEX, &elsewhere);
+    assert_eq!(exit.reason, Reason::FirewallNotAsked);
+    // It is asked about once for each packet.
+    let exit = world.host_forwards(TAP_INDEX, UPLINK_INDEX, &asked);
+    exit.forwarded(Reason::SessionStarted);
+    let exit = world.host_forwards(TAP_INDEX, UPLINK_INDEX, &asked);
+    assert_eq!(exit.reason, Reason::FirewallNotAsked);
+}
+
+#[test]
+fn what_the_host_forwards_for_others_is_left_alone() {
+    let world = asking();
+    for (from, out, packet) in [
+        // Translated already.
+        (
+            TAP_INDEX,
+            UPLINK_INDEX,
+            udp(at(OUTSIDE, 5000), at(SERVER, 53)),
+        ),
+        // From a network behind the uplink to a guest, by a route.
+        (
+            UPLINK_INDEX,
+            TAP_INDEX,
+            udp(at(SERVER, 53), at(GUEST, 5000)),
+        ),
+        // Of a device that is none of ours.
+        (99, UPLINK_INDEX, udp(at(GUEST, 5000), at(SERVER, 53))),
+    ] {
+        let exit = world.host_forwards(from, out, &packet.build());
+        assert_eq!(exit.reason, Reason::ForTheHost);
+    }
+}
+
+#[test]
+fn a_fragmented_first_packet_is_asked_about() {
+    let world = asking();
+    let datagram = udp(at(GUEST, 5000), at(SERVER, 53))
+        .payload(&[7; 3000])
+        .identification(5);
+    let fragments = datagram.fragments(1500);
+    let asked = world.guest_sends(TAP, &fragments[0]).asked();
+    let sent = world.host_forwards(TAP_INDEX, UPLINK_INDEX, &asked);
+    sent.forwarded(Reason::SessionStarted);
+    for fragment in &fragments[1..] {
+        let sent = world.guest_sends(TAP, fragment);
+        assert_eq!(source(&sent.forwarded(Reason::Translated)).ip(), OUTSIDE);
+    }
+
+    // And when the host puts it together before it looks at it.
+    let world = asking();
+    for fragment in &fragments {
+        let exit = world.guest_sends(TAP, fragment);
+        let expected = if fragment == &fragments[0] {
+            Reason::FirewallAsked
+        } else {
+            Reason::ForTheHost
+        };
+        assert_eq!(exit.reason, expected);
+    }
+    for (number, fragment) in fragments.iter().enumerate() {
+        let sent = world.host_forwards(TAP_INDEX, UPLINK_INDEX, fragment);
+        let expected = if number == 0 {
+            Reason::SessionStarted
+        } else {
+            Reason::Translated
+        };
+        sent.forwarded(expected);
+    }
+}
+
+#[test]
+fn a_session_that_is_accepted_again_goes_on() {
+    let world = asking();
+    let packet = udp(at(GUEST, 5000), at(SERVER, 53));
+    let answer = |port| udp(at(SERVER, 53), at(OUTSIDE, port));
+    let sent = asked_and_accepted(&world, &packet).forwarded(Reason::SessionStarted);
+    let port = source(&sent).port();
+    let to_guest = || world.world_sends(&answer(port).build());
+    to_guest().forwarded(Reason::Translated);
+
+    revalidate(&world);
+    // What the remote sends says nothing.
+    to_guest().forwarded(Reason::Translated);
+    world.wait(Ticks::from_slots(40));
+    to_guest().forwarded(Reason::Translated);
+    let sent = asked_and_accepted(&world, &packet).forwarded(Reason::Translated);
+    assert_eq!(source(&sent).port(), port);
+    let next = world.guest_sends(TAP, &packet.build());
+    assert!(next.quick, "nobody is asked any more");
+    world.wait(Ticks::from_slots(10));
+    to_guest().forwarded(Reason::Translated);
+    world
+        .guest_sends(TAP, &packet.build())
+        .forwarded(Reason::Translated);
+}
+
+#[test]
+fn a_session_that_is_refused_ends() {
+    let world = asking();
+    let packet = udp(at(GUEST, 5000), at(SERVER, 53));
+    let sent = asked_and_accepted(&world, &packet).forwarded(Reason::SessionStarted);
+    let answer = udp(at(SERVER, 53), source(&sent));
+    world
+        .world_sends(&answer.build())
+        .forwarded(Reason::Translated);
+
+    revalidate(&world);
+    world.guest_sends(TAP, &packet.build()).asked();
+    // It may still be under way.
+    world
+        .world_sends(&answer.build())
+        .forwarded(Reason::Translated);
+    world.wait(Ticks::from_slots(6));
+    // The mapping would let it in; but the firewall has to be asked.
+    let exit = world.world_sends(&answer.build());
+    assert_eq!(exit.reason, Reason::FirewallAsked);
+    assert_eq!(world.sessions.len(), 0);
+    world.guest_sends(TAP, &packet.build()).asked();
+    assert_eq!(world.sessions.len(), 0);
+}

@@ -1,0 +1,33 @@
+//! `tapnat revalidate`: the host's firewall is asked again about the sessions that are there.
+
+use anyhow::{Result, bail, ensure};
+use clap::Args;
+use tapnat_common::abi::setting_flags;
+
+use super::Instance;
+use crate::{datapath::Pins, host::bpffs, sweep};
+
+/// Asks the host's firewall again about the sessions that are there, after its rules have changed:
+/// those that it does not let through any more end.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    instance: Instance,
+}
+
+impl Arguments {
+    pub fn execute(self) -> Result<()> {
+        let name = &self.instance.name;
+        let tables = self.instance.tables()?;
+        let asks = tables.settings()?.flags & setting_flags::ASK_FIREWALL != 0;
+        ensure!(
+            asks,
+            "the tapnat instance '{name}' asks no firewall: start it with `--firewall ask`"
+        );
+        let Some(root) = bpffs::find() else {
+            bail!("the BPF file system was unmounted: mount it (`mount -t bpf bpf /sys/fs/bpf`)");
+        };
+        sweep::ask_again(&tables, &Pins::new(name, &root).remover()?)?;
+        Ok(())
+    }
+}
