@@ -288,6 +288,13 @@ impl Tables for Rehearsal<'_> {
 
     fn note_unsolicited(&self, _: &FlowKey, _: &Unsolicited) {}
 
+    // The host's firewall is not asked.
+    fn note_asked(&self, _: &FlowKey, _: &EndpointKey) {}
+
+    fn take_asked(&self, _: &FlowKey) -> Option<EndpointKey> {
+        None
+    }
+
     fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
         self.fragments.get(key, || None)
     }
