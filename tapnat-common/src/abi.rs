@@ -60,6 +60,9 @@ pub mod maps {
     /// socket named. Written by the programs for the host's sockets.
     pub const HOST_SOCKETS: &str = "HOST_SOCKETS";
 
+    /// Interface index to the same device, of those that take frames which are no
+    /// skbs. Written by user space only.
+    pub const XDP_DEVICES: &str = "XDP_DEVICES";
     /// Programs to go on to, indexed by [`super::stages`]. Written by user space only.
     pub const STAGES: &str = "STAGES";
 
@@ -82,6 +85,7 @@ pub mod maps {
         RESERVED,
         COUNTERS,
         HOST_SOCKETS,
+        XDP_DEVICES,
         STAGES,
     ];
 }
@@ -92,6 +96,8 @@ pub mod programs {
     pub const INSIDE_RAW: &str = "inside_raw";
     pub const OUTSIDE_ETHERNET: &str = "outside_ethernet";
     pub const OUTSIDE_RAW: &str = "outside_raw";
+    /// The world's packets before the kernel makes skbs of them. XDP.
+    pub const OUTSIDE_XDP: &str = "outside_xdp";
     /// Packets that are not of an established session.
     pub const EXCEPTIONAL: &str = "exceptional";
     /// Packets without a session.
@@ -818,6 +824,13 @@ pub mod setting_flags {
     pub const ROAMING: u32 = 1 << 8;
     /// The host's FORWARD chain decides about sessions' first packets.
     pub const ASK_FIREWALL: u32 = 1 << 9;
+    /// For whoever reads the tables: [`programs::OUTSIDE_XDP`](super::programs::OUTSIDE_XDP)
+    /// is at the uplink.
+    pub const XDP: u32 = 1 << 10;
+    /// For whoever reads the tables: the operator said whether it is to be.
+    pub const HOOK_GIVEN: u32 = 1 << 11;
+    /// For whoever reads the tables: it could be, as far as the uplink goes.
+    pub const XDP_POSSIBLE: u32 = 1 << 12;
 }
 
 /// What the operator set, index 0 of [`maps::SETTINGS`].

@@ -84,6 +84,32 @@ impl Delta {
     }
 }
 
+/// Whether a TCP or UDP checksum field holds the sum of the pseudo-header alone, as
+/// it does while a device is to complete it (`CHECKSUM_PARTIAL`). `length`: of the
+/// transport header and what follows, in bytes, less than 2^16.
+#[inline(always)]
+#[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an IPv4 packet has no longer one"
+)]
+pub const fn is_partial(
+    field: Be16,
+    source: Be32,
+    destination: Be32,
+    protocol: u8,
+    length: u32,
+) -> bool {
+    let (source, destination) = (source.raw(), destination.raw());
+    let sum = (source & 0xffff)
+        + (source >> 16)
+        + (destination & 0xffff)
+        + (destination >> 16)
+        + Be16::new(protocol as u16).raw() as u32
+        + Be16::new(length as u16).raw() as u32;
+    Delta(sum).folded().apply(field).raw() == 0
+}
+
 /// The checksum field for a header whose words add up to `sum`, a `__wsum` as
 /// the kernel's `bpf_csum_diff` returns it.
 #[inline(always)]
@@ -117,6 +143,25 @@ mod tests {
         // RFC 1624 section 4: the case where equation 4 goes wrong.
         let delta = Delta::of_word(Be16::new(0x5555), Be16::new(0x3285));
         assert_eq!(delta.apply(Be16::new(0xdd2f)), Be16::new(0x0000));
+    }
+
+    #[test]
+    fn a_partial_checksum_is_recognised() {
+        let addresses = (
+            Be32::from_bytes([192, 0, 2, 1]),
+            Be32::from_bytes([198, 51, 100, 7]),
+        );
+        let is_partial = |field| is_partial(Be16::new(field), addresses.0, addresses.1, 17, 1480);
+        // 0xc000 + 0x0201 + 0xc633 + 0x6407 + 17 + 1480, folded.
+        let sum = 0xf215;
+        assert!(is_partial(sum));
+        for other in [0, 1, !sum, sum + 1, 0xffff] {
+            assert!(!is_partial(other), "{other:#x}");
+        }
+        // Where the sum is 0xffff, 0 is the same.
+        let zero =
+            |field| super::is_partial(Be16::new(field), Be32::ZERO, Be32::ZERO, 17, 0xffff - 17);
+        assert!(zero(0) && zero(0xffff) && !zero(1));
     }
 
     proptest! {

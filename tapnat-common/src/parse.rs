@@ -99,6 +99,8 @@ const IPV4_HEADER: u32 = 20;
 /// Bytes of a TCP header without options.
 const TCP_HEADER: u32 = 20;
 const _: () = assert!(size_of::<Ipv4Hdr>() == 20 && size_of::<TcpHdr>() == 20);
+/// Offset of the header's length in a TCP header.
+const TCP_DATA_OFFSET: u32 = 12;
 /// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: u32 = 16;
 /// Offset of the checksum in a UDP header.
@@ -290,6 +292,15 @@ pub fn parse_plain<F: Frame>(frame: &F, packet: &mut Packet) -> bool {
         0..=u8::MAX => return false,
     };
     length >= IPV4_HEADER && read_transport(frame, packet, frame.segment_size()).is_ok()
+}
+
+/// Whether a TCP segment is a header and nothing more.
+#[inline(always)]
+pub fn is_without_data<F: Frame>(frame: &F, packet: &Packet) -> bool {
+    let offset = packet.transport_offset() + TCP_DATA_OFFSET;
+    frame
+        .load::<[u8; 1]>(offset)
+        .is_some_and(|[words]| packet.length == packet.header_length + u32::from(words >> 4) * 4)
 }
 
 #[inline(always)]

@@ -5,11 +5,13 @@ use core::num::NonZeroU32;
 
 use crate::{
     abi::NextHop,
+    checksum,
     frame::{Frame, LinkAddresses},
     nat::{
         self, Tables,
         firewall::{self, Forwarded},
     },
+    net::Be16,
     parse::{self, Packet, Part, Transport},
     rewrite::{self, Rewrite},
     verdict::{Next, Outcome, Plan, Reason},
@@ -53,6 +55,58 @@ pub fn established<F: Frame, T: Tables>(
         Some(()) => Quick::Onward(rewrite.next_hop, rewrite.resolve),
         None => Quick::Broken,
     }
+}
+
+/// Translates a packet from outside, of an established session, that may go before
+/// the kernel makes an skb of it.
+///
+/// `take`: reserves the way out by this device; `false` if frames that are no skbs
+/// cannot leave by it. After that the packet goes, or is lost.
+#[inline(always)]
+pub fn early<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    take: impl FnOnce(u32) -> bool,
+) -> Quick {
+    let mut packet = Packet::default();
+    if !parse::parse_plain(frame, &mut packet) || !may_go_early(frame, &packet) {
+        return Quick::Not;
+    }
+    let Some(session) = nat::steady(&packet, None, tables) else {
+        return Quick::Not;
+    };
+    let rewrite = Rewrite::of(session, false);
+    if rewrite.resolve || !take(rewrite.next_hop.device) {
+        return Quick::Not;
+    }
+    nat::pass_by(&packet, session, tables);
+    match rewrite::apply(frame, &packet, &rewrite) {
+        Some(()) => Quick::Onward(rewrite.next_hop, false),
+        None => Quick::Broken,
+    }
+}
+
+/// Whether nothing is lost if the packet goes before it is an skb: GRO, which makes
+/// large packets of TCP's data, or a checksum that a device was to complete, which
+/// only an skb can tell.
+#[inline(always)]
+fn may_go_early<F: Frame>(frame: &F, packet: &Packet) -> bool {
+    if packet.transport == Transport::Tcp && !parse::is_without_data(frame, packet) {
+        return false;
+    }
+    let check = packet
+        .checksum_offset()
+        .and_then(|offset| frame.load::<[u8; 2]>(offset));
+    // One that is complete may look the same by chance: no harm is done.
+    check.is_some_and(|check| {
+        !checksum::is_partial(
+            Be16::from_bytes(check),
+            packet.source,
+            packet.destination,
+            packet.protocol,
+            packet.length - packet.header_length,
+        )
+    })
 }
 
 /// Decides about a packet that [`established`] left, and rewrites it if it goes

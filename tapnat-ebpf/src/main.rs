@@ -27,15 +27,19 @@ mod host;
 mod maps;
 mod skb;
 mod tables;
+mod xdp;
 
 use core::num::NonZeroU32;
 
 use aya_ebpf::{
     Global,
-    bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    bindings::{
+        TC_ACT_OK, TC_ACT_SHOT,
+        xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
+    },
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use aya_log_ebpf::debug;
 use tapnat_common::{
@@ -50,7 +54,7 @@ use tapnat_common::{
     verdict::{Next, Outcome, Reason},
 };
 
-use crate::{maps::Scratch, skb::Skb, tables::Kernel};
+use crate::{maps::Scratch, skb::Skb, tables::Kernel, xdp::Buffer};
 
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
@@ -130,6 +134,30 @@ pub fn outside_ethernet(context: TcContext) -> i32 {
 #[classifier]
 pub fn outside_raw(context: TcContext) -> i32 {
     established(&context, RAW, false)
+}
+
+/// The world's packets before the kernel makes skbs of them, from an uplink with
+/// Ethernet headers: those of established sessions that may go at once. The others
+/// come by again in [`outside_ethernet`].
+#[xdp(frags)]
+pub fn outside_xdp(context: XdpContext) -> u32 {
+    let mut buffer = Buffer::new(context.ctx);
+    // What such packets need asks for no context.
+    let kernel = Kernel::new(core::ptr::null_mut(), now());
+    let take = |device| maps::XDP_DEVICES.redirect(device, XDP_PASS.into()).is_ok();
+    let sent = match pipeline::early(&mut buffer, &kernel, take) {
+        Quick::Onward(next_hop, _) => buffer.store(0, &next_hop.link),
+        Quick::Not => return XDP_PASS,
+        Quick::Broken => None,
+    };
+    if sent.is_none() {
+        count(Reason::RewriteFailed, buffer.length());
+        return XDP_DROP;
+    }
+    if kernel.counts_traffic() {
+        count(Reason::Translated, buffer.length());
+    }
+    XDP_REDIRECT
 }
 
 /// Packets that are not of an established session.

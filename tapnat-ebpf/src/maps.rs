@@ -2,7 +2,7 @@
 //! `tapnat_common::abi`; sizes here are defaults that the loader overrides.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use tapnat_common::{
@@ -100,5 +100,8 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// the verifier looks at each by itself. Filled by the loader.
 #[btf_map]
 pub static STAGES: ProgramArray<{ stages::COUNT as usize }> = ProgramArray::new();
+/// Looked up by the kernel's redirection itself.
+#[btf_map]
+pub static XDP_DEVICES: DevMapHash<1024> = DevMapHash::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<Counter, { Reason::COUNT as usize }> = PerCpuArray::new();

@@ -16,6 +16,7 @@ use crate::{
     forwards::Forward,
     host::tap::{Owner, Queues},
     instance::InstanceName,
+    uplink_hook::UplinkHook,
 };
 
 pub mod check;
@@ -100,6 +101,8 @@ pub struct Config {
     /// `/dev/net/tun`.
     pub tap_owner: Option<Owner>,
     pub attach: Attach,
+    /// Where the world's packets meet the first program.
+    pub uplink_hook: UplinkHook,
     /// What guests that ask for an address are told; None leaves them without an answer.
     pub dhcp: Option<Advice>,
     /// What is always let in from outside.

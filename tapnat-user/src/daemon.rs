@@ -44,6 +44,7 @@ use crate::{
         sockets,
         sysctl::Sysctl,
         systemd,
+        xdp::{Drivers, Features},
     },
     instance::{InstanceName, Lock, bpffs_or_mount, mounted_bpffs, unmount_bpffs},
     journal::{Change, Claim, Direction, Journal, Role},
@@ -55,6 +56,7 @@ use crate::{
     sweep::{Sweep, ask_again},
     tables::PinnedTables,
     unsolicited::Answers,
+    uplink_hook::Chosen,
 };
 
 /// How long a process that was told to end may take.
@@ -208,8 +210,10 @@ async fn take_away(
 async fn take_away_earlier(config: &Config, journal: &mut Journal, host: &RealHost) -> Result<()> {
     let mut facts = facts(config, host).await?;
     facts.links = without_changes(facts.links, journal);
-    facts.plan(config)?;
+    let plan = facts.plan(config)?;
     uses_tcx(config.attach)?;
+    let drivers = Drivers::open()?;
+    choose_hook(config, &plan.uplink, drivers.as_ref(), &facts.links)?;
     if host.pin_directory().is_some_and(|path| path.exists()) {
         journal.record(Change::PinDirectory)?;
     }
@@ -339,6 +343,8 @@ struct Daemon {
     known: Surroundings,
     /// Where the programs are attached.
     hooks: Vec<Hook>,
+    /// Whom to ask about XDP, where the kernel tells.
+    drivers: Option<Drivers>,
     /// Warnings that need no repeating.
     told: Vec<String>,
 }
@@ -351,6 +357,7 @@ struct Prepared {
     logs: Option<Logs>,
     known: Surroundings,
     hooks: Vec<Hook>,
+    drivers: Option<Drivers>,
     told: Vec<String>,
 }
 
@@ -408,6 +415,7 @@ impl Daemon {
                     dhcp: Servers::default(),
                     known: prepared.known,
                     hooks: prepared.hooks,
+                    drivers: prepared.drivers,
                     told: prepared.told,
                 })
             }
@@ -622,8 +630,11 @@ async fn print(logs: &mut Option<Logs>) {
 
 /// Brings the host into the state in which packets are translated.
 async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Result<Prepared> {
-    let plan = facts(config, host).await?.plan(config)?;
-    let tcx = uses_tcx(config.attach)?;
+    let facts = facts(config, host).await?;
+    let plan = facts.plan(config)?;
+    uses_tcx(config.attach)?;
+    let drivers = Drivers::open()?;
+    let chosen = choose_hook(config, &plan.uplink, drivers.as_ref(), &facts.links)?;
     let pins = Pins::new(&config.instance, &bpffs_or_mount()?);
     let left = match pins.adoptable()? {
         Some(tables) => {
@@ -651,7 +662,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let own = pool::without_ours(links.clone(), &plan.uplink.device(), journal);
     let known = surroundings(config, &plan, &own);
-    let hooks = hooks(config, &plan, &links);
+    let hooks = hooks(config, &plan, &links, chosen);
     if left.is_none() {
         pins.clear()?;
     }
@@ -674,8 +685,10 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     tables.set_denied(&config.deny)?;
     tables.set_untranslated(&config.untranslated)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
-    let settings = settings(config, &known.outside, &left);
+    let mut settings = settings(config, &known.outside, &left);
+    settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
     tables.set_settings(&settings)?;
+    datapath.set_xdp_devices(&xdp_devices(chosen, &plan, drivers.as_ref()))?;
     for note in statics::follow(&mut tables)? {
         warn(&note);
     }
@@ -699,7 +712,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     if let Some(note) = settle_host_sockets(&mut datapath, &tables) {
         warn(&note);
     }
-    datapath.forget_others(if tcx { &hooks } else { &[] })?;
+    datapath.forget_others(&hooks)?;
     for note in journal.revert_unwanted(host).await? {
         warn(&note);
     }
@@ -710,6 +723,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         logs,
         known,
         hooks,
+        drivers,
         told,
     })
 }
@@ -861,7 +875,7 @@ fn claims(plan: &Plan, links: &[Link]) -> Vec<Claim> {
 }
 
 /// Where programs are attached.
-fn hooks(config: &Config, plan: &Plan, links: &[Link]) -> Vec<Hook> {
+fn hooks(config: &Config, plan: &Plan, links: &[Link], chosen: Chosen) -> Vec<Hook> {
     let uplink = links.iter().find(|link| link.index == plan.uplink.index);
     let insides = plan.insides.iter();
     let insides = insides.filter_map(|inside| inside.link_in(links));
@@ -881,9 +895,44 @@ fn hooks(config: &Config, plan: &Plan, links: &[Link]) -> Vec<Hook> {
             role,
             direction: *direction,
             ethernet: link.layer == LinkLayer::Ethernet,
+            xdp: chosen.xdp && role == Role::Uplink && *direction == Direction::Arriving,
         }));
     }
     hooks
+}
+
+fn choose_hook(
+    config: &Config,
+    uplink: &Link,
+    drivers: Option<&Drivers>,
+    links: &[Link],
+) -> Result<Chosen> {
+    let features = drivers.map(|drivers| drivers.features(uplink.index));
+    Chosen::new(config.uplink_hook, uplink, features.transpose()?, links)
+}
+
+/// The inside devices that frames can be redirected to. A device that takes none would lose them.
+fn xdp_devices(chosen: Chosen, plan: &Plan, drivers: Option<&Drivers>) -> Vec<u32> {
+    if !chosen.xdp {
+        return Vec::new();
+    }
+    let links = plan
+        .insides
+        .iter()
+        .filter_map(|inside| inside.link.as_ref());
+    links
+        .filter(|link| {
+            link.layer == LinkLayer::Ethernet
+                && match drivers {
+                    Some(drivers) => drivers
+                        .features(link.index)
+                        .inspect_err(|error| warn(&format!("{error:#}")))
+                        .is_ok_and(Features::takes_frames),
+                    None => link.kind.as_deref() == Some("tun"),
+                }
+        })
+        .map(|link| link.index)
+        .collect()
 }
 
 async fn attach(
@@ -893,10 +942,14 @@ async fn attach(
     journal: &mut Journal,
 ) -> Result<()> {
     if datapath.uses_tcx() {
-        datapath.attach_tcx(hook)
+        datapath.attach_tcx(hook)?;
     } else {
-        attach_clsact(datapath, hook, host, journal).await
+        attach_clsact(datapath, hook, host, journal).await?;
     }
+    if hook.xdp {
+        datapath.attach_xdp(hook)?;
+    }
+    Ok(())
 }
 
 async fn attach_clsact(
@@ -948,7 +1001,7 @@ fn reserved(withheld: &PortSet) -> Reserved {
 fn settings(config: &Config, outside: &[Be32], left: &Settings) -> Settings {
     let mut settings = Settings {
         abi_version: ABI_VERSION,
-        flags: flags(config) | left.flags & setting_flags::STATIC_ADDRESSES,
+        flags: flags(config) | left.flags & (setting_flags::STATIC_ADDRESSES | Chosen::FLAGS),
         clamp_mss: config.clamp_mss.unwrap_or(0),
         confirm_after: config.timeouts.confirm_after(),
         timeouts: config.timeouts,

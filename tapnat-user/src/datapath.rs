@@ -17,12 +17,13 @@ use std::{
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{MapError, ProgramArray},
+    maps::{MapError, ProgramArray, xdp::DevMapHash},
     programs::{
         CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier,
-        TcAttachType,
+        TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+        xdp::XdpLink,
     },
     sys::SyscallError,
     util::KernelVersion,
@@ -120,6 +121,10 @@ impl Pins {
         link_pin(&self.directory, hook)
     }
 
+    fn xdp_link(&self, hook: &Hook) -> PathBuf {
+        self.links().join(format!("xdp-{}", hook.device.index))
+    }
+
     /// The tables that an earlier process left, or `None` when it left none that were ever used.
     ///
     /// # Errors
@@ -192,6 +197,8 @@ pub struct Hook {
     pub direction: Direction,
     /// Whether its frames have an Ethernet header.
     pub ethernet: bool,
+    /// Whether its packets meet a program in the driver before those of TC.
+    pub xdp: bool,
 }
 
 impl Hook {
@@ -385,6 +392,10 @@ impl Datapath {
         let mut names: Vec<_> = STAGES.map(|(_, name)| name).into();
         names.push(programs::SWEEP);
         names.extend(hooks.iter().map(Hook::program));
+        if hooks.iter().any(|hook| hook.xdp) {
+            check_multi_buffer()?;
+            names.push(programs::OUTSIDE_XDP);
+        }
         load_side_by_side(&mut self.ebpf, &names)?;
         if self.has_stages {
             return Ok(());
@@ -449,21 +460,13 @@ impl Datapath {
     pub fn attach_tcx(&mut self, hook: &Hook) -> Result<()> {
         let path = self.pins.link(hook);
         let program = self.program(hook.program())?;
-        match PinnedLink::from_pin(&path) {
-            Ok(pinned) => {
-                if replace_program(program, pinned)
-                    .with_context(|| format!("cannot replace the program on {}", hook.device))?
-                {
-                    return Ok(());
-                }
-                fs::remove_file(&path)
-                    .with_context(|| format!("cannot remove {}", path.display()))?;
+        if let Some(pinned) = pinned_link(&path)? {
+            if replace_program(program, pinned)
+                .with_context(|| format!("cannot replace the program on {}", hook.device))?
+            {
+                return Ok(());
             }
-            Err(LinkError::SyscallError(SyscallError { io_error, .. }))
-                if io_error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot open {}", path.display()));
-            }
+            remove_file(&path)?;
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let attached = program
@@ -565,14 +568,87 @@ impl Datapath {
         Ok(path)
     }
 
-    /// Detaches what an earlier process attached through TCX to devices that are not among these, and
+    /// Attaches the XDP program to a device's driver, in place of that which an earlier process of
+    /// this instance attached there. It finds tables that are filled, and changes nothing for packets
+    /// that it does not know.
+    ///
+    /// # Errors
+    ///
+    /// When the driver refuses, or the link cannot be pinned.
+    pub fn attach_xdp(&mut self, hook: &Hook) -> Result<()> {
+        let path = self.pins.xdp_link(hook);
+        let device = &hook.device;
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(programs::OUTSIDE_XDP)
+            .context("the datapath has no XDP program: rebuild tapnat")?
+            .try_into()?;
+        if let Some(pinned) = pinned_link(&path)? {
+            let link: XdpLink = FdLink::from(pinned).try_into()?;
+            match program.attach_to_link(link) {
+                Ok(id) => {
+                    // The pin keeps the link.
+                    drop(program.take_link(id)?);
+                    return Ok(());
+                }
+                Err(error) if is_gone(&error) => remove_file(&path)?,
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("cannot replace the XDP program on {device}"));
+                }
+            }
+        }
+        let attached = program
+            .attach_to_if_index(device.index, XdpMode::Driver)
+            .and_then(|id| program.take_link(id))
+            .map_err(|error| explain_xdp(&device.name, error))?;
+        let link: FdLink = attached.try_into()?;
+        link.pin(&path)
+            .with_context(|| format!("cannot pin {}", path.display()))?;
+        Ok(())
+    }
+
+    /// Makes these the devices that frames are redirected to by the XDP program.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_xdp_devices(&mut self, devices: &[u32]) -> Result<()> {
+        let map = self
+            .ebpf
+            .map_mut(maps::XDP_DEVICES)
+            .context("the datapath has no table of devices for XDP")?;
+        let mut table = DevMapHash::try_from(map)?;
+        let known: Vec<u32> = table.keys().collect::<Result<_, _>>()?;
+        for index in known.iter().filter(|index| !devices.contains(index)) {
+            match table.remove(*index) {
+                // It goes with its device.
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => {
+                    return Err(error).context("cannot write the table of devices for XDP");
+                }
+            }
+        }
+        for index in devices.iter().filter(|index| !known.contains(index)) {
+            table
+                .insert(*index, *index, None, 0)
+                .context("cannot write the table of devices for XDP")?;
+        }
+        Ok(())
+    }
+
+    /// Detaches what an earlier process attached by links to devices that are not among these, and
     /// lets go of the programs that it had attached.
     ///
     /// # Errors
     ///
     /// When a pin cannot be removed.
     pub fn forget_others(&self, hooks: &[Hook]) -> Result<()> {
-        let wanted: Vec<_> = hooks.iter().map(|hook| self.pins.link(hook)).collect();
+        let by_tc = hooks.iter().filter(|_| self.tcx);
+        let by_tc = by_tc.map(|hook| self.pins.link(hook));
+        let by_xdp = hooks.iter().filter(|hook| hook.xdp);
+        let by_xdp = by_xdp.map(|hook| self.pins.xdp_link(hook));
+        let wanted: Vec<_> = by_tc.chain(by_xdp).collect();
         remove_all_but(&wanted, &self.pins.links())?;
         remove_all_but(std::slice::from_ref(&self.stages), &self.pins.stages())
     }
@@ -638,6 +714,55 @@ fn remove_all_but(wanted: &[PathBuf], directory: &Path) -> Result<()> {
     Ok(())
 }
 
+fn pinned_link(path: &Path) -> Result<Option<PinnedLink>> {
+    match PinnedLink::from_pin(path) {
+        Ok(pinned) => Ok(Some(pinned)),
+        Err(LinkError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.kind() == io::ErrorKind::NotFound =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot open {}", path.display())),
+    }
+}
+
+/// Whether the device went away under the link.
+fn is_gone(error: &ProgramError) -> bool {
+    matches!(
+        error,
+        ProgramError::SyscallError(SyscallError { io_error, .. })
+            if io_error.raw_os_error() == Some(libc::ENOLINK)
+    )
+}
+
+/// What to do about a driver that takes no XDP program.
+fn explain_xdp(device: &str, error: ProgramError) -> Error {
+    let is = |number| {
+        matches!(
+            &error,
+            ProgramError::SyscallError(SyscallError { io_error, .. })
+                if io_error.raw_os_error() == Some(number)
+        )
+    };
+    let why = if is(libc::EOPNOTSUPP) {
+        "its driver cannot run XDP".to_owned()
+    } else if is(libc::EBUSY) || is(libc::EEXIST) {
+        "another XDP program is there".to_owned()
+    } else {
+        format!("{:#}", anyhow!(error))
+    };
+    anyhow!("cannot attach XDP to the uplink {device}: {why}: pass --uplink-hook tc")
+}
+
+/// Programs that take frames in several buffers, and so any MTU, came with Linux 5.18.
+fn check_multi_buffer() -> Result<()> {
+    ensure!(
+        kernel_is_at_least(5, 18),
+        "--uplink-hook xdp needs Linux 5.18: pass --uplink-hook tc"
+    );
+    Ok(())
+}
+
 /// `false` when the device went away under the link.
 fn replace_program(program: &mut SchedClassifier, pinned: PinnedLink) -> Result<bool> {
     let link: SchedClassifierLink = FdLink::from(pinned).try_into()?;
@@ -647,11 +772,7 @@ fn replace_program(program: &mut SchedClassifier, pinned: PinnedLink) -> Result<
             drop(program.take_link(id)?);
             Ok(true)
         }
-        Err(ProgramError::SyscallError(SyscallError { io_error, .. }))
-            if io_error.raw_os_error() == Some(libc::ENOLINK) =>
-        {
-            Ok(false)
-        }
+        Err(error) if is_gone(&error) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
@@ -706,13 +827,15 @@ fn load_side_by_side(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
 }
 
 fn load(name: &str, program: &mut Program) -> Result<()> {
-    let program: &mut SchedClassifier = program
-        .try_into()
-        .with_context(|| format!("the program {name} is no TC classifier: rebuild tapnat"))?;
     if program.fd().is_ok() {
         return Ok(());
     }
-    program.load().map_err(|error| explain_refusal(name, error))
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => bail!("the program {name} is neither for TC nor for XDP: rebuild tapnat"),
+    }
+    .map_err(|error| explain_refusal(name, error))
 }
 
 /// The verifier's last word, on one line.

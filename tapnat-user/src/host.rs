@@ -12,3 +12,4 @@ pub mod sockets;
 pub mod sysctl;
 pub mod systemd;
 pub mod tap;
+pub mod xdp;

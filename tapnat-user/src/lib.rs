@@ -25,5 +25,6 @@ pub mod sweep;
 pub mod tables;
 pub mod trace;
 pub mod unsolicited;
+pub mod uplink_hook;
 pub mod view;
 pub mod why;

@@ -512,6 +512,7 @@ mod tests {
             netlink::{Address, Device},
             tap::Queues,
         },
+        uplink_hook::UplinkHook,
     };
 
     fn link(index: u32, name: &str, addresses: &[&str]) -> Link {
@@ -525,6 +526,7 @@ mod tests {
             up: true,
             carrier: true,
             controller: None,
+            lower: None,
             addresses: addresses
                 .iter()
                 .map(|net| Address {
@@ -589,6 +591,7 @@ mod tests {
             tap_queues: Queues::Multi,
             tap_owner: None,
             attach: Attach::Auto,
+            uplink_hook: UplinkHook::Auto,
             forwards: Vec::new(),
             sweep_interval: DEFAULT_SWEEP_INTERVAL,
         }

@@ -30,6 +30,7 @@ use crate::{
     config::{filtering_label, mapping_label},
     forwards::{Share, Standing},
     tables::Usage,
+    uplink_hook::Chosen,
 };
 
 /// The version of everything that `--json` prints.
@@ -291,6 +292,7 @@ pub struct Status {
     /// Whether every packet is counted, in `reasons` and in the sessions. If not, `translated` counts
     /// only what the quick path for steady sessions did not take.
     pub counted: bool,
+    pub uplink_hook: UplinkHookView,
     /// Sessions that one guest may have.
     pub guest_max_sessions: u32,
     /// Sessions that one guest may begin in a second; null for no limit.
@@ -301,6 +303,14 @@ pub struct Status {
     /// sessions.
     pub guests: Vec<GuestView>,
     pub reasons: Vec<ReasonView>,
+}
+
+/// Where the world's packets meet the first program.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct UplinkHookView {
+    /// `tc` or `xdp`.
+    pub hook: &'static str,
+    pub reason: &'static str,
 }
 
 /// What the operator denies to guests, and where they go as themselves.
@@ -494,6 +504,7 @@ impl From<StatusSource> for Status {
         let settings = source.settings;
         let timeouts = settings.timeouts;
         let (tcp, udp) = (protocol::TCP, protocol::UDP);
+        let hook = Chosen::from_flags(settings.flags);
         Self {
             schema: SCHEMA,
             instance: source.instance,
@@ -526,6 +537,10 @@ impl From<StatusSource> for Status {
             },
             inbound_refresh: settings.flags & setting_flags::INBOUND_REFRESH != 0,
             counted: settings.flags & setting_flags::COUNTED != 0,
+            uplink_hook: UplinkHookView {
+                hook: hook.label(),
+                reason: hook.reason(),
+            },
             guest_max_sessions: settings.guest_max_sessions,
             guest_new_sessions: Some(settings.guest_new_sessions).filter(|most| *most != 0),
             policy: PolicyView {

@@ -227,6 +227,18 @@ pub fn established<'a, T: Tables>(
     device: Option<NonZeroU32>,
     tables: &'a T,
 ) -> Option<&'a mut Session> {
+    let session = steady(packet, device, tables)?;
+    pass_by(packet, session, tables);
+    Some(session)
+}
+
+/// The session of such a packet, which is not yet told of it.
+#[inline(always)]
+pub fn steady<'a, T: Tables>(
+    packet: &Packet,
+    device: Option<NonZeroU32>,
+    tables: &'a T,
+) -> Option<&'a mut Session> {
     let settings = tables.settings()?;
     let session = tables.session(&packet.key(device))?;
     let now = tables.now();
@@ -237,13 +249,15 @@ pub fn established<'a, T: Tables>(
         && packet.wire_length <= u32::from(session.mtu)
         && (packet.transport != Transport::Tcp
             || (packet.segment.flags & turning == 0 && session.tcp == tcp_state::STEADY));
-    if !is_steady {
-        return None;
-    }
-    stamp(session, now);
+    is_steady.then_some(session)
+}
+
+/// Tells a session of a packet that changes nothing about it.
+#[inline(always)]
+pub fn pass_by<T: Tables>(packet: &Packet, session: &mut Session, tables: &T) {
+    stamp(session, tables.now());
     note_window(packet, session);
     count(packet, session, tables);
-    Some(session)
 }
 
 /// Whether neither the session's end nor its next hop need a look yet.

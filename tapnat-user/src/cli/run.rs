@@ -36,6 +36,7 @@ use crate::{
     forwards::Forward,
     host::tap::{Owner, Queues},
     ports::parse_range,
+    uplink_hook::UplinkHook,
 };
 
 /// Stays in the foreground. Prints a line that begins `tapnat ready` when packets are translated,
@@ -233,6 +234,10 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t)]
     attach: Attach,
 
+    /// Where packets from the world meet the first program
+    #[arg(long, value_enum, default_value_t)]
+    uplink_hook: UplinkHook,
+
     /// How long to wait between two searches for what is over [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, hide = true)]
     sweep_interval: Option<Ticks>,
@@ -346,6 +351,7 @@ impl Arguments {
             tap_queues: self.tap_queues,
             tap_owner: self.tap_owner,
             attach: self.attach,
+            uplink_hook: self.uplink_hook,
             forwards,
             sweep_interval: self
                 .sweep_interval

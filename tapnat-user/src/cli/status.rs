@@ -88,6 +88,8 @@ fn describe(status: &Status) -> Result<String> {
         outside.join(", ")
     };
     writeln!(text, "  outside  {outside}")?;
+    let hook = &status.uplink_hook;
+    writeln!(text, "uplink hook: {} ({})", hook.hook, hook.reason)?;
     for (name, modes) in [
         ("mapping", &status.mapping),
         ("filtering", &status.filtering),

@@ -13,7 +13,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use tapnat_common::{
-    abi::{Device, role},
+    abi::{Device, role, setting_flags},
     net::{Be16, Be32},
     trace::{MOST_BYTES, Wanted},
     verdict::Reason,
@@ -26,7 +26,7 @@ use tokio::{
 use super::{Format, Instance, print};
 use crate::{
     activity,
-    daemon::tell,
+    daemon::{tell, warn},
     datapath::Hook,
     host::{namespace::NetworkNamespace, netlink},
     journal::{Direction, Journal, Role},
@@ -131,6 +131,7 @@ fn hooks(devices: &[Named]) -> Vec<Hook> {
             },
             direction: Direction::Arriving,
             ethernet: device.ethernet != 0,
+            xdp: false,
         })
     };
     devices.iter().filter_map(hook).collect()
@@ -182,6 +183,12 @@ impl Arguments {
             zone: TimeZone::system(),
             told: 0,
         };
+        if tables.settings()?.flags & setting_flags::XDP != 0 {
+            warn(
+                "packets from the world that go by the uplink's driver are not seen; all go by tc with \
+                 `tapnat run --uplink-hook tc`",
+            );
+        }
         tell("tracing; Ctrl-C ends it");
         let end = self
             .seconds

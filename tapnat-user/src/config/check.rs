@@ -228,6 +228,7 @@ impl Config {
             tap_queues,
             tap_owner,
             attach,
+            uplink_hook,
             forwards: _,
             sweep_interval: _,
         } = self;
@@ -241,6 +242,7 @@ impl Config {
             ("tap-queues", *tap_queues != new.tap_queues),
             ("tap-owner", *tap_owner != new.tap_owner),
             ("attach", *attach != new.attach),
+            ("uplink-hook", *uplink_hook != new.uplink_hook),
         ]
         .into_iter()
         .filter_map(|(name, differs)| differs.then_some(name))

@@ -8,16 +8,17 @@ use anyhow::{Context as _, Result};
 use tapnat_common::ports::Class;
 
 use super::{
-    Daemon, Surroundings, attach, claims, facts, forwarded, hooks, prepare_inside, set_outside,
-    set_sysctl, surroundings, tell, warn,
+    Daemon, Surroundings, attach, choose_hook, claims, facts, forwarded, hooks, prepare_inside,
+    set_outside, set_sysctl, surroundings, tell, warn, xdp_devices,
 };
 use crate::{
-    datapath::{Hook, uses_tcx},
+    datapath::Hook,
     host::{netlink::Link, sysctl::Sysctl, systemd},
     journal::Change,
     pool,
     preflight::{Plan, PlannedInside},
     statics,
+    uplink_hook::{Chosen, UplinkHook},
 };
 
 impl Daemon {
@@ -33,8 +34,8 @@ impl Daemon {
         if claims != self.journal.claims() {
             self.journal.set_claims(claims)?;
         }
-        let tcx = uses_tcx(self.config.attach)?;
-        let wanted = hooks(&self.config, &plan, &links);
+        let chosen = self.choose_hook(&mut plan, &links)?;
+        let wanted = hooks(&self.config, &plan, &links, chosen);
         let own = pool::without_ours(links, &plan.uplink.device(), &self.journal);
         let known = surroundings(&self.config, &plan, &own);
         self.tell(&plan, &known, &own);
@@ -47,16 +48,27 @@ impl Daemon {
         self.datapath.load_programs(&wanted)?;
         let forgotten = self.hooks.iter().any(|hook| !wanted.contains(hook));
         self.attach_to(wanted).await;
-        self.enter(known)?;
+        self.enter(known, chosen)?;
         self.let_in().await?;
         if forgotten {
-            self.let_go(tcx).await?;
+            self.let_go().await?;
         }
         self.settle_guests();
         for note in self.settle_addresses().await? {
             warn(&note);
         }
         systemd::status(&self.summary())
+    }
+
+    /// Where the world's packets meet the first program now. An uplink that cannot do what was asked
+    /// for is served all the same.
+    fn choose_hook(&self, plan: &mut Plan, links: &[Link]) -> Result<Chosen> {
+        let drivers = self.drivers.as_ref();
+        let chosen = choose_hook(&self.config, &plan.uplink, drivers, links);
+        chosen.or_else(|error| {
+            plan.warnings.push(format!("{error:#}"));
+            Chosen::new(UplinkHook::Auto, &plan.uplink, None, links)
+        })
     }
 
     /// Gets the inside devices ready that were not there before, and leaves out those that fail.
@@ -142,7 +154,9 @@ impl Daemon {
     }
 
     /// Enters into the tables what the network looks like now.
-    fn enter(&mut self, known: Surroundings) -> Result<()> {
+    fn enter(&mut self, known: Surroundings, chosen: Chosen) -> Result<()> {
+        let devices = xdp_devices(chosen, &self.plan, self.drivers.as_ref());
+        self.datapath.set_xdp_devices(&devices)?;
         let mut settings = self.tables.settings()?;
         if known != self.known {
             self.tables.set_devices(&known.devices)?;
@@ -155,6 +169,7 @@ impl Daemon {
             self.known = known;
         }
         settings.generation = settings.generation.wrapping_add(1);
+        settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
         self.tables.set_settings(&settings)?;
         for note in statics::follow(&mut self.tables)? {
             warn(&note);
@@ -176,9 +191,8 @@ impl Daemon {
     }
 
     /// Takes everything away from devices that are not served any more.
-    async fn let_go(&mut self, tcx: bool) -> Result<()> {
-        self.datapath
-            .forget_others(if tcx { &self.hooks } else { &[] })?;
+    async fn let_go(&mut self) -> Result<()> {
+        self.datapath.forget_others(&self.hooks)?;
         let served: Vec<_> = self.hooks.iter().map(|hook| hook.device.clone()).collect();
         let sysctls: Vec<_> = served
             .iter()

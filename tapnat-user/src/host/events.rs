@@ -1,5 +1,5 @@
-//! What the kernel tells of changes to devices, addresses, routes and neighbours' link addresses: only
-//! that there were some. Whoever wants to know more asks over [`super::netlink`], on another socket.
+//! What the kernel tells of changes to devices, what their drivers can do, addresses, routes and
+//! neighbours' link addresses: only that there were some. Whoever wants to know more asks over [`super::netlink`], on another socket.
 
 use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
 
@@ -16,7 +16,7 @@ use rtnetlink::{
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::netlink::Netlink;
+use super::{netlink::Netlink, xdp::Changes};
 
 /// Changes come in swarms; this long after the first, all that belong together are there.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -29,6 +29,7 @@ const MOST_NEIGHBOURS: usize = 4096;
 pub struct Events {
     messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
     neighbours: Neighbours,
+    features: Option<Changes>,
     /// There was a change, and those that come with it are there by then.
     settles_at: Option<Instant>,
 }
@@ -56,6 +57,7 @@ impl Events {
         Ok(Self {
             messages,
             neighbours,
+            features: Changes::listen()?,
             settles_at: None,
         })
     }
@@ -64,10 +66,13 @@ impl Events {
     /// telling. Can be dropped while it waits, and called again.
     pub async fn changed(&mut self) {
         while self.settles_at.is_none() {
-            match self.messages.next().await {
-                Some((message, _)) if self.neighbours.are_as_before(&message) => {}
-                Some(_) => break,
-                None => std::future::pending().await,
+            tokio::select! {
+                message = self.messages.next() => match message {
+                    Some((message, _)) if self.neighbours.are_as_before(&message) => {}
+                    Some(_) => break,
+                    None => std::future::pending().await,
+                },
+                () = next(self.features.as_ref()) => break,
             }
         }
         let settles_at = self
@@ -78,6 +83,13 @@ impl Events {
         while let Ok((message, _)) = self.messages.try_recv() {
             self.neighbours.are_as_before(&message);
         }
+    }
+}
+
+async fn next(features: Option<&Changes>) {
+    match features {
+        Some(features) => features.next().await,
+        None => std::future::pending().await,
     }
 }
 

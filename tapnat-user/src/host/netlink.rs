@@ -78,6 +78,8 @@ pub struct Link {
     pub carrier: bool,
     /// The bridge or bond that the device is a port of.
     pub controller: Option<u32>,
+    /// The device that this one stands on, as a VLAN does. The other end, of a veth.
+    pub lower: Option<u32>,
     pub addresses: Vec<Address>,
 }
 
@@ -463,6 +465,7 @@ fn link(message: LinkMessage) -> Option<Link> {
         up: header.flags.contains(LinkFlags::Up),
         carrier: header.flags.contains(LinkFlags::LowerUp),
         controller: None,
+        lower: None,
         addresses: Vec::new(),
     };
     for attribute in message.attributes {
@@ -470,6 +473,7 @@ fn link(message: LinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::Link(index) => link.lower = Some(index),
             LinkAttribute::Address(bytes) if link.layer == LinkLayer::Ethernet => {
                 link.mac = bytes.try_into().ok();
             }
