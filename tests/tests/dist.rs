@@ -241,6 +241,16 @@ fn the_package_serves_a_guest_through_an_upgrade_and_leaves_nothing() -> Result<
     let mut session = TcpSession::open(&topology.guests[0].namespace, None, reflector.address())?;
     session.exchange(&pattern(100_000))?;
 
+    // The unit shuts it in; the host's own sockets are led to guests all the same.
+    let added = machine
+        .command("tapnat forward add tcp 8080 10.0.0.10:80")
+        .output()?;
+    ensure!(
+        added.status.success() && added.stderr.is_empty(),
+        "{added:?}"
+    );
+    machine.run("ls /sys/fs/bpf/tapnat/default/host/0")?;
+
     let old = machine.main_process()?;
     machine.install("TAPNAT_PACKAGE")?;
     wait_for(|| {
