@@ -635,8 +635,8 @@ pub(crate) mod tests {
             counted: true,
             outside_addresses: vec![Ipv4Addr::new(198, 51, 100, 2)],
             tables: TablesView {
-                sessions: usage(12_345, 524_288),
-                mappings: usage(12_000, 524_288),
+                sessions: usage(12_345, 131_072),
+                mappings: usage(12_000, 131_072),
                 guests: usage(3, 4096),
             },
             ports: vec![PortsView {

@@ -227,13 +227,20 @@ fn a_terminal_gets_colours_and_no_more_than_fits() -> Result<()> {
         }
         Terminal::start(command.args(arguments.split_whitespace()), 80, 12)
     };
-    for no_color in [false, true] {
-        let mut terminal = start("--sort bytes", no_color)?;
+    for (arguments, no_color, titles) in [
+        ("", false, "PROTO  INSIDE           OUTSIDE"),
+        (
+            "--sort bytes",
+            true,
+            "PROTO  INSIDE           REMOTE              BYTES  OUTSIDE",
+        ),
+    ] {
+        let mut terminal = start(arguments, no_color)?;
         ensure!(terminal.process().wait(PATIENCE)?.success());
         let screen = terminal.wait_for(PATIENCE, |screen| screen.lines().count() >= 6)?;
         ensure!(terminal.has_colours() != no_color, "{no_color}:\n{screen}");
         ensure!(
-            screen.starts_with("PROTO  INSIDE") && !screen.contains("BYTES"),
+            screen.starts_with(titles) && screen.lines().all(|line| line.len() <= 80),
             "{screen}"
         );
     }
@@ -323,7 +330,14 @@ fn fill(world: &World, count: u32) -> Result<()> {
 
 #[test]
 fn a_million_sessions() -> Result<()> {
-    let world = world(&["--count", "--max-sessions", "1100000"])?;
+    let arguments = [
+        "--count",
+        "--max-sessions",
+        "1100000",
+        "--udp-timeout",
+        "1h",
+    ];
+    let world = world(&arguments)?;
     fill(&world, MILLION)?;
     let shell = |line: &str| {
         let name = world.instance.name();

@@ -253,7 +253,18 @@ fn a_reader_that_leaves_early_is_no_failure() -> Result<()> {
     let world = world()?;
     let instance = Instance::new(&world.host);
     let _process = instance.start(&ARGUMENTS)?;
-    for verb in ["flows", "flows --json", "status", "mappings --json"] {
+    for verb in [
+        "flows",
+        "flows --json",
+        "flows --by guest",
+        "flows --watch",
+        "status",
+        "mappings --json",
+        "guests",
+        "map",
+        "map --watch",
+        "top --json",
+    ] {
         // The reader is gone before the first byte.
         let line = format!(
             "exec 3> >(true); wait $!; \"$TAPNAT_BIN\" {verb} --instance {} >&3",
@@ -370,8 +381,13 @@ fn showing_changes_nothing() -> Result<()> {
     let seen = reflect_udp(&socket, udp.address(), b"before")?;
     let pins = instance.pins();
     let before = (Snapshot::take(&world.host, &pins)?, identities(&pins)?);
-    for verb in ["flows", "mappings", "status", "flows"] {
-        instance.ask(verb, &[])?;
+    for verb in [
+        "flows", "mappings", "status", "guests", "top", "map", "flows",
+    ] {
+        // It is a terminal's alone.
+        if verb != "top" {
+            instance.ask(verb, &[])?;
+        }
         instance.ask_json(verb)?;
     }
     let after = (Snapshot::take(&world.host, &pins)?, identities(&pins)?);

@@ -33,7 +33,8 @@ const UNCOUNTED: &str = "packets and bytes are not counted: end the instance, an
                          `tapnat run --count`";
 
 /// With `tapnat run --count`, packets and bytes are shown as OUTBOUND/INBOUND. On a terminal, columns
-/// at the right that do not fit are left out; `tapnat flows | cat` has them all.
+/// at the right that do not fit are left out (what sessions are sorted by is not at the right);
+/// `tapnat flows | cat` has them all.
 ///
 /// Conditions of one kind are alternatives (`--protocol tcp,icmp`), those of different kinds must all
 /// hold. The tables know when a session's last packet came, not when it began: that is what
@@ -205,6 +206,22 @@ impl Cell {
     }
 }
 
+impl From<Key> for Cell {
+    fn from(key: Key) -> Self {
+        match key {
+            Key::Protocol => Self::Proto,
+            Key::Inside => Self::Inside,
+            Key::Outside => Self::Outside,
+            Key::Remote => Self::Remote,
+            Key::State => Self::State,
+            Key::Expires => Self::Expires,
+            Key::Idle => Self::Idle,
+            Key::Packets => Self::Packets,
+            Key::Bytes => Self::Bytes,
+        }
+    }
+}
+
 /// What passed, as OUTBOUND/INBOUND.
 pub(super) fn both(it: Option<Directions>) -> String {
     it.map_or_else(String::new, |it| format!("{}/{}", it.outbound, it.inbound))
@@ -321,7 +338,7 @@ impl Shape {
             let found = self.find(tables, filter, self.limit())?;
             return found.print(self, counted, json, output, width);
         }
-        let (cells, columns) = self.cells(counted)?;
+        let (cells, columns) = self.cells(counted, width)?;
         let mut list = List::begin_on(output, json, &columns, self.width(width))?;
         let mut left = self.limit();
         for_each(tables, filter, |flow| {
@@ -374,17 +391,25 @@ impl Shape {
         })
     }
 
-    /// What stands in a row, and the columns of that.
-    fn cells(&self, counted: bool) -> Result<(Vec<Cell>, Vec<Column>)> {
+    /// What stands in a row, and the columns of that. Where there is only so much room, what sessions
+    /// are sorted by comes before what may be left out.
+    fn cells(&self, counted: bool, width: Option<usize>) -> Result<(Vec<Cell>, Vec<Column>)> {
         ensure!(
             counted || !self.columns.iter().any(|cell| cell.needs_counts()),
             UNCOUNTED
         );
-        let cells = if self.columns.is_empty() {
+        let mut cells = if self.columns.is_empty() {
             Cell::usual(counted)
         } else {
             self.columns.clone()
         };
+        if self.width(width).is_some() && !self.sort.is_empty() {
+            let matters = |cell: &Cell| {
+                [Cell::Proto, Cell::Inside, Cell::Remote].contains(cell)
+                    || self.sort.iter().any(|key| Cell::from(*key) == *cell)
+            };
+            cells.sort_by_key(|cell| !matters(cell));
+        }
         let columns = cells.iter().map(|cell| cell.column()).collect();
         Ok((cells, columns))
     }
@@ -406,7 +431,7 @@ impl Found {
     ) -> Result<()> {
         match &self.rows {
             Rows::Flows(flows) => {
-                let (cells, columns) = shape.cells(counted)?;
+                let (cells, columns) = shape.cells(counted, width)?;
                 let mut list = List::begin_on(output, json, &columns, shape.width(width))?;
                 for flow in flows {
                     list.entry(flow, |flow| row(&cells, flow))?;
