@@ -51,6 +51,8 @@ pub struct Wish {
     /// Outside addresses for tapnat, or the uplink's own: an endpoint-independent mapping needs a
     /// port of its own, where netfilter gives one port to flows with different remotes.
     pub outside: Vec<Ipv4Addr>,
+    /// Where tapnat meets the world's packets.
+    pub uplink_hook: &'static str,
 }
 
 impl Default for Wish {
@@ -59,6 +61,7 @@ impl Default for Wish {
             max_sessions: 131_072,
             ports: None,
             outside: Vec::new(),
+            uplink_hook: "auto",
         }
     }
 }
@@ -242,6 +245,7 @@ impl Tapnat {
             // One guest opens them all.
             format!("--guest-max-sessions={}", wish.max_sessions),
             "--udp-timeout=2h".to_owned(),
+            format!("--uplink-hook={}", wish.uplink_hook),
         ];
         if let Some((_, ports)) = &wish.ports {
             arguments.push(format!("--ports={}-{}", ports.start(), ports.end()));

@@ -20,6 +20,7 @@ use crate::{
 
 const BURST: u32 = 65_536;
 const STATELESS: &str = "stateless XDP";
+const TAPNAT_XDP: &str = "tapnat, XDP";
 
 pub fn run(run: &mut Run<'_>) -> Result<()> {
     for count in [1, 30_000] {
@@ -47,6 +48,14 @@ pub fn run(run: &mut Run<'_>) -> Result<()> {
         for stand in &mut stands {
             stand.rig.open(flows)?;
         }
+        let wish = Wish {
+            uplink_hook: "xdp",
+            ..Wish::default()
+        };
+        let mut early = Stand::build(Contender::Tapnat, &wish)?;
+        early.rig.open(flows)?;
+        stands.insert(0, early);
+        names.insert(0, TAPNAT_XDP.to_owned());
         stands.insert(0, stateless);
         names.insert(0, STATELESS.to_owned());
         for stand in &mut stands {
