@@ -50,6 +50,8 @@ pub const FILTER_HANDLE: u16 = 1;
 /// Mappings need at most as many entries as there are sessions, and there are seldom more than one
 /// outside address has ports.
 const ENOUGH_MAPPINGS: u32 = 65_536;
+/// The ports of an outside address: of TCP, of UDP, and the identifiers of ICMP.
+const PORTS: u32 = 3 * 65_536;
 
 /// The directories of one instance's pins.
 #[derive(Clone, Debug)]
@@ -328,7 +330,10 @@ impl Datapath {
         let halves = config.max_sessions.saturating_mul(2);
         let mappings = match config.max_sessions {
             few @ ..=ENOUGH_MAPPINGS => few,
-            many => ENOUGH_MAPPINGS.max(many / 2),
+            many => {
+                let addresses = u32::try_from(config.outside_addresses.len().max(1))?;
+                ENOUGH_MAPPINGS.max(many / 2).min(addresses * PORTS)
+            }
         };
         let level = if config.verbose {
             Level::Debug as u8
@@ -353,7 +358,7 @@ impl Datapath {
             .map_max_entries(maps::MAPPINGS, mappings)
             .map_max_entries(maps::INSIDE, mappings)
             // One permitted remote is in the mapping, which is all that most have.
-            .map_max_entries(maps::PERMISSIONS, config.max_sessions.div_ceil(2));
+            .map_max_entries(maps::PERMISSIONS, config.max_sessions.div_ceil(4));
         for name in maps::ALL.iter().filter(|name| **name != maps::STAGES) {
             loader.map_pin_path(name, directory.join(name));
         }
