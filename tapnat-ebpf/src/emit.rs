@@ -2,9 +2,7 @@
 //! of a device.
 
 use aya_ebpf::{
-    bindings::{
-        BPF_ANY, BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-    },
+    bindings::{BPF_ANY, BPF_F_INGRESS, TC_ACT_OK, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
         bpf_clone_redirect, bpf_csum_diff, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
         bpf_skb_change_head, bpf_skb_change_tail,
@@ -13,7 +11,7 @@ use aya_ebpf::{
 use tapnat_common::{
     abi::{FragmentKey, HeldKey, MAX_HELD, NextHop},
     checksum,
-    cut::{self, MAX_FRAME},
+    cut::{self, MAX_FRAME, Piece},
     frame::{Frame, LinkAddresses},
     net::{Be16, Be32},
     parse::{Packet, Part, Transport},
@@ -101,24 +99,20 @@ pub fn hold(skb: &Skb, key: &HeldKey) {
 /// Sends a first fragment on, or up to the host, and lets those that waited for it
 /// come by again.
 #[inline(always)]
-pub fn release(skb: &mut Skb, plan: &Plan, datagram: FragmentKey) -> i32 {
-    let Some(whole) = maps::WHOLE.get_ptr_mut(0) else {
-        return TC_ACT_SHOT;
-    };
+pub fn release(skb: &mut Skb, plan: &Plan, datagram: FragmentKey) -> Option<i32> {
+    let whole = maps::WHOLE.get_ptr_mut(0)?;
     // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
     let whole = unsafe { &mut *whole };
     let length = skb.length();
     if length <= MAX_FRAME && skb.read_into(whole, length).is_some() {
         come_again(skb, datagram, plan.held);
-        if skb.replace_with(whole, length).is_none() {
-            return TC_ACT_SHOT;
-        }
+        skb.replace_with(whole, length)?;
     }
     let next_hop = &plan.rewrite.next_hop;
     if next_hop.device == 0 {
-        return TC_ACT_OK;
+        return Some(TC_ACT_OK);
     }
-    forward(skb, next_hop, plan.rewrite.resolve).unwrap_or(TC_ACT_SHOT)
+    forward(skb, next_hop, plan.rewrite.resolve)
 }
 
 /// Lets held fragments come by again, as clones of this skb, into which they are
@@ -169,13 +163,12 @@ pub fn prepare_cut(skb: &mut Skb, packet: &Packet) -> Option<()> {
     complete_checksum(skb, packet, whole)
 }
 
-/// Lets a piece of the packet come by, if there are so many.
+/// Lets a piece of the packet come by.
 #[inline(always)]
-pub fn send_piece(skb: &mut Skb, packet: &Packet, mtu: u16, number: u32) -> Option<()> {
+pub fn send_piece(skb: &mut Skb, packet: &Packet, piece: Piece) -> Option<()> {
     let whole = maps::WHOLE.get_ptr(0)?;
     // SAFETY: as above.
     let whole = unsafe { &*whole };
-    let piece = cut::piece(packet, mtu, number)?;
     let headers = packet.network_offset + packet.header_length;
     skb.replace_with_parts(whole, headers, headers + piece.start, piece.length)?;
     cut::write_header(skb, packet, piece)?;

@@ -44,6 +44,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use tapnat_common::{
     abi::{HeldKey, SWEEP_KEY_BYTES, Sweep, stages, sweep_tables},
+    cut,
     frame::Frame as _,
     nat::{self, Tables as _, firewall::Forwarded},
     parse::{Packet, Part},
@@ -252,7 +253,7 @@ pub fn release(context: TcContext) -> i32 {
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
     let datagram = nat::datagram_key(&scratch.packet, device);
-    emit::release(&mut skb, &scratch.plan, datagram)
+    emit::release(&mut skb, &scratch.plan, datagram).unwrap_or_else(|| lose(&skb))
 }
 
 /// Packets that are too long for the way on, which are to be cut.
@@ -268,7 +269,7 @@ pub fn cut(context: TcContext) -> i32 {
     scratch.piece = 0;
     match emit::prepare_cut(&mut skb, &scratch.packet) {
         Some(()) => go_on(&context, stages::PIECE),
-        None => TC_ACT_SHOT,
+        None => lose(&skb),
     }
 }
 
@@ -281,9 +282,13 @@ pub fn piece(context: TcContext) -> i32 {
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
     let number = scratch.piece;
     scratch.piece += 1;
-    match emit::send_piece(&mut skb, &scratch.packet, scratch.plan.mtu, number) {
+    let Some(piece) = cut::piece(&scratch.packet, scratch.plan.mtu, number) else {
+        // All have come by; the packet itself was only their carrier.
+        return TC_ACT_SHOT;
+    };
+    match emit::send_piece(&mut skb, &scratch.packet, piece) {
         Some(()) => go_on(&context, stages::PIECE),
-        None => TC_ACT_SHOT,
+        None => lose(&skb),
     }
 }
 

@@ -111,20 +111,16 @@ fn from_inside<T: Tables>(
         }
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
-    may_start(packet, key, link, settings, tables, plan)?;
+    may_be_first(packet, key)?;
+    // What is cut comes by again and pays then.
     check_size(packet, route.mtu, plan)?;
+    may_have_more(key, link, settings, tables, plan)?;
     if firewall::asks(settings, plan) {
         return Err(firewall::ask(destination, plan));
     }
     let mut own_address = key.source;
-    let mut is_own = !hairpin && policy::exempts(packet.destination, settings, tables);
-    if !is_own
-        && has_static
-        && let Some(outside) = tables.outside_of(&EndpointKey::whole(key.source))
-    {
-        own_address = outside.address;
-        is_own = true;
-    }
+    let is_exempt = !hairpin && policy::exempts(packet.destination, settings, tables);
+    let is_own = is_exempt || has_whole_address(&mut own_address, settings, tables);
     if !is_own {
         own_address = mapping::outside_address(key.source, settings)?.address;
     }
@@ -171,6 +167,20 @@ fn from_inside<T: Tables>(
     plan.opening.device = device.get();
     plan.opening.until = tables.now().after(lifetime).after(settings.mapping_slack());
     Ok(Next::Map)
+}
+
+/// Whether the guest with this address has an outside one for itself, which it then
+/// becomes.
+#[inline(always)]
+fn has_whole_address<T: Tables>(guest: &mut Be32, settings: &Settings, tables: &T) -> bool {
+    if settings.flags & setting_flags::STATIC_ADDRESSES == 0 {
+        return false;
+    }
+    let Some(outside) = tables.outside_of(&EndpointKey::whole(*guest)) else {
+        return false;
+    };
+    *guest = outside.address;
+    true
 }
 
 /// What the ends of a guest's packet must fulfil, whatever it is.
@@ -257,14 +267,7 @@ const fn is_local_broadcast(packet: &Packet) -> bool {
 
 /// What any first packet must fulfil, wherever it comes from.
 #[inline(always)]
-fn may_start<T: Tables>(
-    packet: &Packet,
-    key: &FlowKey,
-    link: Option<u64>,
-    settings: &Settings,
-    tables: &T,
-    plan: &Plan,
-) -> Result<(), Reason> {
+fn may_be_first(packet: &Packet, key: &FlowKey) -> Result<(), Reason> {
     if packet.time_to_live <= 1 {
         return Err(Reason::TimeToLiveExceeded);
     }
@@ -284,9 +287,6 @@ fn may_start<T: Tables>(
             }
         }
         Transport::Udp | Transport::IcmpQuery | Transport::PortsFixed | Transport::AddressOnly => {}
-    }
-    if key.arrival.device().is_some() {
-        may_have_more(key, link, settings, tables, plan)?;
     }
     Ok(())
 }
@@ -391,7 +391,7 @@ fn from_outside<T: Tables>(
     {
         return Err(Reason::Filtered);
     }
-    may_start(packet, key, None, settings, tables, plan)?;
+    may_be_first(packet, key)?;
     let route = route_in(target, key.source, tables);
     match route.fate {
         Fate::Onward => {}
