@@ -1,6 +1,6 @@
 //! Forwards for the host itself. Its packets to its own outside address go over the loopback, which
 //! no program here sees; so its sockets are led to the guest when they name the outside endpoint, and
-//! told of the outside endpoint when they ask whom they talk to. Costs packets nothing.
+//! told of the outside endpoint when they ask whom they talk to. Costs guests' packets nothing.
 //!
 //! Knows static mappings only, and no session: host and guest then talk by the inside network.
 
