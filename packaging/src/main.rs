@@ -114,6 +114,8 @@ mod tests {
         ] {
             assert!(page.contains(expected), "{expected}: {page}");
         }
+        let page = fs::read_to_string(directory.path().join("man/tapnat-run.1")).unwrap();
+        assert!(page.contains("SIGTERM take everything away"), "{page}");
     }
 
     #[test]

@@ -51,45 +51,149 @@ pub struct Cli {
     command: Command,
 }
 
+/// What a verb's help says stands here: clap leaves out what its arguments' type says of itself.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Translate packets until a signal comes, then take everything away
+    ///
+    /// Stays in the foreground. Prints a line that begins `tapnat ready` when packets are translated,
+    /// and tells the service manager. SIGINT and SIGTERM take everything away and restore what was
+    /// changed. SIGHUP has the configuration file read again, as `tapnat reload` does. After SIGKILL
+    /// packets go on being translated, the next `tapnat run` takes over, and `tapnat down` takes
+    /// everything away.
     Run(Box<run::Arguments>),
     /// Read the configuration file again, with no session lost
+    ///
+    /// Applies what has changed in the file, with no session lost; or, if something in it is wrong or
+    /// needs a restart, nothing, and says why. SIGHUP does the same.
     Reload(reload::Arguments),
     /// Ask the host's firewall again about the sessions that are there
+    ///
+    /// For when its rules have changed: sessions that it does not let through any more end.
     Revalidate(revalidate::Arguments),
     /// Say what is wrong in a configuration file
+    ///
+    /// Reads the file as `tapnat run --config` would and refuses what is wrong in it, without looking at
+    /// the host and without root.
     Check(check::Arguments),
     /// Say what keeps guests from the world, and the way out
+    ///
+    /// Looks at the kernel, the uplink, the firewall, networks, MTUs and offloads, at what instances left,
+    /// and around an instance that translates; changes nothing. Ends with 0 when no problem was found
+    /// (there may be warnings and notes), with 3 when there is one, and with 1 when it could not look.
+    ///
+    /// The JSON is an object with the version of all of tapnat's JSON in `schema` and the array
+    /// `findings`, gravest first: `level` (`problem`, `warning`, `note` or `ok`), `topic`, `what`, and
+    /// `why` and `way_out`, which are null where there is nothing to say.
     Doctor(doctor::Arguments),
     /// Show the sessions of an instance
+    ///
+    /// With `tapnat run --count`, packets and bytes are shown as OUTBOUND/INBOUND. On a terminal, columns
+    /// at the right that do not fit are left out (what sessions are sorted by is not at the right);
+    /// `tapnat flows | cat` has them all.
+    ///
+    /// Conditions of one kind are alternatives (`--protocol tcp,icmp`), those of different kinds must all
+    /// hold. The tables know when a session's last packet came, not when it began: that is what
+    /// `--older` and `--newer` go by.
+    ///
+    /// The JSON is an array of objects: `protocol`, `inside`, `outside` and `remote` (each an `address`
+    /// and a `port`), `state`, `idle_seconds`, `expires_in_seconds`, and with `tapnat run --count`
+    /// `packets` and `bytes` (each `outbound` and `inbound`). With `--by`: `group`, `sessions`, and these.
     Flows(flows::Arguments),
     /// Show the mappings of inside to outside endpoints
+    ///
+    /// The JSON is an array of objects: `protocol`, `inside` and `outside` (each an `address` and a
+    /// `port`), `kind`, `sessions` and `expires_in_seconds`, which is null for a static mapping.
     Mappings(mappings::Arguments),
     /// Show who is behind an instance
+    ///
+    /// Guests that sent something to the world since the instance began and were not forgotten for want
+    /// of room. LIMIT is what SESSIONS can be; REFUSED counts new sessions that this limit, or the one on
+    /// new sessions in a second, refused. With `tapnat run --count`, packets and bytes of the sessions
+    /// that there are stand there as OUTBOUND/INBOUND.
+    ///
+    /// The JSON is an array of objects: `address`, `device`, `link_address`, `sessions`, `refused`,
+    /// `max_sessions`, `max_new_sessions`, and `packets` and `bytes` where they are counted.
     Guests(guests::Arguments),
     /// Print what an instance does for Prometheus, or answer its scrapes
+    ///
+    /// Prints the metrics once, in the `OpenMetrics` text format; or answers scrapers until it is killed.
+    /// Works without the process of `tapnat run`, and changes nothing.
     Metrics(metrics::Arguments),
     /// Draw the network, with what passes now
+    ///
+    /// Guests, their devices, tapnat, the uplink and the world, with what passes in a second, and below
+    /// the ports and addresses that lead to guests. Works without the process of `tapnat run`, and
+    /// changes nothing. Rates of guests and remotes need `tapnat run --count`.
+    ///
+    /// The JSON is one object with the version of all of tapnat's JSON in `schema`.
     Map(map::Arguments),
     /// Show live what an instance does: guests, rates, sessions, drops
+    ///
+    /// Guests, rates, the busiest sessions, what is dropped and why, and ports in use. Works without the
+    /// process of `tapnat run`, and changes nothing. Rates of guests and sessions need `tapnat run
+    /// --count`; those of devices are the kernel's, with the host's own traffic.
+    ///
+    /// Keys: q, Esc or Ctrl-C ends; Tab goes to the next list, which gets the room; the arrows, page keys
+    /// and Home scroll it; s sorts the guests by something else; p or Space holds the view; + and - change how
+    /// often it is drawn; h shows the keys.
+    ///
+    /// The JSON is one object with the version of all of tapnat's JSON in `schema`, of two looks.
     Top(top::Arguments),
     /// Show what an instance does and how it fares
+    ///
+    /// The JSON is one object with the version of all of tapnat's JSON in `schema`.
     Status(status::Arguments),
     /// Show what becomes of packets, one by one, as they come
+    ///
+    /// Where they arrived, for which reason they left, their headers before and after. Ends by Ctrl-C, or by itself after `--count` packets or `--seconds`.
+    ///
+    /// Filters work in the kernel; several of them must all hold, and one of an address or port holds if
+    /// it is that of either end, before or after. Nothing of the instance is changed, and it is as quick
+    /// as ever when the trace is over, however that ends. While it lasts each packet costs some hundreds
+    /// of nanoseconds more. What comes faster than it can be shown is counted at the end.
+    ///
+    /// The JSON is one object a line: `schema`, `time`, `device`, `role`, `reason`, `outcome`, and the
+    /// headers `before` and `after` (null if it did not leave, or went to the host as it was).
     Trace(Box<trace::Arguments>),
     /// Say what would become of a packet, and why
+    ///
+    /// Decides about a packet that is not sent, by the datapath's own rules, over the tables as they are
+    /// now; and says what became of packets so far, by reason. Changes nothing, and sends nothing.
+    ///
+    /// With `--to`, the packet is the first of a flow from the guest: for TCP a SYN, without a port a
+    /// ping. With `--from`, it comes from the world. Ends with 0 when it would get through or go to the
+    /// host, with 3 when it would be dropped, and with 1 when that cannot be told.
     Why(why::Arguments),
     /// Lead ports of an outside address to guests
+    ///
+    /// A forward works from the world, from guests, and from the host itself, over the outside address;
+    /// `localhost` is not led anywhere.
+    ///
+    /// It stays until it is removed or the instance is taken down; `tapnat run --config` has a place for
+    /// those that are always to be there.
     Forward(forward::Arguments),
     /// Give guests outside addresses of their own
+    ///
+    /// Packets to the outside address go to the guest, whatever their protocol and port, and those of the
+    /// guest go out with it. The address must not be one that other guests are translated to. The
+    /// address is put on the uplink if no device has it; one of a network that is not the uplink's has to
+    /// be routed here.
     Static(static_address::Arguments),
     /// For QEMU's `script=`: see to it that a guest's tap is served
+    ///
+    /// Joins the instance if it runs. Else starts one in the background, with its configuration file
+    /// (/etc/tapnat/tapnat.toml) if there is one, and waits until the tap is served. Called as
+    /// `qemu-ifup` tapnat does this, too: link /usr/bin/tapnat there.
     QemuIfup(qemu::Up),
     /// For QEMU's `downscript=`: end what was started for the last guest
+    ///
+    /// An instance that `qemu-ifup` started ends with its last tap; any other one goes on.
     QemuIfdown(qemu::Down),
     /// End an instance and take everything away that it changed
+    ///
+    /// Works whether the instance's process runs, was killed, or never finished its start. An instance
+    /// that does not exist is no failure.
     Down(down::Arguments),
 }
 

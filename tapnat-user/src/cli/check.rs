@@ -7,8 +7,6 @@ use clap::Args;
 
 use super::{Instance, file, print, run};
 
-/// Reads the file as `tapnat run --config` would and refuses what is wrong in it, without looking at
-/// the host and without root.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -15,13 +15,6 @@ use crate::{
 /// Ends with this when there is a problem.
 const PROBLEM: u8 = 3;
 
-/// Looks at the kernel, the uplink, the firewall, networks, MTUs and offloads, at what instances left,
-/// and around an instance that translates; changes nothing. Ends with 0 when no problem was found
-/// (there may be warnings and notes), with 3 when there is one, and with 1 when it could not look.
-///
-/// The JSON is an object with the version of all of tapnat's JSON in `schema` and the array
-/// `findings`, gravest first: `level` (`problem`, `warning`, `note` or `ok`), `topic`, `what`, and
-/// `why` and `way_out`, which are null where there is nothing to say.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -6,8 +6,6 @@ use clap::Args;
 use super::Instance;
 use crate::daemon;
 
-/// Works whether the instance's process runs, was killed, or never finished its start. An instance
-/// that does not exist is no failure.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -32,17 +32,6 @@ const HEAD: usize = 2;
 const UNCOUNTED: &str = "packets and bytes are not counted: end the instance, and start it with \
                          `tapnat run --count`";
 
-/// With `tapnat run --count`, packets and bytes are shown as OUTBOUND/INBOUND. On a terminal, columns
-/// at the right that do not fit are left out (what sessions are sorted by is not at the right);
-/// `tapnat flows | cat` has them all.
-///
-/// Conditions of one kind are alternatives (`--protocol tcp,icmp`), those of different kinds must all
-/// hold. The tables know when a session's last packet came, not when it began: that is what
-/// `--older` and `--newer` go by.
-///
-/// The JSON is an array of objects: `protocol`, `inside`, `outside` and `remote` (each an `address`
-/// and a `port`), `state`, `idle_seconds`, `expires_in_seconds`, and with `tapnat run --count`
-/// `packets` and `bytes` (each `outbound` and `inbound`). With `--by`: `group`, `sessions`, and these.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

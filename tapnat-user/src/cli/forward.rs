@@ -26,11 +26,6 @@ const COLUMNS: [Column; 6] = [
     Column::number("SESSIONS"),
 ];
 
-/// A forward works from the world, and from guests over the outside address. It does not work from
-/// the host itself, whose own packets never pass the datapath: there, use the guest's address.
-///
-/// It stays until it is removed or the instance is taken down; `tapnat run --config` has a place for
-/// those that are always to be there.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -46,6 +41,10 @@ enum Verb {
     /// Take forwards away; connections that came in through them go on
     Remove(Remove),
     /// Show the forwards
+    ///
+    /// The JSON is an array of objects: `protocol`, `outside` and `inside` (each the `address` and the
+    /// first `port`), `ports` (how many there are), `from`, `made_by` (`config` or `command`),
+    /// `address_given` (whether it was made for this outside address) and `sessions`.
     List(Show),
 }
 
@@ -87,9 +86,6 @@ struct Remove {
     outside_address: Option<Ipv4Addr>,
 }
 
-/// The JSON is an array of objects: `protocol`, `outside` and `inside` (each the `address` and the
-/// first `port`), `ports` (how many there are), `from`, `made_by` (`config` or `command`),
-/// `address_given` (whether it was made for this outside address) and `sessions`.
 #[derive(Debug, Args)]
 struct Show {
     #[command(flatten)]

@@ -19,13 +19,6 @@ const COLUMNS: [Column; 8] = [
 /// So many are there without `tapnat run --count`.
 const UNCOUNTED: usize = 6;
 
-/// Guests that sent something to the world since the instance began and were not forgotten for want
-/// of room. LIMIT is what SESSIONS can be; REFUSED counts new sessions that this limit, or the one on
-/// new sessions in a second, refused. With `tapnat run --count`, packets and bytes of the sessions
-/// that there are stand there as OUTBOUND/INBOUND.
-///
-/// The JSON is an array of objects: `address`, `device`, `link_address`, `sessions`, `refused`,
-/// `max_sessions`, `max_new_sessions`, and `packets` and `bytes` where they are counted.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

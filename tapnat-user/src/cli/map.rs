@@ -31,11 +31,6 @@ const MOST_GUESTS: usize = 5;
 const MOST_REMOTES: usize = 4;
 const MOST_ADDRESSES: usize = 4;
 
-/// Guests, their devices, tapnat, the uplink and the world, with what passes in a second, and below
-/// the ports and addresses that lead to guests. Works without the process of `tapnat run`, and
-/// changes nothing. Rates of guests and remotes need `tapnat run --count`.
-///
-/// The JSON is one object with the version of all of tapnat's JSON in `schema`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Write the picture to a file as SVG instead

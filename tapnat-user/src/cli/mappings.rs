@@ -15,8 +15,6 @@ const COLUMNS: [Column; 6] = [
     Column::number("EXPIRES"),
 ];
 
-/// The JSON is an array of objects: `protocol`, `inside` and `outside` (each an `address` and a
-/// `port`), `kind`, `sessions` and `expires_in_seconds`, which is null for a static mapping.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -14,8 +14,6 @@ const PATH: &str = "/metrics";
 /// <https://github.com/prometheus/OpenMetrics>
 const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Prints the metrics once, in the `OpenMetrics` text format; or answers scrapers until it is killed.
-/// Works without the process of `tapnat run`, and changes nothing.
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Answer HTTP requests for /metrics here instead, such as 127.0.0.1:9477

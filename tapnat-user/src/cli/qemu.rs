@@ -28,9 +28,6 @@ const STARTED: &str = "started-by-qemu-ifup";
 const PATIENCE: Duration = Duration::from_secs(10);
 const PERIOD: Duration = Duration::from_millis(20);
 
-/// Joins the instance if it runs. Else starts one in the background, with its configuration file
-/// (/etc/tapnat/tapnat.toml) if there is one, and waits until the tap is served. Called as
-/// `qemu-ifup` tapnat does this, too: link /usr/bin/tapnat there.
 #[derive(Debug, Args)]
 pub struct Up {
     /// The tap, as QEMU says
@@ -49,7 +46,6 @@ pub struct Up {
     instance: Instance,
 }
 
-/// An instance that `qemu-ifup` started ends with its last tap; any other one goes on.
 #[derive(Debug, Args)]
 pub struct Down {
     /// The tap, as QEMU says

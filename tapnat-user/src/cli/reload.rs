@@ -6,8 +6,6 @@ use clap::Args;
 use super::{Instance, forward::change};
 use crate::control::Request;
 
-/// Applies what has changed in the file, with no session lost; or, if something in it is wrong or
-/// needs a restart, nothing, and says why. SIGHUP does the same.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

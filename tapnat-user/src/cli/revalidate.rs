@@ -7,8 +7,6 @@ use tapnat_common::abi::setting_flags;
 use super::Instance;
 use crate::{datapath::Pins, host::bpffs, sweep};
 
-/// Asks the host's firewall again about the sessions that are there, after its rules have changed:
-/// those that it does not let through any more end.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

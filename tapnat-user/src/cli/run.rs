@@ -39,11 +39,6 @@ use crate::{
     uplink_hook::UplinkHook,
 };
 
-/// Stays in the foreground. Prints a line that begins `tapnat ready` when packets are translated,
-/// and tells the service manager. SIGINT and SIGTERM take everything away and restore what was
-/// changed. SIGHUP has the configuration file read again, as `tapnat reload` does. After SIGKILL
-/// packets go on being translated, the next `tapnat run` takes over, and `tapnat down` takes
-/// everything away.
 #[derive(Debug, Args)]
 #[expect(
     clippy::struct_excessive_bools,

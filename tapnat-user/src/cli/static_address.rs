@@ -26,10 +26,6 @@ const COLUMNS: [Column; 4] = [
     Column::text("MADE BY"),
 ];
 
-/// Packets to the outside address go to the guest, whatever their protocol and port, and those of the
-/// guest go out with it. The address must not be one that other guests are translated to. The
-/// address is put on the uplink if no device has it; one of a network that is not the uplink's has to
-/// be routed here.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -45,6 +41,9 @@ enum Verb {
     /// Take it back; sessions that go on keep it
     Remove(Remove),
     /// Show which guests have one
+    ///
+    /// The JSON is an array of objects: `outside` and `inside` (addresses), `from` and `made_by`
+    /// (`config` or `command`).
     List(Show),
 }
 
@@ -70,8 +69,6 @@ struct Remove {
     outside: Ipv4Addr,
 }
 
-/// The JSON is an array of objects: `outside` and `inside` (addresses), `from` and `made_by`
-/// (`config` or `command`).
 #[derive(Debug, Args)]
 struct Show {
     #[command(flatten)]

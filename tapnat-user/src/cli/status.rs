@@ -14,7 +14,6 @@ use crate::{
 /// At most so many guests are shown to people: those that were refused the most.
 const MOST_GUESTS: usize = 5;
 
-/// The JSON is one object with the version of all of tapnat's JSON in `schema`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -33,15 +33,6 @@ const ATTENTION: Duration = Duration::from_millis(200);
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_mins(1);
 
-/// Guests, rates, the busiest sessions, what is dropped and why, and ports in use. Works without the
-/// process of `tapnat run`, and changes nothing. Rates of guests and sessions need `tapnat run
-/// --count`; those of devices are the kernel's, with the host's own traffic.
-///
-/// Keys: q, Esc or Ctrl-C ends; Tab goes to the next list, which gets the room; the arrows, page keys
-/// and Home scroll it; s sorts the guests by something else; p or Space holds the view; + and - change how
-/// often it is drawn; h shows the keys.
-///
-/// The JSON is one object with the version of all of tapnat's JSON in `schema`, of two looks.
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Look anew so often

@@ -39,16 +39,6 @@ const HEADER_BYTES: u32 = 192;
 /// How often it is looked whether the datapath has new programs.
 const RENEWAL: Duration = Duration::from_secs(1);
 
-/// Shows packets of an instance as they come: where they arrived, for which reason they left, their
-/// headers before and after. Ends by Ctrl-C, or by itself after `--count` packets or `--seconds`.
-///
-/// Filters work in the kernel; several of them must all hold, and one of an address or port holds if
-/// it is that of either end, before or after. Nothing of the instance is changed, and it is as quick
-/// as ever when the trace is over, however that ends. While it lasts each packet costs some hundreds
-/// of nanoseconds more. What comes faster than it can be shown is counted at the end.
-///
-/// The JSON is one object a line: `schema`, `time`, `device`, `role`, `reason`, `outcome`, and the
-/// headers `before` and `after` (null if it did not leave, or went to the host as it was).
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Only of this guest

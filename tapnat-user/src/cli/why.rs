@@ -25,12 +25,6 @@ use crate::{
 /// Ends with this when the packet does not get through.
 const REFUSED: u8 = 3;
 
-/// Decides about a packet that is not sent, by the datapath's own rules, over the tables as they are
-/// now; and says what became of packets so far, by reason. Changes nothing, and sends nothing.
-///
-/// With `--to`, the packet is the first of a flow from the guest: for TCP a SYN, without a port a
-/// ping. With `--from`, it comes from the world. Ends with 0 when it would get through or go to the
-/// host, with 3 when it would be dropped, and with 1 when that cannot be told.
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Whose packets [default: the only guest there is]
