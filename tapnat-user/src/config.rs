@@ -108,7 +108,8 @@ pub struct Config {
     /// What is always let in from outside.
     pub forwards: Vec<Forward>,
     /// How long memory and ports that are free again rest before they are given back.
-    pub sweep_interval: Duration,
+    /// None: as long as is of use.
+    pub sweep_interval: Option<Duration>,
 }
 
 /// A mode for TCP and one for everything else.

@@ -504,10 +504,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{
-            Attach, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL, Firewall,
-            PerProtocol,
-        },
+        config::{Attach, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, Firewall, PerProtocol},
         host::{
             netlink::{Address, Device},
             tap::Queues,
@@ -593,7 +590,7 @@ mod tests {
             attach: Attach::Auto,
             uplink_hook: UplinkHook::Auto,
             forwards: Vec::new(),
-            sweep_interval: DEFAULT_SWEEP_INTERVAL,
+            sweep_interval: None,
         }
     }
 

@@ -2,9 +2,11 @@
 //! worth asking about; the datapath's sweep program decides and removes, as only it can count a
 //! session out while packets come.
 //!
-//! The datapath treats what is over as absent, so nothing hangs on when the sweep comes. It goes
+//! The datapath treats what is over as absent, so nothing hangs on when the sweep comes ([`pace`]). It goes
 //! through the tables in slices of a few milliseconds and rests between them, so that signals and
 //! the network are answered at once and it never takes much of a processor.
+
+mod pace;
 
 use std::{
     collections::HashSet,
@@ -14,6 +16,7 @@ use std::{
 
 use anyhow::Result;
 use aya::Pod;
+use rustix::time::{ClockId, clock_gettime};
 use tapnat_common::{
     abi::{
         EndpointKey, FlowKey, Mapping, Permission, PermissionKey, SWEEP_KEY_BYTES, SWEEP_KEYS,
@@ -26,7 +29,11 @@ use tapnat_common::{
 };
 use tokio::time::{Instant as Timer, sleep_until};
 
-use crate::tables::{PinnedTables, Walk};
+use self::pace::{Pace, Signs, refuses, starts};
+use crate::{
+    config::DEFAULT_SWEEP_INTERVAL,
+    tables::{PinnedTables, Walk},
+};
 
 /// How soon a walk in a hurry begins: a slice that has just been done may rest.
 const SOON: Duration = Duration::from_millis(100);
@@ -48,8 +55,17 @@ pub trait Remover {
 /// What the sweep of an instance is at.
 #[derive(Debug)]
 pub struct Sweep {
-    interval: Duration,
+    pace: Pace,
     next: Timer,
+    /// A walk is under way, or is to begin whatever it takes.
+    is_wanted: bool,
+    /// There is little room for sessions.
+    is_full: bool,
+    /// When the last walk ended.
+    ended: Timer,
+    /// What this walk has taken of a processor, and removed.
+    spent: Duration,
+    removed: u64,
     stage: Stage,
     /// Guests without sessions when they were last looked at.
     idle: HashSet<Be32>,
@@ -70,12 +86,19 @@ enum Stage {
 }
 
 impl Sweep {
-    /// Begins to walk after an `interval`, and again so long after the end of each walk.
+    /// Begins to walk after an `interval`, and again so long after the end of each walk; with none
+    /// given, whenever it is of use.
     #[must_use]
-    pub fn new(interval: Duration) -> Self {
+    pub fn new(interval: Option<Duration>) -> Self {
+        let pace = pace(interval);
         Self {
-            interval,
-            next: Timer::now() + interval,
+            pace,
+            next: Timer::now() + pace.interval(),
+            is_wanted: true,
+            is_full: false,
+            ended: Timer::now(),
+            spent: Duration::ZERO,
+            removed: 0,
             stage: Stage::Sessions(Walk::default()),
             idle: HashSet::new(),
             mapped: Ports::default(),
@@ -84,13 +107,24 @@ impl Sweep {
     }
 
     /// Changes the interval, from the next walk on.
-    pub fn set_interval(&mut self, interval: Duration) {
-        self.interval = interval;
+    pub fn set_interval(&mut self, interval: Option<Duration>) {
+        self.pace = pace(interval);
     }
 
     /// Begins a walk now, unless one is under way.
     pub fn hurry(&mut self) {
         self.next = self.next.min(Timer::now() + SOON);
+        self.is_wanted = true;
+    }
+
+    /// Walks more often while there is little room for sessions, as long as that helps.
+    pub fn press(&mut self, is_full: bool) {
+        self.is_full = is_full;
+        if is_full && self.pace.is_fixed() {
+            self.hurry();
+        } else if is_full {
+            self.next = self.next.min(Timer::now() + SOON);
+        }
     }
 
     /// Waits until there is something to do.
@@ -109,15 +143,53 @@ impl Sweep {
         remover: &impl Remover,
         now: Instant,
     ) -> Result<()> {
-        let begin = Clock::now();
-        let stage = mem::replace(&mut self.stage, Stage::Sessions(Walk::default()));
+        let (begin, used) = (Clock::now(), processor_time());
         // Until it is known that there is more to do at once.
-        self.next = Timer::now() + self.interval;
-        if let Some(stage) = self.slice(stage, tables, remover, now)? {
+        self.next = Timer::now() + self.pace.interval();
+        if !self.is_wanted && !self.pace.is_due(self.ended.elapsed(), self.signs(tables)?) {
+            return Ok(());
+        }
+        self.is_wanted = false;
+        let stage = mem::replace(&mut self.stage, Stage::Sessions(Walk::default()));
+        let next = self.slice(stage, tables, remover, now)?;
+        self.spent += processor_time().saturating_sub(used);
+        if let Some(stage) = next {
             self.stage = stage;
+            self.is_wanted = true;
             self.next = Timer::now() + begin.elapsed() * REST;
+        } else {
+            let spent = mem::take(&mut self.spent);
+            let count = mem::take(&mut self.removed);
+            self.ended = Timer::now();
+            let signs = self.signs(tables)?;
+            self.pace.walked(spent, count, signs);
         }
         Ok(())
+    }
+
+    /// What the tables say of how much a walk is wanted.
+    fn signs(&self, tables: &PinnedTables) -> Result<Signs> {
+        let mut signs = Signs {
+            capacity: tables.session_capacity()?,
+            is_full: self.is_full,
+            ..Signs::default()
+        };
+        for (reason, counter) in tables.counters()? {
+            if starts(reason) {
+                signs.started += counter.packets;
+            }
+            if refuses(reason) {
+                signs.refused += counter.packets;
+            }
+        }
+        let most = u64::from(tables.settings()?.guest_max_sessions);
+        let (guests, capacity) = tables.guests()?;
+        signs.is_tight = guests.len() > capacity as usize / 2
+            || (most != 0
+                && guests
+                    .iter()
+                    .any(|(_, guest)| u64::from(guest.sessions) * 4 >= most * 3));
+        Ok(signs)
     }
 
     /// Does a slice of a stage. Returns with which to go on, or `None` after the last.
@@ -141,7 +213,7 @@ impl Sweep {
                         keys.add(key)?;
                     }
                 }
-                keys.finish()?;
+                self.removed += keys.finish()?;
                 if walk.is_over() {
                     self.mapped = Ports::none();
                     Stage::Mappings(Walk::default())
@@ -157,7 +229,7 @@ impl Sweep {
                         keys.add(outside)?;
                     }
                 }
-                keys.finish()?;
+                self.removed += keys.finish()?;
                 if walk.is_over() {
                     Stage::Permissions(Walk::default())
                 } else {
@@ -173,7 +245,7 @@ impl Sweep {
                         keys.add(key)?;
                     }
                 }
-                keys.finish()?;
+                self.removed += keys.finish()?;
                 if walk.is_over() {
                     Stage::Guests
                 } else {
@@ -206,7 +278,7 @@ impl Sweep {
         for address in idle.intersection(&self.idle) {
             keys.add(address)?;
         }
-        keys.finish()?;
+        self.removed += keys.finish()?;
         self.idle = idle;
         Ok(())
     }
@@ -246,11 +318,27 @@ impl Sweep {
         for port in unused.intersection(&self.unused) {
             keys.add(port)?;
         }
-        keys.finish()?;
+        self.removed += keys.finish()?;
         self.unused = unused;
         self.mapped = Ports::default();
         Ok(())
     }
+}
+
+fn pace(interval: Option<Duration>) -> Pace {
+    Pace::new(
+        interval.unwrap_or(DEFAULT_SWEEP_INTERVAL),
+        interval.is_some(),
+    )
+}
+
+/// What this thread has used of processors.
+fn processor_time() -> Duration {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(
+        used.tv_sec.cast_unsigned(),
+        u32::try_from(used.tv_nsec).unwrap_or(0),
+    )
 }
 
 /// Ports of the outside addresses: a set for each address, class and parity.
@@ -312,6 +400,7 @@ struct Keys<'a, R> {
     remover: &'a R,
     packet: Vec<u8>,
     count: u32,
+    removed: u64,
 }
 
 impl<'a, R: Remover> Keys<'a, R> {
@@ -321,6 +410,7 @@ impl<'a, R: Remover> Keys<'a, R> {
             remover,
             packet: Vec::new(),
             count: 0,
+            removed: 0,
         }
     }
 
@@ -339,13 +429,15 @@ impl<'a, R: Remover> Keys<'a, R> {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    /// Has the rest dealt with. Returns how many entries were removed in all.
+    fn finish(&mut self) -> Result<u64> {
         if self.count != 0 {
-            self.remover.remove(&self.packet, self.count)?;
+            let removed = self.remover.remove(&self.packet, self.count)?;
+            self.removed += u64::from(removed);
             self.packet.clear();
             self.count = 0;
         }
-        Ok(())
+        Ok(self.removed)
     }
 }
 

@@ -26,10 +26,10 @@ use super::{
 };
 use crate::{
     config::{
-        Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DEFAULT_SWEEP_INTERVAL,
-        DeviceName, Firewall, Inside, MOST_SESSIONS, OutsideAddresses, PerProtocol,
-        default_guest_max_sessions, parse_destinations, parse_domain, parse_duration,
-        parse_filtering_choice, parse_mapping_choice,
+        Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DeviceName, Firewall, Inside,
+        MOST_SESSIONS, OutsideAddresses, PerProtocol, default_guest_max_sessions,
+        parse_destinations, parse_domain, parse_duration, parse_filtering_choice,
+        parse_mapping_choice,
     },
     daemon::{self, Reread},
     dhcp::Advice,
@@ -233,7 +233,8 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value_t)]
     uplink_hook: UplinkHook,
 
-    /// How long to wait between two searches for what is over [default: 10s]
+    /// How long to wait between two searches for what is over [default: 10s, and longer while nothing
+    /// needs the room]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, hide = true)]
     sweep_interval: Option<Ticks>,
 
@@ -350,9 +351,7 @@ impl Arguments {
             forwards,
             sweep_interval: self
                 .sweep_interval
-                .map_or(DEFAULT_SWEEP_INTERVAL, |interval| {
-                    Duration::from_millis(interval.milliseconds())
-                }),
+                .map(|interval| Duration::from_millis(interval.milliseconds())),
         }
     }
 }

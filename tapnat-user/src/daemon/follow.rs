@@ -167,6 +167,8 @@ impl Daemon {
             }
             set_outside(&mut settings, &known.outside);
             self.known = known;
+            // What stood on an address or a device that is gone is over.
+            self.sweep.hurry();
         }
         settings.generation = settings.generation.wrapping_add(1);
         settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();

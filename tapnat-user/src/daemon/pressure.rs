@@ -67,9 +67,7 @@ impl Pressure {
             settings.timeouts.unanswered = unanswered;
             tables.set_settings(&settings)?;
         }
-        if is_on {
-            sweep.hurry();
-        }
+        sweep.press(is_on);
         Ok(())
     }
 }

@@ -89,6 +89,8 @@ impl Daemon {
             notes.push("the uplink has no address: no new sessions until it has one".to_owned());
         }
         self.sweep.set_interval(config.sweep_interval);
+        // By shorter timeouts much may be over.
+        self.sweep.hurry();
         self.answers = answers(config);
         self.known = known;
         Ok(notes)
