@@ -22,8 +22,8 @@ use tapnat_testbed::{
 
 /// Where the built program is found, see `cargo xtask test`.
 const PROGRAM: &str = "TAPNAT_BIN";
-/// How long a start or an end may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a start or an end may take on a busy machine, which may be emulated.
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 const PINS: &str = "/sys/fs/bpf/tapnat";
 const RUN: &str = "/run/tapnat";
@@ -37,6 +37,8 @@ static SWEEP: Once = Once::new();
 pub struct Instance {
     host: Namespace,
     name: String,
+    /// In place of the one that is tested.
+    program: Option<OsString>,
 }
 
 impl Instance {
@@ -48,7 +50,25 @@ impl Instance {
         Self {
             host: host.clone(),
             name: format!("{PREFIX}{}-{number}", std::process::id()),
+            program: None,
         }
+    }
+
+    /// Lets another build of the program run from now on.
+    pub fn use_program(&mut self, program: impl Into<OsString>) {
+        self.program = Some(program.into());
+    }
+
+    /// What the program says that it is.
+    ///
+    /// # Errors
+    /// The program is not known, or does not start.
+    pub fn version(&self) -> Result<String> {
+        self.host.command(self.program()?).arg("--version").run()
+    }
+
+    fn program(&self) -> Result<OsString> {
+        self.program.clone().map_or_else(program, Ok)
     }
 
     /// The name, for `--instance`.
@@ -83,7 +103,7 @@ impl Instance {
     /// The program is not known.
     pub fn command_in(&self, host: &Namespace, verb: &str) -> Result<Command> {
         Ok(host
-            .command(program()?)
+            .command(self.program()?)
             .args([verb, "--instance", &self.name])
             .timeout(PATIENCE))
     }

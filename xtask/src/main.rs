@@ -20,6 +20,7 @@ mod run;
 mod setup;
 mod soak;
 mod test;
+mod upgrade;
 
 /// Development commands of tapnat.
 #[derive(Parser)]

@@ -1,8 +1,8 @@
 //! `cargo xtask test`: runs the tests with Cargo's own runner, which has the last word. Owns which
 //! tests are run; knows nothing about what they test. Tests inside the crates need no root; test
 //! programs (`tests/` of a crate) may, and find the built `tapnat` in the environment variable
-//! `TAPNAT_BIN` and the guest's kernel in `TAPNAT_GUEST_KERNEL`. What `dist` needs takes minutes to
-//! make, so most of it runs only when it is named.
+//! `TAPNAT_BIN` and the guest's kernel in `TAPNAT_GUEST_KERNEL`. What `dist` and
+//! `upgrade` need takes minutes to make, so most of it runs only when they are named.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::setup::{self, Group};
-use crate::{build, command, dist, rfc};
+use crate::{build, command, dist, rfc, upgrade};
 
 /// A directory laid out as `setup` leaves it; a developer may set it to try another kernel.
 const GUEST_KERNEL: &str = "TAPNAT_GUEST_KERNEL";
@@ -82,6 +82,13 @@ pub fn run(options: &Options) -> Result<()> {
         }
         if selection == Selection::Program("dist".to_owned()) {
             add_packages(&mut cargo)?;
+        }
+        if selection == Selection::Program("upgrade".to_owned()) {
+            let others = upgrade::build()?;
+            cargo
+                .arg("--include-ignored")
+                .env("TAPNAT_NEXT_BIN", others.next)
+                .env("TAPNAT_OTHER_LAYOUT_BIN", others.other_layout);
         }
         command::run(&mut cargo)?;
     }
