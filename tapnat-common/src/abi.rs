@@ -303,9 +303,11 @@ pub mod tcp_state {
     /// The host's firewall has to be asked about the session again. In both halves,
     /// until a packet of the one that began it was accepted; not TCP's alone.
     pub const TO_ASK: u8 = 1 << 4;
-    /// It was asked, in the slot [`super::Session::confirmed`]. In the half that
-    /// began the session.
+    /// A packet of this half has come by since, the first in the slot
+    /// [`super::Session::confirmed`].
     pub const ASKED: u8 = 1 << 5;
+    /// What the firewall has to do with it.
+    pub const FIREWALL: u8 = TO_ASK | ASKED;
     /// The state in which a packet without SYN, FIN and RST changes nothing.
     pub const STEADY: u8 = SYN | OPEN;
 }
@@ -824,6 +826,9 @@ pub mod setting_flags {
     pub const ROAMING: u32 = 1 << 8;
     /// The host's FORWARD chain decides about sessions' first packets.
     pub const ASK_FIREWALL: u32 = 1 << 9;
+    /// For whoever writes it: every session that was there is asked about again, or
+    /// was accepted.
+    pub const FIREWALL_KNOWS: u32 = 1 << 13;
     /// For whoever reads the tables: [`programs::OUTSIDE_XDP`](super::programs::OUTSIDE_XDP)
     /// is at the uplink.
     pub const XDP: u32 = 1 << 10;

@@ -174,6 +174,10 @@ pub fn forwarded<F: Frame, T: Tables>(
     tables: &T,
     packet: &mut Packet,
 ) -> Forwarded {
+    // Most come here translated, or have nothing to do with guests.
+    if !firewall::may_be_asked(from, frame.load(frame.link_length()), tables) {
+        return Forwarded::Leave;
+    }
     frame.pull(ALL_HEADERS);
     // Nothing that was asked about is of this kind.
     if parse::parse(frame, packet).is_err() {
@@ -182,7 +186,7 @@ pub fn forwarded<F: Frame, T: Tables>(
     let forwarded = firewall::forwarded(packet, from, out, tables);
     if let Forwarded::Accepted(destination, _) = &forwarded {
         // The hop that the host took from it is ours to take.
-        let time_to_live = packet.time_to_live.wrapping_add(1);
+        let time_to_live = packet.time_to_live.saturating_add(1);
         if rewrite::redirect(frame, packet, destination, time_to_live).is_none() {
             return Forwarded::Drop(Reason::RewriteFailed);
         }

@@ -264,7 +264,7 @@ impl Default for Opening {
 /// reason's outcome needs them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The host's firewall has accepted the packet.
+    /// The host's firewall has accepted the packet: set before the plan begins.
     pub accepted: bool,
     /// For [`Outcome::Forward`].
     pub rewrite: Rewrite,
@@ -292,8 +292,7 @@ impl Plan {
     /// looked at keeps what it had: it is long, and this target clears memory byte
     /// by byte.
     #[inline(always)]
-    pub fn begin(&mut self, accepted: bool) {
-        self.accepted = accepted;
+    pub fn begin(&mut self) {
         // It says that a packet is for the host.
         self.rewrite.next_hop.device = 0;
         self.error_source = Be32::ZERO;

@@ -34,7 +34,7 @@ use core::num::NonZeroU32;
 use aya_ebpf::{
     Global,
     bindings::{
-        TC_ACT_OK, TC_ACT_SHOT,
+        TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
         xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
     },
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
@@ -165,7 +165,7 @@ pub fn outside_xdp(context: XdpContext) -> u32 {
 #[classifier]
 pub fn exceptional(context: TcContext) -> i32 {
     stage(&context, |skb, device, kernel, scratch| {
-        scratch.plan.begin(scratch.accepted);
+        scratch.plan.begin();
         pipeline::exceptional(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
     })
 }
@@ -222,7 +222,7 @@ pub fn accepted(context: TcContext) -> i32 {
         return TC_ACT_SHOT;
     };
     if from == 0 {
-        return TC_ACT_OK;
+        return TC_ACT_UNSPEC;
     }
     let kernel = Kernel::new(context.skb.skb, now());
     let out = Skb::new(context.skb.skb, RAW).device();
@@ -230,11 +230,12 @@ pub fn accepted(context: TcContext) -> i32 {
     let link_length = if is_ethernet { ETHERNET } else { RAW };
     let mut skb = Skb::new(context.skb.skb, link_length);
     match pipeline::forwarded(&mut skb, from, out, &kernel, &mut scratch.packet) {
-        Forwarded::Leave => TC_ACT_OK,
+        // For whatever else hangs here.
+        Forwarded::Leave => TC_ACT_UNSPEC,
         Forwarded::Accepted(_, device) => {
             scratch.device = device.map_or(0, NonZeroU32::get);
             scratch.link_length = link_length;
-            scratch.accepted = true;
+            scratch.plan.accepted = true;
             go_on(&context, stages::EXCEPTIONAL)
         }
         Forwarded::Drop(reason) => {
@@ -363,7 +364,7 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
             };
             scratch.device = device.map_or(0, NonZeroU32::get);
             scratch.link_length = link_length;
-            scratch.accepted = false;
+            scratch.plan.accepted = false;
             go_on(context, stages::EXCEPTIONAL)
         }
         Quick::Broken => lose(&skb),

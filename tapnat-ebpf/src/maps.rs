@@ -78,8 +78,6 @@ pub struct Scratch {
     pub device: u32,
     /// Bytes of its link header.
     pub link_length: u32,
-    /// The host's firewall has let it through.
-    pub accepted: bool,
     /// The number of the next piece of a packet that is cut.
     pub piece: u32,
     /// A half of a session on its way into [`SESSIONS`].

@@ -687,6 +687,13 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
     let mut settings = settings(config, &known.outside, &left);
     settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
+    // Before anything is shown to the firewall, which may be at once.
+    let (leaving, arriving): (Vec<_>, Vec<_>) = hooks
+        .iter()
+        .partition(|hook| hook.direction == Direction::Leaving);
+    for hook in leaving {
+        attach(&mut datapath, hook, host, journal).await?;
+    }
     tables.set_settings(&settings)?;
     datapath.set_xdp_devices(&xdp_devices(chosen, &plan, drivers.as_ref()))?;
     for note in statics::follow(&mut tables)? {
@@ -694,7 +701,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let forwards = statics::plan_configured(&tables, &config.forwards)?;
     statics::apply(&mut tables, &forwards)?;
-    for hook in &hooks {
+    for hook in arriving {
         attach(&mut datapath, hook, host, journal).await?;
     }
     // Not before the programs are there: the host would send guests' packets
@@ -702,9 +709,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     for name in forwarded(config, &plan) {
         set_sysctl(&Sysctl::forwarding(name), "1", host, journal).await?;
     }
-    if settings.flags & !left.flags & setting_flags::ASK_FIREWALL != 0 {
-        ask_again(&tables, &datapath)?;
-    }
+    tell_firewall(config, &mut tables, &datapath)?;
     let wanted = wanted_addresses(config, &tables)?;
     for note in pool::settle(&wanted, &[], &plan.uplink.device(), host, journal).await? {
         warn(&note);
@@ -726,6 +731,17 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         drivers,
         told,
     })
+}
+
+/// Has the firewall asked about sessions that began without it.
+fn tell_firewall(config: &Config, tables: &mut PinnedTables, datapath: &Datapath) -> Result<()> {
+    let mut settings = tables.settings()?;
+    if config.firewall == Firewall::Ask && settings.flags & setting_flags::FIREWALL_KNOWS == 0 {
+        ask_again(tables, datapath)?;
+        settings.flags |= setting_flags::FIREWALL_KNOWS;
+        tables.set_settings(&settings)?;
+    }
+    Ok(())
 }
 
 /// The devices from which the host has to forward packets, or to tell where it would.
@@ -1001,7 +1017,7 @@ fn reserved(withheld: &PortSet) -> Reserved {
 fn settings(config: &Config, outside: &[Be32], left: &Settings) -> Settings {
     let mut settings = Settings {
         abi_version: ABI_VERSION,
-        flags: flags(config) | left.flags & (setting_flags::STATIC_ADDRESSES | Chosen::FLAGS),
+        flags: flags(config) | left.flags & kept_flags(config),
         clamp_mss: config.clamp_mss.unwrap_or(0),
         confirm_after: config.timeouts.confirm_after(),
         timeouts: config.timeouts,
@@ -1016,6 +1032,15 @@ fn settings(config: &Config, outside: &[Be32], left: &Settings) -> Settings {
     };
     set_outside(&mut settings, outside);
     settings
+}
+
+/// What stays as it is, whatever the configuration says.
+fn kept_flags(config: &Config) -> u32 {
+    let always = setting_flags::STATIC_ADDRESSES | Chosen::FLAGS;
+    match config.firewall {
+        Firewall::Bypass => always,
+        Firewall::Ask => always | setting_flags::FIREWALL_KNOWS,
+    }
 }
 
 fn flags(config: &Config) -> u32 {

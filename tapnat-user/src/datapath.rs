@@ -789,7 +789,7 @@ fn explain_load(error: EbpfError) -> Error {
             let way_out = match io_error.raw_os_error() {
                 Some(libc::ENOMEM | libc::E2BIG) => "pass a smaller --max-sessions",
                 Some(libc::EPERM) => "run as root, or raise the limit on locked memory",
-                _ => "tapnat needs Linux 5.10 or later",
+                _ => "tapnat needs Linux 6.1 or later",
             };
             anyhow!("cannot create the table {name}: {io_error}: {way_out}")
         }
@@ -807,10 +807,14 @@ fn load_side_by_side(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
         .programs_mut()
         .filter_map(|(name, program)| {
             let place = names.iter().position(|wanted| *wanted == name)?;
-            Some((place, name, program))
+            program.fd().is_err().then_some((place, name, program))
         })
         .collect();
+    if programs.is_empty() {
+        return Ok(());
+    }
     programs.sort_unstable_by_key(|(place, ..)| *place);
+    let most = programs.len();
     let programs = Mutex::new(programs.into_iter());
     let load_next = || {
         let next = programs
@@ -820,7 +824,9 @@ fn load_side_by_side(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
         next.map(|(_, name, program)| load(name, program))
     };
     thread::scope(|scope| {
-        let count = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let count = thread::available_parallelism()
+            .map_or(1, NonZeroUsize::get)
+            .min(most);
         let workers: Vec<_> = (0..count)
             .map(|_| scope.spawn(|| iter::from_fn(load_next).collect::<Result<()>>()))
             .collect();
@@ -832,9 +838,6 @@ fn load_side_by_side(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
 }
 
 fn load(name: &str, program: &mut Program) -> Result<()> {
-    if program.fd().is_ok() {
-        return Ok(());
-    }
     match program {
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
@@ -859,7 +862,7 @@ fn explain_refusal(name: &str, error: ProgramError) -> Error {
                 .unwrap_or("it gives no reason");
             anyhow!(
                 "the kernel refuses the program {name}: {io_error}: {last}: tapnat supports Linux \
-                 5.10 and later; please report this with the output of `uname -a`"
+                 6.1 and later; please report this with the output of `uname -a`"
             )
         }
         _ => anyhow!(error).context(format!("cannot load the program {name}")),

@@ -16,10 +16,10 @@ use anyhow::Result;
 use ipnet::Ipv4Net;
 use rustix::system::uname;
 use serde::Serialize;
-use tapnat_common::abi::{Device, Settings, role};
+use tapnat_common::abi::{Device, Settings, role, setting_flags};
 
 use crate::{
-    config::{Attach, Config},
+    config::{self, Attach, Config},
     datapath::{check_kernel, uses_tcx},
     forwards::Share,
     host::{
@@ -140,7 +140,12 @@ pub async fn examine(name: &InstanceName, config: Option<&Config>) -> Result<Vec
     let uplink = find_uplink(&links, default_route, config, journal.as_ref());
     findings.push(judge_uplink(uplink, default_route));
     let networks = inside_networks(&links, tables.as_ref(), config)?;
-    findings.extend(judge_firewall(&Firewall::read(), &networks));
+    let asks = match (&tables, config) {
+        (Some(tables), _) => tables.settings()?.flags & setting_flags::ASK_FIREWALL != 0,
+        (None, Some(config)) => config.firewall == config::Firewall::Ask,
+        (None, None) => false,
+    };
+    findings.extend(judge_firewall(&Firewall::read(), &networks, asks));
     findings.extend(overlaps(&links, &networks));
     if let Some(uplink) = uplink {
         findings.extend(mtus(&links, uplink, &networks));
@@ -344,7 +349,8 @@ fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-fn judge_firewall(firewall: &Firewall, networks: &[InsideNetwork]) -> Vec<Finding> {
+/// `asks`: whether the firewall decides about guests' packets.
+fn judge_firewall(firewall: &Firewall, networks: &[InsideNetwork], asks: bool) -> Vec<Finding> {
     let topic = "firewall";
     let mut findings = Vec::new();
     for rule in &firewall.masquerades {
@@ -366,8 +372,13 @@ fn judge_firewall(firewall: &Firewall, networks: &[InsideNetwork]) -> Vec<Findin
                 level,
                 topic,
                 format!("a rule may translate {whom}, too: {}", rule.text),
-                "packets that tapnat translates never meet it; but while tapnat is down guests go \
-                 out by it unnoticed, and so does what tapnat leaves to the host",
+                if asks {
+                    "what the firewall is asked about meets it, and then goes out by the kernel's \
+                     own translation instead of tapnat's"
+                } else {
+                    "packets that tapnat translates never meet it; but while tapnat is down guests \
+                     go out by it unnoticed, and so does what tapnat leaves to the host"
+                },
             )
             .way_out(rule.removal()),
         );
@@ -377,8 +388,12 @@ fn judge_firewall(firewall: &Firewall, networks: &[InsideNetwork]) -> Vec<Findin
             Level::Note,
             topic,
             "the firewall drops forwarded packets by default",
-            "guests reach the world all the same, for tapnat's packets do not pass the firewall; \
-             between inside networks and containers, where the host forwards, it holds",
+            if asks {
+                "guests reach what its rules let through, as --firewall ask says"
+            } else {
+                "guests reach the world all the same, for tapnat's packets do not pass the \
+                 firewall; between inside networks and containers, where the host forwards, it holds"
+            },
         ));
     }
     for manager in &firewall.managers {
@@ -387,6 +402,7 @@ fn judge_firewall(firewall: &Firewall, networks: &[InsideNetwork]) -> Vec<Findin
                 "its rules and tapnat do not touch each other; ports of containers that it \
                  publishes without a proxy (userland-proxy false) need --pass-unsolicited"
             }
+            _ if asks => "its rules for forwarded packets decide about guests' sessions",
             _ => {
                 "its rules for forwarded packets do not hold for guests' packets to the world, \
                  which never pass them; those for the host itself do"
@@ -885,7 +901,7 @@ mod tests {
     fn rules_that_translate_guests_too_are_found() {
         let judge = |text: &str, networks: &[InsideNetwork]| {
             let firewall = Firewall::of_texts(&[("iptables", text)]);
-            levels(&judge_firewall(&firewall, networks))
+            levels(&judge_firewall(&firewall, networks, false))
         };
         let all = "-A POSTROUTING -o eth0 -j MASQUERADE\n";
         assert_eq!(judge(all, &networks()), [Level::Warning]);

@@ -9,7 +9,7 @@ use anyhow::{Error, Result, anyhow, bail, ensure};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
-    config::{Config, DeviceName},
+    config::{Config, DeviceName, Firewall},
     host::netlink::{DefaultRoute, Link, LinkLayer},
     instance::InstanceName,
     journal::{Claim, Role},
@@ -85,6 +85,12 @@ impl Facts {
             !config.insides.is_empty(),
             "no inside device: pass --inside tap0=10.0.0.1/24"
         );
+        if config.firewall == Firewall::Ask {
+            let there = insides.iter().filter_map(|inside| inside.link.as_ref());
+            for link in there.chain([uplink]) {
+                check_routed_plainly(link)?;
+            }
+        }
         let mut plan = Plan {
             uplink: uplink.clone(),
             outside_addresses,
@@ -433,6 +439,17 @@ fn not_served(link: &Link, error: &Error) -> String {
 }
 
 /// RFC 4787 REQ-7: a network that is inside and outside at once is refused.
+/// In a VRF the host forgets on which device a packet came, and so what its firewall was asked.
+fn check_routed_plainly(link: &Link) -> Result<()> {
+    ensure!(
+        link.controller.is_none(),
+        "{} is in a VRF, where the firewall cannot be asked: take it out of it, or leave \
+         --firewall ask away",
+        link.name
+    );
+    Ok(())
+}
+
 fn check_overlap(
     inside: &PlannedInside,
     uplink: &Link,

@@ -372,26 +372,24 @@ impl Ports {
     }
 }
 
-/// Has the host's firewall asked again about every session that is there. Returns how many halves
-/// they have.
+/// Has the host's firewall asked again about every session that is there.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn ask_again(tables: &PinnedTables, remover: &impl Remover) -> Result<usize> {
-    let mut walk = Walk::default();
-    let mut halves = 0;
-    loop {
-        let mut keys = Keys::new(sweep_tables::SESSIONS_TO_ASK, remover);
-        for (key, _) in tables.next_halves(&mut walk)? {
-            keys.add(key)?;
-            halves += 1;
-        }
-        keys.finish()?;
-        if walk.is_over() {
-            return Ok(halves);
+pub fn ask_again(tables: &PinnedTables, remover: &impl Remover) -> Result<()> {
+    // Twice: a signal may have cut the program short, or a packet written what it had just read.
+    for _ in 0..2 {
+        let mut walk = Walk::default();
+        while !walk.is_over() {
+            let mut keys = Keys::new(sweep_tables::SESSIONS_TO_ASK, remover);
+            for (key, _) in tables.next_halves(&mut walk)? {
+                keys.add(key)?;
+            }
+            keys.finish()?;
         }
     }
+    Ok(())
 }
 
 /// Keys of one table on their way to the sweep program.

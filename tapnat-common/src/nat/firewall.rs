@@ -8,10 +8,13 @@
 
 use core::num::NonZeroU32;
 
+use network_types::ip::Ipv4Hdr;
+
 use super::{Tables, policy};
 use crate::{
     abi::{EndpointKey, FlowKey, Session, Settings, role, session_flags, setting_flags, tcp_state},
-    parse::{Packet, Part, Transport},
+    net::Be32,
+    parse::{Packet, Part, Transport, tcp_flags},
     time::Slot,
     verdict::{Plan, Reason},
 };
@@ -19,6 +22,9 @@ use crate::{
 /// How long a packet may be with the firewall, in slots: two seconds. After that it was
 /// dropped.
 const ANSWER_TIME: u8 = 4;
+/// How long only the other side may be heard of a session that is to be asked about, in
+/// slots: half a minute.
+const SILENCE: u8 = 56;
 
 /// What is to be done with a packet that the host sends out of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +63,19 @@ pub fn note<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T, 
     tables.note_asked(&forwarded, &key.destination_endpoint());
 }
 
+/// Whether a packet that came by the device `from` (an index) may be one that was asked
+/// about. `header` is its IP header, if that can be looked at.
+#[inline(always)]
+pub fn may_be_asked<T: Tables>(from: u32, header: Option<Ipv4Hdr>, tables: &T) -> bool {
+    let Some(way_in) = tables.device(from) else {
+        return false;
+    };
+    way_in.role != role::INSIDE
+        || header.is_none_or(|header| {
+            Be32::from_bytes(header.src_addr).same_network(way_in.address, way_in.mask)
+        })
+}
+
 /// What a packet is that leaves by the device `out` and came by the device `from`
 /// (indices), unless it was not IPv4 or made no sense.
 #[inline(always)]
@@ -72,20 +91,29 @@ pub fn forwarded<T: Tables>(packet: &Packet, from: u32, out: u32, tables: &T) ->
     if device.is_some() && !is_guests {
         return Forwarded::Leave;
     }
-    // Its first fragment was asked about for it.
-    if is_guests && packet.part == Part::Later {
-        return Forwarded::Accepted(packet.key(device).destination_endpoint(), device);
-    }
-    if let Some(destination) = tables.take_asked(&packet.key(device)) {
+    let key = packet.key(device);
+    if packet.part != Part::Later
+        && let Some(destination) = tables.take_asked(&key)
+    {
         return Forwarded::Accepted(destination, device);
     }
     let is_leaving = tables
         .device(out)
         .is_some_and(|way_out| way_out.role == role::UPLINK);
-    if is_guests && is_leaving && !policy::exempts(packet.destination, settings, tables) {
-        return Forwarded::Drop(Reason::FirewallNotAsked);
+    if !is_guests || !is_leaving || policy::exempts(packet.destination, settings, tables) {
+        return Forwarded::Leave;
     }
-    Forwarded::Leave
+    // What was asked about another packet holds for it: for its first fragment, or for
+    // one that waited with it for the next hop's link address.
+    let is_known = packet.part == Part::Later
+        || tables
+            .session(&key)
+            .is_some_and(|session| session.tcp & tcp_state::TO_ASK == 0);
+    if is_known {
+        Forwarded::Accepted(key.destination_endpoint(), device)
+    } else {
+        Forwarded::Drop(Reason::FirewallNotAsked)
+    }
 }
 
 /// What the firewall has to do with a packet of a session that it is to be asked about
@@ -102,51 +130,67 @@ pub(super) enum Again {
     Refused,
 }
 
-/// Asks about a session again, by a packet of the half that began it.
+/// What the firewall has to do with a packet of a session that is there.
 #[inline(always)]
 pub(super) fn ask_again<T: Tables>(
+    packet: &Packet,
     session: &mut Session,
     twin_key: &FlowKey,
-    accepted: bool,
+    settings: &Settings,
     tables: &T,
+    plan: &Plan,
 ) -> Again {
-    const TO_ASK: u8 = tcp_state::TO_ASK | tcp_state::ASKED;
+    let asks = asks(settings, plan);
+    // It may begin another connection on the same ports, the other way round.
+    let opens = packet.segment.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+    if asks && opens {
+        return Again::Ask;
+    }
     if session.tcp & tcp_state::TO_ASK == 0 {
         return Again::Accepted;
     }
     let twin = tables.session(twin_key);
-    if accepted {
-        session.tcp &= !TO_ASK;
+    if !asks {
+        session.tcp &= !tcp_state::FIREWALL;
         if let Some(twin) = twin {
-            twin.tcp &= !TO_ASK;
+            twin.tcp &= !tcp_state::FIREWALL;
         }
         return Again::Accepted;
     }
     let now = tables.now().slot();
-    if session.flags & session_flags::INITIATOR == 0 {
-        return match twin {
-            Some(twin) if twin.tcp & tcp_state::TO_ASK == 0 => {
-                session.tcp &= !TO_ASK;
-                Again::Accepted
-            }
-            Some(twin) if is_refused(twin, now) => Again::Refused,
-            Some(_) | None => Again::Undecided,
-        };
+    if session.flags & session_flags::INITIATOR != 0 {
+        if is_refused(session, now, ANSWER_TIME) {
+            return Again::Refused;
+        }
+        note_asked(session, now);
+        return Again::Ask;
     }
-    if is_refused(session, now) {
-        return Again::Refused;
+    match twin {
+        Some(twin) if twin.tcp & tcp_state::TO_ASK == 0 => {
+            session.tcp &= !tcp_state::FIREWALL;
+            Again::Accepted
+        }
+        Some(twin) if is_refused(twin, now, ANSWER_TIME) => Again::Refused,
+        Some(_) | None if is_refused(session, now, SILENCE) => Again::Refused,
+        Some(_) | None => {
+            note_asked(session, now);
+            Again::Undecided
+        }
     }
+}
+
+#[inline(always)]
+const fn note_asked(session: &mut Session, now: Slot) {
     if session.tcp & tcp_state::ASKED == 0 {
         session.tcp |= tcp_state::ASKED;
         session.confirmed = now;
     }
-    Again::Ask
 }
 
-/// Whether a half that was asked about has had no packet accepted since.
+/// Whether nothing was accepted since for longer than this.
 #[inline(always)]
-const fn is_refused(session: &Session, now: Slot) -> bool {
-    session.tcp & tcp_state::ASKED != 0 && now.since(session.confirmed) > ANSWER_TIME
+const fn is_refused(session: &Session, now: Slot, most: u8) -> bool {
+    session.tcp & tcp_state::ASKED != 0 && now.since(session.confirmed) > most
 }
 
 /// Has the firewall asked about a session again, of which this is one half.

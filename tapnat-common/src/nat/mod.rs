@@ -336,7 +336,7 @@ pub fn resume<T: Tables>(
     if packet.time_to_live <= 1 {
         return Some(Reason::TimeToLiveExceeded);
     }
-    match firewall::ask_again(session, &twin_key, plan.accepted, tables) {
+    match firewall::ask_again(packet, session, &twin_key, settings, tables, plan) {
         Again::Accepted | Again::Undecided => {}
         Again::Ask => {
             let mut destination = key.destination_endpoint();
@@ -365,7 +365,9 @@ pub fn resume<T: Tables>(
         // It lives no longer for this packet.
     } else if confirm {
         session.last_seen = now;
-        session.confirmed = now.slot();
+        if session.tcp & tcp_state::TO_ASK == 0 {
+            session.confirmed = now.slot();
+        }
         session::keep_alive(key, session, tables);
     } else {
         stamp(session, now);

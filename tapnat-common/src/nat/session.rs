@@ -260,9 +260,9 @@ pub(super) fn follow<T: Tables>(
         match now_state {
             State::Closing | State::Reset => {
                 // A new connection on the old ports (RFC 1122 section 4.2.2.13).
-                session.tcp = tcp_state::SYN;
+                session.tcp = session.tcp & tcp_state::FIREWALL | tcp_state::SYN;
                 note_window_scale(session, packet.segment.window_scale);
-                twin.tcp = 0;
+                twin.tcp &= tcp_state::FIREWALL;
                 if twin.flags & session_flags::TO_INSIDE != 0 {
                     twin.last_seen = tables.now();
                 }

@@ -62,10 +62,16 @@ fn guest(world: &World) -> Guest {
 
 #[test]
 fn what_the_firewall_accepts_is_translated_and_then_goes_past_it() {
-    for packet in [
-        udp(at(GUEST, 5000), at(SERVER, 53)),
-        tcp(at(GUEST, 5000), at(SERVER, 80), "S"),
-        ping(GUEST, SERVER, 77),
+    for (packet, next) in [
+        (
+            udp(at(GUEST, 5000), at(SERVER, 53)),
+            udp(at(GUEST, 5000), at(SERVER, 53)),
+        ),
+        (
+            tcp(at(GUEST, 5000), at(SERVER, 80), "S"),
+            tcp(at(GUEST, 5000), at(SERVER, 80), "A"),
+        ),
+        (ping(GUEST, SERVER, 77), ping(GUEST, SERVER, 77)),
     ] {
         let packet = packet.ttl(9);
         let world = asking();
@@ -84,7 +90,7 @@ fn what_the_firewall_accepts_is_translated_and_then_goes_past_it() {
         assert_eq!(source(&sent).ip(), OUTSIDE, "translated");
         assert_eq!(sent[8], 8, "the host's hop and ours are one");
 
-        let next = world.guest_sends(TAP, &packet.build());
+        let next = world.guest_sends(TAP, &next.build());
         next.forwarded(Reason::Translated);
     }
 }
@@ -162,11 +168,11 @@ fn nothing_else_of_a_guest_leaves_by_the_uplink() {
     let elsewhere = udp(at(GUEST, 5000), at(Ipv4Addr::new(9, 9, 9, 9), 53)).build();
     let exit = world.host_forwards(TAP_INDEX, UPLINK_INDEX, &elsewhere);
     assert_eq!(exit.reason, Reason::FirewallNotAsked);
-    // It is asked about once for each packet.
+    // Another that waited with it for the next hop belongs to its session.
     let exit = world.host_forwards(TAP_INDEX, UPLINK_INDEX, &asked);
     exit.forwarded(Reason::SessionStarted);
     let exit = world.host_forwards(TAP_INDEX, UPLINK_INDEX, &asked);
-    assert_eq!(exit.reason, Reason::FirewallNotAsked);
+    exit.forwarded(Reason::Translated);
 }
 
 #[test]
@@ -279,4 +285,64 @@ fn a_session_that_is_refused_ends() {
     assert_eq!(world.sessions.len(), 0);
     world.guest_sends(TAP, &packet.build()).asked();
     assert_eq!(world.sessions.len(), 0);
+}
+
+#[test]
+fn the_other_side_alone_is_not_heard_for_long() {
+    let world = asking();
+    let packet = udp(at(GUEST, 5000), at(SERVER, 53));
+    let sent = asked_and_accepted(&world, &packet).forwarded(Reason::SessionStarted);
+    let answer = udp(at(SERVER, 53), source(&sent));
+    revalidate(&world);
+    for _ in 0..5 {
+        world
+            .world_sends(&answer.build())
+            .forwarded(Reason::Translated);
+        world.wait(Ticks::from_slots(11));
+    }
+    world.wait(Ticks::from_slots(3));
+    let exit = world.world_sends(&answer.build());
+    assert_eq!(exit.reason, Reason::FirewallAsked);
+}
+
+#[test]
+fn a_connection_opened_anew_is_asked_about() {
+    let world = asking();
+    let open = tcp(at(GUEST, 5000), at(SERVER, 80), "S");
+    let sent = asked_and_accepted(&world, &open).forwarded(Reason::SessionStarted);
+    let outside = source(&sent);
+    let answer = |flags| tcp(at(SERVER, 80), outside, flags).build();
+    world
+        .world_sends(&answer("SA"))
+        .forwarded(Reason::Translated);
+    let guest =
+        |flags| world.guest_sends(TAP, &tcp(at(GUEST, 5000), at(SERVER, 80), flags).build());
+    guest("A").forwarded(Reason::Translated);
+    guest("FA").forwarded(Reason::Translated);
+    guest("S").asked();
+    // Nor does the other side get out of being asked about.
+    revalidate(&world);
+    let asked = world.world_sends(&answer("S")).asked();
+    assert_eq!(destination(&asked), at(GUEST, 5000));
+}
+
+#[test]
+fn who_bypasses_the_firewall_again_is_asked_nothing() {
+    let world = asking();
+    let packet = udp(at(GUEST, 5000), at(SERVER, 53));
+    asked_and_accepted(&world, &packet).forwarded(Reason::SessionStarted);
+    revalidate(&world);
+    world.set(|settings| settings.flags &= !setting_flags::ASK_FIREWALL);
+    let sent = world.guest_sends(TAP, &packet.build());
+    sent.forwarded(Reason::Translated);
+}
+
+#[test]
+fn fragments_between_guests_are_left_to_the_host() {
+    let world = asking();
+    let datagram = udp(at(GUEST, 5000), at(OTHER_GUEST, 53)).payload(&[7; 3000]);
+    for fragment in datagram.fragments(1500) {
+        let exit = world.host_forwards(TAP_INDEX, SECOND_TAP.get(), &fragment);
+        assert_eq!(exit.reason, Reason::ForTheHost);
+    }
 }

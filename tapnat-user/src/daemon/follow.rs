@@ -12,9 +12,10 @@ use super::{
     set_outside, set_sysctl, surroundings, tell, warn, xdp_devices,
 };
 use crate::{
+    config::Firewall,
     datapath::Hook,
     host::{netlink::Link, sysctl::Sysctl, systemd},
-    journal::Change,
+    journal::{Change, Direction},
     pool,
     preflight::{Plan, PlannedInside},
     statics,
@@ -184,7 +185,14 @@ impl Daemon {
     async fn let_in(&mut self) -> Result<()> {
         for name in forwarded(&self.config, &self.plan) {
             let sysctl = Sysctl::forwarding(name);
-            let is_attached = self.hooks.iter().any(|hook| hook.device.name == name);
+            let last = match self.config.firewall {
+                Firewall::Bypass => Direction::Arriving,
+                Firewall::Ask => Direction::Leaving,
+            };
+            let is_attached = self
+                .hooks
+                .iter()
+                .any(|hook| hook.device.name == name && hook.direction == last);
             if is_attached && !self.journal.changes().any(|it| it.sets(&sysctl)) {
                 set_sysctl(&sysctl, "1", &self.host, &mut self.journal).await?;
             }

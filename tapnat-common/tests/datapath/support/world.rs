@@ -521,7 +521,8 @@ impl World {
         plan.rewrite.next_hop.device = u32::MAX;
         plan.identification = Be16::new(u16::MAX);
         plan.excess = u16::MAX;
-        plan.begin(accepted);
+        plan.accepted = accepted;
+        plan.begin();
         let mut next = pipeline::exceptional(&mut frame, device, self, &mut packet, &mut plan);
         let mut stages = 0;
         let reason = loop {
