@@ -59,6 +59,10 @@ pub mod maps {
     /// [`super::HostSocketKey`] to the outside [`super::EndpointKey`] that the
     /// socket named. Written by the programs for the host's sockets.
     pub const HOST_SOCKETS: &str = "HOST_SOCKETS";
+    /// A ring of [`crate::nat_log::Record`]s. Read by user space.
+    pub const NAT_LOG: &str = "NAT_LOG";
+    /// A `u64` for each CPU: records that found no room in [`NAT_LOG`].
+    pub const NAT_LOG_LOST: &str = "NAT_LOG_LOST";
 
     /// Interface index to the same device, of those that take frames which are no
     /// skbs. Written by user space only.
@@ -86,6 +90,8 @@ pub mod maps {
         COUNTERS,
         HOST_SOCKETS,
         XDP_DEVICES,
+        NAT_LOG,
+        NAT_LOG_LOST,
         STAGES,
     ];
 }
@@ -158,6 +164,8 @@ pub mod stages {
 pub mod globals {
     /// `u8`: non-zero counts packets and bytes of each session.
     pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
+    /// `u8`: [`crate::nat_log::level`].
+    pub const NAT_LOG: &str = "NAT_LOG_LEVEL";
     /// `u8`: non-zero where the kernel has `bpf_ktime_get_coarse_ns` (>= 5.11).
     pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
     /// `u64`: the cookie of the network namespace whose sockets are the host's.

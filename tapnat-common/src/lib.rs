@@ -18,6 +18,7 @@ pub mod checksum;
 pub mod cut;
 pub mod frame;
 pub mod nat;
+pub mod nat_log;
 pub mod net;
 pub mod parse;
 pub mod pipeline;

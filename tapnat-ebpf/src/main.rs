@@ -25,6 +25,7 @@ mod apart;
 mod emit;
 mod host;
 mod maps;
+mod nat_log;
 mod skb;
 mod tables;
 mod xdp;
@@ -65,6 +66,8 @@ const RAW: u32 = 0;
 /// See `tapnat_common::abi::globals`.
 #[unsafe(no_mangle)]
 static COUNT_TRAFFIC: Global<u8> = Global::new(0);
+#[unsafe(no_mangle)]
+static NAT_LOG_LEVEL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static COARSE_CLOCK: Global<u8> = Global::new(1);
 

@@ -2,7 +2,9 @@
 //! `tapnat_common::abi`; sizes here are defaults that the loader overrides.
 
 use aya_ebpf::{
-    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{
+        Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf,
+    },
     macros::btf_map,
 };
 use tapnat_common::{
@@ -11,6 +13,7 @@ use tapnat_common::{
         HostSocketKey, Mapping, Permission, PermissionKey, Session, Settings, Unsolicited, stages,
     },
     cut::MAX_FRAME,
+    nat_log::Record,
     net::Be32,
     parse::Packet,
     ports::{CLASSES, PortSet, Reserved, SETS},
@@ -101,5 +104,10 @@ pub static STAGES: ProgramArray<{ stages::COUNT as usize }> = ProgramArray::new(
 /// Looked up by the kernel's redirection itself.
 #[btf_map]
 pub static XDP_DEVICES: DevMapHash<1024> = DevMapHash::new();
+/// As long as its reader rests; the loader makes it small where there is none.
+#[btf_map]
+pub static NAT_LOG: RingBuf<Record, { 4 << 20 }> = RingBuf::new();
+#[btf_map]
+pub static NAT_LOG_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 pub static COUNTERS: PerCpuArray<Counter, { Reason::COUNT as usize }> = PerCpuArray::new();

@@ -25,13 +25,14 @@ use tapnat_common::{
     },
     frame::LinkAddresses,
     nat::{Fate, HalfInsert, Insert, Route, Tables},
+    nat_log::events,
     net::{Be16, Be32, protocol},
     parse::Packet,
     ports::{PortSet, Reserved},
     time::Instant,
 };
 
-use crate::{COUNT_TRAFFIC, apart, maps};
+use crate::{COUNT_TRAFFIC, apart, maps, nat_log};
 
 const AF_INET: u8 = 2;
 const EEXIST: i32 = -17;
@@ -167,12 +168,30 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn insert_session(&self, key: &FlowKey, session: &Session) -> Insert {
-        inserted(maps::SESSIONS.insert(key, session, u64::from(BPF_NOEXIST)))
+        let inserted = inserted(maps::SESSIONS.insert(key, session, u64::from(BPF_NOEXIST)));
+        if inserted == Insert::Done
+            && let Some(outside) = nat_log::outside_of(key, session)
+        {
+            nat_log::session(events::SESSION_CREATED, key, outside);
+        }
+        inserted
     }
 
     #[inline(always)]
     fn remove_session(&self, key: &FlowKey) -> bool {
-        maps::SESSIONS.remove(key).is_ok()
+        let before = if nat_log::is_on() {
+            self.session(key)
+                .and_then(|session| nat_log::outside_of(key, session))
+        } else {
+            None
+        };
+        let is_removed = maps::SESSIONS.remove(key).is_ok();
+        if let Some(outside) = before
+            && is_removed
+        {
+            nat_log::session(events::SESSION_REMOVED, key, outside);
+        }
+        is_removed
     }
 
     #[inline(always)]
@@ -182,12 +201,27 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn insert_mapping(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert {
-        inserted(maps::MAPPINGS.insert(outside, mapping, u64::from(BPF_NOEXIST)))
+        let inserted = inserted(maps::MAPPINGS.insert(outside, mapping, u64::from(BPF_NOEXIST)));
+        if inserted == Insert::Done {
+            nat_log::mapping(events::MAPPING_CREATED, outside, &mapping.inside);
+        }
+        inserted
     }
 
     #[inline(always)]
     fn remove_mapping(&self, outside: &EndpointKey) -> bool {
-        maps::MAPPINGS.remove(outside).is_ok()
+        let before = if nat_log::is_on() {
+            self.mapping(outside).map(|mapping| mapping.inside)
+        } else {
+            None
+        };
+        let is_removed = maps::MAPPINGS.remove(outside).is_ok();
+        if let Some(inside) = before
+            && is_removed
+        {
+            nat_log::mapping(events::MAPPING_REMOVED, outside, &inside);
+        }
+        is_removed
     }
 
     #[inline(always)]

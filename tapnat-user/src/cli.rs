@@ -21,6 +21,7 @@ mod status;
 mod top;
 mod trace;
 mod watch;
+mod who;
 mod why;
 
 use std::{
@@ -43,7 +44,8 @@ use crate::{
 /// NAT for virtual machines on tap devices, in eBPF.
 ///
 /// Exit codes: 0 when all went well, 1 on a failure, 2 when the command line is wrong, 3 when `tapnat
-/// doctor` found a problem or `tapnat why` that a packet would be dropped.
+/// doctor` found a problem, `tapnat why` that a packet would be dropped, or
+/// `tapnat who` that nobody had an endpoint.
 #[derive(Debug, Parser)]
 #[command(name = "tapnat", version, max_term_width = 100)]
 pub struct Cli {
@@ -165,6 +167,12 @@ enum Command {
     /// ping. With `--from`, it comes from the world. Ends with 0 when it would get through or go to the
     /// host, with 3 when it would be dropped, and with 1 when that cannot be told.
     Why(why::Arguments),
+    /// Say whose an outside endpoint was, by the NAT log
+    ///
+    /// Looks into the NAT log (`tapnat run --nat-log`) for the guest that had an outside endpoint at a
+    /// time. Ends with 0 when one is found, with 3 when nobody had it, and with 1 when the log cannot
+    /// tell.
+    Who(who::Arguments),
     /// Lead ports of an outside address to guests
     ///
     /// A forward works from the world, from guests, and from the host itself, over the outside address;
@@ -267,6 +275,7 @@ impl Cli {
         let result = match self.command {
             Command::Doctor(arguments) => arguments.execute().await.map(|it| code = it),
             Command::Why(arguments) => arguments.execute().await.map(|it| code = it),
+            Command::Who(arguments) => arguments.execute().map(|it| code = it),
             Command::Run(arguments) => arguments.execute().await,
             Command::Reload(arguments) => arguments.execute().await,
             Command::Revalidate(arguments) => arguments.execute(),

@@ -16,6 +16,7 @@ use crate::{
     forwards::Forward,
     host::tap::{Owner, Queues},
     instance::InstanceName,
+    nat_log::Target,
     uplink_hook::UplinkHook,
 };
 
@@ -93,6 +94,10 @@ pub struct Config {
     pub firewall: Firewall,
     /// Count packets and bytes of each session.
     pub count: bool,
+    /// Where it is written down which outside endpoint is whose.
+    pub nat_log: Option<Target>,
+    /// Write every session there, with whom the guest talks to.
+    pub log_destinations: bool,
     /// Log packets from the datapath.
     pub verbose: bool,
     /// How many queues a tap that tapnat creates can have.

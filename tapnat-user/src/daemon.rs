@@ -7,6 +7,7 @@ mod pressure;
 mod reload;
 
 use std::{
+    fs,
     io::{self, IsTerminal as _, Write as _},
     net::Ipv4Addr,
     time::Duration,
@@ -49,6 +50,7 @@ use crate::{
     instance::{InstanceName, Lock, bpffs_or_mount, mounted_bpffs, unmount_bpffs},
     journal::{Change, Claim, Direction, Journal, Role},
     logs::Logs,
+    nat_log::NatLog,
     pool,
     ports::{Division, PortSet, parse_ephemeral},
     preflight::{Facts, Plan, PlannedInside},
@@ -339,6 +341,7 @@ struct Daemon {
     sweep: Sweep,
     pressure: Pressure,
     answers: Option<Answers>,
+    nat_log: Option<NatLog>,
     dhcp: Servers,
     known: Surroundings,
     /// Where the programs are attached.
@@ -355,6 +358,7 @@ struct Prepared {
     datapath: Datapath,
     tables: PinnedTables,
     logs: Option<Logs>,
+    nat_log: Option<NatLog>,
     known: Surroundings,
     hooks: Vec<Hook>,
     drivers: Option<Drivers>,
@@ -412,6 +416,7 @@ impl Daemon {
                     sweep: Sweep::new(config.sweep_interval),
                     pressure: Pressure::default(),
                     answers: answers(config),
+                    nat_log: prepared.nat_log,
                     dhcp: Servers::default(),
                     known: prepared.known,
                     hooks: prepared.hooks,
@@ -512,6 +517,13 @@ impl Daemon {
                         warn(&format!("{error:#}"));
                     }
                 }
+                () = log_due(self.nat_log.as_ref()) => {
+                    if let Some(log) = &mut self.nat_log
+                        && let Err(error) = log.step(&self.tables)
+                    {
+                        warn(&format!("{error:#}"));
+                    }
+                }
                 () = due(self.answers.as_ref()) => {
                     if let Some(answers) = &mut self.answers
                         && let Err(error) = answers.step(&mut self.tables, now())
@@ -580,6 +592,11 @@ impl Daemon {
             warn(&format!("{error:#}"));
         }
         control::remove(&self.config.instance)?;
+        if let Some(log) = self.nat_log
+            && let Err(error) = log.end(&self.tables)
+        {
+            warn(&format!("{error:#}"));
+        }
         // Nothing may hold the programs and tables when their pins go.
         drop((self.datapath, self.tables, self.logs));
         let everyone = Lock::all_instances()?;
@@ -617,6 +634,13 @@ fn answers(config: &Config) -> Option<Answers> {
 async fn due(answers: Option<&Answers>) {
     match answers {
         Some(answers) => answers.due().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn log_due(log: Option<&NatLog>) {
+    match log {
+        Some(log) => log.due().await,
         None => std::future::pending().await,
     }
 }
@@ -701,6 +725,8 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let forwards = statics::plan_configured(&tables, &config.forwards)?;
     statics::apply(&mut tables, &forwards)?;
+    // Before the programs that tell it more.
+    let nat_log = nat_log(config, &pins, &datapath, &tables)?;
     for hook in arriving {
         attach(&mut datapath, hook, host, journal).await?;
     }
@@ -726,6 +752,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         datapath,
         tables,
         logs,
+        nat_log,
         known,
         hooks,
         drivers,
@@ -749,6 +776,26 @@ fn forwarded<'a>(config: &Config, plan: &'a Plan) -> impl Iterator<Item = &'a st
     let uplink = (config.firewall == Firewall::Ask).then_some(plan.uplink.name.as_str());
     let insides = plan.insides.iter().map(PlannedInside::device_name);
     uplink.into_iter().chain(insides)
+}
+
+/// Begins to write the NAT log, if there is to be one, and says where for `tapnat who`.
+fn nat_log(
+    config: &Config,
+    pins: &Pins,
+    datapath: &Datapath,
+    tables: &PinnedTables,
+) -> Result<Option<NatLog>> {
+    let note = config.instance.nat_log_note();
+    let Some(target) = &config.nat_log else {
+        // There is seldom one.
+        let _ = fs::remove_file(note);
+        return Ok(None);
+    };
+    let resumes = datapath.resumes_log();
+    let log = NatLog::begin(&config.instance, target, &pins.tables(), tables, resumes)?;
+    fs::write(&note, target.to_string())
+        .with_context(|| format!("cannot write {}", note.display()))?;
+    Ok(Some(log))
 }
 
 /// The plan again, when every inside device that was asked for by name is there.

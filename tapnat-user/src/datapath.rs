@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{MapError, ProgramArray, xdp::DevMapHash},
+    maps::{MapError, MapInfo, ProgramArray, xdp::DevMapHash},
     programs::{
         CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier,
         TcAttachType, Xdp, XdpMode,
@@ -29,7 +29,10 @@ use aya::{
     util::KernelVersion,
 };
 use aya_log::Level;
-use tapnat_common::abi::{globals, maps, programs, stages};
+use tapnat_common::{
+    abi::{globals, maps, programs, stages},
+    nat_log::level,
+};
 
 use crate::{
     config::{Attach, Config},
@@ -52,6 +55,11 @@ pub const FILTER_HANDLE: u16 = 1;
 const ENOUGH_MAPPINGS: u32 = 65_536;
 /// The ports of an outside address: of TCP, of UDP, and the identifiers of ICMP.
 const PORTS: u32 = 3 * 65_536;
+
+/// Room for what the datapath tells between two looks at the NAT log's ring.
+const LOG_BYTES: u32 = 4 << 20;
+/// The smallest ring that there is, where there is no NAT log.
+const LEAST_LOG_BYTES: u32 = 4096;
 
 /// The directories of one instance's pins.
 #[derive(Clone, Debug)]
@@ -292,6 +300,7 @@ pub struct Datapath {
     /// The pin of this generation's table of programs.
     stages: PathBuf,
     has_stages: bool,
+    resumes_log: bool,
     tcx: bool,
     host_sockets: HostSockets,
 }
@@ -341,6 +350,12 @@ impl Datapath {
             0
         };
         let count = u8::from(config.count);
+        let (log, log_bytes) = match (&config.nat_log, config.log_destinations) {
+            (None, _) => (level::OFF, LEAST_LOG_BYTES),
+            (Some(_), false) => (level::MAPPINGS, LOG_BYTES),
+            (Some(_), true) => (level::SESSIONS, LOG_BYTES),
+        };
+        let resumes_log = has_ring(&directory.join(maps::NAT_LOG), log_bytes)?;
         let coarse = u8::from(kernel_is_at_least(5, 11));
         let host_sockets = HostSockets {
             control_groups: cgroup::open_root(),
@@ -352,6 +367,8 @@ impl Datapath {
         loader
             .override_global(globals::NETNS_COOKIE, &cookie, true)
             .override_global(globals::COUNT_TRAFFIC, &count, true)
+            .override_global(globals::NAT_LOG, &log, true)
+            .map_max_entries(maps::NAT_LOG, log_bytes)
             .override_global(globals::COARSE_CLOCK, &coarse, true)
             .override_global(aya_log::LEVEL, &level, true)
             .map_max_entries(maps::SESSIONS, halves)
@@ -370,6 +387,7 @@ impl Datapath {
             pins,
             stages,
             has_stages: false,
+            resumes_log,
             tcx: uses_tcx(config.attach)?,
             host_sockets,
         })
@@ -379,6 +397,12 @@ impl Datapath {
     #[must_use]
     pub fn uses_tcx(&self) -> bool {
         self.tcx
+    }
+
+    /// Whether the ring of the NAT log is one that earlier programs have written to.
+    #[must_use]
+    pub fn resumes_log(&self) -> bool {
+        self.resumes_log
     }
 
     /// The log of the programs, to be read while they run.
@@ -688,6 +712,16 @@ impl Remover for SchedClassifier {
             }
             Err(error) => Err(error).context("cannot run the sweep program"),
         }
+    }
+}
+
+/// Whether a ring of this size is pinned there. One of another size, as where there was no log, is
+/// unpinned.
+fn has_ring(pin: &Path, bytes: u32) -> Result<bool> {
+    match MapInfo::from_pin(pin) {
+        Ok(info) if info.max_entries() == bytes => Ok(true),
+        Ok(_) => remove_file(pin).map(|()| false),
+        Err(_) => Ok(false),
     }
 }
 

@@ -42,6 +42,12 @@ impl InstanceName {
         Path::new(RUN_DIRECTORY).join(&self.0)
     }
 
+    /// The file that says where the instance's NAT log is, while it writes one.
+    #[must_use]
+    pub fn nat_log_note(&self) -> PathBuf {
+        self.run_directory().join("nat-log")
+    }
+
     /// Where the instance's maps and links are pinned in the BPF file system mounted at `bpffs`.
     #[must_use]
     pub fn pin_directory(&self, bpffs: &Path) -> PathBuf {

@@ -17,6 +17,7 @@ pub mod instance;
 pub mod journal;
 pub mod logs;
 pub mod metrics;
+pub mod nat_log;
 pub mod pool;
 pub mod ports;
 pub mod preflight;

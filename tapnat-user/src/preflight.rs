@@ -600,6 +600,8 @@ mod tests {
             firewall: Firewall::Bypass,
             answer_unsolicited: true,
             dhcp: None,
+            nat_log: None,
+            log_destinations: false,
             count: false,
             verbose: false,
             tap_queues: Queues::Multi,

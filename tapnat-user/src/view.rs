@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tapnat_common::{
     abi::{
         Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Session, Settings, mapping_flags,
@@ -38,14 +38,14 @@ pub const SCHEMA: u32 = 1;
 
 /// An address and a port. For ICMP queries the port of the side that asked is the query's
 /// identifier and that of the other side 0; protocols without ports have 0.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Deserialize, Serialize)]
 pub struct Endpoint {
     pub address: IpAddr,
     pub port: u16,
 }
 
 impl Endpoint {
-    fn new(address: Be32, port: Be16) -> Self {
+    pub(crate) fn new(address: Be32, port: Be16) -> Self {
         Self {
             address: Ipv4Addr::from(address).into(),
             port: port.get(),

@@ -35,6 +35,7 @@ use crate::{
     dhcp::Advice,
     forwards::Forward,
     host::tap::{Owner, Queues},
+    nat_log::Target,
     ports::parse_range,
     uplink_hook::UplinkHook,
 };
@@ -203,6 +204,15 @@ pub struct Arguments {
     #[arg(long)]
     count: bool,
 
+    /// Write down which outside endpoint is whose, as lines of JSON: to systemd's journal, to a file,
+    /// or to the standard output (-)
+    #[arg(long, value_name = "journald|FILE|-")]
+    nat_log: Option<Target>,
+
+    /// Write every session there, too, with whom the guest talks to
+    #[arg(long, requires = "nat_log")]
+    log_destinations: bool,
+
     /// Log packets that are not just passed on in a session
     #[arg(short, long)]
     verbose: bool,
@@ -343,6 +353,8 @@ impl Arguments {
                 domain: self.domain,
             }),
             count: self.count,
+            nat_log: self.nat_log,
+            log_destinations: self.log_destinations,
             verbose: self.verbose,
             tap_queues: self.tap_queues,
             tap_owner: self.tap_owner,

@@ -1,0 +1,196 @@
+//! `tapnat who`: whose an outside endpoint was.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use jiff::{Timestamp, Zoned, tz::TimeZone};
+use serde::Serialize;
+
+use super::{Format, Instance, print};
+use crate::{
+    nat_log::history::{Answer, Question, parse_time, search},
+    view::{SCHEMA, protocol_label, protocol_number},
+};
+
+/// Ends with this when the log is sure that nobody had it.
+const NOBODY: u8 = 3;
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The outside endpoint, as the world saw it
+    #[arg(value_name = "ADDRESS:PORT", value_parser = parse_endpoint)]
+    outside: (Ipv4Addr, u16),
+
+    /// When: 14:02, '2026-11-23 14:02:11', '10m ago', or by RFC 3339
+    #[arg(long, value_name = "TIME", default_value = "now")]
+    at: String,
+
+    /// Only of this protocol
+    #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
+    proto: Option<u8>,
+
+    /// The log, or - for the standard input; can be repeated, the oldest first [default: that of the
+    /// instance, and the one rotated before it (.1)]
+    #[arg(long, value_name = "FILE")]
+    log: Vec<PathBuf>,
+
+    #[command(flatten)]
+    instance: Instance,
+
+    #[command(flatten)]
+    format: Format,
+}
+
+fn parse_endpoint(text: &str) -> Result<(Ipv4Addr, u16)> {
+    let (address, port) = text
+        .split_once(':')
+        .with_context(|| format!("'{text}' has no port: write 203.0.113.5:41234"))?;
+    let address = address
+        .parse()
+        .with_context(|| format!("'{address}' is not an IPv4 address"))?;
+    let port = port
+        .parse()
+        .with_context(|| format!("'{port}' is not a port"))?;
+    Ok((address, port))
+}
+
+fn parse_protocol(text: &str) -> Result<u8> {
+    protocol_number(text)
+        .with_context(|| format!("'{text}' is no protocol: write tcp, udp, icmp or a number"))
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    #[serde(flatten)]
+    answer: &'a Answer,
+}
+
+impl Arguments {
+    pub fn execute(self) -> Result<ExitCode> {
+        let now = Zoned::now();
+        let (from, until) = parse_time(&self.at, &now)?;
+        if from > now.timestamp() {
+            bail!("{} is not over yet: name a time in the past", self.at);
+        }
+        let question = Question {
+            address: self.outside.0,
+            port: Some(self.outside.1),
+            protocol: self.proto.map(|number| protocol_label(number).into_owned()),
+            from,
+            until,
+        };
+        let answer = search(self.open()?, &question)?;
+        if self.format.json {
+            print::json(&Report {
+                schema: SCHEMA,
+                answer: &answer,
+            })?;
+        } else {
+            print::text(&describe(&answer, now.time_zone())?)?;
+        }
+        if !answer.owners.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if answer.is_complete {
+            return Ok(ExitCode::from(NOBODY));
+        }
+        let reach = answer.first.zip(answer.last);
+        let Some((first, last)) = reach else {
+            bail!("the log is empty, so it cannot tell");
+        };
+        bail!(
+            "the log cannot tell: it reaches from {} to {}, and records may be missing",
+            local(first, now.time_zone()),
+            local(last, now.time_zone())
+        )
+    }
+
+    /// All of the log, one file after the other.
+    fn open(&self) -> Result<Box<dyn BufRead>> {
+        let mut paths = self.log.clone();
+        if paths.is_empty() {
+            let path = self.default_log()?;
+            let rotated = PathBuf::from(format!("{}.1", path.display()));
+            paths = [rotated, path]
+                .into_iter()
+                .filter(|it| it.exists())
+                .collect();
+        }
+        let mut all: Box<dyn Read> = Box::new(io::empty());
+        for path in paths {
+            let next: Box<dyn Read> = if path == Path::new("-") {
+                Box::new(io::stdin())
+            } else {
+                let file = File::open(&path);
+                Box::new(file.with_context(|| format!("cannot read {}", path.display()))?)
+            };
+            all = Box::new(all.chain(next));
+        }
+        Ok(Box::new(BufReader::new(all)))
+    }
+
+    fn default_log(&self) -> Result<PathBuf> {
+        let name = &self.instance.name;
+        match fs::read_to_string(name.nat_log_note()) {
+            Ok(target) if target == "journald" => bail!(
+                "the log is in systemd's journal: `journalctl -t tapnat-nat -o cat | tapnat who {}:{} \
+                 --log - ..`",
+                self.outside.0,
+                self.outside.1
+            ),
+            Ok(target) if target != "-" => Ok(target.into()),
+            Ok(_) => bail!("the log goes to the standard output of `tapnat run`: pass --log FILE"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+                "the instance '{name}' writes no NAT log: start it with --nat-log FILE, or name one \
+                 (--log FILE)"
+            ),
+            Err(error) => Err(error).context("cannot tell where the log is: run as root"),
+        }
+    }
+}
+
+fn local(time: Timestamp, zone: &TimeZone) -> String {
+    let time = time.to_zoned(zone.clone());
+    time.strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+fn describe(answer: &Answer, zone: &TimeZone) -> Result<String> {
+    let mut text = String::new();
+    for owner in &answer.owners {
+        let since = match owner.since {
+            Some(since) => format!("from {}", local(since, zone)),
+            None => "from before the log begins".to_owned(),
+        };
+        let until = match owner.until {
+            Some(until) => format!("to {}", local(until, zone)),
+            None => "with no end in the log".to_owned(),
+        };
+        write!(
+            text,
+            "{} {} was {} {since} {until}",
+            owner.protocol, owner.outside, owner.inside
+        )?;
+        if let Some(remote) = owner.remote {
+            write!(text, ", to {remote}")?;
+        }
+        writeln!(text)?;
+    }
+    if answer.owners.is_empty() && answer.is_complete {
+        writeln!(text, "nobody had it then")?;
+    } else if !answer.owners.is_empty() && !answer.is_complete {
+        writeln!(
+            text,
+            "(records of that time are missing, so there may have been others)"
+        )?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,352 @@
+//! What the lines of a NAT log say of a time in the past: whose an outside endpoint was then, and
+//! whether the log can tell.
+
+use std::{
+    io::BufRead,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use anyhow::{Context as _, Result, bail};
+use jiff::{Span, Timestamp, ToSpan as _, Unit, Zoned, civil};
+use serde::Serialize;
+
+use super::{Event, Line};
+use crate::view::Endpoint;
+
+/// Whose an outside endpoint is asked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Question {
+    pub address: Ipv4Addr,
+    /// Any, of an address that is one guest's alone.
+    pub port: Option<u16>,
+    pub protocol: Option<String>,
+    /// From the first to the last moment that is meant.
+    pub from: Timestamp,
+    pub until: Timestamp,
+}
+
+/// One who had it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Owner {
+    pub protocol: String,
+    pub inside: Endpoint,
+    pub outside: Endpoint,
+    /// Null where destinations are not logged.
+    pub remote: Option<Endpoint>,
+    /// Since when; null when it was there before the log began to tell.
+    pub since: Option<Timestamp>,
+    /// Null when the log does not tell its end.
+    pub until: Option<Timestamp>,
+}
+
+/// What a log says.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Answer {
+    pub owners: Vec<Owner>,
+    /// What the log covers; null when it is empty.
+    pub first: Option<Timestamp>,
+    pub last: Option<Timestamp>,
+    /// Whether something may have happened at the time that the log does not tell.
+    pub is_complete: bool,
+}
+
+/// An owner as far as the lines tell.
+struct Known {
+    owner: Owner,
+    is_session: bool,
+    /// It was there before this moment, and was not told to be there after it.
+    doubt: Option<Timestamp>,
+}
+
+/// Looks for the owners in lines of a log, in their order. Lines that are none of a log are skipped.
+///
+/// # Errors
+///
+/// When the log cannot be read.
+pub fn search(log: impl BufRead, question: &Question) -> Result<Answer> {
+    let mut known: Vec<Known> = Vec::new();
+    let mut answer = Answer::default();
+    // From the last line before something is missing to the first one after it.
+    let mut gaps: Vec<(Timestamp, Timestamp)> = Vec::new();
+    let mut has_ended = true;
+    for text in log.lines() {
+        let text = text.context("cannot read the NAT log")?;
+        let Ok(line) = serde_json::from_str::<Line>(&text) else {
+            continue;
+        };
+        let before = answer.last.unwrap_or(line.time);
+        answer.first.get_or_insert(line.time);
+        answer.last = Some(before.max(line.time));
+        match line.event {
+            Event::LogStarted | Event::LogResumed | Event::RecordsLost => {
+                let is_new = line.event == Event::LogStarted;
+                if line.count.is_some() || (is_new && !has_ended) {
+                    gaps.push((before, line.time));
+                }
+                for it in &mut known {
+                    let is_open = it.owner.until.is_none() && it.doubt.is_none();
+                    if is_open && (is_new || !it.is_session) {
+                        it.doubt = Some(line.time);
+                    }
+                }
+                has_ended = false;
+            }
+            Event::LogEnded => {
+                for it in &mut known {
+                    it.owner.until.get_or_insert(it.doubt.unwrap_or(line.time));
+                }
+                has_ended = true;
+            }
+            Event::MappingCreated | Event::SessionCreated | Event::MappingPresent => {
+                add(&line, question, &mut known);
+            }
+            Event::MappingRemoved | Event::SessionRemoved => {
+                let same = known.iter_mut().rev().find(|it| is_same(&it.owner, &line));
+                if let Some(it) = same {
+                    it.owner.until.get_or_insert(line.time);
+                    it.doubt = None;
+                }
+            }
+        }
+    }
+    let owners = known.into_iter().map(|it| Owner {
+        until: it.owner.until.or(it.doubt),
+        ..it.owner
+    });
+    answer.owners = owners
+        .filter(|owner| {
+            owner.since.is_none_or(|since| since <= question.until)
+                && owner.until.is_none_or(|until| until >= question.from)
+        })
+        .collect();
+    let is_within = answer.first.is_some_and(|first| first <= question.from);
+    let is_gap =
+        |(start, end): &(Timestamp, Timestamp)| *start <= question.until && *end >= question.from;
+    answer.is_complete = is_within && !gaps.iter().any(is_gap);
+    Ok(answer)
+}
+
+fn is_same(owner: &Owner, line: &Line) -> bool {
+    Some(owner.outside) == line.outside
+        && Some(owner.inside) == line.inside
+        && Some(owner.protocol.as_str()) == line.protocol.as_deref()
+        && owner.remote == line.remote
+}
+
+/// Takes note of an owner, if it is one of those that are asked for.
+fn add(line: &Line, question: &Question, known: &mut Vec<Known>) {
+    let (Some(outside), Some(inside), Some(protocol)) =
+        (line.outside, line.inside, line.protocol.clone())
+    else {
+        return;
+    };
+    let is_whole = protocol == "all";
+    let is_asked = outside.address == IpAddr::V4(question.address)
+        && (is_whole || question.port.is_none_or(|port| port == outside.port))
+        && (is_whole || question.protocol.as_ref().is_none_or(|it| *it == protocol));
+    if !is_asked {
+        return;
+    }
+    let is_present = line.event == Event::MappingPresent;
+    if is_present {
+        let same = known
+            .iter_mut()
+            .rev()
+            .find(|it| it.owner.until.is_none() && is_same(&it.owner, line));
+        if let Some(it) = same {
+            it.doubt = None;
+            return;
+        }
+    }
+    known.push(Known {
+        owner: Owner {
+            protocol,
+            inside,
+            outside,
+            remote: line.remote,
+            since: (!is_present).then_some(line.time),
+            until: None,
+        },
+        is_session: line.event == Event::SessionCreated,
+        doubt: None,
+    });
+}
+
+/// Reads a time as people write it, and how exact it is: `14:02` is all of that minute, of today, or
+/// of yesterday where that is not over yet.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn parse_time(text: &str, now: &Zoned) -> Result<(Timestamp, Timestamp)> {
+    let text = text.trim();
+    if text == "now" {
+        return Ok((now.timestamp(), now.timestamp()));
+    }
+    let colons = text.matches(':').count();
+    let exact = |start: Timestamp| {
+        let length: Span = if colons == 1 { 1.minute() } else { 1.second() };
+        let end = start.saturating_add(length).unwrap_or(start);
+        (start, end - 1.nanosecond())
+    };
+    if let Ok(time) = text.parse::<Timestamp>() {
+        let end = time.round(Unit::Second).unwrap_or(time);
+        return Ok((time, end.max(time)));
+    }
+    if let Ok(span) = text.parse::<Span>()
+        && colons == 0
+    {
+        let is_past = text.ends_with("ago") || text.starts_with('-');
+        let span = if is_past { span } else { span.negate() };
+        let at = now.saturating_add(span).timestamp();
+        return Ok((at - 30.seconds(), at + 30.seconds()));
+    }
+    let zone = now.time_zone();
+    // Before a time alone, as which a date with a time is read, too.
+    if let Ok(date) = text.parse::<civil::DateTime>()
+        && colons != 0
+    {
+        let at = date
+            .to_zoned(zone.clone())
+            .context("there is no such time")?;
+        return Ok(exact(at.timestamp()));
+    }
+    if let Ok(time) = text.parse::<civil::Time>()
+        && colons != 0
+    {
+        let today = now.date().to_datetime(time).to_zoned(zone.clone());
+        let today = today.context("there is no such time today")?;
+        let day = if today > *now {
+            today.saturating_sub(1.day())
+        } else {
+            today
+        };
+        return Ok(exact(day.timestamp()));
+    }
+    bail!("'{text}' is no time: write 14:02, '2026-11-23 14:02:11' or '10m ago'")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::tz::TimeZone;
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
+
+    fn at(minute: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + minute * 60).unwrap()
+    }
+
+    fn line(minute: i64, event: &str, guest: u8, port: u16) -> String {
+        format!(
+            "{{\"schema\":1,\"time\":\"{}\",\"instance\":\"x\",\"event\":\"{event}\",\
+             \"protocol\":\"udp\",\"inside\":{{\"address\":\"10.0.0.{guest}\",\"port\":5000}},\
+             \"outside\":{{\"address\":\"{ADDRESS}\",\"port\":{port}}}}}",
+            at(minute)
+        )
+    }
+
+    fn mark(minute: i64, event: &str, count: &str) -> String {
+        format!(
+            "{{\"schema\":1,\"time\":\"{}\",\"instance\":\"x\",\"event\":\"{event}\"{count}}}",
+            at(minute)
+        )
+    }
+
+    fn ask(lines: &[String], minute: i64) -> Answer {
+        let question = Question {
+            address: ADDRESS,
+            port: Some(40_000),
+            protocol: None,
+            from: at(minute),
+            until: at(minute),
+        };
+        search(lines.join("\n").as_bytes(), &question).unwrap()
+    }
+
+    fn guests(answer: &Answer) -> Vec<String> {
+        let owners = answer.owners.iter();
+        owners.map(|it| it.inside.address.to_string()).collect()
+    }
+
+    #[test]
+    fn who_had_it_then_is_found() {
+        let lines = [
+            mark(0, "log-started", ""),
+            line(10, "mapping-created", 10, 40_000),
+            line(12, "mapping-created", 12, 40_002),
+            line(20, "mapping-removed", 10, 40_000),
+            line(30, "mapping-created", 11, 40_000),
+            "not of the log".to_owned(),
+        ];
+        assert_eq!(guests(&ask(&lines, 15)), ["10.0.0.10"]);
+        assert_eq!(ask(&lines, 15).owners[0].until, Some(at(20)));
+        assert!(guests(&ask(&lines, 25)).is_empty());
+        assert_eq!(guests(&ask(&lines, 35)), ["10.0.0.11"]);
+        for (minute, is_complete) in [(-1, false), (0, true), (25, true), (35, true)] {
+            assert_eq!(ask(&lines, minute).is_complete, is_complete, "{minute}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_told_is_not_made_up() {
+        let lines = [
+            mark(0, "log-started", ""),
+            line(0, "mapping-present", 9, 40_000),
+            line(5, "mapping-removed", 9, 40_000),
+            line(10, "mapping-created", 10, 40_000),
+            mark(20, "records-lost", ",\"count\":7"),
+            line(20, "mapping-present", 10, 40_000),
+            mark(30, "log-ended", ""),
+        ];
+        assert_eq!(ask(&lines, 3).owners[0].since, None);
+        let over = ask(&lines, 25);
+        assert_eq!(guests(&over), ["10.0.0.10"]);
+        assert_eq!(over.owners[0].since, Some(at(10)));
+        assert_eq!(over.owners[0].until, Some(at(30)));
+        assert!(over.is_complete && !ask(&lines, 15).is_complete);
+        assert!(guests(&ask(&lines, 31)).is_empty());
+        assert_eq!(ask(&[], 3), Answer::default());
+    }
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        let now: Zoned = "2026-11-23T15:00:00+00:00[UTC]".parse().unwrap();
+        assert_eq!(*now.time_zone(), TimeZone::UTC);
+        for (text, from, until) in [
+            (
+                "14:02",
+                "2026-11-23T14:02:00Z",
+                "2026-11-23T14:02:59.999999999Z",
+            ),
+            (
+                "16:02",
+                "2026-11-22T16:02:00Z",
+                "2026-11-22T16:02:59.999999999Z",
+            ),
+            (
+                "14:02:11",
+                "2026-11-23T14:02:11Z",
+                "2026-11-23T14:02:11.999999999Z",
+            ),
+            (
+                "2026-11-20 14:02",
+                "2026-11-20T14:02:00Z",
+                "2026-11-20T14:02:59.999999999Z",
+            ),
+            (
+                "2026-11-20T14:02:11Z",
+                "2026-11-20T14:02:11Z",
+                "2026-11-20T14:02:11Z",
+            ),
+            ("10m ago", "2026-11-23T14:49:30Z", "2026-11-23T14:50:30Z"),
+            ("now", "2026-11-23T15:00:00Z", "2026-11-23T15:00:00Z"),
+        ] {
+            let expected = (from.parse().unwrap(), until.parse().unwrap());
+            assert_eq!(parse_time(text, &now).unwrap(), expected, "{text}");
+        }
+        for text in ["", "x", "25:00", "2026-11-20"] {
+            assert!(parse_time(text, &now).is_err(), "{text}");
+        }
+    }
+}
