@@ -197,6 +197,7 @@ struct Table<'a> {
     /// Rows that wait until then.
     held: Vec<Vec<String>>,
     limit: Option<usize>,
+    is_coloured: bool,
 }
 
 impl<'a> Table<'a> {
@@ -207,12 +208,14 @@ impl<'a> Table<'a> {
             widths: None,
             held: Vec::new(),
             limit,
+            is_coloured: console::colors_enabled(),
         }
     }
 
     fn row(&mut self, cells: Vec<String>, output: &mut impl Write) -> io::Result<()> {
         if let Some(widths) = &self.widths {
-            return write_row(output, self.columns, widths, &cells, |it| it.tint.style());
+            let style = |it: &Column| self.is_coloured.then(|| it.tint.style());
+            return write_row(output, self.columns, widths, &cells, style);
         }
         self.held.push(cells);
         if self.held.len() < SAMPLE {
@@ -240,9 +243,12 @@ impl<'a> Table<'a> {
             widths.pop();
         }
         for (number, row) in self.held.drain(..).enumerate() {
-            let style = |column: &Column| match number {
-                0 => Style::new().bold(),
-                _ => column.tint.style(),
+            let is_coloured = self.is_coloured;
+            let style = |column: &Column| {
+                is_coloured.then(|| match number {
+                    0 => Style::new().bold(),
+                    _ => column.tint.style(),
+                })
             };
             write_row(output, self.columns, &widths, &row, style)?;
         }
@@ -251,26 +257,43 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Prints as many cells as there are widths.
+/// Prints as many cells as there are widths. Of a million rows most of the time goes by here, so
+/// nothing is formatted.
 fn write_row(
     output: &mut impl Write,
     columns: &[Column],
     widths: &[usize],
     cells: &[String],
-    style: impl Fn(&Column) -> Style,
+    style: impl Fn(&Column) -> Option<Style>,
 ) -> io::Result<()> {
     for (position, ((column, cell), &width)) in columns.iter().zip(cells).zip(widths).enumerate() {
-        let separator = if position == 0 { "" } else { SEPARATOR };
-        let cell = style(column).apply_to(cell);
+        if position > 0 {
+            output.write_all(SEPARATOR.as_bytes())?;
+        }
+        let blanks = width.saturating_sub(cell.len());
         if column.is_number {
-            write!(output, "{separator}{cell:>width$}")?;
-        } else if position + 1 == widths.len() {
-            write!(output, "{separator}{cell}")?;
-        } else {
-            write!(output, "{separator}{cell:<width$}")?;
+            write_blanks(output, blanks)?;
+        }
+        match style(column) {
+            Some(style) => write!(output, "{}", style.apply_to(cell))?,
+            None => output.write_all(cell.as_bytes())?,
+        }
+        if !column.is_number && position + 1 < widths.len() {
+            write_blanks(output, blanks)?;
         }
     }
-    writeln!(output)
+    output.write_all(b"\n")
+}
+
+fn write_blanks(output: &mut impl Write, mut count: usize) -> io::Result<()> {
+    const BLANKS: &[u8] = b"                                ";
+    while let Some(blanks) = BLANKS.get(..count.min(BLANKS.len()))
+        && !blanks.is_empty()
+    {
+        output.write_all(blanks)?;
+        count -= blanks.len();
+    }
+    Ok(())
 }
 
 /// What ends the word for so many things.
@@ -324,7 +347,7 @@ mod tests {
     fn colours_are_only_around_what_stands_there() {
         let columns = [Column::inside("INSIDE"), Column::outside("OUTSIDE")];
         let mut output = Vec::new();
-        let style = |it: &Column| it.tint.style().force_styling(true);
+        let style = |it: &Column| Some(it.tint.style().force_styling(true));
         let cells = ["a", "b"].map(str::to_owned);
         write_row(&mut output, &columns, &[3, 7], &cells, style).unwrap();
         let text = String::from_utf8(output).unwrap();
