@@ -17,10 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::DefaultTerminal;
-use signal_hook::{
-    consts::{SIGHUP, SIGTERM},
-    low_level::emulate_default_handler,
-};
+use signal_hook::{consts::SIGTERM, low_level::emulate_default_handler};
 
 use self::screen::View;
 use super::{Format, Instance, flows::parse_interval, print};
@@ -141,16 +138,16 @@ impl Drop for Screen {
     }
 }
 
-/// The last signal that is to end this process, 0 for none.
+/// The signal that is to end this process, 0 for none.
+///
+/// SIGHUP ends it as it ends any: the terminal is gone, and crossterm would go on reading from it.
 fn catch_signals() -> Result<Arc<AtomicI32>> {
     let last = Arc::new(AtomicI32::new(0));
-    for signal in [SIGTERM, SIGHUP] {
-        let last = Arc::clone(&last);
-        let note = move || last.store(signal, Ordering::Relaxed);
-        // SAFETY: storing to an atomic is all that the handler does.
-        unsafe { signal_hook::low_level::register(signal, note) }
-            .context("cannot wait for signals")?;
-    }
+    let noted = Arc::clone(&last);
+    let note = move || noted.store(SIGTERM, Ordering::Relaxed);
+    // SAFETY: storing to an atomic is all that the handler does.
+    unsafe { signal_hook::low_level::register(SIGTERM, note) }
+        .context("cannot wait for signals")?;
     Ok(last)
 }
 
