@@ -252,6 +252,21 @@ impl From<Direction> for TcAttachType {
     }
 }
 
+/// Whether the kernel is one of those that `cargo xtask test kernels` boots, or newer.
+#[must_use]
+pub fn is_kernel_supported() -> bool {
+    kernel_is_at_least(6, 1)
+}
+
+/// What to do about a kernel that refuses what it ought to take.
+fn explain_kernel() -> &'static str {
+    if is_kernel_supported() {
+        "please report this with the output of `uname -a`"
+    } else {
+        "this kernel is too old: tapnat needs Linux 6.1 or later"
+    }
+}
+
 fn kernel_is_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
 }
@@ -823,7 +838,7 @@ fn explain_load(error: EbpfError) -> Error {
             let way_out = match io_error.raw_os_error() {
                 Some(libc::ENOMEM | libc::E2BIG) => "pass a smaller --max-sessions",
                 Some(libc::EPERM) => "run as root, or raise the limit on locked memory",
-                _ => "tapnat needs Linux 6.1 or later",
+                _ => explain_kernel(),
             };
             anyhow!("cannot create the table {name}: {io_error}: {way_out}")
         }
@@ -894,10 +909,8 @@ fn explain_refusal(name: &str, error: ProgramError) -> Error {
                 .rev()
                 .find(|line| !line.is_empty() && !STATISTICS.iter().any(|it| line.starts_with(it)))
                 .unwrap_or("it gives no reason");
-            anyhow!(
-                "the kernel refuses the program {name}: {io_error}: {last}: tapnat supports Linux \
-                 6.1 and later; please report this with the output of `uname -a`"
-            )
+            let way_out = explain_kernel();
+            anyhow!("the kernel refuses the program {name}: {io_error}: {last}: {way_out}")
         }
         _ => anyhow!(error).context(format!("cannot load the program {name}")),
     }

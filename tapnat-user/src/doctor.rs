@@ -20,7 +20,7 @@ use tapnat_common::abi::{Device, Settings, role, setting_flags};
 
 use crate::{
     config::{self, Attach, Config},
-    datapath::{check_kernel, uses_tcx},
+    datapath::{check_kernel, is_kernel_supported, uses_tcx},
     forwards::Share,
     host::{
         bpffs, capabilities,
@@ -179,6 +179,17 @@ fn kernel() -> Vec<Finding> {
             format!("Linux {release} has no BTF"),
             format!("{error:#}"),
         )),
+    }
+    if !is_kernel_supported() {
+        findings.push(
+            Finding::new(
+                Level::Problem,
+                topic,
+                format!("Linux {release} is too old"),
+                "it refuses some of tapnat's programs",
+            )
+            .way_out("boot Linux 6.1 or later"),
+        );
     }
     if uses_tcx(Attach::Auto).unwrap_or(false) {
         findings.push(Finding::ok(topic, "programs attach by TCX"));

@@ -162,6 +162,7 @@ pub struct Machine {
     files: Vec<(PathBuf, PathBuf)>,
     modules: Vec<String>,
     memory: u32,
+    processors: u32,
     ipv6: bool,
     user: Option<u32>,
 }
@@ -186,6 +187,7 @@ impl Machine {
             files: Vec::new(),
             modules: drivers.map(str::to_owned).to_vec(),
             memory: 512,
+            processors: 1,
             ipv6: false,
             user: None,
         }
@@ -234,6 +236,13 @@ impl Machine {
     #[must_use]
     pub fn memory(mut self, megabytes: u32) -> Self {
         self.memory = megabytes;
+        self
+    }
+
+    /// Sets how many processors there are.
+    #[must_use]
+    pub fn processors(mut self, number: u32) -> Self {
+        self.processors = number;
         self
     }
 
@@ -343,16 +352,8 @@ impl Machine {
                 "-display",
                 "none",
             ])
-            .args([
-                "-M",
-                "pc",
-                "-accel",
-                "tcg,thread=multi",
-                "-cpu",
-                "max",
-                "-smp",
-                "1",
-            ])
+            .args(["-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max"])
+            .args(["-smp", &self.processors.to_string()])
             .args(["-m", &self.memory.to_string()])
             .arg("-kernel")
             .arg(&kernel)
@@ -629,7 +630,11 @@ impl Directory {
     }
 }
 
-fn find_program(name: &str) -> Result<PathBuf> {
+/// Where a program of this machine is.
+///
+/// # Errors
+/// It is nowhere on the search path.
+pub fn find_program(name: &str) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .map(|directory| directory.join(name))

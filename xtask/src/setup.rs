@@ -150,6 +150,14 @@ pub fn guest_kernel_directory() -> PathBuf {
     guest_kernel::directory()
 }
 
+/// Where the kernel of a release of Debian lies; fetches it if it is not there.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn guest_kernel_of(release: &str) -> Result<PathBuf> {
+    guest_kernel::of_suite(release)
+}
+
 fn find_missing(groups: &[Group]) -> Vec<&'static Requirement> {
     let machine = Machine::inspect();
     REQUIREMENTS

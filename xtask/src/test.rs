@@ -1,17 +1,20 @@
 //! `cargo xtask test`: runs the tests with Cargo's own runner, which has the last word. Owns which
 //! tests are run; knows nothing about what they test. Tests inside the crates need no root; test
 //! programs (`tests/` of a crate) may, and find the built `tapnat` in the environment variable
-//! `TAPNAT_BIN` and the guest's kernel in `TAPNAT_GUEST_KERNEL`. What `dist` and
-//! `upgrade` need takes minutes to make, so most of it runs only when they are named.
+//! `TAPNAT_BIN`, the guest's kernel in `TAPNAT_GUEST_KERNEL`, and one another, to be run in a guest, in
+//! `TAPNAT_TEST_PROGRAMS`. What `dist` and `upgrade` need takes minutes to make, so most of it runs
+//! only when they are named.
 
 use std::collections::BTreeSet;
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, DirEntry};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use serde_json::{Value, json};
 
 use crate::setup::{self, Group};
 use crate::{build, command, dist, rfc, upgrade};
@@ -23,9 +26,14 @@ const GUEST_KERNEL: &str = "TAPNAT_GUEST_KERNEL";
 #[derive(Args, Default)]
 pub struct Options {
     /// `unit` (the tests inside the crates), `rfc` (one line for each requirement of
-    /// docs/rfc-compliance.md), or the name of a test program, or part of a test's name
+    /// docs/rfc-compliance.md), `kernels` (the programs on each kernel that is supported), or the
+    /// name of a test program, or part of a test's name
     #[arg(value_name = "WHAT")]
     what: Option<String>,
+
+    /// With `kernels`: only those of these releases of Debian [default: all]
+    #[arg(value_name = "RELEASE")]
+    releases: Vec<String>,
 
     /// What follows `--` goes to the test programs, such as `--nocapture`
     #[arg(last = true, value_name = "TEST ARGUMENTS")]
@@ -38,6 +46,7 @@ enum Selection {
     Everything,
     Unit,
     Rfc,
+    Kernels,
     Program(String),
     Filter(String),
 }
@@ -46,6 +55,10 @@ enum Selection {
 pub fn run(options: &Options) -> Result<()> {
     let programs = test_programs(command::workspace())?;
     let selection = select(options.what.as_deref(), &programs);
+    ensure!(
+        options.releases.is_empty() || selection == Selection::Kernels,
+        "only `cargo xtask test kernels` takes names of releases"
+    );
 
     if selection == Selection::Unit {
         setup::ensure(&[Group::Build])?;
@@ -65,6 +78,9 @@ pub fn run(options: &Options) -> Result<()> {
         );
         return run_rfc();
     }
+    if selection == Selection::Kernels {
+        return run_kernels(options);
+    }
     if !matches!(selection, Selection::Program(_)) {
         command::run(cargo_test(&["--doc"], &selection).args(&options.arguments))?;
         command::run(cargo_test(&["--lib", "--bins"], &selection).args(&options.arguments))?;
@@ -76,7 +92,10 @@ pub fn run(options: &Options) -> Result<()> {
             _ => "*",
         };
         let mut cargo = cargo_test(&["--test", programs], &selection);
-        cargo.args(&options.arguments).env("TAPNAT_BIN", tapnat);
+        cargo
+            .args(&options.arguments)
+            .env("TAPNAT_BIN", tapnat)
+            .env(PROGRAMS, build_programs(IN_GUESTS)?);
         if env::var_os(GUEST_KERNEL).is_none() {
             cargo.env(GUEST_KERNEL, setup::guest_kernel_directory());
         }
@@ -121,6 +140,78 @@ fn run_rfc() -> Result<()> {
     })
 }
 
+/// Releases of Debian, with Linux 5.10, 6.1, 6.12 and the newest packaged one. The first is too old,
+/// and is to be told so.
+const RELEASES: [&str; 4] = ["bullseye", "bookworm", "trixie", "sid"];
+
+/// Boots one kernel after the other, and goes on if one fails.
+fn run_kernels(options: &Options) -> Result<()> {
+    let releases: Vec<&str> = if options.releases.is_empty() {
+        RELEASES.to_vec()
+    } else {
+        options.releases.iter().map(String::as_str).collect()
+    };
+    let tapnat = build::tapnat(&build::Options::default())?;
+    let programs = build_programs(IN_GUESTS)?;
+    let boot = |release: &str| -> Result<()> {
+        let kernel = setup::guest_kernel_of(release)?;
+        command::run(
+            program("kernels")
+                .arg("--nocapture")
+                .args(&options.arguments)
+                .env("TAPNAT_BIN", &tapnat)
+                .env(PROGRAMS, &programs)
+                .env(GUEST_KERNEL, kernel)
+                .env("TAPNAT_KERNELS", "all"),
+        )
+    };
+    let mut failures = 0;
+    let mut results = Vec::new();
+    for release in releases {
+        println!("\n=== the kernel of Debian {release}");
+        let result = boot(release);
+        failures += usize::from(result.is_err());
+        let outcome = result.map_or_else(|error| format!("{error:#}"), |()| "as it should".into());
+        results.push(format!("{release:<10}  {outcome}"));
+    }
+    println!("\n{}", results.join("\n"));
+    ensure!(failures == 0, "{failures} of the kernels failed");
+    Ok(())
+}
+
+/// The test programs of which the test program `kernels` runs parts in guests.
+const IN_GUESTS: &[&str] = &["links", "lifecycle", "forwards", "trace"];
+/// Their paths, as in `PATH`.
+const PROGRAMS: &str = "TAPNAT_TEST_PROGRAMS";
+
+/// Builds test programs, and returns their paths as in `PATH`.
+fn build_programs(names: &[&str]) -> Result<OsString> {
+    let mut cargo = command::cargo("test");
+    cargo
+        .args(["--no-run", "--message-format", "json", "--workspace"])
+        .args(command::EXCLUDE_EBPF);
+    for name in names {
+        cargo.args(["--test", name]);
+    }
+    let said = command::output(&mut cargo)?;
+    let paths = executables(&said);
+    ensure!(
+        paths.len() == names.len(),
+        "Cargo does not say where it has put {}",
+        names.join(", ")
+    );
+    env::join_paths(paths).context("a strange target directory")
+}
+
+/// The test programs in what Cargo says of a build, a JSON object a line.
+fn executables(said: &str) -> Vec<String> {
+    said.lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["kind"] == json!(["test"]))
+        .filter_map(|message| Some(message["executable"].as_str()?.to_owned()))
+        .collect()
+}
+
 /// Cargo's test runner on one test program, built as for all of them.
 pub fn program(name: &str) -> Command {
     cargo_test(&["--test", name], &Selection::Program(name.to_owned()))
@@ -150,6 +241,8 @@ fn select(what: Option<&str>, programs: &BTreeSet<String>) -> Selection {
         Selection::Unit
     } else if what == "rfc" {
         Selection::Rfc
+    } else if what == "kernels" {
+        Selection::Kernels
     } else if programs.contains(&program) {
         Selection::Program(program)
     } else {
@@ -191,6 +284,7 @@ mod tests {
         let programs = BTreeSet::from(["end_to_end".to_owned()]);
         assert_eq!(select(None, &programs), Selection::Everything);
         assert_eq!(select(Some("rfc"), &programs), Selection::Rfc);
+        assert_eq!(select(Some("kernels"), &programs), Selection::Kernels);
         assert_eq!(select(Some("unit"), &programs), Selection::Unit);
         assert_eq!(
             select(Some("end-to-end"), &programs),
@@ -200,6 +294,19 @@ mod tests {
             select(Some("hairpin"), &programs),
             Selection::Filter("hairpin".to_owned())
         );
+    }
+
+    #[test]
+    fn executables_are_found_in_what_cargo_says() {
+        let said = concat!(
+            r#"{"reason":"compiler-artifact","target":{"kind":["lib"]},"executable":null}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["test"]},"executable":"/t/links-1"}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        assert_eq!(executables(said), ["/t/links-1"]);
+        assert!(executables("").is_empty());
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Debian packages, without questions asked. Owns the ways of getting one: installed, installed from
-//! backports, or only downloaded. Never removes a package, and never edits the machine's list of
-//! sources.
+//! backports, or only downloaded, also from another release. Never removes a package, and never edits
+//! the machine's list of sources.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::command;
 
@@ -19,10 +19,26 @@ const INSTALL: [&str; 4] = ["install", "--yes", "--no-install-recommends", "--no
 /// apt-get, with package lists that are refreshed before they are first needed.
 #[derive(Default)]
 pub struct Apt {
+    suite: Option<Suite>,
     is_refreshed: bool,
 }
 
 impl Apt {
+    /// Of another suite of Debian's archive than the machine's, such as `sid`, by the machine's own
+    /// mirror, with lists and caches of its own. To download from, not to install.
+    ///
+    /// # Errors
+    /// When the machine gets no packages from Debian's archive.
+    pub fn of_suite(name: &str) -> Result<Self> {
+        let targets = index_targets()?;
+        let (_, mirror) =
+            main_archive(&targets).context("no source here is Debian's main archive")?;
+        Ok(Self {
+            suite: Some(Suite::new(name, mirror)?),
+            is_refreshed: false,
+        })
+    }
+
     /// Installs packages and what they depend on. Those that could only come by removing another
     /// package come from the backports of the machine's release: it then has a relative of theirs
     /// from there already.
@@ -51,26 +67,29 @@ impl Apt {
     /// Whether the machine's sources have a package.
     pub fn offers(&mut self, package: &str) -> bool {
         self.refresh();
-        Command::new("apt-cache")
+        self.apt("apt-cache")
             .args(["show", package])
             .succeed()
             .is_ok()
     }
 
-    /// The package that a package stands for: the first that it depends on.
+    /// The packages that a package depends on.
     ///
     /// # Errors
-    /// When the machine's sources have no such package.
-    pub fn dependency(&mut self, package: &str) -> Result<String> {
+    /// When the sources have no such package.
+    pub fn dependencies(&mut self, package: &str) -> Result<Vec<String>> {
         self.refresh();
-        let list = Command::new("apt-cache")
+        let list = self
+            .apt("apt-cache")
             .args(["depends", "--important", package])
-            .succeed();
-        first_dependency(&list.unwrap_or_default())
-            .map(str::to_owned)
-            .with_context(|| {
-                format!("no package {package} is known here: run `apt-get update` as root")
-            })
+            .succeed()
+            .unwrap_or_default();
+        let found: Vec<_> = dependencies(&list).map(str::to_owned).collect();
+        ensure!(
+            !found.is_empty(),
+            "no package {package} is known here: run `apt-get update` as root"
+        );
+        Ok(found)
     }
 
     /// Downloads a package's file into a directory, installing nothing. Needs no root.
@@ -79,7 +98,7 @@ impl Apt {
     /// When it cannot be had.
     pub fn download(&mut self, package: &str, directory: &Path) -> Result<()> {
         self.refresh();
-        apt_get()
+        self.apt("apt-get")
             .current_dir(directory)
             .args(["download", package])
             .succeed()
@@ -104,15 +123,66 @@ impl Apt {
             return;
         }
         self.is_refreshed = true;
-        if let Err(error) = apt_get().arg("update").succeed() {
+        if let Err(error) = self.apt("apt-get").arg("update").succeed() {
             println!("  warning: package lists could not all be refreshed: {error:#}");
         }
+    }
+
+    fn apt(&self, program: &str) -> Command {
+        let mut command = apt(program);
+        if let Some(suite) = &self.suite {
+            suite.choose_for(&mut command);
+            command.args(["-o", "Dir::Etc::sourceparts=/dev/null"]);
+        }
+        command
+    }
+}
+
+/// A suite of Debian's archive, with lists and caches of our own, so that the machine's sources stay
+/// as they are.
+struct Suite {
+    directory: PathBuf,
+}
+
+impl Suite {
+    fn new(name: &str, mirror: &str) -> Result<Self> {
+        let directory = command::target_directory().join("apt").join(name);
+        for needed in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(directory.join(needed))
+                .with_context(|| format!("cannot make {}", directory.join(needed).display()))?;
+        }
+        let list = directory.join("sources.list");
+        let signed_by = if Path::new(KEYRING).exists() {
+            format!("[signed-by={KEYRING}] ")
+        } else {
+            String::new()
+        };
+        fs::write(&list, format!("deb {signed_by}{mirror} {name} main\n"))
+            .with_context(|| format!("cannot write {}", list.display()))?;
+        Ok(Self { directory })
+    }
+
+    fn choose_for(&self, command: &mut Command) {
+        for (option, path) in [
+            ("Dir::Etc::sourcelist", "sources.list"),
+            ("Dir::State::lists", "lists"),
+            ("Dir::Cache", "cache"),
+        ] {
+            command
+                .arg("-o")
+                .arg(format!("{option}={}", self.directory.join(path).display()));
+        }
+    }
+
+    fn remove(self) -> Result<()> {
+        fs::remove_dir_all(&self.directory)
+            .with_context(|| format!("cannot remove {}", self.directory.display()))
     }
 }
 
 /// Whether these packages could be installed; changes nothing.
 fn try_out(packages: &[&str]) -> Result<()> {
-    apt_get()
+    apt("apt-get")
         .args(INSTALL)
         .arg("--simulate")
         .args(packages)
@@ -121,60 +191,41 @@ fn try_out(packages: &[&str]) -> Result<()> {
 }
 
 fn install(packages: &[&str]) -> Result<()> {
-    apt_get().args(INSTALL).args(packages).succeed().map(drop)
+    apt("apt-get")
+        .args(INSTALL)
+        .args(packages)
+        .succeed()
+        .map(drop)
 }
 
-/// Installs packages from backports through lists and caches of our own, so that the machine's
-/// sources stay as they are.
+/// Installs packages from backports; what they depend on may come from the machine's own sources.
 fn install_from_backports(packages: &[&str]) -> Result<()> {
     let targets = index_targets()?;
-    let (suite, mirror) = backports(&targets).context("no source here is Debian's main archive")?;
-
-    let directory = command::target_directory().join("backports");
-    for needed in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(directory.join(needed))
-            .with_context(|| format!("cannot make {}", directory.join(needed).display()))?;
-    }
-    let list = directory.join("sources.list");
-    let signed_by = if Path::new(KEYRING).exists() {
-        format!("[signed-by={KEYRING}] ")
-    } else {
-        String::new()
-    };
-    fs::write(&list, format!("deb {signed_by}{mirror} {suite} main\n"))
-        .with_context(|| format!("cannot write {}", list.display()))?;
-
+    let (name, mirror) = backports(&targets).context("no source here is Debian's main archive")?;
+    let suite = Suite::new(&name, mirror)?;
     let apt_get = || {
-        let mut command = apt_get();
-        for (option, path) in [
-            ("Dir::Etc::sourcelist", "sources.list"),
-            ("Dir::State::lists", "lists"),
-            ("Dir::Cache", "cache"),
-        ] {
-            command
-                .arg("-o")
-                .arg(format!("{option}={}", directory.join(path).display()));
-        }
+        let mut command = apt("apt-get");
+        suite.choose_for(&mut command);
         command
     };
     println!(
-        "  {} from {suite}, as packages installed here ask for it",
+        "  {} from {name}, as packages installed here ask for it",
         packages.join(", ")
     );
     apt_get().arg("update").succeed()?;
     apt_get()
         .args(INSTALL)
-        .args(["--target-release", &suite])
+        .args(["--target-release", &name])
         .args(packages)
         .succeed()?;
-    fs::remove_dir_all(&directory).with_context(|| format!("cannot remove {}", directory.display()))
+    suite.remove()
 }
 
 const INDEX_TARGET_FORMAT: &str = "$(ORIGIN) $(RELEASE) $(REPO_URI)";
 
 /// What package lists there are, one a line: origin, release, mirror.
 fn index_targets() -> Result<String> {
-    apt_get()
+    apt("apt-get")
         .args([
             "indextargets",
             "--format",
@@ -199,19 +250,20 @@ fn main_archive(index_targets: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// The first dependency in the output of `apt-cache depends`.
-fn first_dependency(list: &str) -> Option<&str> {
+/// The dependencies in the output of `apt-cache depends`.
+fn dependencies(list: &str) -> impl Iterator<Item = &str> {
     list.lines()
-        .find_map(|line| line.trim_start().strip_prefix("Depends: "))
+        .filter_map(|line| line.trim_start().strip_prefix("Depends: "))
 }
 
-fn apt_get() -> Command {
-    let mut command = Command::new("apt-get");
+fn apt(program: &str) -> Command {
+    let mut command = Command::new(program);
     command
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("LC_ALL", "C")
         .args([
-            "--quiet",
+            "-o",
+            "quiet=1",
             "-o",
             "Acquire::Retries=3",
             "-o",
@@ -283,10 +335,11 @@ mod tests {
     }
 
     #[test]
-    fn a_meta_package_stands_for_what_it_depends_on() {
-        let list = "linux-image-amd64\n  Depends: linux-image-6.1.0-50-amd64\n";
-        assert_eq!(first_dependency(list), Some("linux-image-6.1.0-50-amd64"));
-        assert_eq!(first_dependency(""), None);
+    fn dependencies_are_listed() {
+        let list = "linux-image-amd64\n  Depends: linux-base\n  Depends: linux-image-7.2-amd64\n";
+        let found: Vec<_> = dependencies(list).collect();
+        assert_eq!(found, ["linux-base", "linux-image-7.2-amd64"]);
+        assert_eq!(dependencies("").next(), None);
     }
 
     #[test]

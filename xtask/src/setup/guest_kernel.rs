@@ -1,9 +1,10 @@
-//! A kernel for QEMU guests: Debian's, downloaded and unpacked but never installed. Owns the
-//! directory `target/guest/kernel`, which holds `vmlinux` (the uncompressed kernel, which starts
-//! faster than the compressed one), `release` (its version, as `uname -r` prints it in the guest)
-//! and `lib/modules/RELEASE` with `modules.dep`.
+//! Kernels for QEMU guests: Debian's, downloaded and unpacked but never installed. Owns the
+//! directories `target/guest/kernel` and `target/guest/kernels/SUITE`, which hold `vmlinux` (the
+//! uncompressed kernel, which starts faster than the compressed one), `release` (its version, as
+//! `uname -r` prints it in the guest) and `lib/modules/RELEASE` with `modules.dep`.
 
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -12,26 +13,47 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::apt::Apt;
 use crate::command;
 
-/// The package that depends on the newest kernel of the machine's Debian release. QEMU's guests
-/// are x86-64, and so are the machines that they run on.
+/// The package that depends on the newest kernel of a Debian release. QEMU's guests are x86-64, and
+/// so are the machines that they run on.
 const META_PACKAGE: &str = "linux-image-amd64";
+/// What the names of kernels begin with; their releases follow.
+const IMAGE: &str = "linux-image-";
 
 /// Whether the kernel is there.
 pub fn is_present() -> bool {
     directory().join("vmlinux").is_file()
 }
 
-/// Downloads and unpacks it.
+/// Downloads and unpacks that of the machine's release.
 ///
 /// # Errors
 /// When it cannot be downloaded, is packed in a way unknown here, or the disk is full.
 pub fn install(apt: &mut Apt) -> Result<()> {
-    let directory = directory();
+    install_in(&directory(), apt)
+}
+
+/// The directory of the kernel of a suite of Debian's archive, which is downloaded and unpacked if it
+/// is not there.
+///
+/// # Errors
+/// As [`install`].
+pub fn of_suite(suite: &str) -> Result<PathBuf> {
+    let directory = command::target_directory()
+        .join("guest/kernels")
+        .join(suite);
+    if !directory.join("vmlinux").is_file() {
+        install_in(&directory, &mut Apt::of_suite(suite)?)
+            .with_context(|| format!("cannot get the kernel of {suite}"))?;
+    }
+    Ok(directory)
+}
+
+fn install_in(directory: &Path, apt: &mut Apt) -> Result<()> {
     let partial = directory.with_extension("partial");
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
     unpack(apt, &partial)?;
-    fs::rename(&partial, &directory).with_context(|| format!("cannot rename {}", partial.display()))
+    fs::rename(&partial, directory).with_context(|| format!("cannot rename {}", partial.display()))
 }
 
 /// Where the kernel lies once it is there.
@@ -40,20 +62,41 @@ pub fn directory() -> PathBuf {
 }
 
 fn unpack(apt: &mut Apt, directory: &Path) -> Result<()> {
-    let package = apt.dependency(META_PACKAGE)?;
-    apt.download(&package, directory)?;
-    let archive = only_entry(directory, "linux-image-")?;
-    command::output(
-        Command::new("dpkg-deb")
-            .arg("--extract")
-            .arg(&archive)
-            .arg(directory),
-    )?;
-    fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
+    let package = apt.dependencies(META_PACKAGE)?;
+    let package = package
+        .iter()
+        .find(|name| name.starts_with(IMAGE))
+        .with_context(|| format!("{META_PACKAGE} depends on no kernel"))?;
+    let release = package.trim_start_matches(IMAGE);
+    // Until Linux 6.12 the image is all; later it consists of others of the same release.
+    let parts = apt.dependencies(package)?;
+    let parts = parts.iter().filter(|name| name.ends_with(release));
+    for package in parts.chain([package]) {
+        apt.download(package, directory)?;
+        let archive = only_entry(directory, package)?;
+        command::output(
+            Command::new("dpkg-deb")
+                .arg("--extract")
+                .arg(&archive)
+                .arg(directory),
+        )?;
+        fs::remove_file(&archive)
+            .with_context(|| format!("cannot remove {}", archive.display()))?;
+    }
+    if !directory.join("lib").exists() {
+        symlink("usr/lib", directory.join("lib"))
+            .with_context(|| format!("cannot make {}", directory.join("lib").display()))?;
+    }
 
-    let image = only_entry(&directory.join("boot"), "vmlinuz-")?;
-    let name = image.file_name().unwrap_or_default().to_string_lossy();
-    let release = name.trim_start_matches("vmlinuz-");
+    let modules = directory.join("lib/modules").join(release);
+    let places = [
+        directory.join("boot").join(format!("vmlinuz-{release}")),
+        modules.join("vmlinuz"),
+    ];
+    let image = places
+        .iter()
+        .find(|place| place.is_file())
+        .with_context(|| format!("there is no kernel in {package}"))?;
     let depmod = command::find_program("depmod").context("there is no depmod (package kmod)")?;
     command::output(
         Command::new(depmod)
@@ -64,7 +107,7 @@ fn unpack(apt: &mut Apt, directory: &Path) -> Result<()> {
     fs::write(directory.join("release"), release)
         .with_context(|| format!("cannot write {}", directory.join("release").display()))?;
 
-    let image = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
+    let image = fs::read(image).with_context(|| format!("cannot read {}", image.display()))?;
     extract_vmlinux(&image, directory)
 }
 
