@@ -22,6 +22,7 @@
 #![expect(internal_features, reason = "this target has no other atomic addition")]
 
 mod apart;
+mod bounds;
 mod emit;
 mod host;
 mod maps;

@@ -1,7 +1,7 @@
 //! A packet in an skb, for `tapnat_common`: direct access to its linear part,
 //! checksums through the helpers, which know about offloads.
 
-use core::{hint::black_box, mem::MaybeUninit};
+use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{
@@ -21,20 +21,12 @@ use tapnat_common::{
 
 use crate::{
     apart,
+    bounds::within,
     maps::{WHOLE_BYTES, Whole},
 };
 
 /// Link, IP and transport header end before this offset.
 const FIRST_HEADERS: u32 = 255;
-
-/// The number, if it is 1 at least and `most` at most, said in a way that the
-/// verifiers of all kernels follow: the register that is compared is the one that
-/// is used, and that it is not 0 shows without a comparison with 0.
-#[inline(always)]
-fn within(number: u32, most: u32) -> Option<u32> {
-    let less = black_box(u64::from(number).wrapping_sub(1));
-    (less < u64::from(most)).then(|| black_box(less) as u32 + 1)
-}
 
 /// An skb.
 pub struct Skb {

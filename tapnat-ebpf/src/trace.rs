@@ -36,6 +36,10 @@ use tapnat_common::trace::{
     self, Ends, MOST_BYTES, NO_REASON, REASON_WORD, Record, Side, Wanted, actions, names,
 };
 
+use self::bounds::within;
+
+mod bounds;
+
 const MOST: usize = MOST_BYTES as usize;
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
@@ -149,18 +153,17 @@ fn record(skb: Skb, packet: &mut Packet, action: u32, link: u32) {
     packet.record.reason = reason;
     packet.record.action = action;
     packet.record.after = Side::default();
-    let captured = before.captured;
-    if captured > MOST_BYTES {
+    let Some(captured) = within(before.captured, MOST_BYTES) else {
         return;
-    }
+    };
     let mut length = size_of::<Record>() as u32 + captured;
     if leaves {
         let to = packet.bytes.as_mut_ptr().wrapping_add(captured as usize);
         if let Some(side) = skb.copy(to, wanted.bytes, link)
-            && side.captured <= MOST_BYTES
+            && let Some(captured) = within(side.captured, MOST_BYTES)
         {
             packet.record.after = side;
-            length += side.captured;
+            length += captured;
         }
     }
     let from = core::ptr::from_mut(packet).cast::<u8>();
@@ -213,10 +216,7 @@ impl Skb {
     #[inline(always)]
     fn copy(self, to: *mut u8, wanted: u32, link: u32) -> Option<Side> {
         let length = self.length();
-        let captured = length.min(wanted);
-        if captured == 0 || captured > MOST_BYTES {
-            return None;
-        }
+        let captured = within(length.min(wanted), MOST_BYTES)?;
         // SAFETY: the helper checks the offset and writes so many bytes.
         let result = unsafe { bpf_skb_load_bytes(self.context.cast(), 0, to.cast(), captured) };
         (result == 0).then_some(Side {

@@ -896,7 +896,7 @@ fn load(name: &str, program: &mut Program) -> Result<()> {
 }
 
 /// The verifier's last word, on one line.
-fn explain_refusal(name: &str, error: ProgramError) -> Error {
+pub fn explain_refusal(name: &str, error: ProgramError) -> Error {
     match &error {
         ProgramError::LoadError {
             io_error,

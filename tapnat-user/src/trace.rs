@@ -29,7 +29,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     changes::detach_filter,
-    datapath::{FILTER_HANDLE, Hook, TRACE_PRIORITY, link_pin},
+    datapath::{FILTER_HANDLE, Hook, TRACE_PRIORITY, explain_refusal, link_pin},
 };
 
 /// The kernel keeps so many letters of a program's name.
@@ -256,7 +256,9 @@ impl Trace {
             .with_context(|| format!("the trace has no program {name}: rebuild tapnat"))?
             .try_into()?;
         if program.fd().is_err() {
-            program.load()?;
+            program
+                .load()
+                .map_err(|error| explain_refusal(name, error))?;
         }
         let (device, side) = (&hook.device.name, TcAttachType::Ingress);
         let options = if link_pin(&self.pins, hook).exists() {
