@@ -36,6 +36,20 @@ pub fn bind_elsewhere() -> Result<()> {
 /// When the kernel refuses.
 pub fn occupy() -> Result<()> {
     bind()?;
+    become_real_time()
+}
+
+/// The same with another processor than that of the measurement.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn occupy_elsewhere() -> Result<()> {
+    bind_elsewhere()?;
+    become_real_time()
+}
+
+fn become_real_time() -> Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: the parameters outlive the call, and 0 is the calling thread.
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };

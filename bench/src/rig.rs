@@ -7,7 +7,7 @@
 //! The generators put packets into the receive path of the host's devices, so that they take the
 //! same way as a guest's; the sinks drop them in the peer's driver.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, sync::Barrier, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -344,6 +344,57 @@ impl Rig {
         }
         let [outward, inward] = times.map(|times| summary(&times));
         Ok(Round { outward, inward })
+    }
+
+    /// The same with a processor for each direction, at the same time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::measure`].
+    pub fn measure_side_by_side(
+        &self,
+        warm: u32,
+        burst: u32,
+        length: Duration,
+        summary: fn(&[f64]) -> f64,
+    ) -> Result<Round> {
+        let [outward, inward] = [
+            self.index(Direction::Outward)?,
+            self.index(Direction::Inward)?,
+        ];
+        let start = Barrier::new(Direction::BOTH.len());
+        let one = |direction: Direction, device: u32, occupy: fn() -> Result<()>| -> Result<f64> {
+            let before = self.received(direction);
+            let (sent, times) = self.topology.host.run(|| {
+                let ready = occupy().and_then(|()| self.send(direction, warm, device));
+                // The other one waits for this one, also in vain.
+                start.wait();
+                ready?;
+                let mut sent = u64::from(warm);
+                let mut times = Vec::new();
+                let mut elapsed = Duration::ZERO;
+                while elapsed < length {
+                    let used = self.send(direction, burst, device)?.used;
+                    elapsed += used;
+                    times.push(used.as_secs_f64() * 1e9 / f64::from(burst));
+                    sent += u64::from(burst);
+                }
+                Ok((sent, times))
+            })?;
+            self.check(direction, before?, sent)?;
+            Ok(summary(&times))
+        };
+        thread::scope(|scope| {
+            let outward = scope.spawn(|| one(Direction::Outward, outward, processor::occupy));
+            let inward = one(Direction::Inward, inward, processor::occupy_elsewhere);
+            let outward = outward
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok(Round {
+                outward: outward?,
+                inward: inward?,
+            })
+        })
     }
 
     fn index(&self, direction: Direction) -> Result<u32> {

@@ -6,6 +6,7 @@ mod latency;
 mod memory;
 mod new_flows;
 mod program;
+mod scaling;
 mod startup;
 mod xdp;
 
@@ -38,6 +39,8 @@ pub enum Scenario {
     Program,
     /// Time that a packet takes when it arrives at a driver with XDP
     Xdp,
+    /// Rate with a thousand to a million flows, on one processor and on two
+    Scaling,
 }
 
 impl Scenario {
@@ -50,6 +53,7 @@ impl Scenario {
         Self::Startup,
         Self::Program,
         Self::Xdp,
+        Self::Scaling,
     ];
 
     /// Measures, and prints what came out. Only cases whose title contains `case`.
@@ -67,6 +71,7 @@ impl Scenario {
             Self::Startup => ("startup", startup::run),
             Self::Program => ("program", program::run),
             Self::Xdp => ("xdp", xdp::run),
+            Self::Scaling => ("scaling", scaling::run),
         };
         let mut report = Report::begin(name, effort.quick)?;
         run(&mut Run {

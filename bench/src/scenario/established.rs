@@ -17,24 +17,25 @@ use crate::{
 /// Packets sent in one go, a direction.
 const BURST: u32 = 65_536;
 /// With more flows than this, a turn is longer: see [`Turn::of_many`].
-const MANY: u32 = 131_072;
+pub(super) const MANY: u32 = 131_072;
 /// tapnat looks at a session closely every eight seconds.
 const LONG: Duration = Duration::from_secs(9);
 /// Rounds of such turns: what is near the eight seconds averages out.
 const FEW: usize = 4;
 
 /// How one contender's turn goes.
-struct Turn {
+pub(super) struct Turn {
     /// Packets that are not measured.
-    warm: u32,
-    length: Duration,
-    rounds: usize,
+    pub(super) warm: u32,
+    pub(super) length: Duration,
+    pub(super) rounds: usize,
     /// What stands for a turn's bursts.
-    summary: fn(&[f64]) -> f64,
+    pub(super) summary: fn(&[f64]) -> f64,
 }
 
 impl Turn {
-    fn of(count: u32, run: &Run<'_>) -> Self {
+    /// With so many flows.
+    pub(super) fn of(count: u32, run: &Run<'_>) -> Self {
         if count > MANY {
             return Self::of_many(count, run);
         }
