@@ -20,7 +20,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     poll::PollTimeout,
-    sys::socket::{LinkAddr, MsgFlags, sendto},
+    sys::socket::{LinkAddr, MsgFlags, sendto, setsockopt, sockopt},
 };
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -33,6 +33,8 @@ use crate::{
 
 /// How long a client waits for an answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes that may wait in a UDP socket, with what the kernel adds to each datagram.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 const LARGEST_DATAGRAM: usize = 65_536;
 
@@ -126,6 +128,9 @@ pub fn udp_socket(namespace: &Namespace, local: SocketAddr) -> Result<UdpSocket>
             .with_context(|| format!("cannot bind UDP {local} in {}", namespace.name()))
     })?;
     socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    // What comes while its reader gets no processor is not lost.
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+        .context("cannot enlarge the receive buffer")?;
     Ok(socket)
 }
 

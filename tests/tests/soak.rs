@@ -469,7 +469,7 @@ fn nothing_is_lost_and_nothing_grows() -> Result<()> {
         let lost = sent.load(Relaxed).saturating_sub(answered.load(Relaxed));
         ensure!(
             lost == 0 || !fault.is_free(),
-            "{}: {lost} lost",
+            "{}: {lost} lost\n{status}",
             fault.name()
         );
         ensure!(answered.load(Relaxed) > 0, "{}: no answers", fault.name());
