@@ -65,6 +65,19 @@ pub enum HalfInsert {
     Full,
 }
 
+impl HalfInsert {
+    /// Whether it was put there just now, if it is there.
+    #[inline(always)]
+    pub(crate) const fn is_new(self) -> Result<bool, Reason> {
+        match self {
+            Self::Done => Ok(true),
+            Self::Exists => Ok(false),
+            Self::Conflict => Err(Reason::SessionConflict),
+            Self::Full => Err(Reason::SessionTableFull),
+        }
+    }
+}
+
 /// Where a packet would go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fate {

@@ -506,22 +506,11 @@ pub(super) fn insert<T: Tables>(
     }
     if back_key == *key {
         // A guest's socket that talks to itself over its own mapping.
-        return match tables.insert_half(key, forward, None) {
-            HalfInsert::Done | HalfInsert::Exists => Ok(()),
-            HalfInsert::Conflict => Err(Reason::SessionConflict),
-            HalfInsert::Full => Err(Reason::SessionTableFull),
-        };
+        return tables.insert_half(key, forward, None).is_new().map(drop);
     }
-    let inserted = match tables.insert_half(&back_key, back, None) {
-        HalfInsert::Done => true,
-        HalfInsert::Exists => false,
-        HalfInsert::Conflict => return Err(Reason::SessionConflict),
-        HalfInsert::Full => return Err(Reason::SessionTableFull),
-    };
-    let reason = match tables.insert_half(key, forward, Some(&back_key)) {
-        HalfInsert::Done | HalfInsert::Exists => return Ok(()),
-        HalfInsert::Conflict => Reason::SessionConflict,
-        HalfInsert::Full => Reason::SessionTableFull,
+    let inserted = tables.insert_half(&back_key, back, None).is_new()?;
+    let Err(reason) = tables.insert_half(key, forward, Some(&back_key)).is_new() else {
+        return Ok(());
     };
     if inserted && tables.remove_session(&back_key) {
         count(&back_key, back, false, tables);
