@@ -166,6 +166,8 @@ pub mod globals {
     pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
     /// `u8`: [`crate::nat_log::level`].
     pub const NAT_LOG: &str = "NAT_LOG_LEVEL";
+    /// `u8`: non-zero where the kernel has `bpf_ktime_get_coarse_ns` (>= 5.11).
+    pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
     /// `u64`: the cookie of the network namespace whose sockets are the host's.
     /// 0 is nobody's.
     pub const NETNS_COOKIE: &str = "NETNS_COOKIE";

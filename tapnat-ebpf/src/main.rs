@@ -39,7 +39,7 @@ use aya_ebpf::{
         TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
         xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
     },
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::{cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, TcContext, XdpContext},
 };
@@ -69,6 +69,9 @@ const RAW: u32 = 0;
 static COUNT_TRAFFIC: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static NAT_LOG_LEVEL: Global<u8> = Global::new(0);
+#[unsafe(no_mangle)]
+static COARSE_CLOCK: Global<u8> = Global::new(1);
+
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: Global<u64> = Global::new(0);
 
@@ -472,8 +475,13 @@ fn refusal(
 /// The datapath's clock. See `tapnat_common::time`.
 #[inline(always)]
 fn now() -> Instant {
-    // SAFETY: no preconditions.
-    Instant::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
+    Instant::from_nanoseconds(if COARSE_CLOCK.load() == 0 {
+        // SAFETY: no preconditions.
+        unsafe { bpf_ktime_get_ns() }
+    } else {
+        // SAFETY: no preconditions.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    })
 }
 
 /// Counts and logs an exit that is not the usual one. The log has the reason's

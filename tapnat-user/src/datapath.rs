@@ -371,6 +371,7 @@ impl Datapath {
             (Some(_), true) => (level::SESSIONS, LOG_BYTES),
         };
         let resumes_log = has_ring(&directory.join(maps::NAT_LOG), log_bytes)?;
+        let coarse = u8::from(kernel_is_at_least(5, 11));
         let host_sockets = HostSockets {
             control_groups: cgroup::open_root(),
             namespace: NetworkNamespace::current()?.cookie(),
@@ -383,6 +384,7 @@ impl Datapath {
             .override_global(globals::COUNT_TRAFFIC, &count, true)
             .override_global(globals::NAT_LOG, &log, true)
             .map_max_entries(maps::NAT_LOG, log_bytes)
+            .override_global(globals::COARSE_CLOCK, &coarse, true)
             .override_global(aya_log::LEVEL, &level, true)
             .map_max_entries(maps::SESSIONS, halves)
             .map_max_entries(maps::MAPPINGS, mappings)
