@@ -49,7 +49,7 @@ const RECEIVE_BUFFER: usize = 64 << 20;
 /// What to capture.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Keeps ARP, IPv6 neighbour discovery, MLD and all that is not IP.
+    /// Keeps ARP, IPv6 neighbour discovery, IGMP, MLD and all that is not IP.
     pub chatter: bool,
     /// Stops keeping packets after this many bytes, so that a capture of bulk
     /// traffic stays bounded.
@@ -328,7 +328,8 @@ fn is_chatter(packet: &Captured) -> bool {
             });
     };
     match sliced.net {
-        Some(NetSlice::Ipv4(_)) => false,
+        // What kernels tell of their multicast groups, when it pleases them (RFC 3376).
+        Some(NetSlice::Ipv4(ip)) => ip.payload().ip_number == IpNumber::IGMP,
         Some(NetSlice::Ipv6(ip)) => {
             let payload = ip.payload();
             payload.ip_number == IpNumber::IPV6_ICMP

@@ -224,9 +224,7 @@ fn check_packets(packets: &Packets) -> Result<usize> {
         let (mut bulk, mut largest) = (0, 0);
         for packet in &packets.list {
             let parsed = packet.parse()?;
-            // IGMP of a bridge.
-            let is_multicast = parsed.destination_address().is_multicast();
-            if packet.direction != direction || is_multicast {
+            if packet.direction != direction {
                 continue;
             }
             ensure!(parsed.ttl() == 64 - hops, "{}", packet.summary());
