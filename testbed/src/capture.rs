@@ -332,10 +332,16 @@ fn is_chatter(packet: &Captured) -> bool {
         Some(NetSlice::Ipv4(ip)) => ip.payload().ip_number == IpNumber::IGMP,
         Some(NetSlice::Ipv6(ip)) => {
             let payload = ip.payload();
+            // MLD (RFC 2710, 3810) and neighbour discovery (RFC 4861), by the hop limits without
+            // which they are none: what a router let through is no chatter.
+            let hop_limit = ip.header().hop_limit();
             payload.ip_number == IpNumber::IPV6_ICMP
-                && Icmpv6Slice::from_slice(payload.payload)
-                    // MLD (RFC 2710, 3810) and neighbour discovery (RFC 4861).
-                    .is_ok_and(|icmp| matches!(icmp.type_u8(), 130..=137 | 143))
+                && Icmpv6Slice::from_slice(payload.payload).is_ok_and(|icmp| {
+                    matches!(
+                        (icmp.type_u8(), hop_limit),
+                        (130..=132 | 143, 1) | (133..=137, 255)
+                    )
+                })
         }
         _ => true,
     }
@@ -449,9 +455,8 @@ fn describe(parsed: &Parsed) -> String {
             tcp.sequence_number, tcp.acknowledgment_number
         );
     }
-    if let Some(icmp) = parsed.icmpv4() {
-        let bytes = icmp.to_bytes();
-        return format!("ICMP {}/{}", bytes[0], bytes[1]);
+    if let Some((kind, code)) = parsed.icmp_kind() {
+        return format!("ICMP {kind}/{code}");
     }
     let name = parsed.protocol.keyword_str().unwrap_or("protocol");
     let fragment = if parsed.is_fragment() {

@@ -94,6 +94,11 @@ impl Namespace {
             inner: Arc::new(inner),
         };
         namespace.ip("link set lo up")?;
+        // Link-local addresses are there at once: while they wait whether somebody else has them,
+        // no neighbour is asked for what is forwarded (Linux, `ndisc_send_ns()`).
+        for devices in ["all", "default"] {
+            namespace.sysctl(&format!("net.ipv6.conf.{devices}.accept_dad"), "0")?;
+        }
         Ok(namespace)
     }
 

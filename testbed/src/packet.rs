@@ -43,6 +43,17 @@ pub enum Ip {
     V6(Ipv6Header, Box<Ipv6Extensions>),
 }
 
+/// Where a fragment belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Fragment {
+    /// What the fragments of a packet have in common.
+    pub identification: u32,
+    /// Offset in bytes from the beginning of what was cut.
+    pub start: usize,
+    /// Whether it is not the last.
+    pub more: bool,
+}
+
 /// A packet taken apart. Numbers are in host byte order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed {
@@ -92,6 +103,33 @@ impl Parsed {
             protocol,
             transport: headers.transport,
             payload,
+        })
+    }
+
+    /// Where a fragment belongs: its identification, its offset in bytes, and
+    /// whether more follow. Also of an IPv4 packet that is whole; in IPv6 of one
+    /// with a fragment header.
+    #[must_use]
+    pub fn fragment(&self) -> Option<Fragment> {
+        let (identification, offset, more) = match &self.ip {
+            Ip::V4(header) => (
+                header.identification.into(),
+                header.fragment_offset,
+                header.more_fragments,
+            ),
+            Ip::V6(_, extensions) => {
+                let header = extensions.fragment.as_ref()?;
+                (
+                    header.identification,
+                    header.fragment_offset,
+                    header.more_fragments,
+                )
+            }
+        };
+        Some(Fragment {
+            identification,
+            start: usize::from(offset.value()) * 8,
+            more,
         })
     }
 
@@ -193,6 +231,30 @@ impl Parsed {
         }
     }
 
+    /// Type and code of an ICMP or ICMPv6 message.
+    #[must_use]
+    pub fn icmp_kind(&self) -> Option<(u8, u8)> {
+        self.icmp().map(|header| (header[0], header[1]))
+    }
+
+    /// The four bytes behind the checksum of an ICMP or ICMPv6 message.
+    #[must_use]
+    pub fn icmp_rest(&self) -> Option<[u8; 4]> {
+        self.icmp()
+            .map(|header| [header[4], header[5], header[6], header[7]])
+    }
+
+    fn icmp(&self) -> Option<[u8; 8]> {
+        let bytes = match self.transport.as_ref()? {
+            TransportHeader::Icmpv4(header) => header.to_bytes().to_vec(),
+            TransportHeader::Icmpv6(header) => header.to_bytes().to_vec(),
+            TransportHeader::Tcp(_) | TransportHeader::Udp(_) | TransportHeader::Igmp(_) => {
+                return None;
+            }
+        };
+        bytes.first_chunk().copied()
+    }
+
     /// The packet that an ICMP error quotes.
     ///
     /// # Errors
@@ -230,6 +292,7 @@ impl Parsed {
                 }
                 _ => None,
             },
+            TransportHeader::Igmp(_) => None,
         }
     }
 }

@@ -113,6 +113,7 @@ pub struct Builder {
     guests: u8,
     uplink: Uplink,
     router: bool,
+    ipv4: bool,
     ipv6: bool,
     inside_mtu: Option<u32>,
     uplink_mtu: Option<u32>,
@@ -126,6 +127,7 @@ impl Default for Builder {
             guests: 1,
             uplink: Uplink::Ethernet,
             router: false,
+            ipv4: true,
             ipv6: false,
             inside_mtu: None,
             uplink_mtu: None,
@@ -168,6 +170,13 @@ impl Builder {
     pub fn ipv6(mut self) -> Self {
         self.ipv6 = true;
         self
+    }
+
+    /// Gives hosts and guests IPv6 addresses, and no others.
+    #[must_use]
+    pub fn ipv6_only(mut self) -> Self {
+        self.ipv4 = false;
+        self.ipv6()
     }
 
     /// MTU in bytes of the guests' link, at both its ends.
@@ -214,6 +223,8 @@ impl Builder {
             router,
             guests: Vec::new(),
             inside: self.inside,
+            ipv4: self.ipv4,
+            ipv6: self.ipv6,
             uplink_cable: None,
         };
         self.build_uplink(&mut topology)
@@ -258,9 +269,11 @@ impl Builder {
         }
         set_mtu(host, UPLINK, self.uplink_mtu)?;
         set_mtu(far, "downlink0", self.uplink_mtu)?;
-        host.ip(&format!("address add {HOST_ADDRESS}/24 dev {UPLINK}"))?;
-        far.ip(&format!("address add {GATEWAY}/24 dev downlink0"))?;
-        host.ip(&format!("route add default via {GATEWAY} dev {UPLINK}"))?;
+        if self.ipv4 {
+            host.ip(&format!("address add {HOST_ADDRESS}/24 dev {UPLINK}"))?;
+            far.ip(&format!("address add {GATEWAY}/24 dev downlink0"))?;
+            host.ip(&format!("route add default via {GATEWAY} dev {UPLINK}"))?;
+        }
         if self.ipv6 {
             host.ip(&format!(
                 "address add {HOST_ADDRESS6}/64 dev {UPLINK} nodad"
@@ -273,8 +286,10 @@ impl Builder {
 
     fn build_world(&self, topology: &Topology) -> Result<()> {
         let world = &topology.world;
-        for address in WORLD_ADDRESSES {
-            world.ip(&format!("address add {address}/32 dev lo"))?;
+        if self.ipv4 {
+            for address in WORLD_ADDRESSES {
+                world.ip(&format!("address add {address}/32 dev lo"))?;
+            }
         }
         if self.ipv6 {
             for address in WORLD_ADDRESSES6 {
@@ -287,12 +302,14 @@ impl Builder {
         router.add_veth("outer0", world, "world0")?;
         set_mtu(router, "outer0", self.path_mtu)?;
         set_mtu(world, "world0", self.path_mtu)?;
-        router.sysctl("net.ipv4.ip_forward", "1")?;
-        let [near, far] = ROUTER_LINK;
-        router.ip(&format!("address add {near}/24 dev outer0"))?;
-        world.ip(&format!("address add {far}/24 dev world0"))?;
-        router.ip(&format!("route add 203.0.113.0/24 via {far}"))?;
-        world.ip(&format!("route add 198.51.100.0/24 via {near}"))?;
+        if self.ipv4 {
+            router.sysctl("net.ipv4.ip_forward", "1")?;
+            let [near, far] = ROUTER_LINK;
+            router.ip(&format!("address add {near}/24 dev outer0"))?;
+            world.ip(&format!("address add {far}/24 dev world0"))?;
+            router.ip(&format!("route add 203.0.113.0/24 via {far}"))?;
+            world.ip(&format!("route add 198.51.100.0/24 via {near}"))?;
+        }
         if self.ipv6 {
             router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
             let [near, far] = ROUTER_LINK6;
@@ -343,6 +360,7 @@ impl Builder {
         let guest = Guest {
             address: Ipv4Addr::new(10, 0, network, host_part),
             gateway: Ipv4Addr::new(10, 0, network, 1),
+            has_ipv4: self.ipv4,
             ipv6: self.ipv6.then(|| {
                 let network = u16::from(network);
                 let address =
@@ -374,10 +392,11 @@ impl Tap {
 pub struct Guest {
     /// Where its side of the link is.
     pub namespace: Namespace,
-    /// Its address, of a /24.
+    /// Its address, of a /24. (In a world with IPv6 only, no device has it.)
     pub address: Ipv4Addr,
     /// Its default route: the address that the host's inside device is to get.
     pub gateway: Ipv4Addr,
+    has_ipv4: bool,
     /// The same two in IPv6, of a /64, when the world has IPv6.
     pub ipv6: Option<(Ipv6Addr, Ipv6Addr)>,
     /// The host's device that serves it, shared by the guests of a bridge.
@@ -387,14 +406,13 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// The value for `--inside`: device, gateway address and prefix length.
+    /// The value for `--inside`: device, gateway addresses and prefix lengths.
     #[must_use]
     pub fn inside(&self) -> String {
-        let mut inside = format!("{}={}/24", self.inside_device, self.gateway);
-        if let Some((_, gateway)) = self.ipv6 {
-            inside = format!("{inside},{gateway}/64");
-        }
-        inside
+        let ipv4 = self.has_ipv4.then(|| format!("{}/24", self.gateway));
+        let ipv6 = self.ipv6.map(|(_, gateway)| format!("{gateway}/64"));
+        let networks: Vec<_> = ipv4.into_iter().chain(ipv6).collect();
+        format!("{}={}", self.inside_device, networks.join(","))
     }
 
     /// The cable to the host of a guest on a tap or tun that is plugged in;
@@ -418,10 +436,12 @@ impl Guest {
             gateway,
             ..
         } = self;
-        namespace.ip(&format!("address add {address}/24 dev {GUEST_DEVICE}"))?;
-        namespace.ip(&format!(
-            "route add default via {gateway} dev {GUEST_DEVICE}"
-        ))?;
+        if self.has_ipv4 {
+            namespace.ip(&format!("address add {address}/24 dev {GUEST_DEVICE}"))?;
+            namespace.ip(&format!(
+                "route add default via {gateway} dev {GUEST_DEVICE}"
+            ))?;
+        }
         if let Some((address, gateway)) = self.ipv6 {
             namespace.ip(&format!(
                 "address add {address}/64 dev {GUEST_DEVICE} nodad"
@@ -448,6 +468,8 @@ pub struct Topology {
     /// The outside.
     pub world: Namespace,
     inside: Inside,
+    ipv4: bool,
+    ipv6: bool,
 }
 
 impl Topology {
@@ -455,6 +477,18 @@ impl Topology {
     #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
+    }
+
+    /// Whether hosts and guests have IPv4 addresses.
+    #[must_use]
+    pub fn has_ipv4(&self) -> bool {
+        self.ipv4
+    }
+
+    /// Whether they have IPv6 addresses.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.ipv6
     }
 
     /// The values for `--inside`, one for each inside device of the host.
@@ -529,9 +563,10 @@ impl Topology {
     /// As [`set_inside_addresses`](Self::set_inside_addresses).
     pub fn forward_plainly(&self) -> Result<()> {
         self.set_inside_addresses()?;
-        self.host.sysctl("net.ipv4.ip_forward", "1")?;
-        let ipv6 = self.guests.iter().any(|guest| guest.ipv6.is_some());
-        if ipv6 {
+        if self.ipv4 {
+            self.host.sysctl("net.ipv4.ip_forward", "1")?;
+        }
+        if self.ipv6 {
             self.host.sysctl("net.ipv6.conf.all.forwarding", "1")?;
         }
         let [near, near6] = [ROUTER_LINK[0].to_string(), ROUTER_LINK6[0].to_string()];
@@ -544,8 +579,10 @@ impl Topology {
             hops.push((&self.world, near, near6));
         }
         for (namespace, via, via6) in hops {
-            namespace.ip(&format!("route add 10.0.0.0/8 via {via}"))?;
-            if ipv6 {
+            if self.ipv4 {
+                namespace.ip(&format!("route add 10.0.0.0/8 via {via}"))?;
+            }
+            if self.ipv6 {
                 namespace.ip(&format!("-6 route add fd00:7a70::/32 via {via6}"))?;
             }
         }

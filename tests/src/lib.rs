@@ -3,6 +3,7 @@
 //! there byte by byte.
 
 pub mod connection;
+pub mod family;
 pub mod instance;
 pub mod stun;
 pub mod wires;

@@ -8,20 +8,24 @@
 use std::{
     cell::Cell,
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use etherparse::IpNumber;
 use tapnat_testbed::{
     Namespace,
     capture::{Capture, Captured, Direction, Partial},
-    packet::{self, Builder, Parsed},
-    topology::{GUEST_DEVICE, Inside, Topology, UPLINK},
+    packet::{self, Builder, Ip, Parsed},
+    topology::{GUEST_DEVICE, Topology, UPLINK},
     traffic::FrameSender,
 };
 
-use crate::world::World;
+use crate::{
+    family::{Family, V4},
+    world::World,
+};
 
 /// How long a packet may be under way on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,22 +33,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes before the IP header in frames of a wire with Ethernet.
 pub const LINK_LENGTH: usize = 14;
 /// The last byte of the address that a guest has besides its own.
-const SILENT_HOST: u8 = 77;
+pub(crate) const SILENT_HOST: u8 = 77;
 /// Ports of the markers, which no test uses.
 const MARKER: [u16; 2] = [64_999, 9];
 
-/// An endpoint in the world that no kernel answers for: of the first such
-/// address, or the second.
-///
-/// # Panics
-/// There are two.
+/// [`Family::remote`] of IPv4.
 #[must_use]
 pub fn remote(number: u8, port: u16) -> SocketAddr {
-    assert!(number < 2, "the world has two silent addresses");
-    SocketAddr::new(
-        Ipv4Addr::new(203, 0, 113, SILENT_HOST + number).into(),
-        port,
-    )
+    V4.remote(number, port)
 }
 
 /// One end of a wire.
@@ -84,7 +80,8 @@ pub struct Wires {
     pub world: Wire,
     /// By guest.
     pub guests: Vec<Wire>,
-    addresses: Vec<Ipv4Addr>,
+    family: Family,
+    addresses: Vec<IpAddr>,
 }
 
 impl Wire {
@@ -98,6 +95,7 @@ impl Wire {
         let ethernet = own.zip(mac(peer, peer_device)?);
         // A host that forwarded would answer for the silent addresses.
         namespace.sysctl("net.ipv4.ip_forward", "0")?;
+        namespace.sysctl("net.ipv6.conf.all.forwarding", "0")?;
         Ok(Self {
             sender: FrameSender::open(namespace, device)?,
             capture: Capture::start(namespace, device)?,
@@ -122,6 +120,11 @@ impl Wire {
             None => (host, UPLINK),
         };
         let device = world.topology.world_device();
+        if world.topology.has_ipv6() {
+            // One that does not forward tells all the same that it has no route (Linux,
+            // `ip6_pkt_drop()`), though for other than these it says nothing.
+            outer.ip("-6 route replace blackhole 2001:db8:2::/64")?;
+        }
         Self::open(outer, device, peer, peer_device)
     }
 
@@ -195,18 +198,21 @@ impl Wire {
         loop {
             let packet = self.receive_captured()?;
             let parsed = packet.parse()?;
-            let header = parsed.ipv4().context("not IPv4")?;
-            let its = (header.identification, header.source, header.destination);
+            let fragment = parsed.fragment().unwrap_or_default();
+            let (headers, length) = lengths(packet.ip(), &parsed);
+            let its = (
+                fragment.identification,
+                parsed.source_address(),
+                parsed.destination_address(),
+            );
             ensure!(
                 *identification.get_or_insert(its) == its,
                 "in between: {}",
                 packet.summary()
             );
-            let start = usize::from(header.fragment_offset.value()) * 8;
-            let length = usize::from(header.total_len);
-            let payload = packet.ip()[header.header_len()..length].to_vec();
+            let payload = packet.ip()[headers..length].to_vec();
             pieces.push(length);
-            let is_new = parts.insert(start, (payload, header.more_fragments));
+            let is_new = parts.insert(fragment.start, (payload, fragment.more));
             ensure!(is_new.is_none(), "twice: {}", packet.summary());
             if let Some(ip_payload) = join(&parts) {
                 return Ok(Whole {
@@ -233,6 +239,33 @@ impl Wire {
     }
 }
 
+/// Length in bytes of the headers that go with every fragment of a packet, and
+/// of all of it.
+fn lengths(ip: &[u8], parsed: &Parsed) -> (usize, usize) {
+    match &parsed.ip {
+        Ip::V4(header) => (header.header_len(), header.total_len.into()),
+        Ip::V6(header, _) => {
+            let length = header.header_len() + usize::from(header.payload_length);
+            let mut next = header.next_header;
+            let (mut at, mut end) = (header.header_len(), header.header_len());
+            loop {
+                let header_length = match next {
+                    IpNumber::IPV6_FRAGMENTATION_HEADER => return (at + 8, length),
+                    IpNumber::IPV6_HEADER_HOP_BY_HOP
+                    | IpNumber::IPV6_ROUTE_HEADER
+                    | IpNumber::IPV6_DESTINATION_OPTIONS => 8 + 8 * usize::from(ip[at + 1]),
+                    _ => return (end, length),
+                };
+                if next != IpNumber::IPV6_DESTINATION_OPTIONS {
+                    end = at + header_length;
+                }
+                next = IpNumber(ip[at]);
+                at += header_length;
+            }
+        }
+    }
+}
+
 /// The whole of which these are the parts by their offsets, if none is missing.
 fn join(parts: &BTreeMap<usize, (Vec<u8>, bool)>) -> Option<Vec<u8>> {
     let mut whole = Vec::new();
@@ -252,15 +285,12 @@ fn is_marker(packet: &Parsed) -> bool {
         && [packet.source().port(), packet.destination().port()].contains(&MARKER[1])
 }
 
-/// A world with this many guests on veths, and its wires.
+/// [`Family::wired`] of IPv4.
 ///
 /// # Errors
 /// It cannot be built, or the program does not become ready.
 pub fn wired(guests: u8, arguments: &[&str]) -> Result<(World, Wires)> {
-    let builder = Topology::builder().inside(Inside::Veth).guests(guests);
-    let world = World::start(builder, arguments)?;
-    let wires = Wires::open(&world)?;
-    Ok((world, wires))
+    V4.wired(guests, arguments)
 }
 
 impl Wires {
@@ -270,17 +300,26 @@ impl Wires {
     /// # Errors
     /// No root, or a device of the topology is missing.
     pub fn open(world: &World) -> Result<Self> {
+        Self::open_for(world, world.family())
+    }
+
+    /// The same for one of the families of a world that has both.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_for(world: &World, family: Family) -> Result<Self> {
         let Topology { host, guests, .. } = &world.topology;
         let mut wires = Self {
             world: Wire::of_world(world)?,
             guests: Vec::new(),
+            family,
             addresses: Vec::new(),
         };
         for (number, guest) in guests.iter().enumerate() {
             let wire = Wire::open(&guest.namespace, GUEST_DEVICE, host, &guest.inside_device)?;
-            let [a, b, c, _] = guest.address.octets();
+            let [_, _, network, _] = guest.address.octets();
             // Guests on a bridge share a network.
-            let address = Ipv4Addr::new(a, b, c, SILENT_HOST + u8::try_from(number)?);
+            let address = family.inside_host(network, SILENT_HOST + u8::try_from(number)?);
             if wire.ethernet.is_some() {
                 let own = guest.namespace.mac_address(GUEST_DEVICE)?;
                 let device = &guest.inside_device;
@@ -300,7 +339,7 @@ impl Wires {
     /// There are fewer guests.
     #[must_use]
     pub fn inside(&self, guest: usize, port: u16) -> SocketAddr {
-        SocketAddr::new(self.addresses[guest].into(), port)
+        SocketAddr::new(self.addresses[guest], port)
     }
 
     /// Sends a packet as a guest and returns what it arrives as in the world.
@@ -384,7 +423,10 @@ impl Wires {
         let mut world = Vec::new();
         let mut guests = Vec::new();
         for (number, wire) in self.guests.iter().enumerate() {
-            let markers = (self.inside(number, MARKER[0]), remote(0, MARKER[1]));
+            let markers = (
+                self.inside(number, MARKER[0]),
+                self.family.remote(0, MARKER[1]),
+            );
             let marker = packet::udp(markers.0, markers.1);
             wire.send(&marker)?;
             let (arrived, outside) = self.world.receive_until_marker()?;

@@ -6,16 +6,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
     process::Process,
-    topology::{Builder, Guest, HOST_ADDRESS, Topology, WORLD_ADDRESSES},
+    topology::{Builder, Guest, HOST_ADDRESS, Topology},
     traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 
-use crate::instance::{Instance, PATIENCE};
+use crate::{
+    family::{Family, V4, V6},
+    instance::{Instance, PATIENCE},
+};
 
-/// What the world sees in place of every guest, unless told otherwise.
+/// [`Family::outside_address`] of IPv4.
 pub const OUTSIDE: IpAddr = IpAddr::V4(HOST_ADDRESS);
 
 /// A topology and the instance that translates in it.
@@ -73,6 +76,12 @@ impl World {
         format!("{}{}", self.process.stdout(), self.process.stderr())
     }
 
+    /// The family in which it is looked at where it has both.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        if self.topology.has_ipv4() { V4 } else { V6 }
+    }
+
     /// The guest with this number.
     ///
     /// # Panics
@@ -88,7 +97,7 @@ impl World {
     /// There are fewer guests.
     #[must_use]
     pub fn guest_endpoint(&self, number: usize, port: u16) -> SocketAddr {
-        SocketAddr::new(self.guest(number).address.into(), port)
+        SocketAddr::new(self.family().address_of(self.guest(number)), port)
     }
 
     /// A UDP socket of a guest; port 0 chooses a free one.
@@ -100,22 +109,33 @@ impl World {
         traffic::udp_socket(&self.guest(number).namespace, local)
     }
 
-    /// Sends a little of everything from each guest to the world and back.
+    /// Sends a little of everything from each guest to the world and back, in
+    /// each family that they have.
     ///
     /// # Errors
     /// Something does not get through.
     pub fn check_reach(&self) -> Result<()> {
+        if self.topology.has_ipv4() {
+            self.check_reach_in(V4).context("IPv4")?;
+        }
+        if self.topology.has_ipv6() {
+            self.check_reach_in(V6).context("IPv6")?;
+        }
+        Ok(())
+    }
+
+    fn check_reach_in(&self, family: Family) -> Result<()> {
         const PORT: u16 = 7;
         let Topology { guests, world, .. } = &self.topology;
-        let tcp = TcpReflector::start(world, server(0, PORT))?;
-        let udp = UdpReflector::start(world, server(1, PORT))?;
+        let tcp = TcpReflector::start(world, family.server(0, PORT))?;
+        let udp = UdpReflector::start(world, family.server(1, PORT))?;
         for guest in guests {
-            let any_port = SocketAddr::new(guest.address.into(), 0);
+            let any_port = SocketAddr::new(family.address_of(guest), 0);
             let socket = traffic::udp_socket(&guest.namespace, any_port)?;
             traffic::reflect_udp(&socket, udp.address(), &traffic::pattern(1000))?;
             let mut session = TcpSession::open(&guest.namespace, None, tcp.address())?;
             session.exchange(&traffic::pattern(100_000))?;
-            let ping = traffic::ping(&guest.namespace, server(0, 0).ip(), 1, &[])?;
+            let ping = traffic::ping(&guest.namespace, family.server(0, 0).ip(), 1, &[])?;
             ensure!(ping.received == 1, "{}", ping.output);
         }
         Ok(())
@@ -129,20 +149,19 @@ fn start(instance: &Instance, topology: &Topology, arguments: &[&str]) -> Result
     instance.start(&arguments)
 }
 
-/// An endpoint of the world.
+/// [`Family::server`] of IPv4.
 ///
 /// # Panics
 /// The world has no such address.
 #[must_use]
 pub fn server(number: usize, port: u16) -> SocketAddr {
-    SocketAddr::new(WORLD_ADDRESSES[number].into(), port)
+    V4.server(number, port)
 }
 
-/// An endpoint of the host on the uplink, which is also the guests' outside
-/// endpoint.
+/// [`Family::outside`] of IPv4.
 #[must_use]
 pub fn outside(port: u16) -> SocketAddr {
-    SocketAddr::new(OUTSIDE, port)
+    V4.outside(port)
 }
 
 /// A little more than so many seconds of the datapath's clock, for timeouts to

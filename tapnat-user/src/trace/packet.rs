@@ -110,7 +110,7 @@ impl PacketView {
             }
             Some(TransportHeader::Udp(udp)) => ports = [udp.source_port, udp.destination_port],
             Some(TransportHeader::Icmpv4(icmp)) => details = describe_icmp(&icmp.icmp_type),
-            Some(TransportHeader::Icmpv6(_)) | None => {}
+            Some(TransportHeader::Icmpv6(_) | TransportHeader::Igmp(_)) | None => {}
         }
         if ip.is_fragmenting_payload() {
             let start = usize::from(ip.fragment_offset.value()) * 8;

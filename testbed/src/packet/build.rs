@@ -30,6 +30,9 @@ enum Transport {
     Other(IpNumber),
 }
 
+/// Number of an IPv6 extension header, and what follows its length.
+type Extension = (IpNumber, Vec<u8>);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Checksum {
     Right,
@@ -53,6 +56,8 @@ pub struct Builder {
     identification: u32,
     dont_fragment: bool,
     options: Vec<u8>,
+    flow_label: u32,
+    extensions: Vec<Extension>,
     transport: Transport,
     payload: Vec<u8>,
     ip_checksum: Checksum,
@@ -165,6 +170,8 @@ impl Builder {
             identification: 0x1234,
             dont_fragment: false,
             options: Vec::new(),
+            flow_label: 0,
+            extensions: Vec::new(),
             transport,
             payload: Vec::new(),
             ip_checksum: Checksum::Right,
@@ -194,7 +201,7 @@ impl Builder {
     }
 
     /// Sets the IPv4 precedence, the upper three bits of what used to be the
-    /// type of service (0 unless set).
+    /// type of service, or those of the IPv6 traffic class (0 unless set).
     #[must_use]
     pub fn precedence(mut self, precedence: u8) -> Self {
         self.precedence = precedence;
@@ -209,7 +216,8 @@ impl Builder {
         self
     }
 
-    /// Sets the IPv4 flag "don't fragment".
+    /// Sets the IPv4 flag "don't fragment", which IPv6 has not: there it is
+    /// always as if it were set.
     #[must_use]
     pub fn dont_fragment(mut self) -> Self {
         self.dont_fragment = true;
@@ -223,6 +231,25 @@ impl Builder {
         self
     }
 
+    /// Sets the IPv6 flow label, of 20 bits (0 unless set).
+    #[must_use]
+    pub fn flow_label(mut self, label: u32) -> Self {
+        self.flow_label = label;
+        self
+    }
+
+    /// Appends an IPv6 extension header (hop-by-hop options, routing,
+    /// destination options): its number, and what follows its length, which
+    /// is six bytes and a multiple of eight. They come in the order in which
+    /// they were appended, whatever their kind. When the packet is cut, the
+    /// fragment header comes after the last that routers look at (RFC 8200
+    /// section 4.5).
+    #[must_use]
+    pub fn extension(mut self, number: IpNumber, data: &[u8]) -> Self {
+        self.extensions.push((number, data.to_vec()));
+        self
+    }
+
     /// Changes the TCP header; of any other packet nothing.
     #[must_use]
     pub fn with_tcp(mut self, change: impl FnOnce(&mut TcpHeader)) -> Self {
@@ -232,7 +259,7 @@ impl Builder {
         self
     }
 
-    /// Makes the IPv4 header's checksum wrong.
+    /// Makes the IPv4 header's checksum wrong. (An IPv6 header has none.)
     #[must_use]
     pub fn bad_ip_checksum(mut self) -> Self {
         self.ip_checksum = Checksum::Wrong;
@@ -246,7 +273,8 @@ impl Builder {
         self
     }
 
-    /// Leaves the transport checksum zero, which in UDP says there is none.
+    /// Leaves the transport checksum zero, which in UDP over IPv4 says there is
+    /// none.
     #[must_use]
     pub fn without_udp_checksum(mut self) -> Self {
         self.transport_checksum = Checksum::Zero;
@@ -264,8 +292,7 @@ impl Builder {
     /// The packet.
     #[must_use]
     pub fn build(&self) -> Vec<u8> {
-        let payload = self.ip_payload();
-        self.frame(&payload, None)
+        self.frame(&self.fragmentable(), None)
     }
 
     /// The packet with its checksum left to complete, and, for TCP and UDP
@@ -277,7 +304,7 @@ impl Builder {
     #[must_use]
     pub fn offloaded(&self, segment: Option<u16>) -> (Offload, Vec<u8>) {
         let packet = self.clone().partial_checksum().build();
-        let transport = packet.len() - self.ip_payload().len();
+        let transport = packet.len() - self.transport().len();
         let (header, offset) = match &self.transport {
             Transport::Tcp(header) => (header.header_len(), 16),
             Transport::Udp { .. } => (8, 6),
@@ -308,22 +335,19 @@ impl Builder {
     /// The MTU leaves no room for payload.
     #[must_use]
     pub fn fragments(&self, mtu: usize) -> Vec<Vec<u8>> {
-        let header = match self.source {
-            IpAddr::V4(_) => IPV4_MINIMUM_HEADER + self.options.len(),
-            IpAddr::V6(_) => Ipv6Header::LEN + Ipv6FragmentHeader::LEN,
-        };
-        let step = (mtu - header) / 8 * 8;
+        let header = self.ip_header(0, Some((0, true))).len();
+        let step = mtu.saturating_sub(header) / 8 * 8;
         assert!(step > 0, "an MTU of {mtu} leaves no room for payload");
-        let length = self.ip_payload().len();
+        let length = self.fragmentable().len();
         (0..length)
             .step_by(step)
             .map(|start| self.fragment(start..(start + step).min(length)))
             .collect()
     }
 
-    /// One fragment, with these bytes of the IP payload (transport header
-    /// included). It begins at a multiple of eight; it is the last one if it
-    /// ends where the payload does.
+    /// One fragment, with these bytes of what is [cut](Self::fragmentable). It
+    /// begins at a multiple of eight; it is the last one if it ends where the
+    /// whole does. One with all of it is what IPv6 calls an atomic fragment.
     ///
     /// # Panics
     /// It begins elsewhere, or ends behind the payload.
@@ -333,9 +357,55 @@ impl Builder {
             bytes.start.is_multiple_of(8),
             "fragments begin at multiples of eight"
         );
-        let payload = self.ip_payload();
-        let more = bytes.end < payload.len();
-        self.frame(&payload[bytes.clone()], Some((bytes.start / 8, more)))
+        let whole = self.fragmentable();
+        let more = bytes.end < whole.len();
+        self.frame(&whole[bytes.clone()], Some((bytes.start / 8, more)))
+    }
+
+    /// What fragments are cut from: transport header and payload; in IPv6 with
+    /// the extension headers before them that no router looks at.
+    #[must_use]
+    pub fn fragmentable(&self) -> Vec<u8> {
+        let (_, extensions) = self.split_extensions();
+        let mut bytes = self.chain(extensions, self.protocol()).1;
+        bytes.extend(self.transport());
+        bytes
+    }
+
+    /// The extension headers that go with every fragment, and the others.
+    fn split_extensions(&self) -> (&[Extension], &[Extension]) {
+        let is_for_routers = |(number, _): &Extension| {
+            [
+                IpNumber::IPV6_HEADER_HOP_BY_HOP,
+                IpNumber::IPV6_ROUTE_HEADER,
+            ]
+            .contains(number)
+        };
+        let last = self.extensions.iter().rposition(is_for_routers);
+        self.extensions.split_at(last.map_or(0, |last| last + 1))
+    }
+
+    /// Extension headers in front of one with this number: the number of the
+    /// first, and their bytes.
+    fn chain(&self, extensions: &[Extension], last: IpNumber) -> (IpNumber, Vec<u8>) {
+        assert!(
+            extensions.is_empty() || self.source.is_ipv6(),
+            "IPv4 has no extension headers"
+        );
+        let mut next = last;
+        let mut headers = Vec::new();
+        for (number, data) in extensions.iter().rev() {
+            let length = data.len() + 2;
+            assert!(
+                length.is_multiple_of(8),
+                "an extension header of {length} bytes"
+            );
+            let words = u8::try_from(length / 8 - 1).expect("an extension header's length");
+            headers.push([&[next.0, words], &data[..]].concat());
+            next = *number;
+        }
+        headers.reverse();
+        (next, headers.concat())
     }
 
     fn protocol(&self) -> IpNumber {
@@ -348,7 +418,7 @@ impl Builder {
         }
     }
 
-    fn ip_payload(&self) -> Vec<u8> {
+    fn transport(&self) -> Vec<u8> {
         let mut bytes = match &self.transport {
             Transport::Tcp(header) => header.to_bytes().to_vec(),
             Transport::Udp {
@@ -454,27 +524,33 @@ impl Builder {
                 header.to_bytes().to_vec()
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                let extension = fragment.map(|_| Ipv6FragmentHeader {
-                    next_header: self.protocol(),
+                let (for_routers, others) = self.split_extensions();
+                let (first, _) = self.chain(others, self.protocol());
+                let fragment = fragment.map(|_| Ipv6FragmentHeader {
+                    next_header: first,
                     fragment_offset,
                     more_fragments,
                     identification: self.identification,
                 });
-                let extension = extension.map(|header| header.to_bytes().to_vec());
-                let next_header = match extension {
+                let next = match fragment {
                     Some(_) => IpNumber::IPV6_FRAGMENTATION_HEADER,
-                    None => self.protocol(),
+                    None => first,
                 };
-                let extension = extension.unwrap_or_default();
+                let (next_header, mut extensions) = self.chain(for_routers, next);
+                if let Some(header) = fragment {
+                    extensions.extend(header.to_bytes());
+                }
+                let length = extensions.len() + payload;
                 let header = Ipv6Header {
-                    payload_length: u16::try_from(extension.len() + payload).expect("length"),
+                    traffic_class: self.precedence << 5,
+                    flow_label: self.flow_label.try_into().expect("a flow label"),
+                    payload_length: u16::try_from(length).expect("length"),
                     next_header,
                     hop_limit: self.ttl,
                     source: source.octets(),
                     destination: destination.octets(),
-                    ..Ipv6Header::default()
                 };
-                [&header.to_bytes()[..], &extension].concat()
+                [&header.to_bytes()[..], &extensions].concat()
             }
             _ => panic!(
                 "{} and {} are of two families",
@@ -538,7 +614,47 @@ mod tests {
                 assert_eq!(more, number < 2);
                 whole.extend(parsed.payload);
             }
-            assert_eq!(whole, builder.ip_payload());
+            assert_eq!(whole, builder.fragmentable());
         }
+    }
+
+    #[test]
+    fn extension_headers_byte_by_byte() {
+        let packet = udp(
+            "[fd00::1]:4660".parse().unwrap(),
+            "[2001:db8::1]:80".parse().unwrap(),
+        )
+        .precedence(7)
+        .flow_label(0x12345)
+        .extension(IpNumber::IPV6_HEADER_HOP_BY_HOP, &[5, 2, 0, 0, 1, 0])
+        .extension(IpNumber::IPV6_ROUTE_HEADER, &[3, 0, 0, 0, 0, 0])
+        .extension(IpNumber::IPV6_DESTINATION_OPTIONS, &[1, 4, 0, 0, 0, 0])
+        .payload(b"hi");
+        let whole = packet.build();
+        assert_eq!(whole[..8], [0x6e, 0x01, 0x23, 0x45, 0, 34, 0, 64]);
+        let before = [43, 0, 5, 2, 0, 0, 1, 0, 60, 0, 3, 0, 0, 0, 0, 0];
+        let after = [17, 0, 1, 4, 0, 0, 0, 0];
+        assert_eq!(whole[40..56], before);
+        assert_eq!(whole[56..64], after);
+        assert_eq!(whole[64..70], [0x12, 0x34, 0, 80, 0, 10]);
+        assert_eq!(checksum::verify(&whole, Expect::Complete), Ok(()));
+        // Of the checksum only the pseudo-header's own protocol counts.
+        let parsed = Parsed::new(Link::Ip, &whole).unwrap();
+        assert_eq!(
+            parsed.source(),
+            "[fd00::1]:4660".parse::<SocketAddr>().unwrap()
+        );
+
+        let fragment = packet.fragment(0..16);
+        assert_eq!(fragment[..8], [0x6e, 0x01, 0x23, 0x45, 0, 40, 0, 64]);
+        assert_eq!(
+            fragment[40..56],
+            [43, 0, 5, 2, 0, 0, 1, 0, 44, 0, 3, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(fragment[56..64], [60, 0, 0, 1, 0, 0, 0x12, 0x34]);
+        assert_eq!(fragment[64..72], after);
+        let atomic = packet.fragment(0..packet.fragmentable().len());
+        assert_eq!(atomic[56..64], [60, 0, 0, 0, 0, 0, 0x12, 0x34]);
+        assert_eq!(atomic[64..], whole[56..]);
     }
 }
