@@ -5,7 +5,7 @@ use std::{fmt, net::Ipv4Addr, num::NonZeroU32, ops::RangeInclusive, str::FromStr
 
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use tapnat_common::{
     abi::{Filtering, MAX_OUTSIDE_ADDRESSES, MappingMode, Timeouts},
     time::Ticks,
@@ -21,6 +21,9 @@ use crate::{
 };
 
 pub mod check;
+mod inside;
+
+pub use self::inside::{Devices, Inside, Networks, overlap};
 
 /// Ports that guests may get unless told otherwise. Those from 512 to 1023 go only to guests that
 /// use such a port themselves (RFC 4787 REQ-3a), as clients of NFS do; those below belong to
@@ -292,156 +295,6 @@ pub enum Attach {
     Clsact,
 }
 
-/// A device that guests are behind, or several, and the host's address on it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Inside {
-    pub devices: Devices,
-    /// None given means the one that the device has already. Of several devices, the address on
-    /// that with the number 0: each has a network of its own.
-    pub address: Option<Ipv4Net>,
-}
-
-/// One device, or all whose names begin alike.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Devices {
-    Named(DeviceName),
-    /// Written with a `*` at the end.
-    Beginning(DeviceName),
-}
-
-impl Devices {
-    /// The name, if it is one device.
-    #[must_use]
-    pub fn name(&self) -> Option<&DeviceName> {
-        match self {
-            Self::Named(name) => Some(name),
-            Self::Beginning(_) => None,
-        }
-    }
-
-    /// Whether a device of this name is one of several that are meant here.
-    #[must_use]
-    pub fn include(&self, name: &str) -> bool {
-        match self {
-            Self::Named(_) => false,
-            Self::Beginning(prefix) => name.starts_with(prefix.as_str()),
-        }
-    }
-}
-
-impl fmt::Display for Devices {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Named(name) => write!(formatter, "{name}"),
-            Self::Beginning(prefix) => write!(formatter, "{prefix}*"),
-        }
-    }
-}
-
-impl FromStr for Devices {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let Some(prefix) = text.strip_suffix('*') else {
-            return text.parse().map(Self::Named);
-        };
-        ensure!(
-            !prefix.is_empty(),
-            "'*' alone would take the uplink, too: write what the names begin with, as in tap*"
-        );
-        prefix.parse().map(Self::Beginning)
-    }
-}
-
-impl Inside {
-    /// The host's address on one of several devices. The number at the end of its name is that of
-    /// its network: with `tap*=10.0.0.1/24`, tap3 has 10.0.3.1/24. None means the one that the
-    /// device has already.
-    ///
-    /// # Errors
-    ///
-    /// When the name has no number, or there is no such network.
-    pub fn address_on(&self, name: &str) -> Result<Option<Ipv4Net>> {
-        let (Devices::Beginning(prefix), Some(first)) = (&self.devices, self.address) else {
-            return Ok(self.address);
-        };
-        let number = name.strip_prefix(prefix.as_str()).unwrap_or_default();
-        let number: u32 = number.parse().with_context(|| {
-            format!(
-                "the name of {name} has no number after '{prefix}' that tells which network it \
-                 gets: name it in an --inside of its own"
-            )
-        })?;
-        let address = 1u32
-            .checked_shl(32 - u32::from(first.prefix_len()))
-            .and_then(|size| number.checked_mul(size))
-            .and_then(|distance| u32::from(first.addr()).checked_add(distance))
-            .map(Ipv4Addr::from)
-            .filter(|address| is_unicast(*address))
-            .with_context(|| {
-                format!("there is no network number {number} after {first}, for {name}")
-            })?;
-        Ok(Some(Ipv4Net::new(address, first.prefix_len())?))
-    }
-}
-
-impl FromStr for Inside {
-    type Err = Error;
-
-    /// Reads `DEVICE` or `DEVICE=ADDRESS/PREFIX`, where the device may end in `*`.
-    fn from_str(text: &str) -> Result<Self> {
-        let (device, address) = match text.split_once('=') {
-            None => (text, None),
-            Some((device, address)) => (device, Some(parse_host_address(address)?)),
-        };
-        Ok(Self {
-            devices: device.parse()?,
-            address,
-        })
-    }
-}
-
-/// Reads the address of a host with the length of its network's prefix.
-fn parse_host_address(text: &str) -> Result<Ipv4Net> {
-    ensure!(
-        !text.contains(','),
-        "'{text}' is a list: an inside device has one network; give the next one a device of its own"
-    );
-    ensure!(
-        !text.is_empty(),
-        "there is no address after '=': write tap0=10.0.0.1/24"
-    );
-    if text.parse::<Ipv4Addr>().is_ok() {
-        bail!("{text} has no prefix length: write {text}/24 for a network of 254 guests");
-    }
-    let net = text.parse::<IpNet>().with_context(|| {
-        format!("'{text}' is not an address with a prefix length: write 10.0.0.1/24")
-    })?;
-    let IpNet::V4(net) = net else {
-        bail!("{text} is an IPv6 address, which tapnat does not translate: give an IPv4 address");
-    };
-    let address = net.addr();
-    let of_the_network =
-        net.prefix_len() < 31 && [net.network(), net.broadcast()].contains(&address);
-    if of_the_network {
-        let kind = if address == net.network() {
-            "network"
-        } else {
-            "broadcast"
-        };
-        let first = Ipv4Addr::from(u32::from(net.network()) + 1);
-        bail!(
-            "{text} is a {kind} address, which no host can have: write {first}/{}",
-            net.prefix_len()
-        );
-    }
-    ensure!(
-        is_unicast(address),
-        "{text} cannot be a host's address: use a private one, such as 10.0.0.1/24"
-    );
-    Ok(net)
-}
-
 /// Outside addresses that were given in one word: an address, or a prefix that stands for the
 /// addresses that hosts can have in it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -588,41 +441,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_inside_devices() {
-        let inside: Inside = "tap0=10.0.0.1/24".parse().unwrap();
-        assert_eq!(inside.devices.to_string(), "tap0");
-        assert_eq!(inside.address, Some("10.0.0.1/24".parse().unwrap()));
-        let inside: Inside = "br0.5=192.168.7.1/31".parse().unwrap();
-        assert_eq!(inside.devices.to_string(), "br0.5");
-        let inside: Inside = "virbr0".parse().unwrap();
-        assert_eq!(inside.address, None);
-    }
-
-    #[test]
-    fn each_of_several_devices_has_a_network_of_its_own() {
-        let inside: Inside = "tap*=10.0.0.1/24".parse().unwrap();
-        assert_eq!(inside.devices.to_string(), "tap*");
-        assert!(inside.devices.include("tap7") && !inside.devices.include("veth7"));
-        for (name, address) in [
-            ("tap0", "10.0.0.1/24"),
-            ("tap3", "10.0.3.1/24"),
-            ("tap300", "10.1.44.1/24"),
-        ] {
-            assert_eq!(
-                inside.address_on(name).unwrap(),
-                Some(address.parse().unwrap())
-            );
-        }
-        for name in ["tap", "tap-x", "tap4294967295", "tap16777216"] {
-            assert!(inside.address_on(name).is_err(), "{name}");
-        }
-        let inside: Inside = "vnet*".parse().unwrap();
-        assert_eq!(inside.address_on("vnet3").unwrap(), None);
-        let inside: Inside = "tap0=10.0.0.1/24".parse().unwrap();
-        assert!(!inside.devices.include("tap0"));
-    }
-
-    #[test]
     fn reads_lengths_of_time() {
         for (text, seconds) in [("300", 300), ("300s", 300), ("5m", 300), ("2h 4m", 7440)] {
             assert_eq!(
@@ -667,34 +485,6 @@ mod tests {
                 parse_mapping_choice(mapping_label(mode)).unwrap().mode,
                 mode
             );
-        }
-    }
-
-    #[test]
-    fn says_what_to_write_instead() {
-        for (text, hint) in [
-            ("tap0=10.0.0.1", "write 10.0.0.1/24"),
-            ("tap0=", "write tap0=10.0.0.1/24"),
-            ("=10.0.0.1/24", "write tap0=10.0.0.1/24"),
-            ("tap0=10.0.0.0/24", "write 10.0.0.1/24"),
-            ("tap0=10.0.0.255/24", "write 10.0.0.1/24"),
-            ("tap0=10.0.0.1/33", "write 10.0.0.1/24"),
-            ("tap0=host/24", "write 10.0.0.1/24"),
-            ("tap0=127.0.0.1/8", "use a private one"),
-            ("tap0=224.0.0.1/24", "use a private one"),
-            ("tap0=fd00::1/64", "give an IPv4 address"),
-            ("tap0=10.0.0.1/24,10.0.1.1/24", "a device of its own"),
-            ("a-very-long-device-name", "15 letters"),
-            ("ta/p", "use letters"),
-            ("..", "use letters"),
-            ("*", "as in tap*"),
-            ("t*p", "use letters"),
-            ("tap**", "use letters"),
-            ("tap%d=10.0.0.1/24", "use letters"),
-        ] {
-            let error = format!("{:#}", text.parse::<Inside>().unwrap_err());
-            assert!(error.contains(hint), "{text}: {error}");
-            assert!(!error.contains('\n'), "{error}");
         }
     }
 

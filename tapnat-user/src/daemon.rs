@@ -3,6 +3,7 @@
 //! module's.
 
 mod follow;
+mod ipv6;
 mod pressure;
 mod reload;
 
@@ -14,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use ipnet::IpNet;
 use rustix::{
     process::{
         Pid, PidfdFlags, Resource, Rlimit, Signal, geteuid, pidfd_open, pidfd_send_signal,
@@ -456,7 +458,7 @@ impl Daemon {
             .plan
             .insides
             .iter()
-            .map(|inside| format!("{} {}", inside.device_name(), inside.address))
+            .map(|inside| format!("{} {}", inside.device_name(), inside.networks))
             .collect();
         let outside: Vec<_> = self
             .known
@@ -553,7 +555,7 @@ impl Daemon {
                 Some(Served {
                     name: link.name.clone(),
                     index: link.index,
-                    address: inside.address,
+                    address: inside.networks.ipv4?,
                     mtu: mtu_of(link.index)?,
                 })
             })
@@ -732,8 +734,8 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     // Not before the programs are there: the host would send guests' packets
     // on as they are.
-    for name in forwarded(config, &plan) {
-        set_sysctl(&Sysctl::forwarding(name), "1", host, journal).await?;
+    for (name, family) in forwarded(config, &plan) {
+        set_forwarding(name, family, host, journal).await?;
     }
     tell_firewall(config, &mut tables, &datapath)?;
     let wanted = wanted_addresses(config, &tables)?;
@@ -771,11 +773,47 @@ fn tell_firewall(config: &Config, tables: &mut PinnedTables, datapath: &Datapath
     Ok(())
 }
 
+/// A family of addresses.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    /// Whether the host is to forward what arrives on a device.
+    fn forwarding(self, device: &str) -> Sysctl {
+        match self {
+            Self::Ipv4 => Sysctl::forwarding(device),
+            Self::Ipv6 => Sysctl::forwarding_ipv6(device),
+        }
+    }
+}
+
 /// The devices from which the host has to forward packets, or to tell where it would.
-fn forwarded<'a>(config: &Config, plan: &'a Plan) -> impl Iterator<Item = &'a str> {
+fn forwarded<'a>(config: &Config, plan: &'a Plan) -> impl Iterator<Item = (&'a str, Family)> {
     let uplink = (config.firewall == Firewall::Ask).then_some(plan.uplink.name.as_str());
-    let insides = plan.insides.iter().map(PlannedInside::device_name);
+    let insides = plan.insides.iter().flat_map(|inside| {
+        let families = inside.networks.iter().map(|network| match network {
+            IpNet::V4(_) => Family::Ipv4,
+            IpNet::V6(_) => Family::Ipv6,
+        });
+        families.map(|family| (inside.device_name(), family))
+    });
+    let uplink = uplink.map(|name| (name, Family::Ipv4));
     uplink.into_iter().chain(insides)
+}
+
+async fn set_forwarding(
+    device: &str,
+    family: Family,
+    host: &RealHost,
+    journal: &mut Journal,
+) -> Result<()> {
+    match family {
+        Family::Ipv4 => set_sysctl(&family.forwarding(device), "1", host, journal).await,
+        Family::Ipv6 => ipv6::set_forwarding(device, host, journal).await,
+    }
 }
 
 /// Begins to write the NAT log, if there is to be one, and says where for `tapnat who`.
@@ -837,7 +875,7 @@ async fn facts(config: &Config, host: &RealHost) -> Result<Facts> {
     })
 }
 
-/// Creates an inside device, gives it its address and sets it up, as far as that is not so already.
+/// Creates an inside device, gives it its addresses and sets it up, as far as that is not so already.
 async fn prepare_inside(
     config: &Config,
     inside: &PlannedInside,
@@ -862,14 +900,19 @@ async fn prepare_inside(
             .with_context(|| format!("the tap {name} vanished while it was created"))?
     };
     let device = link.device();
-    let add = Change::AddAddress {
-        device: device.clone(),
-        address: inside.address.into(),
-    };
-    if inside.lacks_address() {
-        journal.make(add, host).await?;
-    } else {
-        journal.keep(&add);
+    if inside.networks.ipv6.is_some() {
+        ipv6::prepare(&link.name, host, journal).await?;
+    }
+    for address in inside.networks.iter() {
+        let add = Change::AddAddress {
+            device: device.clone(),
+            address,
+        };
+        if inside.lacks(address) {
+            journal.make(add, host).await?;
+        } else {
+            journal.keep(&add);
+        }
     }
     let set_up = Change::SetUp { device };
     if link.up {
@@ -1149,12 +1192,11 @@ fn surroundings(config: &Config, plan: &Plan, links: &[Link]) -> Surroundings {
             let link = inside.link_in(links)?;
             Some((
                 link.index,
-                device(
-                    link,
-                    inside.address.addr().into(),
-                    inside.address.prefix_len(),
-                    role::INSIDE,
-                ),
+                match inside.networks.ipv4 {
+                    Some(net) => device(link, net.addr().into(), net.prefix_len(), role::INSIDE),
+                    // No address is in its network.
+                    None => device(link, Be32::ZERO, 32, role::INSIDE),
+                },
             ))
         })
         .collect();

@@ -16,10 +16,13 @@ use anyhow::Result;
 use ipnet::Ipv4Net;
 use rustix::system::uname;
 use serde::Serialize;
-use tapnat_common::abi::{Device, Settings, role, setting_flags};
+use tapnat_common::{
+    abi::{Device, Settings, role, setting_flags},
+    net::Be32,
+};
 
 use crate::{
-    config::{self, Attach, Config},
+    config::{self, Attach, Config, overlap},
     datapath::{check_kernel, is_kernel_supported, uses_tcx},
     forwards::Share,
     host::{
@@ -312,7 +315,7 @@ fn inside_networks(
         return Ok(tables
             .devices()?
             .iter()
-            .filter(|(_, device)| device.role == role::INSIDE)
+            .filter(|(_, device)| device.role == role::INSIDE && device.address != Be32::ZERO)
             .map(|(index, device)| InsideNetwork {
                 device: name_of(links, *index),
                 network: network(device),
@@ -331,8 +334,12 @@ fn inside_networks(
                 .map(|link| link.name.clone());
             named.into_iter().chain(included).filter_map(|device| {
                 let link = || links.iter().find(|it| it.name == device);
-                let given = inside.address_on(&device).ok()?;
-                let address = given.or_else(|| link()?.primary_ipv4())?;
+                let given = inside.networks_on(&device).ok()?;
+                let address = if given.is_empty() {
+                    link()?.primary_ipv4()?
+                } else {
+                    given.ipv4?
+                };
                 Some(InsideNetwork {
                     device,
                     network: address.trunc(),
@@ -354,10 +361,6 @@ fn name_of(links: &[Link], index: u32) -> String {
         .iter()
         .find(|link| link.index == index)
         .map_or_else(|| format!("#{index}"), |link| link.name.clone())
-}
-
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
 }
 
 /// `asks`: whether the firewall decides about guests' packets.

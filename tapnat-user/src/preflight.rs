@@ -3,13 +3,13 @@
 //! a running instance on a host that has changed, where nothing is refused any more. Pure: it sees
 //! only the facts that it is given.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Error, Result, anyhow, bail, ensure};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::{
-    config::{Config, DeviceName, Firewall},
+    config::{Config, DeviceName, Firewall, Networks, overlap},
     host::netlink::{DefaultRoute, Link, LinkLayer},
     instance::InstanceName,
     journal::{Claim, Role},
@@ -19,6 +19,9 @@ use crate::{
 const LOOPBACK: u16 = 772;
 /// A name at most this many edits away from a given one is worth suggesting.
 const NEAR: usize = 2;
+/// Bytes that every link takes that has IPv6 (RFC 8200 section 5). On one with a smaller MTU the
+/// kernel turns it off.
+const LEAST_IPV6_MTU: u32 = 1280;
 
 /// What is known of the host before anything is changed.
 #[derive(Clone, Debug)]
@@ -49,8 +52,8 @@ pub struct PlannedInside {
     pub name: DeviceName,
     /// None means that a tap is to be created.
     pub link: Option<Link>,
-    /// The host's address on it.
-    pub address: Ipv4Net,
+    /// The host's addresses on it, at least one.
+    pub networks: Networks,
 }
 
 impl Facts {
@@ -71,7 +74,7 @@ impl Facts {
             let Some(name) = inside.devices.name() else {
                 continue;
             };
-            let planned = self.inside(name, inside.address, uplink)?;
+            let planned = self.inside(name, inside.networks, uplink)?;
             ensure!(
                 insides.iter().all(|earlier| earlier.name != planned.name),
                 "{} is given twice as an inside device: it has one network; give the other one a \
@@ -134,11 +137,15 @@ impl Facts {
                 self.links.iter().find(|link| link.index == index)
             });
             let Some(link) = link else { continue };
-            let kept = earlier
-                .filter(|it| it.link.as_ref().is_some_and(|it| it.index == link.index))
-                .map(|it| it.address);
-            let address = inside.address.or(kept).or_else(|| link.first_network());
-            self.add(name.clone(), link, address, &mut plan);
+            let networks = if inside.networks.is_empty() {
+                let kept = earlier
+                    .filter(|it| it.link.as_ref().is_some_and(|it| it.index == link.index))
+                    .map(|it| it.networks);
+                kept.unwrap_or_default().or(networks_of(link))
+            } else {
+                inside.networks
+            };
+            self.add(name.clone(), link, networks, &mut plan);
         }
         self.add_included(config, &mut plan);
         plan.warnings.extend(self.warnings(&plan));
@@ -207,10 +214,14 @@ impl Facts {
                 let Some(name) = link.name.parse().ok().filter(|_| is_meant) else {
                     continue;
                 };
-                match inside.address_on(&link.name) {
+                match inside.networks_on(&link.name) {
                     Ok(given) => {
-                        let address = given.or_else(|| link.first_network());
-                        self.add(name, link, address, plan);
+                        let networks = if given.is_empty() {
+                            networks_of(link)
+                        } else {
+                            given
+                        };
+                        self.add(name, link, networks, plan);
                     }
                     Err(error) => plan.warnings.push(not_served(link, &error)),
                 }
@@ -219,16 +230,19 @@ impl Facts {
     }
 
     /// Adds a device that is there, or says why not. One without an address may get one yet.
-    fn add(&self, name: DeviceName, link: &Link, address: Option<Ipv4Net>, plan: &mut Plan) {
-        let Some(address) = address else { return };
+    fn add(&self, name: DeviceName, link: &Link, networks: Networks, plan: &mut Plan) {
+        if networks.is_empty() {
+            return;
+        }
         let planned = PlannedInside {
             name,
             link: Some(link.clone()),
-            address,
+            networks,
         };
         let checked = self
             .check_kind(link)
             .and_then(|()| self.check_free(link))
+            .and_then(|()| check_mtu(&planned))
             .and_then(|()| {
                 ensure!(link.index != plan.uplink.index, "it is the uplink");
                 check_overlap(
@@ -298,7 +312,7 @@ impl Facts {
     fn inside(
         &self,
         name: &DeviceName,
-        address: Option<Ipv4Net>,
+        networks: Networks,
         uplink: &Link,
     ) -> Result<PlannedInside> {
         ensure!(
@@ -307,31 +321,36 @@ impl Facts {
              such as --inside tap0=10.0.0.1/24"
         );
         let Some(link) = self.link(name.as_str()) else {
-            let Some(address) = address else {
-                bail!(
-                    "there is no device called {name}: {}; to have a tap created, give its address \
-                     (--inside {name}=10.0.0.1/24)",
-                    self.suggest(name.as_str())
-                );
-            };
+            ensure!(
+                !networks.is_empty(),
+                "there is no device called {name}: {}; to have a tap created, give its address \
+                 (--inside {name}=10.0.0.1/24)",
+                self.suggest(name.as_str())
+            );
             return Ok(PlannedInside {
                 name: name.clone(),
                 link: None,
-                address,
+                networks,
             });
         };
         self.check_kind(link)?;
         self.check_free(link)?;
-        let Some(address) = address.or_else(|| link.first_network()) else {
-            bail!(
-                "inside device {name} has no IPv4 address: give it one (--inside {name}=10.0.0.1/24)"
-            );
+        let networks = if networks.is_empty() {
+            networks_of(link)
+        } else {
+            networks
         };
-        Ok(PlannedInside {
+        ensure!(
+            !networks.is_empty(),
+            "inside device {name} has no address: give it one (--inside {name}=10.0.0.1/24)"
+        );
+        let planned = PlannedInside {
             name: name.clone(),
             link: Some(link.clone()),
-            address,
-        })
+            networks,
+        };
+        check_mtu(&planned)?;
+        Ok(planned)
     }
 
     fn check_kind(&self, link: &Link) -> Result<()> {
@@ -415,19 +434,21 @@ impl Facts {
             ));
         }
         for inside in insides {
-            let other = self.links.iter().find(|link| {
-                link.name != inside.device_name()
-                    && link.up
-                    && link.ipv4().any(|(other, _)| overlap(inside.address, other))
-            });
-            if let Some(other) = other {
-                warnings.push(format!(
-                    "the inside network {} of {} overlaps a network of {}: this host reaches only \
-                     one of them",
-                    inside.address.trunc(),
-                    inside.name,
-                    other.name
-                ));
+            for network in inside.networks.iter() {
+                let other = self.links.iter().find(|link| {
+                    link.name != inside.device_name()
+                        && link.up
+                        && networks_at(link).any(|other| overlap(network, other))
+                });
+                if let Some(other) = other {
+                    warnings.push(format!(
+                        "the inside network {} of {} overlaps a network of {}: this host reaches \
+                         only one of them",
+                        network.trunc(),
+                        inside.name,
+                        other.name
+                    ));
+                }
             }
         }
         warnings
@@ -456,36 +477,67 @@ fn check_overlap(
     outside_addresses: &[Ipv4Addr],
     earlier: &[PlannedInside],
 ) -> Result<()> {
-    let (name, network) = (&inside.name, inside.address.trunc());
-    if let Some((outside, _)) = uplink.ipv4().find(|(other, _)| overlap(network, *other)) {
-        bail!(
-            "the inside network {network} of {name} overlaps {} of the uplink {}: give {name} \
-             another network",
-            outside.trunc(),
-            uplink.name
-        );
+    let name = &inside.name;
+    for network in inside.networks.iter().map(|it| it.trunc()) {
+        if let Some(outside) = networks_at(uplink).find(|other| overlap(network, *other)) {
+            bail!(
+                "the inside network {network} of {name} overlaps {} of the uplink {}: give {name} \
+                 another network",
+                outside.trunc(),
+                uplink.name
+            );
+        }
+        if let Some(address) = outside_addresses
+            .iter()
+            .find(|address| network.contains(&IpAddr::V4(**address)))
+        {
+            bail!(
+                "the outside address {address} is in the inside network {network} of {name}: give \
+                 {name} another network"
+            );
+        }
+        if let Some(other) = earlier
+            .iter()
+            .find(|other| other.networks.overlapping(network).is_some())
+        {
+            bail!(
+                "the inside network {network} of {name} overlaps that of {}: give each inside \
+                 device a network of its own, or join them with a bridge",
+                other.name
+            );
+        }
     }
-    if let Some(address) = outside_addresses
-        .iter()
-        .find(|address| network.contains(*address))
-    {
-        bail!(
-            "the outside address {address} is in the inside network {network} of {name}: give \
-             {name} another network"
-        );
-    }
-    if let Some(other) = earlier.iter().find(|other| overlap(network, other.address)) {
-        bail!(
-            "the inside network {network} of {name} overlaps that of {}: give each inside device a \
-             network of its own, or join them with a bridge",
-            other.name
+    Ok(())
+}
+
+fn check_mtu(inside: &PlannedInside) -> Result<()> {
+    let link = inside.link.as_ref();
+    if let Some(link) = link.filter(|link| link.mtu < LEAST_IPV6_MTU) {
+        ensure!(
+            inside.networks.ipv6.is_none(),
+            "{} has an MTU of {}, and IPv6 needs {LEAST_IPV6_MTU}: raise it (`ip link set {0} mtu \
+             1500`), or give the device IPv4 only",
+            link.name,
+            link.mtu
         );
     }
     Ok(())
 }
 
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
+/// The networks that a device has for guests already.
+fn networks_of(link: &Link) -> Networks {
+    Networks {
+        ipv4: link.first_ipv4_network(),
+        ipv6: link.first_ipv6_network(),
+    }
+}
+
+/// The networks that are reached at a device. That of the link-local addresses is every device's.
+fn networks_at(link: &Link) -> impl Iterator<Item = IpNet> + use<'_> {
+    let is_link_local =
+        |net: &IpNet| matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
+    let networks = link.addresses.iter().map(|it| it.net);
+    networks.filter(move |net| !is_link_local(net))
 }
 
 impl PlannedInside {
@@ -505,13 +557,12 @@ impl PlannedInside {
         links.iter().find(|link| link.index == index)
     }
 
-    /// Whether the address has to be put on the device.
+    /// Whether this address has to be put on the device.
     #[must_use]
-    pub fn lacks_address(&self) -> bool {
-        let net = IpNet::V4(self.address);
+    pub fn lacks(&self, address: IpNet) -> bool {
         self.link
             .as_ref()
-            .is_none_or(|link| link.addresses.iter().all(|it| it.net != net))
+            .is_none_or(|link| link.addresses.iter().all(|it| it.net != address))
     }
 }
 
@@ -545,8 +596,10 @@ mod tests {
                 .iter()
                 .map(|net| Address {
                     net: net.parse().unwrap(),
-                    global: true,
+                    global: !net.starts_with("fe80:"),
                     secondary: false,
+                    permanent: true,
+                    tentative: false,
                 })
                 .collect(),
         }
@@ -627,9 +680,9 @@ mod tests {
         assert_eq!(plan.uplink.name, "eth0");
         assert_eq!(plan.outside_addresses, [Ipv4Addr::new(192, 0, 2, 10)]);
         assert!(plan.insides[0].link.is_none());
-        assert!(plan.insides[0].lacks_address());
-        assert_eq!(plan.insides[1].address, "192.168.122.1/24".parse().unwrap());
-        assert!(!plan.insides[1].lacks_address());
+        assert!(plan.insides[0].lacks("10.0.0.1/24".parse().unwrap()));
+        assert_eq!(networks(&plan, 1), "192.168.122.1/24");
+        assert!(!plan.insides[1].lacks("192.168.122.1/24".parse().unwrap()));
         assert_eq!(plan.warnings, Vec::<String>::new());
     }
 
@@ -774,6 +827,53 @@ mod tests {
         assert!(refusal(&facts, &config(&["br0"])).contains("--inside br0=10.0.0.1/24"));
     }
 
+    fn networks(plan: &Plan, position: usize) -> String {
+        plan.insides[position].networks.to_string()
+    }
+
+    #[test]
+    fn a_device_is_served_with_the_networks_that_it_has() {
+        let mut facts = facts();
+        let addresses = [
+            "fe80::1/64",
+            "2001:db8:7::5/64",
+            "fd00:1::1/64",
+            "10.1.0.1/24",
+        ];
+        facts.links.push(link(9, "br0", &addresses));
+        let told = |facts: &Facts, inside| networks(&facts.plan(&config(&[inside])).unwrap(), 0);
+        assert_eq!(told(&facts, "br0"), "10.1.0.1/24,2001:db8:7::5/64");
+        // What is named is served, and nothing else.
+        assert_eq!(told(&facts, "br0=10.1.0.1/24"), "10.1.0.1/24");
+        assert_eq!(told(&facts, "br0=fd00:2::1/64"), "fd00:2::1/64");
+        // The host is a guest itself where a router gave it its address.
+        facts.links[5].addresses[1].permanent = false;
+        assert_eq!(told(&facts, "br0"), "10.1.0.1/24,fd00:1::1/64");
+        facts.links[5].addresses.truncate(1);
+        assert!(refusal(&facts, &config(&["br0"])).contains("has no address"));
+    }
+
+    #[test]
+    fn networks_of_both_families_are_compared() {
+        let mut facts = facts();
+        let uplink = ["192.0.2.10/24", "fe80::2/64", "2001:db8::10/64"];
+        facts.links[1] = link(2, "eth0", &uplink);
+        for (inside, said) in [
+            ("tap0=10.0.0.1/24,2001:db8::1/64", "of the uplink eth0"),
+            ("tap0=2001:db8::1/32", "of the uplink eth0"),
+        ] {
+            let error = refusal(&facts, &config(&[inside]));
+            assert!(error.contains(said), "{error}");
+        }
+        let twice = config(&["tap0=fd00::1/64", "tap1=10.0.0.1/24,fd00::1:1/64"]);
+        assert!(refusal(&facts, &twice).contains("overlaps that of tap0"));
+        let plan = facts.plan(&config(&["tap0=fd00::1/64", "virbr0=fd00:1::1/64"]));
+        assert_eq!(plan.unwrap().warnings, Vec::<String>::new());
+        facts.links[3].mtu = 1279;
+        let error = refusal(&facts, &config(&["virbr0=fd00:1::1/64"]));
+        assert!(error.contains("IPv6 needs 1280"), "{error}");
+    }
+
     fn names(plan: &Plan) -> Vec<&str> {
         plan.insides
             .iter()
@@ -840,7 +940,7 @@ mod tests {
         facts.links[3].name = "virbr9".to_owned();
         let plan = facts.replan(&asked, &plan);
         assert_eq!(names(&plan), ["virbr9", "tap0", "tap2"]);
-        assert_eq!(plan.insides[2].address, "10.0.2.1/24".parse().unwrap());
+        assert_eq!(networks(&plan, 2), "10.0.2.1/24");
         assert!(
             plan.warnings[0].contains("tapx is not served"),
             "{:?}",

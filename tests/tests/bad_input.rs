@@ -79,6 +79,11 @@ fn a_wrong_command_line_is_refused() -> Result<()> {
     )?;
     run("--inside tap0=10.0.0.300/24", &["write 10.0.0.1/24"])?;
     run("--inside a-very-long-device=10.0.0.1/24", &["too long"])?;
+    run(
+        "--inside tap0=fe80::1/64",
+        &["link-local", "fd00:7a70::1/64"],
+    )?;
+    run("--inside tap0=fd00::/64", &["write fd00::1/64"])?;
     run("--inside tap0=10.0.0.1/24 --ports 9-5", &["upside down"])?;
     run(
         "--inside tap0=10.0.0.1/24 --max-sessions 0",
@@ -146,9 +151,15 @@ fn a_host_that_does_not_fit_is_refused() -> Result<()> {
     )?;
     run(
         "--inside veth0",
-        &["no IPv4 address", "--inside veth0=10.0.0.1/24"],
+        &["no address", "--inside veth0=10.0.0.1/24"],
     )?;
     run("--inside veth1", &["did you mean veth0?"])?;
+    host.ip("link set veth0 mtu 1000")?;
+    run(
+        "--inside veth0=10.0.0.1/24,fd00::1/64",
+        &["MTU of 1000", "IPv6 needs 1280", "raise it"],
+    )?;
+    host.ip("link set veth0 mtu 1500")?;
     run(
         "--inside tap0=10.0.0.1/24 --ports 32768-33000",
         &["no port", "--ports"],

@@ -195,6 +195,11 @@ fn what_is_wrong_is_told_with_its_line() -> Result<()> {
             ":1: the inside network 10.0.0.128/25 of tap1 overlaps that of tap0",
         ),
         (
+            "inside = [\"tap0=fd00::1/64\", \"tap*=10.0.0.1/24,fd00::5:0:0:1/48\"]\n",
+            ":1: the inside network fd00::/48 of tap* overlaps that of tap0",
+        ),
+        ("inside = [\"tap0=fd00::1\"]\n", "write fd00::1/64"),
+        (
             "uplink = \"eth0\"\ninside = [\"eth0=10.0.0.1/24\"]\n",
             ":2: eth0 is both",
         ),

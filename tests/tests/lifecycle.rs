@@ -23,12 +23,12 @@ fn world() -> Result<Topology> {
     Topology::builder().inside(Inside::Veth).build()
 }
 
-/// The guest's veth, and a tap that is to be created.
+/// The guest's veth, and a tap that is to be created. IPv6 is off on all devices of this host.
 const BOTH: [&str; 4] = [
     "--inside",
-    "veth0=10.0.0.1/24",
+    "veth0=10.0.0.1/24,fd00:7a70::1/64",
     "--inside",
-    "tap9=10.0.9.1/24",
+    "tap9=10.0.9.1/24,fd00:7a70:0:9::1/64",
 ];
 
 fn same(before: &Snapshot, instance: &Instance, host: &Namespace) -> Result<()> {

@@ -55,11 +55,11 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// A device with guests behind it, and the host's address on it: tap0=10.0.0.1/24. A tap that
-    /// does not exist is created. With a * at the end, all devices that begin so, whenever they come:
-    /// tap*=10.0.0.1/24 gives each a network of its own, tap3 that of 10.0.3.1/24. Can be given
-    /// several times
-    #[arg(long = "inside", value_name = "DEVICE[=ADDRESS/PREFIX]")]
+    /// A device with guests behind it, and the host's address on it: tap0=10.0.0.1/24, or
+    /// `tap0=10.0.0.1/24,fd00::1/64` for one of each family. A tap that does not exist is created.
+    /// With a * at the end, all devices that begin so, whenever they come: tap*=10.0.0.1/24 gives each
+    /// a network of its own, tap3 that of 10.0.3.1/24. Can be given several times
+    #[arg(long = "inside", value_name = "DEVICE[=ADDRESS/PREFIX,..]")]
     insides: Vec<Inside>,
 
     /// The device to the world [default: that of the default route]

@@ -1,9 +1,9 @@
 //! What of a configuration contradicts itself, whatever the host. What contradicts the host is
 //! [`crate::preflight`]'s.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use tapnat_common::abi::MAX_OUTSIDE_ADDRESSES;
 
 use super::{Config, Devices, Inside};
@@ -114,11 +114,11 @@ impl Config {
                 ),
             )?;
         }
-        let Some(network) = inside.address.map(|it| it.trunc()) else {
-            return Ok(());
-        };
-        for other in earlier {
-            if other.address.is_some_and(|other| overlap(network, other)) {
+        for network in inside.networks.iter().map(|it| it.trunc()) {
+            if let Some(other) = earlier
+                .iter()
+                .find(|other| other.networks.overlapping(network).is_some())
+            {
                 refuse(
                     about,
                     format!(
@@ -128,20 +128,20 @@ impl Config {
                     ),
                 )?;
             }
+            if let Some(address) = self
+                .outside_addresses
+                .iter()
+                .find(|it| network.contains(&IpNet::from(IpAddr::V4(**it))))
+            {
+                refuse(
+                    About::Option("outside-address"),
+                    format!(
+                        "the outside address {address} is in the inside network {network} of {name}"
+                    ),
+                )?;
+            }
         }
-        match self
-            .outside_addresses
-            .iter()
-            .find(|it| network.contains(*it))
-        {
-            None => Ok(()),
-            Some(address) => refuse(
-                About::Option("outside-address"),
-                format!(
-                    "the outside address {address} is in the inside network {network} of {name}"
-                ),
-            ),
-        }
+        Ok(())
     }
 
     fn check_forward(&self, position: usize, forward: &Forward) -> Checked {
@@ -171,23 +171,23 @@ impl Config {
                 ),
             );
         }
-        let networks: Option<Vec<Ipv4Net>> = self
-            .insides
-            .iter()
-            .map(|inside| inside.address.filter(|_| inside.devices.name().is_some()))
-            .collect();
         // Which of several devices there are, and where one has its address already, only the host
         // knows.
-        let Some(networks) = networks else {
+        if self
+            .insides
+            .iter()
+            .any(|it| it.networks.is_empty() || it.devices.name().is_none())
+        {
             return Ok(());
-        };
-        let Some(network) = networks.iter().find(|network| network.contains(&inside)) else {
+        }
+        let mut networks = self.insides.iter().filter_map(|it| it.networks.ipv4);
+        let Some(network) = networks.find(|network| network.contains(&inside)) else {
             return refuse(
                 about,
                 format!("{name} cannot lead to {inside}: no inside network has that address"),
             );
         };
-        if !is_guest(*network, inside) {
+        if !is_guest(network, inside) {
             return refuse(
                 about,
                 format!("{name} cannot lead to {inside}: no guest can have that address"),
@@ -260,8 +260,4 @@ impl Config {
 fn is_guest(network: Ipv4Net, address: Ipv4Addr) -> bool {
     let ends = [network.network(), network.broadcast()];
     network.addr() != address && (network.prefix_len() > 30 || !ends.contains(&address))
-}
-
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
 }

@@ -9,12 +9,12 @@ use tapnat_common::ports::Class;
 
 use super::{
     Daemon, Surroundings, attach, choose_hook, claims, facts, forwarded, hooks, prepare_inside,
-    set_outside, set_sysctl, surroundings, tell, warn, xdp_devices,
+    set_forwarding, set_outside, surroundings, tell, warn, xdp_devices,
 };
 use crate::{
     config::Firewall,
     datapath::Hook,
-    host::{netlink::Link, sysctl::Sysctl, systemd},
+    host::{netlink::Link, systemd},
     journal::{Change, Direction},
     pool,
     preflight::{Plan, PlannedInside},
@@ -118,7 +118,7 @@ impl Daemon {
             tell(&format!(
                 "{} is served: {}",
                 inside.device_name(),
-                inside.address
+                inside.networks
             ));
         }
         let name = &plan.uplink.name;
@@ -183,8 +183,8 @@ impl Daemon {
     /// Has the kernel tell routes for packets from devices that are new. Not before all else is in
     /// place: the host would send guests' packets on as they are.
     async fn let_in(&mut self) -> Result<()> {
-        for name in forwarded(&self.config, &self.plan) {
-            let sysctl = Sysctl::forwarding(name);
+        for (name, family) in forwarded(&self.config, &self.plan) {
+            let sysctl = family.forwarding(name);
             let last = match self.config.firewall {
                 Firewall::Bypass => Direction::Arriving,
                 Firewall::Ask => Direction::Leaving,
@@ -194,7 +194,7 @@ impl Daemon {
                 .iter()
                 .any(|hook| hook.device.name == name && hook.direction == last);
             if is_attached && !self.journal.changes().any(|it| it.sets(&sysctl)) {
-                set_sysctl(&sysctl, "1", &self.host, &mut self.journal).await?;
+                set_forwarding(name, family, &self.host, &mut self.journal).await?;
             }
         }
         Ok(())
@@ -204,13 +204,11 @@ impl Daemon {
     async fn let_go(&mut self) -> Result<()> {
         self.datapath.forget_others(&self.hooks)?;
         let served: Vec<_> = self.hooks.iter().map(|hook| hook.device.clone()).collect();
-        let sysctls: Vec<_> = served
-            .iter()
-            .map(|device| Sysctl::forwarding(&device.name))
-            .collect();
         let is_left = |change: &Change| match (change, change.device()) {
             (_, Some(device)) => served.iter().all(|it| it.index != device.index),
-            (Change::SetSysctl { sysctl, .. }, None) => !sysctls.contains(sysctl),
+            (Change::SetSysctl { sysctl, .. }, None) => {
+                served.iter().all(|device| !sysctl.is_of(&device.name))
+            }
             (_, None) => false,
         };
         // Whoever has taken such a device over wants it up.

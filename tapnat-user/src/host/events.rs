@@ -44,6 +44,7 @@ impl Events {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Neigh,
         ];

@@ -1,11 +1,15 @@
 //! Network devices, addresses and routes of one network namespace, over rtnetlink. Translates
 //! between the kernel's messages and plain values; decides nothing.
 
-use std::{collections::HashMap, fmt, net::Ipv4Addr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use futures::TryStreamExt as _;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::{
     Error, Handle, IpVersion, LinkUnspec, RouteMessageBuilder,
     packet_core::ErrorMessage,
@@ -14,7 +18,9 @@ use rtnetlink::{
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         neighbour::NeighbourMessage,
-        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+        route::{
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+        },
         tc::{TcAttribute, TcHandle},
     },
 };
@@ -50,6 +56,10 @@ pub enum LinkLayer {
 
 /// An address of a device.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the kernel's"
+)]
 pub struct Address {
     /// The device's own address with the length of its network's prefix. On a point-to-point device
     /// this is not the peer's.
@@ -58,6 +68,10 @@ pub struct Address {
     pub global: bool,
     /// A later address of a network that the device already had one in.
     pub secondary: bool,
+    /// Given for good, not for a time by a router or a server.
+    pub permanent: bool,
+    /// Not to be used yet, or never: somebody else may have it (RFC 4862 section 5.4).
+    pub tentative: bool,
 }
 
 /// A network device.
@@ -103,12 +117,39 @@ impl Link {
             })
     }
 
-    /// The first address of its own network that the device has, where guests can be.
+    /// The IPv6 addresses, in the kernel's order.
+    pub fn ipv6(&self) -> impl Iterator<Item = (Ipv6Net, &Address)> {
+        self.addresses
+            .iter()
+            .filter_map(|address| match address.net {
+                IpNet::V6(net) => Some((net, address)),
+                IpNet::V4(_) => None,
+            })
+    }
+
+    /// The first IPv4 address of its own network that the device has, where guests can be.
     #[must_use]
-    pub fn first_network(&self) -> Option<Ipv4Net> {
+    pub fn first_ipv4_network(&self) -> Option<Ipv4Net> {
         self.ipv4()
             .find(|(_, it)| it.global && !it.secondary)
             .map(|(net, _)| net)
+    }
+
+    /// The first IPv6 address that makes the host the router of guests there. Where it got its
+    /// address from a router, that one is the guests', too.
+    #[must_use]
+    pub fn first_ipv6_network(&self) -> Option<Ipv6Net> {
+        self.ipv6()
+            .find(|(net, it)| it.global && it.permanent && net.prefix_len() < 128)
+            .map(|(net, _)| net)
+    }
+
+    /// The link-local address that the device uses, if it has one yet.
+    #[must_use]
+    pub fn link_local(&self) -> Option<Ipv6Addr> {
+        self.ipv6()
+            .find(|(net, it)| net.addr().is_unicast_link_local() && !it.tentative)
+            .map(|(net, _)| net.addr())
     }
 
     /// The first IPv4 address that the world can answer to.
@@ -282,15 +323,48 @@ impl Netlink {
             }))
     }
 
-    /// Puts an address on a device.
+    /// The indices of the devices that the kernel has routes on which a router advertised.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to list the routes.
+    pub async fn advertised_to(&self) -> Result<BTreeSet<u32>> {
+        let routes: Vec<_> = self
+            .handle
+            .route()
+            .get(RouteMessageBuilder::<Ipv6Addr>::new().build())
+            .execute()
+            .try_collect()
+            .await
+            .map_err(plain)
+            .context("cannot list the IPv6 routes")?;
+        let devices = routes
+            .iter()
+            .filter(|route| route.header.protocol == RouteProtocol::Ra)
+            .flat_map(|route| &route.attributes)
+            .filter_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(vec![*index]),
+                RouteAttribute::MultiPath(hops) => {
+                    Some(hops.iter().map(|hop| hop.interface_index).collect())
+                }
+                _ => None,
+            });
+        Ok(devices.flatten().collect())
+    }
+
+    /// Puts an address on a device. An IPv6 address is usable at once, without asking whether
+    /// somebody else has it: nobody else may.
     ///
     /// # Errors
     ///
     /// When the device is gone or the address is there already.
     pub async fn add_address(&self, device: &Device, net: IpNet) -> Result<()> {
-        self.handle
-            .address()
-            .add(device.index, net.addr(), net.prefix_len())
+        let addresses = self.handle.address();
+        let mut request = addresses.add(device.index, net.addr(), net.prefix_len());
+        if net.addr().is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        request
             .execute()
             .await
             .map_err(plain)
@@ -501,10 +575,14 @@ fn address(message: &AddressMessage) -> Option<Address> {
             _ => {}
         }
     }
+    let flags = message.header.flags;
+    let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
     Some(Address {
         net: IpNet::new(own.or(either)?, message.header.prefix_len).ok()?,
         global: message.header.scope == AddressScope::Universe,
-        secondary: message.header.flags.contains(AddressHeaderFlags::Secondary),
+        secondary: flags.contains(AddressHeaderFlags::Secondary),
+        permanent: flags.contains(AddressHeaderFlags::Permanent),
+        tentative: flags.intersects(unusable) && !flags.contains(AddressHeaderFlags::Optimistic),
     })
 }
 

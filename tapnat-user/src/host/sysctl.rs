@@ -21,6 +21,37 @@ impl Sysctl {
         Self(format!("ipv4/conf/{device}/forwarding"))
     }
 
+    /// The same for IPv6. It also makes the host answer as a router there (RFC 4861 section 4.4).
+    #[must_use]
+    pub fn forwarding_ipv6(device: &str) -> Self {
+        Self(format!("ipv6/conf/{device}/forwarding"))
+    }
+
+    /// Whether `device` has no IPv6 at all.
+    #[must_use]
+    pub fn disable_ipv6(device: &str) -> Self {
+        Self(format!("ipv6/conf/{device}/disable_ipv6"))
+    }
+
+    /// Whether the kernel configures `device` by what routers advertise: 0 no, 1 unless the host
+    /// forwards what comes from there, 2 always.
+    #[must_use]
+    pub fn accept_router_advertisements(device: &str) -> Self {
+        Self(format!("ipv6/conf/{device}/accept_ra"))
+    }
+
+    /// Whether the kernel asks before it uses an address of `device` whether somebody else has it.
+    #[must_use]
+    pub fn detect_duplicate_addresses(device: &str) -> Self {
+        Self(format!("ipv6/conf/{device}/accept_dad"))
+    }
+
+    /// Whether `device` keeps its IPv6 addresses when it is set down, as it does those of IPv4.
+    #[must_use]
+    pub fn keep_addresses_on_down(device: &str) -> Self {
+        Self(format!("ipv6/conf/{device}/keep_addr_on_down"))
+    }
+
     /// Whether packets that arrive on `device` are dropped when their answers would leave by another
     /// one: 0 no, 1 yes, 2 only when no device would do.
     #[must_use]
@@ -38,6 +69,13 @@ impl Sysctl {
     #[must_use]
     pub fn local_reserved_ports() -> Self {
         Self("ipv4/ip_local_reserved_ports".to_owned())
+    }
+
+    /// Whether it is a parameter of this device.
+    #[must_use]
+    pub fn is_of(&self, device: &str) -> bool {
+        let mut components = self.0.split('/').skip(1);
+        components.next() == Some("conf") && components.next() == Some(device)
     }
 
     /// The value, without surrounding white space.
@@ -94,6 +132,8 @@ mod tests {
             PathBuf::from("/proc/sys/net/ipv4/conf/eth0.100/forwarding")
         );
         assert_eq!(sysctl.to_string(), "net.ipv4.conf.eth0/100.forwarding");
+        assert!(sysctl.is_of("eth0.100") && !sysctl.is_of("eth0"));
+        assert!(!Sysctl::local_port_range().is_of("ip_local_port_range"));
     }
 
     #[test]
