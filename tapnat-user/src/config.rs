@@ -13,6 +13,7 @@ use tapnat_common::{
 
 use crate::{
     dhcp::Advice,
+    dns::{Resolver, Resolvers},
     forwards::Forward,
     host::tap::{Owner, Queues},
     instance::InstanceName,
@@ -113,11 +114,21 @@ pub struct Config {
     pub uplink_hook: UplinkHook,
     /// What guests that ask for an address are told; None leaves them without an answer.
     pub dhcp: Option<Advice>,
+    /// Whom guests ask for names. None given leaves that to what is found.
+    pub dns: Vec<Resolver>,
     /// What is always let in from outside.
     pub forwards: Vec<Forward>,
     /// How long memory and ports that are free again rest before they are given back.
     /// None: as long as is of use.
     pub sweep_interval: Option<Duration>,
+}
+
+impl Config {
+    /// Whom guests ask for names.
+    #[must_use]
+    pub fn resolvers(&self) -> Resolvers {
+        Resolvers::choose(&self.dns, self.deny_host)
+    }
 }
 
 /// A mode for TCP and one for everything else.

@@ -11,6 +11,7 @@ use std::{
     fs,
     io::{self, IsTerminal as _, Write as _},
     net::Ipv4Addr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -38,6 +39,7 @@ use crate::{
     control::{self, Control, Request},
     datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
     dhcp::{Advice, Served, Servers},
+    dns::Names,
     host::{
         bpffs,
         capabilities::{self, Circumstances},
@@ -345,6 +347,7 @@ struct Daemon {
     answers: Option<Answers>,
     nat_log: Option<NatLog>,
     dhcp: Servers,
+    names: Arc<Names>,
     known: Surroundings,
     /// Where the programs are attached.
     hooks: Vec<Hook>,
@@ -420,6 +423,7 @@ impl Daemon {
                     answers: answers(config),
                     nat_log: prepared.nat_log,
                     dhcp: Servers::default(),
+                    names: Arc::default(),
                     known: prepared.known,
                     hooks: prepared.hooks,
                     drivers: prepared.drivers,
@@ -560,10 +564,12 @@ impl Daemon {
                 })
             })
             .collect();
-        let notes = match &self.config.dhcp {
-            Some(advice) => self.dhcp.settle(&served, advice),
-            None => self.dhcp.settle(&[], &Advice::default()),
-        };
+        let (config, names) = (&self.config, &self.names);
+        let mut notes = names.settle(&served, &config.resolvers(), &config.deny);
+        notes.extend(match &config.dhcp {
+            Some(advice) => self.dhcp.settle(&served, advice, names),
+            None => self.dhcp.settle(&[], &Advice::default(), names),
+        });
         for note in notes {
             warn(&note);
         }

@@ -1,13 +1,12 @@
-//! Gives guests their addresses (RFC 2131): the host's address on their device is their router, the
-//! host's resolvers are theirs, and each link address gets the same address again. Reading and
-//! writing of messages is `smoltcp`'s; leases are [`leases`]'.
+//! Gives guests their addresses (RFC 2131): the host's address on their device is their router, and
+//! each link address gets the same address again. Reading and writing of messages is `smoltcp`'s;
+//! leases are [`leases`]'; whom guests ask for names is [`crate::dns`]'s.
 
 use std::{
     collections::HashMap,
-    fs, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    io,
+    net::{Ipv4Addr, SocketAddr},
     os::fd::AsRawFd as _,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::UdpSocket, task::JoinHandle};
 
 use self::leases::{LinkAddress, Pool};
+use crate::dns::Names;
 
 mod leases;
 
@@ -35,11 +35,9 @@ const MOST: u32 = 100;
 const OPTION_MTU: u8 = 26;
 const OPTION_DOMAIN: u8 = 15;
 
-/// What guests are told, beside what their device says.
+/// What guests are told, beside what their device says and whom to ask for names.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Advice {
-    /// None given means the host's.
-    pub resolvers: Vec<Ipv4Addr>,
     pub domain: Option<String>,
 }
 
@@ -81,7 +79,12 @@ pub struct Servers {
 impl Servers {
     /// Serves these devices, and no others. Returns what is to be told of those that cannot be
     /// served. Must be called within a tokio runtime.
-    pub fn settle(&mut self, devices: &[Served], advice: &Advice) -> Vec<String> {
+    pub fn settle(
+        &mut self,
+        devices: &[Served],
+        advice: &Advice,
+        names: &Arc<Names>,
+    ) -> Vec<String> {
         self.running.retain(|running| {
             let stays = devices.contains(&running.device)
                 && running.advice == *advice
@@ -96,7 +99,7 @@ impl Servers {
             if self.running.iter().any(|it| it.device == *device) {
                 continue;
             }
-            match self.serve(device, advice) {
+            match self.serve(device, advice, names) {
                 Ok(task) => self.running.push(Running {
                     device: device.clone(),
                     advice: advice.clone(),
@@ -110,23 +113,24 @@ impl Servers {
         notes
     }
 
-    fn serve(&mut self, device: &Served, advice: &Advice) -> Result<JoinHandle<()>> {
+    fn serve(
+        &mut self,
+        device: &Served,
+        advice: &Advice,
+        names: &Arc<Names>,
+    ) -> Result<JoinHandle<()>> {
         let socket = listen(&device.name).map_err(|error| explain(&device.name, error))?;
         let network = device.address.trunc();
         let pool = self.pools.entry(network).or_insert_with(|| {
             let pool = Pool::new(device.address);
             Arc::new(Mutex::new(pool))
         });
-        let mut advice = advice.clone();
-        if advice.resolvers.is_empty() {
-            advice.resolvers = host_resolvers();
-        }
-        advice.resolvers.truncate(DHCP_MAX_DNS_SERVER_COUNT);
         let server = Server {
             socket,
             device: device.clone(),
             pool: pool.clone(),
-            advice,
+            advice: advice.clone(),
+            names: names.clone(),
         };
         Ok(tokio::spawn(server.run()))
     }
@@ -188,33 +192,12 @@ fn explain(device: &str, error: io::Error) -> anyhow::Error {
     ))
 }
 
-/// The host's resolvers that guests can reach, too: not those of its own loopback.
-fn host_resolvers() -> Vec<Ipv4Addr> {
-    ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]
-        .into_iter()
-        .map(|path| read_resolvers(Path::new(path)))
-        .find(|resolvers| !resolvers.is_empty())
-        .unwrap_or_default()
-}
-
-fn read_resolvers(path: &Path) -> Vec<Ipv4Addr> {
-    let text = fs::read(path).unwrap_or_default();
-    let config = resolv_conf::Config::parse(text).unwrap_or_default();
-    let addresses = config.nameservers.into_iter();
-    addresses
-        .map(IpAddr::from)
-        .filter_map(|address| match address {
-            IpAddr::V4(address) if !address.is_loopback() => Some(address),
-            IpAddr::V4(_) | IpAddr::V6(_) => None,
-        })
-        .collect()
-}
-
 struct Server {
     socket: UdpSocket,
     device: Served,
     pool: Arc<Mutex<Pool>>,
     advice: Advice,
+    names: Arc<Names>,
 }
 
 /// An answer and where it goes.
@@ -317,7 +300,11 @@ impl Server {
                 });
             }
         }
-        let resolvers = &self.advice.resolvers;
+        let resolvers = if refused {
+            Vec::new()
+        } else {
+            self.names.for_guests_of(&self.device)
+        };
         let reply = DhcpRepr {
             message_type,
             transaction_id: asked.transaction_id,
@@ -338,8 +325,10 @@ impl Server {
             client_identifier: None,
             server_identifier: Some(gateway),
             parameter_request_list: None,
-            dns_servers: (!refused && !resolvers.is_empty())
-                .then(|| resolvers.iter().copied().collect()),
+            dns_servers: (!resolvers.is_empty()).then(|| {
+                let told = resolvers.iter().take(DHCP_MAX_DNS_SERVER_COUNT);
+                told.copied().collect()
+            }),
             max_size: None,
             lease_duration: leased,
             renew_duration: leased.map(|lease| lease / 2),

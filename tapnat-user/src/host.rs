@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod events;
 pub mod namespace;
 pub mod netlink;
+pub mod resolvers;
 pub mod sockets;
 pub mod sysctl;
 pub mod systemd;

@@ -8,6 +8,7 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod dhcp;
+pub mod dns;
 pub mod doctor;
 pub mod explain;
 pub mod flows;

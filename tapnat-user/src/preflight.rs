@@ -653,6 +653,7 @@ mod tests {
             firewall: Firewall::Bypass,
             answer_unsolicited: true,
             dhcp: None,
+            dns: Vec::new(),
             nat_log: None,
             log_destinations: false,
             count: false,

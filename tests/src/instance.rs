@@ -5,6 +5,7 @@ use std::{
     env,
     ffi::OsString,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{
         Once,
@@ -57,6 +58,26 @@ impl Instance {
     /// Lets another build of the program run from now on.
     pub fn use_program(&mut self, program: impl Into<OsString>) {
         self.program = Some(program.into());
+    }
+
+    /// Lets the program see this file as /etc/resolv.conf from now on. What is written to it later
+    /// it sees, too.
+    ///
+    /// # Errors
+    /// Files cannot be written.
+    pub fn use_resolvers(&mut self, file: &Path) -> Result<()> {
+        const MOUNT: &str = "mount --bind \"$1\" /etc/resolv.conf; shift; exec \"$@\"";
+        let program = self.program()?;
+        let wrapper = file.with_extension("tapnat");
+        let script = format!(
+            "#!/bin/sh\nexec unshare --mount sh -ec '{MOUNT}' sh '{}' '{}' \"$@\"\n",
+            file.display(),
+            program.display(),
+        );
+        fs::write(&wrapper, script)?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+        self.use_program(wrapper);
+        Ok(())
     }
 
     /// What the program says that it is.

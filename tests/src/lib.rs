@@ -5,6 +5,7 @@
 pub mod connection;
 pub mod family;
 pub mod instance;
+pub mod resolver;
 pub mod stun;
 pub mod wires;
 pub mod world;

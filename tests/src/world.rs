@@ -45,8 +45,20 @@ impl World {
     ///
     /// # Errors
     /// The program does not become ready.
-    pub fn start_in(mut topology: Topology, arguments: &[&str]) -> Result<Self> {
+    pub fn start_in(topology: Topology, arguments: &[&str]) -> Result<Self> {
         let instance = Instance::new(&topology.host);
+        Self::start_instance(topology, instance, arguments)
+    }
+
+    /// The same with an instance of this topology's host that is prepared.
+    ///
+    /// # Errors
+    /// The program does not become ready.
+    pub fn start_instance(
+        mut topology: Topology,
+        instance: Instance,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let process = start(&instance, &topology, arguments)?;
         if topology.guests.iter().any(Guest::is_unplugged) {
             topology.plug_in()?;

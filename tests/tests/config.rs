@@ -223,6 +223,19 @@ fn what_is_wrong_is_told_with_its_line() -> Result<()> {
              [[static]]\noutside = \"192.0.2.2\"\ninside = \"10.0.0.10\"\n",
             ":3: 192.0.2.2 cannot be 10.0.0.10's alone",
         ),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\ndns = [\"192.0.2.53\", \"forward\"]\n",
+            ":2: guests ask either the host (forward) or these addresses",
+        ),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\ndeny-host = true\ndns = \"forward\"\n",
+            ":3: with deny-host guests do not reach the host",
+        ),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\nno-dhcp = true\ndns = \"192.0.2.53\"\n",
+            ":3: with no-dhcp nobody tells guests",
+        ),
+        ("dns = \"resolver\"\n", "or forward to have the host ask"),
     ] {
         let said = bed.wrong(text)?;
         ensure!(said.contains(words), "no '{words}' in: {said}");

@@ -3,7 +3,6 @@
 use std::{
     env,
     ffi::OsString,
-    net::Ipv4Addr,
     num::NonZeroU32,
     ops::RangeInclusive,
     path::{self, Path, PathBuf},
@@ -33,6 +32,7 @@ use crate::{
     },
     daemon::{self, Reread},
     dhcp::Advice,
+    dns::Resolver,
     forwards::Forward,
     host::tap::{Owner, Queues},
     nat_log::Target,
@@ -187,14 +187,10 @@ pub struct Arguments {
     #[arg(long)]
     no_dhcp: bool,
 
-    /// Resolvers that guests are told of, instead of the host's
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        value_delimiter = ',',
-        conflicts_with = "no_dhcp"
-    )]
-    dns: Vec<Ipv4Addr>,
+    /// Resolvers that guests are told of; `forward`: this host, which asks its own for them [default:
+    /// the host's where guests reach them, else forward]
+    #[arg(long, value_name = "ADDRESS|forward", value_delimiter = ',')]
+    dns: Vec<Resolver>,
 
     /// The domain that guests are told
     #[arg(long, value_name = "NAME", value_parser = parse_domain, conflicts_with = "no_dhcp")]
@@ -349,9 +345,9 @@ impl Arguments {
             roaming: self.roaming,
             firewall: self.firewall,
             dhcp: (!self.no_dhcp).then_some(Advice {
-                resolvers: self.dns,
                 domain: self.domain,
             }),
+            dns: self.dns,
             count: self.count,
             nat_log: self.nat_log,
             log_destinations: self.log_destinations,

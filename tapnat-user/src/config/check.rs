@@ -7,7 +7,10 @@ use ipnet::{IpNet, Ipv4Net};
 use tapnat_common::abi::MAX_OUTSIDE_ADDRESSES;
 
 use super::{Config, Devices, Inside};
-use crate::forwards::{Forward, Share};
+use crate::{
+    dns::Resolver,
+    forwards::{Forward, Share},
+};
 
 /// The size of the datapath's table.
 const MOST_PREFIXES: usize = 4096;
@@ -76,10 +79,27 @@ impl Config {
                 )?;
             }
         }
+        self.check_dns()?;
         for (position, forward) in self.forwards.iter().enumerate() {
             self.check_forward(position, forward)?;
         }
         Ok(())
+    }
+
+    fn check_dns(&self) -> Checked {
+        let host = self.dns.contains(&Resolver::Host);
+        let others = self.dns.iter().any(|it| *it != Resolver::Host);
+        let message = if host && others {
+            "guests ask either the host (forward) or these addresses: give dns one or the other"
+        } else if host && self.deny_host {
+            "with deny-host guests do not reach the host, which dns = forward has them ask: give \
+             dns the address of a resolver, or leave out deny-host"
+        } else if others && self.dhcp.is_none() {
+            "with no-dhcp nobody tells guests of these resolvers: leave out no-dhcp, or dns"
+        } else {
+            return Ok(());
+        };
+        refuse(About::Option("dns"), message.to_owned())
     }
 
     fn check_inside(&self, inside: &Inside, earlier: &[Inside]) -> Checked {
@@ -223,6 +243,7 @@ impl Config {
             firewall,
             answer_unsolicited: _,
             dhcp: _,
+            dns: _,
             count,
             nat_log,
             log_destinations,

@@ -228,6 +228,18 @@ pub const REQUIREMENTS: &[Requirement] = &[
         "stund",
         "the server that it asks",
     ),
+    Requirement::package(
+        Group::Test,
+        &["dnsmasq-base"],
+        "dnsmasq",
+        "the host's resolver (the program; no service is set up)",
+    ),
+    Requirement::package(
+        Group::Test,
+        &["bind9-dnsutils"],
+        "dig",
+        "asks for names as guests do",
+    ),
     Requirement::package(Group::Test, &["groff-base"], "groff", "reads the man pages"),
     Requirement::package(
         Group::Test,
