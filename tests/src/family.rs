@@ -17,6 +17,27 @@ use crate::{
 
 pub use Family::{V4, V6};
 
+/// Makes two tests of a function that takes the family: `name::v4` and
+/// `name::v6`.
+#[macro_export]
+macro_rules! both_families {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn v4() -> anyhow::Result<()> {
+                super::$name($crate::family::V4)
+            }
+
+            // Until the program speaks it.
+            #[cfg(any())]
+            #[test]
+            fn v6() -> anyhow::Result<()> {
+                super::$name($crate::family::V6)
+            }
+        }
+    };
+}
+
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {

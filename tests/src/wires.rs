@@ -80,7 +80,8 @@ pub struct Wires {
     pub world: Wire,
     /// By guest.
     pub guests: Vec<Wire>,
-    family: Family,
+    /// Of the addresses that no kernel answers for.
+    pub family: Family,
     addresses: Vec<IpAddr>,
 }
 

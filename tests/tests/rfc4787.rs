@@ -11,34 +11,36 @@ use tapnat_testbed::{
     traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 use tapnat_tests::{
+    both_families,
+    family::{Family, V4, V6},
     instance::Instance,
-    wires::{Whole, Wires, remote, wired},
-    world::{OUTSIDE, World, just_over, outside, server},
+    wires::{Whole, Wires},
+    world::{World, just_over},
 };
 
 /// Remotes that differ in address, in port and in both.
-fn remotes() -> [SocketAddr; 4] {
+fn remotes(family: Family) -> [SocketAddr; 4] {
     [
-        remote(0, 53),
-        remote(0, 3478),
-        remote(1, 53),
-        remote(1, 3478),
+        family.remote(0, 53),
+        family.remote(0, 3478),
+        family.remote(1, 53),
+        family.remote(1, 3478),
     ]
 }
 
 /// A datagram of this length, IP header included.
 fn datagram(source: SocketAddr, destination: SocketAddr, length: usize) -> Builder {
-    packet::udp(source, destination).payload(&traffic::pattern(length - 28))
+    let headers = Family::of(source.ip()).header_length() + 8;
+    packet::udp(source, destination).payload(&traffic::pattern(length - headers))
 }
 
 /// REQ-1: endpoint-independent mapping.
-#[test]
-fn req_1_mapping_is_endpoint_independent() -> Result<()> {
-    let (_world, wires) = wired(2, &[])?;
+fn req_1_mapping_is_endpoint_independent(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(2, &[])?;
     for guest in 0..2 {
         for port in [40_000, 40_001] {
-            let seen = wires.map_udp(guest, port, remotes()[0])?;
-            for remote in remotes() {
+            let seen = wires.map_udp(guest, port, remotes(family)[0])?;
+            for remote in remotes(family) {
                 let again = wires.map_udp(guest, port, remote)?;
                 ensure!(again == seen, "{seen}, to {remote} {again}");
                 wires.answer_udp(remote, seen, guest, port)?;
@@ -47,27 +49,28 @@ fn req_1_mapping_is_endpoint_independent() -> Result<()> {
     }
     wires.nothing_arrives()
 }
+both_families!(req_1_mapping_is_endpoint_independent);
 
 /// REQ-2: "IP address pooling" behavior of "Paired": the sessions of one
 /// internal address have one external address.
-#[test]
-fn req_2_pooling_is_paired() -> Result<()> {
-    let pool = ["198.51.100.2", "198.51.100.3", "198.51.100.4"];
-    let (_world, wires) = wired(8, &["--outside-address", &pool.join(",")])?;
+fn req_2_pooling_is_paired(family: Family) -> Result<()> {
+    let pool = [2, 3, 4].map(|host| family.uplink_host(host).to_string());
+    let (_world, wires) = family.wired(8, &["--outside-address", &pool.join(",")])?;
     let mut used = Vec::new();
     for guest in 0..8 {
-        let first = wires.map_udp(guest, 40_000, remote(0, 53))?.ip();
-        ensure!(pool.contains(&first.to_string().as_str()), "from {first}");
+        let first = wires.map_udp(guest, 40_000, family.remote(0, 53))?.ip();
+        ensure!(pool.contains(&first.to_string()), "from {first}");
         for port in 40_001..40_032 {
-            for remote in remotes() {
+            for remote in remotes(family) {
                 let seen = wires.map_udp(guest, port, remote)?;
                 ensure!(seen.ip() == first, "{first} and {}", seen.ip());
                 wires.answer_udp(remote, seen, guest, port)?;
             }
         }
-        let syn = packet::tcp(wires.inside(guest, 40_000), remote(0, 53));
+        let syn = packet::tcp(wires.inside(guest, 40_000), family.remote(0, 53));
         let syn = syn.with_tcp(|header| header.syn = true);
-        let echo = packet::echo_request(wires.inside(guest, 0).ip(), remote(1, 0).ip(), 7, 7);
+        let echo =
+            packet::echo_request(wires.inside(guest, 0).ip(), family.remote(1, 0).ip(), 7, 7);
         for packet in [syn, echo] {
             let seen = wires.out(guest, &packet)?.source_address();
             ensure!(seen == first, "{first} and {seen}");
@@ -79,128 +82,136 @@ fn req_2_pooling_is_paired() -> Result<()> {
     ensure!(used.len() > 1, "all guests have {used:?}");
     Ok(())
 }
+both_families!(req_2_pooling_is_paired);
 
 /// REQ-3: no "Port assignment" behavior of "Port overloading".
-#[test]
-fn req_3_ports_are_not_overloaded() -> Result<()> {
-    let (_world, wires) = wired(3, &[])?;
+fn req_3_ports_are_not_overloaded(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(3, &[])?;
     for port in [600, 40_000] {
         let seen = (0..3)
-            .map(|guest| wires.map_udp(guest, port, remote(0, 53)))
+            .map(|guest| wires.map_udp(guest, port, family.remote(0, 53)))
             .collect::<Result<Vec<_>>>()?;
         ensure!(
             seen[0] != seen[1] && seen[1] != seen[2] && seen[0] != seen[2],
             "{seen:?}"
         );
         for (guest, seen) in seen.into_iter().enumerate() {
-            wires.answer_udp(remote(0, 53), seen, guest, port)?;
+            wires.answer_udp(family.remote(0, 53), seen, guest, port)?;
         }
     }
     wires.nothing_arrives()
 }
+both_families!(req_3_ports_are_not_overloaded);
 
 /// REQ-3a: a source port in 0-1023 is translated to one in that range, one in
 /// 1024-65535 to one in that.
-#[test]
-fn req_3a_the_port_range_is_kept() -> Result<()> {
-    let (_world, wires) = wired(3, &[])?;
+fn req_3a_the_port_range_is_kept(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(3, &[])?;
     for port in [
         1, 53, 600, 601, 1022, 1023, 1024, 1025, 40_000, 65_534, 65_535,
     ] {
         // The first guest has the port itself where it may.
         for guest in 0..3 {
-            let seen = wires.map_udp(guest, port, remote(0, 53))?.port();
+            let seen = wires.map_udp(guest, port, family.remote(0, 53))?.port();
             ensure!((seen < 1024) == (port < 1024), "{port} became {seen}");
         }
     }
     Ok(())
 }
+both_families!(req_3a_the_port_range_is_kept);
 
 /// REQ-4: "Port parity preservation" behavior of "Yes".
-#[test]
-fn req_4_the_port_parity_is_kept() -> Result<()> {
-    let (_world, wires) = wired(3, &[])?;
+fn req_4_the_port_parity_is_kept(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(3, &[])?;
     for port in (600..610).chain(40_000..40_010) {
         for guest in 0..3 {
-            let seen = wires.map_udp(guest, port, remote(0, 53))?.port();
+            let seen = wires.map_udp(guest, port, family.remote(0, 53))?.port();
             ensure!(seen % 2 == port % 2, "{port} became {seen}");
         }
     }
     Ok(())
 }
+both_families!(req_4_the_port_parity_is_kept);
 
 /// REQ-5: the mapping timer is not under two minutes. REQ-5c: five minutes or
 /// more by default.
-#[test]
-fn req_5_the_default_timer_is_five_minutes() -> Result<()> {
-    let (world, _wires) = wired(1, &[])?;
+fn req_5_the_default_timer_is_five_minutes(family: Family) -> Result<()> {
+    let (world, _wires) = family.wired(1, &[])?;
     let status = world.instance.ask_json("status")?;
     let timeout = status["timeouts"]["udp"].as_f64();
     ensure!(timeout.is_some_and(|seconds| seconds >= 300.0), "{status}");
     Ok(())
 }
+both_families!(req_5_the_default_timer_is_five_minutes);
 
 /// REQ-5b: the timer can be configured; then the mapping ends.
-#[test]
-fn req_5b_the_timer_is_configurable() -> Result<()> {
-    let (_world, wires) = wired(1, &["--udp-timeout", "1"])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
-    wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
+fn req_5b_the_timer_is_configurable(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--udp-timeout", "1"])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    wires.answer_udp(family.remote(0, 53), seen, 0, 40_000)?;
     thread::sleep(just_over(1));
-    wires.world.send(&packet::udp(remote(0, 53), seen))?;
+    wires.world.send(&packet::udp(family.remote(0, 53), seen))?;
     ensure!(wires.arrivals()?.guests[0].is_empty(), "it arrived");
     // And begins again.
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
-    wires.answer_udp(remote(0, 53), seen, 0, 40_000)
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    wires.answer_udp(family.remote(0, 53), seen, 0, 40_000)
 }
+both_families!(req_5b_the_timer_is_configurable);
 
 /// REQ-6: "NAT Outbound refresh behavior" of "True".
-#[test]
-fn req_6_outbound_packets_refresh_the_mapping() -> Result<()> {
-    let (_world, wires) = wired(1, &["--udp-timeout", "2"])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+fn req_6_outbound_packets_refresh_the_mapping(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--udp-timeout", "2"])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
     for _ in 0..6 {
         thread::sleep(Duration::from_millis(500));
-        let again = wires.map_udp(0, 40_000, remote(0, 53))?;
+        let again = wires.map_udp(0, 40_000, family.remote(0, 53))?;
         ensure!(again == seen, "{seen}, then {again}");
     }
     // Also for other remotes' packets, by the same mapping.
-    ensure!(wires.map_udp(0, 40_000, remote(1, 53))? == seen);
-    wires.answer_udp(remote(0, 53), seen, 0, 40_000)
+    ensure!(wires.map_udp(0, 40_000, family.remote(1, 53))? == seen);
+    wires.answer_udp(family.remote(0, 53), seen, 0, 40_000)
 }
+both_families!(req_6_outbound_packets_refresh_the_mapping);
 
 /// REQ-6a: inbound refresh is a switch, off by default.
-#[test]
-fn req_6a_inbound_packets_refresh_when_told_to() -> Result<()> {
-    let (_world, wires) = wired(1, &["--udp-timeout", "1"])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+fn req_6a_inbound_packets_refresh_when_told_to(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--udp-timeout", "1"])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
     for _ in 0..10 {
         thread::sleep(Duration::from_millis(300));
-        wires.world.send(&packet::udp(remote(0, 53), seen))?;
+        wires.world.send(&packet::udp(family.remote(0, 53), seen))?;
     }
     wires.arrivals()?;
-    wires.world.send(&packet::udp(remote(0, 53), seen))?;
+    wires.world.send(&packet::udp(family.remote(0, 53), seen))?;
     ensure!(wires.arrivals()?.guests[0].is_empty(), "it arrived");
 
-    let (_world, wires) = wired(1, &["--udp-timeout", "2", "--inbound-refresh"])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let (_world, wires) = family.wired(1, &["--udp-timeout", "2", "--inbound-refresh"])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
     for _ in 0..6 {
         thread::sleep(Duration::from_millis(500));
-        wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
+        wires.answer_udp(family.remote(0, 53), seen, 0, 40_000)?;
     }
     ensure!(
-        wires.map_udp(0, 40_000, remote(1, 53))? == seen,
+        wires.map_udp(0, 40_000, family.remote(1, 53))? == seen,
         "a new mapping"
     );
     Ok(())
 }
+both_families!(req_6a_inbound_packets_refresh_when_told_to);
 
 /// REQ-7: an internal network that conflicts with the external one is not
 /// translated for: it is refused.
-#[test]
-fn req_7_a_conflicting_network_is_refused() -> Result<()> {
-    let topology = Topology::builder().inside(Inside::Veth).build()?;
-    for network in ["198.51.100.129/25", "198.51.0.1/16", "198.51.100.1/24"] {
+fn req_7_a_conflicting_network_is_refused(family: Family) -> Result<()> {
+    let topology = family.topology().inside(Inside::Veth).build()?;
+    let networks = match family {
+        V4 => ["198.51.100.129/25", "198.51.0.1/16", "198.51.100.1/24"],
+        V6 => [
+            "2001:db8:1::8000:1/112",
+            "2001:db8::1/40",
+            "2001:db8:1::1/64",
+        ],
+    };
+    for network in networks {
         let instance = Instance::new(&topology.host);
         let inside = format!("veth0={network}");
         let refused = instance
@@ -214,6 +225,7 @@ fn req_7_a_conflicting_network_is_refused() -> Result<()> {
     }
     Ok(())
 }
+both_families!(req_7_a_conflicting_network_is_refused);
 
 /// Whether a datagram from a remote reaches the mapping of guest 0's port
 /// 40000.
@@ -236,50 +248,68 @@ fn is_let_in(wires: &Wires, from: SocketAddr, mapping: SocketAddr) -> Result<boo
 
 /// REQ-8: "Address-Dependent Filtering" where a more stringent filtering is
 /// most important: the default.
-#[test]
-fn req_8_filtering_is_address_dependent_by_default() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
-    ensure!(!is_let_in(&wires, remote(1, 53), seen)?, "another address");
-    ensure!(is_let_in(&wires, remote(0, 53), seen)?, "the same endpoint");
-    ensure!(is_let_in(&wires, remote(0, 54), seen)?, "another port");
-    wires.map_udp(0, 40_000, remote(1, 99))?;
+fn req_8_filtering_is_address_dependent_by_default(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
     ensure!(
-        is_let_in(&wires, remote(1, 53), seen)?,
+        !is_let_in(&wires, family.remote(1, 53), seen)?,
+        "another address"
+    );
+    ensure!(
+        is_let_in(&wires, family.remote(0, 53), seen)?,
+        "the same endpoint"
+    );
+    ensure!(
+        is_let_in(&wires, family.remote(0, 54), seen)?,
+        "another port"
+    );
+    wires.map_udp(0, 40_000, family.remote(1, 99))?;
+    ensure!(
+        is_let_in(&wires, family.remote(1, 53), seen)?,
         "an address sent to"
     );
     Ok(())
 }
+both_families!(req_8_filtering_is_address_dependent_by_default);
 
 /// REQ-8: "Endpoint-Independent Filtering" where application transparency is
 /// most important.
-#[test]
-fn req_8_filtering_can_be_endpoint_independent() -> Result<()> {
-    let (_world, wires) = wired(1, &["--filtering", "endpoint-independent"])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
-    for from in remotes() {
+fn req_8_filtering_can_be_endpoint_independent(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--filtering", "endpoint-independent"])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    for from in remotes(family) {
         ensure!(is_let_in(&wires, from, seen)?, "{from}");
         // And gets its answer, from the same endpoint.
         ensure!(wires.map_udp(0, 40_000, from)? == seen, "another mapping");
     }
     Ok(())
 }
+both_families!(req_8_filtering_can_be_endpoint_independent);
 
 /// Section 5: "Address and Port-Dependent Filtering", for those who want it.
-#[test]
-fn req_8_filtering_can_be_address_and_port_dependent() -> Result<()> {
-    let (_world, wires) = wired(1, &["--filtering", "udp=address-and-port-dependent"])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
-    ensure!(!is_let_in(&wires, remote(1, 53), seen)?, "another address");
-    ensure!(!is_let_in(&wires, remote(0, 54), seen)?, "another port");
-    ensure!(is_let_in(&wires, remote(0, 53), seen)?, "the same endpoint");
-    wires.map_udp(0, 40_000, remote(0, 54))?;
+fn req_8_filtering_can_be_address_and_port_dependent(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--filtering", "udp=address-and-port-dependent"])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
     ensure!(
-        is_let_in(&wires, remote(0, 54), seen)?,
+        !is_let_in(&wires, family.remote(1, 53), seen)?,
+        "another address"
+    );
+    ensure!(
+        !is_let_in(&wires, family.remote(0, 54), seen)?,
+        "another port"
+    );
+    ensure!(
+        is_let_in(&wires, family.remote(0, 53), seen)?,
+        "the same endpoint"
+    );
+    wires.map_udp(0, 40_000, family.remote(0, 54))?;
+    ensure!(
+        is_let_in(&wires, family.remote(0, 54), seen)?,
         "an endpoint sent to"
     );
     Ok(())
 }
+both_families!(req_8_filtering_can_be_address_and_port_dependent);
 
 /// Sends a datagram from a guest's port to an outside endpoint, and checks that
 /// it arrives at another's (or its own) with its outside endpoint as source.
@@ -306,14 +336,15 @@ fn check_hairpin(
 
 /// Two guests talk over their outside endpoints, and one with itself.
 fn check_hairpins(wires: &Wires) -> Result<()> {
-    let one = wires.map_udp(0, 40_000, remote(0, 53))?;
-    let other = wires.map_udp(1, 50_000, remote(0, 53))?;
+    let family = wires.family;
+    let one = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let other = wires.map_udp(1, 50_000, family.remote(0, 53))?;
     let (one, other) = ((0, 40_000, one), (1, 50_000, other));
     for _ in 0..2 {
         check_hairpin(wires, one, other)?;
         check_hairpin(wires, other, one)?;
     }
-    let second = wires.map_udp(0, 40_002, remote(0, 53))?;
+    let second = wires.map_udp(0, 40_002, family.remote(0, 53))?;
     check_hairpin(wires, one, (0, 40_002, second))?;
     check_hairpin(wires, (0, 40_002, second), one)?;
     check_hairpin(wires, one, one)?;
@@ -322,10 +353,11 @@ fn check_hairpins(wires: &Wires) -> Result<()> {
     wires.guests[1].send(&fresh)?;
     let arrived = wires.guests[0].receive()?;
     ensure!(
-        arrived.source().ip() == OUTSIDE && arrived.destination() == wires.inside(0, 40_000),
+        arrived.source().ip() == family.outside_address()
+            && arrived.destination() == wires.inside(0, 40_000),
         "{arrived:?}"
     );
-    let given = wires.map_udp(1, 50_002, remote(1, 53))?;
+    let given = wires.map_udp(1, 50_002, family.remote(1, 53))?;
     ensure!(
         given == arrived.source(),
         "{given} and {}",
@@ -335,24 +367,23 @@ fn check_hairpins(wires: &Wires) -> Result<()> {
 }
 
 /// REQ-9: "Hairpinning". REQ-9a: with "External source IP address and port".
-#[test]
-fn req_9_hairpins_come_from_the_external_endpoint() -> Result<()> {
+fn req_9_hairpins_come_from_the_external_endpoint(family: Family) -> Result<()> {
     for inside in [Inside::Veth, Inside::Bridge, Inside::Tap(Tap::default())] {
-        let builder = Topology::builder().inside(inside).guests(2);
+        let builder = family.topology().inside(inside).guests(2);
         let world = World::start(builder, &["--filtering", "endpoint-independent"])?;
         check_hairpins(&Wires::open(&world)?).with_context(|| format!("{inside:?}"))?;
     }
     Ok(())
 }
+both_families!(req_9_hairpins_come_from_the_external_endpoint);
 
 /// REQ-9 with filtering: who sends to an outside endpoint lets its answers in,
 /// though it may itself not be let in yet.
-#[test]
-fn req_9_hairpins_are_filtered_like_the_world() -> Result<()> {
+fn req_9_hairpins_are_filtered_like_the_world(family: Family) -> Result<()> {
     for filtering in ["address-dependent", "address-and-port-dependent"] {
-        let (_world, wires) = wired(2, &["--filtering", filtering])?;
-        let one = wires.map_udp(0, 40_000, remote(0, 53))?;
-        let other = wires.map_udp(1, 50_000, remote(0, 53))?;
+        let (_world, wires) = family.wired(2, &["--filtering", filtering])?;
+        let one = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+        let other = wires.map_udp(1, 50_000, family.remote(0, 53))?;
         wires.guests[0].send(&packet::udp(wires.inside(0, 40_000), other))?;
         wires
             .nothing_arrives()
@@ -363,11 +394,11 @@ fn req_9_hairpins_are_filtered_like_the_world() -> Result<()> {
     }
     Ok(())
 }
+both_families!(req_9_hairpins_are_filtered_like_the_world);
 
 /// REQ-10: no ALG for UDP-based protocols.
-#[test]
-fn req_10_payloads_are_left_alone() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
+fn req_10_payloads_are_left_alone(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
     for port in [53, 69, 161, 500, 1701, 1719, 3478, 4500, 5060] {
         let inside = wires.inside(0, port);
         let payload = format!(
@@ -375,20 +406,21 @@ fn req_10_payloads_are_left_alone() -> Result<()> {
              Contact: <sip:guest@{inside}>\r\n\r\no=- 1 1 IN IP4 {}\r\n",
             inside.ip()
         );
-        let sent = packet::udp(inside, remote(0, port)).payload(payload.as_bytes());
+        let sent = packet::udp(inside, family.remote(0, port)).payload(payload.as_bytes());
         let arrived = wires.out(0, &sent)?;
         ensure!(arrived.payload == payload.as_bytes(), "{arrived:?}");
-        let answer = packet::udp(remote(0, port), arrived.source()).payload(payload.as_bytes());
+        let answer =
+            packet::udp(family.remote(0, port), arrived.source()).payload(payload.as_bytes());
         ensure!(wires.back(&answer, 0)?.payload == payload.as_bytes());
     }
     Ok(())
 }
+both_families!(req_10_payloads_are_left_alone);
 
 /// REQ-11: deterministic behavior: mapping and filtering stay what they are
 /// under pressure.
-#[test]
-fn req_11_behaviour_stays_the_same_under_port_pressure() -> Result<()> {
-    let (_world, wires) = wired(2, &["--ports", "40000-40019"])?;
+fn req_11_behaviour_stays_the_same_under_port_pressure(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(2, &["--ports", "40000-40019"])?;
     let mut seen = Vec::new();
     // The markers need a port, too.
     wires.nothing_arrives()?;
@@ -396,18 +428,22 @@ fn req_11_behaviour_stays_the_same_under_port_pressure() -> Result<()> {
         for guest in 0..2 {
             // The same ports, from within the range and from outside of it.
             let port = 39_995 + number;
-            seen.push((guest, port, wires.map_udp(guest, port, remote(0, 53))?));
+            seen.push((
+                guest,
+                port,
+                wires.map_udp(guest, port, family.remote(0, 53))?,
+            ));
         }
     }
     // All are taken.
-    let one_more = packet::udp(wires.inside(0, 30_000), remote(0, 53));
+    let one_more = packet::udp(wires.inside(0, 30_000), family.remote(0, 53));
     for _ in 0..3 {
         wires.guests[0].send(&one_more)?;
         let answer = wires.guests[0].receive()?;
-        let icmp = answer
-            .icmpv4()
-            .map(|header| header.to_bytes()[..2].to_vec());
-        ensure!(icmp == Some(vec![3, 13]), "{answer:?}");
+        ensure!(
+            answer.icmp_kind() == Some(family.prohibited()),
+            "{answer:?}"
+        );
     }
     let mut ports: Vec<_> = seen.iter().map(|(.., seen)| seen.port()).collect();
     ports.sort_unstable();
@@ -418,112 +454,123 @@ fn req_11_behaviour_stays_the_same_under_port_pressure() -> Result<()> {
         "{ports:?}"
     );
     for (guest, port, seen) in seen {
-        for remote in remotes() {
+        for remote in remotes(family) {
             let again = wires.map_udp(guest, port, remote)?;
             ensure!(again == seen, "{seen}, to {remote} {again}");
         }
-        wires.answer_udp(remote(1, 99), seen, guest, port)?;
-        let stranger: SocketAddr = "203.0.113.200:53".parse()?;
+        wires.answer_udp(family.remote(1, 99), seen, guest, port)?;
+        let stranger = SocketAddr::new(family.world_host(200), 53);
         wires.world.send(&packet::udp(stranger, seen))?;
     }
     wires.nothing_arrives()
 }
+both_families!(req_11_behaviour_stays_the_same_under_port_pressure);
 
-/// ICMP errors of all kinds that quote a packet: destination unreachable with
-/// every code, source quench, redirect, time exceeded, parameter problem.
+/// ICMP errors of all kinds that quote a packet, and those that no NAT carries:
+/// source quench and redirect.
 fn errors(about: &[u8], to: SocketAddr) -> Vec<Builder> {
-    let kinds =
-        (0..16)
-            .map(|code| (3, code))
-            .chain([(4, 0), (5, 0), (5, 1), (11, 0), (11, 1), (12, 0)]);
+    let family = Family::of(to.ip());
+    let others: &[_] = match family {
+        V4 => &[(4, 0), (5, 0), (5, 1)],
+        V6 => &[(137, 0)],
+    };
+    let kinds = [&family.errors(), others].concat();
+    let from = family.remote(1, 0).ip();
     kinds
-        .map(|kind| packet::icmp_error(remote(1, 0).ip(), to.ip(), kind, [0; 4], about))
+        .into_iter()
+        .map(|kind| packet::icmp_error(from, to.ip(), kind, [0; 4], about))
         .collect()
 }
 
 /// REQ-12: no ICMP message ends a mapping.
-#[test]
-fn req_12_icmp_does_not_end_a_mapping() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
-    let about = packet::udp(seen, remote(0, 53)).payload(b"mapping").build();
+fn req_12_icmp_does_not_end_a_mapping(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let about = packet::udp(seen, family.remote(0, 53))
+        .payload(b"mapping")
+        .build();
     for error in errors(&about, seen) {
         wires.world.send(&error)?;
         wires.arrivals()?;
-        wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
+        wires.answer_udp(family.remote(0, 53), seen, 0, 40_000)?;
     }
     ensure!(
-        wires.map_udp(0, 40_000, remote(1, 1))? == seen,
+        wires.map_udp(0, 40_000, family.remote(1, 1))? == seen,
         "a new mapping"
     );
     let inside = wires.inside(0, 40_000);
-    let about = packet::udp(remote(0, 53), inside)
+    let about = packet::udp(family.remote(0, 53), inside)
         .payload(b"answer")
         .build();
-    for error in errors(&about, remote(0, 53)) {
+    for error in errors(&about, family.remote(0, 53)) {
         wires.guests[0].send(&error)?;
         wires.arrivals()?;
-        wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
+        wires.answer_udp(family.remote(0, 53), seen, 0, 40_000)?;
     }
     ensure!(
-        wires.map_udp(0, 40_000, remote(1, 1))? == seen,
+        wires.map_udp(0, 40_000, family.remote(1, 1))? == seen,
         "a new mapping"
     );
     Ok(())
 }
+both_families!(req_12_icmp_does_not_end_a_mapping);
 
 /// REQ-12a: ICMP messages are not filtered by their source address. REQ-12b:
 /// destination unreachable is supported.
-#[test]
-fn req_12a_icmp_is_let_in_from_any_router() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
-    let about = packet::udp(seen, remote(0, 53)).payload(b"mapping").build();
-    for router in ["198.51.100.1", "192.0.2.99", "203.0.113.200"] {
-        let router = router.parse()?;
-        for code in 0..16 {
-            let error = packet::unreachable(router, OUTSIDE, code, &about);
+fn req_12a_icmp_is_let_in_from_any_router(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let about = packet::udp(seen, family.remote(0, 53))
+        .payload(b"mapping")
+        .build();
+    for router in [family.gateway(), family.router(), family.world_host(200)] {
+        for kind in family.unreachables() {
+            let error = packet::icmp_error(router, family.outside_address(), kind, [0; 4], &about);
             let arrived = wires.back(&error, 0)?;
             let quoted = arrived.quoted()?;
             ensure!(
                 arrived.source_address() == router
                     && (quoted.source, quoted.destination)
-                        == (wires.inside(0, 40_000), remote(0, 53)),
+                        == (wires.inside(0, 40_000), family.remote(0, 53)),
                 "{arrived:?}"
             );
         }
     }
     Ok(())
 }
+both_families!(req_12a_icmp_is_let_in_from_any_router);
 
 /// REQ-13: a packet with DF that does not fit is answered with "fragmentation
-/// needed", with the MTU (RFC 1191).
-#[test]
-fn req_13_too_big_with_df_is_answered() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Veth).uplink_mtu(1400);
+/// needed", with the MTU (RFC 1191); one of IPv6, always, with "packet too big"
+/// (RFC 8201).
+fn req_13_too_big_with_df_is_answered(family: Family) -> Result<()> {
+    let builder = family.topology().inside(Inside::Veth).uplink_mtu(1400);
     let world = World::start(builder, &[])?;
     let wires = Wires::open(&world)?;
     let inside = wires.inside(0, 40_000);
-    let large = datagram(inside, remote(0, 53), 1500).dont_fragment();
+    let large = datagram(inside, family.remote(0, 53), 1500).dont_fragment();
     for _ in 0..2 {
         wires.guests[0].send(&large)?;
         let answer = wires.guests[0].receive()?;
-        let icmp = answer.icmpv4().context("no ICMP")?.to_bytes();
-        ensure!(icmp[..2] == [3, 4] && icmp[6..8] == [5, 120], "{answer:?}");
+        ensure!(
+            answer.icmp_kind() == Some(family.too_big())
+                && answer.icmp_rest() == Some([0, 0, 5, 120]),
+            "{answer:?}"
+        );
         ensure!(answer.quoted()?.source == inside, "{answer:?}");
         wires.nothing_arrives()?;
         // The same with a session.
-        wires.map_udp(0, 40_000, remote(0, 53))?;
+        wires.map_udp(0, 40_000, family.remote(0, 53))?;
     }
     Ok(())
 }
+both_families!(req_13_too_big_with_df_is_answered);
 
 /// Checks that what arrived in fragments of at most 1400 bytes, in order, is
 /// this packet.
 fn check_fragmented(arrived: &Whole, expected: &Builder) -> Result<()> {
-    let expected = expected.clone().ttl(63).build();
     ensure!(
-        arrived.ip_payload == expected[20..] && arrived.ttl == 63,
+        arrived.ip_payload == expected.fragmentable() && arrived.ttl == 63,
         "arrived: {arrived:02x?}"
     );
     ensure!(
@@ -550,16 +597,22 @@ fn req_13a_too_big_without_df_is_fragmented() -> Result<()> {
     let wires = Wires::open(&world)?;
     for length in [1401, 1402, 1403, 1407, 1500] {
         for port in [40_000, 40_001] {
-            wires.guests[0].send(&datagram(wires.inside(0, port), remote(0, 53), length))?;
+            wires.guests[0].send(&datagram(wires.inside(0, port), V4.remote(0, 53), length))?;
             let arrived = wires.world.receive_whole()?;
-            check_fragmented(&arrived, &datagram(outside(port), remote(0, 53), length))?;
+            check_fragmented(
+                &arrived,
+                &datagram(V4.outside(port), V4.remote(0, 53), length),
+            )?;
         }
     }
     // Fragments that are themselves too big.
-    let large = datagram(wires.inside(0, 40_000), remote(0, 53), 8000);
+    let large = datagram(wires.inside(0, 40_000), V4.remote(0, 53), 8000);
     wires.guests[0].send_all(&large, |packet| packet.fragments(1500))?;
     let arrived = wires.world.receive_whole()?;
-    check_fragmented(&arrived, &datagram(outside(40_000), remote(0, 53), 8000))
+    check_fragmented(
+        &arrived,
+        &datagram(V4.outside(40_000), V4.remote(0, 53), 8000),
+    )
 }
 
 /// REQ-13a towards a guest whose link is narrower than the uplink.
@@ -568,12 +621,14 @@ fn req_13a_too_big_for_the_guest_is_fragmented() -> Result<()> {
     let builder = Topology::builder().inside(Inside::Veth).inside_mtu(1400);
     let world = World::start(builder, &[])?;
     let wires = Wires::open(&world)?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let seen = wires.map_udp(0, 40_000, V4.remote(0, 53))?;
     for length in [1401, 1403, 1407, 1500] {
-        wires.world.send(&datagram(remote(0, 53), seen, length))?;
+        wires
+            .world
+            .send(&datagram(V4.remote(0, 53), seen, length))?;
         let arrived = wires.guests[0].receive_whole()?;
         let inside = wires.inside(0, 40_000);
-        check_fragmented(&arrived, &datagram(remote(0, 53), inside, length))?;
+        check_fragmented(&arrived, &datagram(V4.remote(0, 53), inside, length))?;
     }
     Ok(())
 }
@@ -663,7 +718,7 @@ fn check_offloads(builder: topology::Builder, narrow: &str) -> Result<()> {
         Capture::start(guest, GUEST_DEVICE)?
     };
 
-    let server = UdpReflector::start(outer, server(0, 7))?;
+    let server = UdpReflector::start(outer, V4.server(0, 7))?;
     let socket = world.guest_socket(0, 40_000)?;
     for length in [1385, 1386, 1400, 1401, 1440, 5000] {
         for content in [traffic::pattern(length), vec![0; length]] {
@@ -695,9 +750,8 @@ fn in_order(packet: &Builder, order: [usize; 3]) -> Vec<Vec<u8>> {
 
 /// Checks that a packet arrived whole, from these ends.
 fn check_whole(arrived: &Whole, expected: &Builder) -> Result<()> {
-    let expected = expected.build();
     ensure!(
-        arrived.ip_payload == expected[20..],
+        arrived.ip_payload == expected.fragmentable(),
         "arrived: {arrived:02x?}"
     );
     Ok(())
@@ -705,45 +759,44 @@ fn check_whole(arrived: &Whole, expected: &Builder) -> Result<()> {
 
 /// REQ-14: "Received Fragment Out of Order" behavior: fragments are translated
 /// in whatever order they come.
-#[test]
-fn req_14_fragments_may_come_in_any_order() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
+fn req_14_fragments_may_come_in_any_order(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
     let mut identification = 0;
     for (port, order) in (40_000..).zip(ORDERS) {
-        let (inside, outside) = (wires.inside(0, port), outside(port));
+        let (inside, outside) = (wires.inside(0, port), family.outside(port));
         // First without a session, then with one.
         for _ in 0..2 {
             identification += 1;
             let with_ends = |source, destination| {
                 datagram(source, destination, 4000).identification(identification)
             };
-            wires.guests[0].send_all(&with_ends(inside, remote(0, 53)), |packet| {
+            wires.guests[0].send_all(&with_ends(inside, family.remote(0, 53)), |packet| {
                 in_order(packet, order)
             })?;
             let arrived = wires
                 .world
                 .receive_whole()
                 .with_context(|| format!("out in the order {order:?}"))?;
-            check_whole(&arrived, &with_ends(outside, remote(0, 53)))?;
+            check_whole(&arrived, &with_ends(outside, family.remote(0, 53)))?;
             wires
                 .world
-                .send_all(&with_ends(remote(0, 53), outside), |packet| {
+                .send_all(&with_ends(family.remote(0, 53), outside), |packet| {
                     in_order(packet, order)
                 })?;
             let arrived = wires.guests[0]
                 .receive_whole()
                 .with_context(|| format!("back in the order {order:?}"))?;
-            check_whole(&arrived, &with_ends(remote(0, 53), inside))?;
+            check_whole(&arrived, &with_ends(family.remote(0, 53), inside))?;
         }
     }
     wires.nothing_arrives()
 }
+both_families!(req_14_fragments_may_come_in_any_order);
 
 /// REQ-14 for TCP segments and ICMP echoes.
-#[test]
-fn req_14_fragments_of_tcp_and_icmp_may_come_in_any_order() -> Result<()> {
+fn req_14_fragments_of_tcp_and_icmp_may_come_in_any_order(family: Family) -> Result<()> {
     type Make = fn(SocketAddr, SocketAddr) -> Builder;
-    let (_world, wires) = wired(1, &[])?;
+    let (_world, wires) = family.wired(1, &[])?;
     let payload = traffic::pattern(3900);
     let make: [(&str, Make); 2] = [
         ("TCP", |source, destination| {
@@ -755,7 +808,7 @@ fn req_14_fragments_of_tcp_and_icmp_may_come_in_any_order() -> Result<()> {
     ];
     for (name, make) in make {
         for (port, order) in (40_000..).zip(ORDERS) {
-            let packet = make(wires.inside(0, port), remote(0, 53))
+            let packet = make(wires.inside(0, port), family.remote(0, 53))
                 .payload(&payload)
                 .identification(port.into());
             wires.guests[0].send_all(&packet, |packet| in_order(packet, order))?;
@@ -763,41 +816,41 @@ fn req_14_fragments_of_tcp_and_icmp_may_come_in_any_order() -> Result<()> {
                 .world
                 .receive_whole()
                 .with_context(|| format!("{name} in the order {order:?}"))?;
-            let expected = make(outside(port), remote(0, 53)).payload(&payload);
+            let expected = make(family.outside(port), family.remote(0, 53)).payload(&payload);
             check_whole(&arrived, &expected)?;
         }
     }
     wires.nothing_arrives()
 }
+both_families!(req_14_fragments_of_tcp_and_icmp_may_come_in_any_order);
 
 /// REQ-14 with identifications that come again soon, as they do at a few
 /// hundred Mbit/s (RFC 4963).
-#[test]
-fn req_14_an_identification_may_come_again() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
-    let outward = datagram(wires.inside(0, 40_000), remote(0, 53), 4000);
-    let inward = datagram(remote(0, 53), outside(40_000), 4000);
+fn req_14_an_identification_may_come_again(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
+    let outward = datagram(wires.inside(0, 40_000), family.remote(0, 53), 4000);
+    let inward = datagram(family.remote(0, 53), family.outside(40_000), 4000);
     for order in ORDERS {
         wires.guests[0].send_all(&outward, |packet| in_order(packet, order))?;
-        let expected = datagram(outside(40_000), remote(0, 53), 4000);
+        let expected = datagram(family.outside(40_000), family.remote(0, 53), 4000);
         check_whole(&wires.world.receive_whole()?, &expected)?;
         wires
             .world
             .send_all(&inward, |packet| in_order(packet, order))?;
-        let expected = datagram(remote(0, 53), wires.inside(0, 40_000), 4000);
+        let expected = datagram(family.remote(0, 53), wires.inside(0, 40_000), 4000);
         check_whole(&wires.guests[0].receive_whole()?, &expected)?;
     }
     Ok(())
 }
+both_families!(req_14_an_identification_may_come_again);
 
 /// REQ-14 with the fragments of two datagrams mixed, of two guests with the
 /// same identification.
-#[test]
-fn req_14_fragments_of_two_datagrams_do_not_mix() -> Result<()> {
-    let (_world, wires) = wired(2, &[])?;
+fn req_14_fragments_of_two_datagrams_do_not_mix(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(2, &[])?;
     let seen = [
-        wires.map_udp(0, 40_000, remote(0, 53))?,
-        wires.map_udp(1, 50_000, remote(0, 53))?,
+        wires.map_udp(0, 40_000, family.remote(0, 53))?,
+        wires.map_udp(1, 50_000, family.remote(0, 53))?,
     ];
     let ports = [40_000, 50_000];
     for (identification, order) in (1..).zip(ORDERS) {
@@ -805,8 +858,8 @@ fn req_14_fragments_of_two_datagrams_do_not_mix() -> Result<()> {
             datagram(source, destination, 4000).identification(identification)
         };
         // In.
-        let packets = [0, 1].map(|number| datagram(remote(number, 53), seen[0]));
-        wires.map_udp(0, 40_000, remote(1, 53))?;
+        let packets = [0, 1].map(|number| datagram(family.remote(number, 53), seen[0]));
+        wires.map_udp(0, 40_000, family.remote(1, 53))?;
         for number in order {
             for packet in &packets {
                 wires.world.send_all(packet, |packet| {
@@ -824,7 +877,7 @@ fn req_14_fragments_of_two_datagrams_do_not_mix() -> Result<()> {
         // Out.
         for number in order {
             for (guest, port) in ports.into_iter().enumerate() {
-                let packet = datagram(wires.inside(guest, port), remote(0, 53));
+                let packet = datagram(wires.inside(guest, port), family.remote(0, 53));
                 wires.guests[guest].send_all(&packet, |packet| {
                     vec![packet.fragments(1500)[number].clone()]
                 })?;
@@ -835,8 +888,8 @@ fn req_14_fragments_of_two_datagrams_do_not_mix() -> Result<()> {
         let arrived: Vec<Parsed> = arrived.iter().map(Captured::parse).collect::<Result<_>>()?;
         let is_first = |packet: &&Parsed| {
             packet
-                .ipv4()
-                .is_some_and(|ip| ip.fragment_offset.value() == 0)
+                .fragment()
+                .is_some_and(|fragment| fragment.start == 0)
         };
         let ports: Vec<_> = arrived
             .iter()
@@ -852,31 +905,34 @@ fn req_14_fragments_of_two_datagrams_do_not_mix() -> Result<()> {
     }
     Ok(())
 }
+both_families!(req_14_fragments_of_two_datagrams_do_not_mix);
 
 /// REQ-14 with nothing known of the next hop, neither outwards nor inwards: it is
 /// asked for, and no fragment is lost meanwhile.
-#[test]
-fn req_14_fragments_wait_for_the_next_hop() -> Result<()> {
-    let world = World::start(Topology::builder().inside(Inside::Veth), &[])?;
+fn req_14_fragments_wait_for_the_next_hop(family: Family) -> Result<()> {
+    let world = World::start(family.topology().inside(Inside::Veth), &[])?;
     let Topology { host, guests, .. } = &world.topology;
     let wires = Wires::open(&world)?;
     for (port, order) in (40_000..).zip(ORDERS) {
         // A session of its own, as one that is there remembers its next hop.
-        let outward = datagram(wires.inside(0, port), remote(0, 53), 4000);
+        let outward = datagram(wires.inside(0, port), family.remote(0, 53), 4000);
         host.ip(&format!("neighbour flush dev {UPLINK}"))?;
         wires.guests[0].send_all(&outward, |packet| in_order(packet, order))?;
         let arrived = wires.world.receive_whole();
         let arrived = arrived.with_context(|| format!("out, {order:?}"))?;
-        check_whole(&arrived, &datagram(outside(port), remote(0, 53), 4000))?;
+        check_whole(
+            &arrived,
+            &datagram(family.outside(port), family.remote(0, 53), 4000),
+        )?;
     }
     // The guest's own address, as nobody answers ARP for the silent one.
-    let address = guests[0].address;
+    let address = family.address_of(&guests[0]);
     for (port, order) in (50_000..).zip(ORDERS) {
         let socket = world.guest_socket(0, port)?;
-        socket.send_to(b"mapping", remote(0, 53))?;
+        socket.send_to(b"mapping", family.remote(0, 53))?;
         let seen = wires.world.receive()?.source();
         host.ip(&format!("neighbour flush dev veth0 {address}"))?;
-        let inward = datagram(remote(0, 53), seen, 4000);
+        let inward = datagram(family.remote(0, 53), seen, 4000);
         wires
             .world
             .send_all(&inward, |packet| in_order(packet, order))?;
@@ -884,37 +940,40 @@ fn req_14_fragments_wait_for_the_next_hop() -> Result<()> {
         let (length, _) = socket
             .recv_from(&mut received)
             .with_context(|| format!("in, {order:?}"))?;
-        ensure!(received[..length] == traffic::pattern(4000 - 28));
+        ensure!(received[..length] == traffic::pattern(4000 - family.header_length() - 8));
     }
     Ok(())
 }
+both_families!(req_14_fragments_wait_for_the_next_hop);
 
 /// REQ-14a: a flood of fragments does not keep others from being translated,
 /// fragments of others included.
-#[test]
-fn req_14a_a_flood_of_fragments_harms_no_other_packets() -> Result<()> {
+fn req_14a_a_flood_of_fragments_harms_no_other_packets(family: Family) -> Result<()> {
     const FLOOD: u32 = 300;
-    let (_world, wires) = wired(2, &[])?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let (_world, wires) = family.wired(2, &[])?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
     let whole = |identification: u32| {
-        datagram(remote(0, 53), seen, 4000).identification(0x8000 | identification)
+        datagram(family.remote(0, 53), seen, 4000).identification(0x8000 | identification)
     };
     for round in 0..20_u32 {
         // Later fragments whose first one never comes, and first ones alone.
         for number in 0..FLOOD {
             let identification = round * FLOOD + number;
-            let start = 1480 * (number as usize % 2);
-            let keep = |packet: &Builder| vec![packet.fragment(start..start + 1480)];
-            let flood = datagram(wires.inside(1, 50_000), remote(1, 53), 4000);
+            let keep =
+                |packet: &Builder| vec![packet.fragments(1500).swap_remove(number as usize % 2)];
+            let flood = datagram(wires.inside(1, 50_000), family.remote(1, 53), 4000);
             wires.guests[1].send_all(&flood.identification(identification), keep)?;
-            let flood = datagram(remote(1, 53), seen, 4000);
+            let flood = datagram(family.remote(1, 53), seen, 4000);
             wires
                 .world
                 .send_all(&flood.identification(identification), keep)?;
         }
         wires.arrivals()?;
-        wires.answer_udp(remote(0, 53), seen, 0, 40_000)?;
-        ensure!(wires.map_udp(0, 40_000, remote(0, 53))? == seen, "remapped");
+        wires.answer_udp(family.remote(0, 53), seen, 0, 40_000)?;
+        ensure!(
+            wires.map_udp(0, 40_000, family.remote(0, 53))? == seen,
+            "remapped"
+        );
         wires
             .world
             .send_all(&whole(round), |packet| packet.fragments(1500))?;
@@ -922,7 +981,8 @@ fn req_14a_a_flood_of_fragments_harms_no_other_packets() -> Result<()> {
             .receive_whole()
             .with_context(|| format!("after {} fragments", 2 * FLOOD * round))?;
         let inside = wires.inside(0, 40_000);
-        check_whole(&arrived, &datagram(remote(0, 53), inside, 4000))?;
+        check_whole(&arrived, &datagram(family.remote(0, 53), inside, 4000))?;
     }
     Ok(())
 }
+both_families!(req_14a_a_flood_of_fragments_harms_no_other_packets);

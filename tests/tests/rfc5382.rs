@@ -10,24 +10,30 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
     packet,
-    topology::{Inside, Tap, Topology},
+    topology::{Inside, Tap},
     traffic::{self, TcpReflector, TcpSession},
 };
 use tapnat_tests::{
+    both_families,
     connection::{
         Connection, Flags,
         Flags::{Ack, FinAck, Rst, Syn, SynAck},
         OURS, THEIRS, same_segment, segment,
     },
-    wires::{Wires, remote, wired},
-    world::{OUTSIDE, World, just_over, outside, server},
+    family::Family,
+    wires::Wires,
+    world::{World, just_over},
 };
 
 /// REQ-1: endpoint-independent mapping for TCP.
-#[test]
-fn req_1_mapping_is_endpoint_independent() -> Result<()> {
-    let (_world, wires) = wired(2, &[])?;
-    let remotes = [remote(0, 80), remote(0, 81), remote(1, 80), remote(1, 81)];
+fn req_1_mapping_is_endpoint_independent(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(2, &[])?;
+    let remotes = [
+        family.remote(0, 80),
+        family.remote(0, 81),
+        family.remote(1, 80),
+        family.remote(1, 81),
+    ];
     for guest in 0..2 {
         let mut seen = Vec::new();
         for remote in remotes {
@@ -40,16 +46,16 @@ fn req_1_mapping_is_endpoint_independent() -> Result<()> {
     }
     wires.nothing_arrives()
 }
+both_families!(req_1_mapping_is_endpoint_independent);
 
 /// REQ-2: all valid sequences of TCP packets: the three-way handshake, with
 /// every packet sent twice, and a close from either side, or from both at once.
-#[test]
-fn req_2_three_way_handshakes_and_all_closes() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
+fn req_2_three_way_handshakes_and_all_closes(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
     let mut ports = 40_000..;
     let mut opened = || -> Result<Connection> {
         let port = ports.next().context("no port")?;
-        let mut connection = Connection::new(&wires, 0, port, remote(0, 80));
+        let mut connection = Connection::new(&wires, 0, port, family.remote(0, 80));
         // As if each had been lost on its further way.
         let start = connection.next;
         connection.out(Syn, b"")?;
@@ -99,13 +105,13 @@ fn req_2_three_way_handshakes_and_all_closes() -> Result<()> {
     reset.back(Rst, b"")?;
     wires.nothing_arrives()
 }
+both_families!(req_2_three_way_handshakes_and_all_closes);
 
 /// REQ-2a: simultaneous open.
-#[test]
-fn req_2a_simultaneous_opens() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
+fn req_2a_simultaneous_opens(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
     for port in 40_000..40_003 {
-        let mut connection = Connection::new(&wires, 0, port, remote(0, 80));
+        let mut connection = Connection::new(&wires, 0, port, family.remote(0, 80));
         let start = connection.next;
         connection.out(Syn, b"")?;
         // Sent before ours arrived.
@@ -124,14 +130,14 @@ fn req_2a_simultaneous_opens() -> Result<()> {
     }
     wires.nothing_arrives()
 }
+both_families!(req_2a_simultaneous_opens);
 
 /// REQ-2 for connections initiated externally, where the filter permits.
-#[test]
-fn req_2_connections_from_outside() -> Result<()> {
-    let (_world, wires) = wired(1, &["--filtering", "endpoint-independent"])?;
-    let mut first = Connection::new(&wires, 0, 40_000, remote(0, 80));
+fn req_2_connections_from_outside(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--filtering", "endpoint-independent"])?;
+    let mut first = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     first.open()?;
-    let mut connection = Connection::new(&wires, 0, 40_000, remote(1, 1234));
+    let mut connection = Connection::new(&wires, 0, 40_000, family.remote(1, 1234));
     connection.outside = first.outside;
     connection.back(Syn, b"")?;
     connection.out(SynAck, b"")?;
@@ -142,12 +148,12 @@ fn req_2_connections_from_outside() -> Result<()> {
     connection.back(Ack, b"")?;
     wires.nothing_arrives()
 }
+both_families!(req_2_connections_from_outside);
 
 /// REQ-2 with real stacks, many at once, that open, talk, half close and close.
-#[test]
-fn req_2_real_connections() -> Result<()> {
-    let world = World::start(Topology::builder(), &[])?;
-    let tcp = TcpReflector::start(&world.topology.world, server(0, 7))?;
+fn req_2_real_connections(family: Family) -> Result<()> {
+    let world = World::start(family.topology(), &[])?;
+    let tcp = TcpReflector::start(&world.topology.world, family.server(0, 7))?;
     let guest = &world.guest(0).namespace;
     let payload = traffic::pattern(300_000);
     let mut sessions = (0..20)
@@ -167,25 +173,28 @@ fn req_2_real_connections() -> Result<()> {
     }
     Ok(())
 }
+both_families!(req_2_real_connections);
 
 /// A connection that began before the NAT did goes on (`docs`: traps).
-#[test]
-fn req_2_connections_that_are_older_than_the_nat() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
-    let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
+fn req_2_connections_that_are_older_than_the_nat(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
+    let mut connection = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     connection.talk()?;
-    ensure!(connection.outside()? == outside(40_000), "another port");
+    ensure!(
+        connection.outside()? == family.outside(40_000),
+        "another port"
+    );
     connection.back(FinAck, b"")?;
     connection.out(FinAck, b"")?;
     wires.nothing_arrives()
 }
+both_families!(req_2_connections_that_are_older_than_the_nat);
 
 /// REQ-2: a SYN opens a closed connection's endpoints anew (RFC 1122, section
 /// 4.2.2.13), with the long timeout.
-#[test]
-fn req_2_a_closed_connection_can_be_opened_again() -> Result<()> {
+fn req_2_a_closed_connection_can_be_opened_again(family: Family) -> Result<()> {
     let timeouts = ["--tcp-opening-timeout", "1", "--tcp-closing-timeout", "1"];
-    let (_world, wires) = wired(1, &timeouts)?;
+    let (_world, wires) = family.wired(1, &timeouts)?;
     let ends: [&[(bool, Flags)]; 3] = [
         &[(true, FinAck), (false, FinAck), (true, Ack)],
         &[(true, Rst)],
@@ -193,7 +202,7 @@ fn req_2_a_closed_connection_can_be_opened_again() -> Result<()> {
     ];
     let mut connections = Vec::new();
     for (port, end) in (40_000..).zip(ends) {
-        let mut connection = Connection::new(&wires, 0, port, remote(0, 80));
+        let mut connection = Connection::new(&wires, 0, port, family.remote(0, 80));
         connection.open()?;
         for (is_outward, flags) in end {
             if *is_outward {
@@ -215,6 +224,7 @@ fn req_2_a_closed_connection_can_be_opened_again() -> Result<()> {
     }
     Ok(())
 }
+both_families!(req_2_a_closed_connection_can_be_opened_again);
 
 /// Whether a SYN from this remote is let in to the mapping of a connection.
 fn is_let_in(wires: &Wires, from: SocketAddr, mapping: SocketAddr) -> Result<bool> {
@@ -226,21 +236,26 @@ fn is_let_in(wires: &Wires, from: SocketAddr, mapping: SocketAddr) -> Result<boo
 }
 
 /// REQ-3: address-dependent filtering for TCP by default.
-#[test]
-fn req_3_filtering_is_address_dependent_by_default() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
-    let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
+fn req_3_filtering_is_address_dependent_by_default(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
+    let mut connection = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     connection.open()?;
     let seen = connection.outside()?;
-    ensure!(is_let_in(&wires, remote(0, 81), seen)?, "another port");
-    ensure!(!is_let_in(&wires, remote(1, 80), seen)?, "another address");
+    ensure!(
+        is_let_in(&wires, family.remote(0, 81), seen)?,
+        "another port"
+    );
+    ensure!(
+        !is_let_in(&wires, family.remote(1, 80), seen)?,
+        "another address"
+    );
     connection.talk()
 }
+both_families!(req_3_filtering_is_address_dependent_by_default);
 
 /// REQ-3a: the administrator chooses the filtering. REQ-3b: for TCP and UDP
 /// each.
-#[test]
-fn req_3a_filtering_is_configurable() -> Result<()> {
+fn req_3a_filtering_is_configurable(family: Family) -> Result<()> {
     for (mode, lets_in) in [
         ("tcp=endpoint-independent", [true, true]),
         ("tcp=address-and-port-dependent", [false, false]),
@@ -249,11 +264,14 @@ fn req_3a_filtering_is_configurable() -> Result<()> {
             [true, false],
         ),
     ] {
-        let (_world, wires) = wired(1, &["--filtering", mode])?;
-        let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
+        let (_world, wires) = family.wired(1, &["--filtering", mode])?;
+        let mut connection = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
         connection.open()?;
         let seen = connection.outside()?;
-        for (from, lets_in) in [remote(0, 81), remote(1, 80)].into_iter().zip(lets_in) {
+        for (from, lets_in) in [family.remote(0, 81), family.remote(1, 80)]
+            .into_iter()
+            .zip(lets_in)
+        {
             ensure!(
                 is_let_in(&wires, from, seen)? == lets_in,
                 "{mode}, from {from}: not {lets_in}"
@@ -262,19 +280,19 @@ fn req_3a_filtering_is_configurable() -> Result<()> {
     }
     Ok(())
 }
+both_families!(req_3a_filtering_is_configurable);
 
 /// REQ-4: an unsolicited inbound SYN is not answered for six seconds; an
 /// outbound SYN in that time makes it a simultaneous open.
-#[test]
-fn req_4_an_unsolicited_syn_is_not_answered_at_once() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
+fn req_4_an_unsolicited_syn_is_not_answered_at_once(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
     // To a mapping that does not let it in, and to a port without one.
-    let mapped = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    let mapped = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     let mut mapped = Connection { ..mapped };
     mapped.open()?;
     for port in [40_000, 40_001] {
-        let mut connection = Connection::new(&wires, 0, port, remote(1, 80));
-        connection.outside = Some(outside(port));
+        let mut connection = Connection::new(&wires, 0, port, family.remote(1, 80));
+        connection.outside = Some(family.outside(port));
         connection
             .not_back(Syn, b"")
             .with_context(|| format!("port {port}"))?;
@@ -290,16 +308,17 @@ fn req_4_an_unsolicited_syn_is_not_answered_at_once() -> Result<()> {
     }
     wires.nothing_arrives()
 }
+both_families!(req_4_an_unsolicited_syn_is_not_answered_at_once);
 
 /// REQ-4: otherwise it is answered with ICMP port unreachable, about the SYN
 /// as it was sent, unless the operator does not want that.
-#[test]
-fn req_4_an_unsolicited_syn_is_answered_after_six_seconds() -> Result<()> {
-    let syn = packet::tcp(remote(1, 80), outside(40_000)).with_tcp(|header| header.syn = true);
-    let (_silent, silent) = wired(1, &["--no-unsolicited-answer"])?;
+fn req_4_an_unsolicited_syn_is_answered_after_six_seconds(family: Family) -> Result<()> {
+    let syn = packet::tcp(family.remote(1, 80), family.outside(40_000))
+        .with_tcp(|header| header.syn = true);
+    let (_silent, silent) = family.wired(1, &["--no-unsolicited-answer"])?;
     silent.world.send(&syn)?;
-    let (_world, wires) = wired(1, &[])?;
-    let mut mapped = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    let (_world, wires) = family.wired(1, &[])?;
+    let mut mapped = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     mapped.open()?;
     let start = Instant::now();
     wires.world.send(&syn)?;
@@ -313,25 +332,25 @@ fn req_4_an_unsolicited_syn_is_answered_after_six_seconds() -> Result<()> {
     };
     let waited = start.elapsed();
     ensure!(waited >= Duration::from_secs(6), "after {waited:?}");
-    let icmp = answer.icmpv4().context("no ICMP")?.to_bytes();
     let quoted = answer.quoted()?;
     ensure!(
-        icmp[..2] == [3, 3]
-            && answer.source_address() == OUTSIDE
-            && answer.destination_address() == remote(1, 80).ip()
-            && (quoted.source, quoted.destination) == (remote(1, 80), outside(40_000)),
+        answer.icmp_kind() == Some(family.port_unreachable())
+            && answer.source_address() == family.outside_address()
+            && answer.destination_address() == family.remote(1, 80).ip()
+            && (quoted.source, quoted.destination)
+                == (family.remote(1, 80), family.outside(40_000)),
         "{answer:?}"
     );
     thread::sleep(just_over(1));
     silent.nothing_arrives()?;
     mapped.talk()
 }
+both_families!(req_4_an_unsolicited_syn_is_answered_after_six_seconds);
 
 /// REQ-5: the established connection idle-timeout is not under 2 hours 4
 /// minutes, the transitory one not under 4 minutes.
-#[test]
-fn req_5_the_default_timeouts_are_long_enough() -> Result<()> {
-    let (world, _wires) = wired(1, &[])?;
+fn req_5_the_default_timeouts_are_long_enough(family: Family) -> Result<()> {
+    let (world, _wires) = family.wired(1, &[])?;
     let status = world.instance.ask_json("status")?;
     for (name, least) in [
         ("tcp_established", 7440.0),
@@ -343,16 +362,16 @@ fn req_5_the_default_timeouts_are_long_enough() -> Result<()> {
     }
     Ok(())
 }
+both_families!(req_5_the_default_timeouts_are_long_enough);
 
 /// REQ-5a: the timeouts are configurable, each for its states.
-#[test]
-fn req_5a_the_timeouts_are_configurable() -> Result<()> {
-    let (_world, wires) = wired(1, &["--tcp-established-timeout", "1"])?;
-    let mut opening = Connection::new(&wires, 0, 40_000, remote(0, 80));
+fn req_5a_the_timeouts_are_configurable(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--tcp-established-timeout", "1"])?;
+    let mut opening = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     opening.out(Syn, b"")?;
-    let mut open = Connection::new(&wires, 0, 40_001, remote(0, 80));
+    let mut open = Connection::new(&wires, 0, 40_001, family.remote(0, 80));
     open.open()?;
-    let mut closing = Connection::new(&wires, 0, 40_002, remote(0, 80));
+    let mut closing = Connection::new(&wires, 0, 40_002, family.remote(0, 80));
     closing.open()?;
     closing.out(FinAck, b"")?;
     thread::sleep(just_over(1));
@@ -361,12 +380,12 @@ fn req_5a_the_timeouts_are_configurable() -> Result<()> {
     open.check_ended()?;
 
     let short = ["--tcp-opening-timeout", "1", "--tcp-closing-timeout", "1"];
-    let (_world, wires) = wired(1, &short)?;
-    let mut opening = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    let (_world, wires) = family.wired(1, &short)?;
+    let mut opening = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     opening.out(Syn, b"")?;
-    let mut open = Connection::new(&wires, 0, 40_001, remote(0, 80));
+    let mut open = Connection::new(&wires, 0, 40_001, family.remote(0, 80));
     open.open()?;
-    let mut closing = Connection::new(&wires, 0, 40_002, remote(0, 80));
+    let mut closing = Connection::new(&wires, 0, 40_002, family.remote(0, 80));
     closing.open()?;
     closing.out(FinAck, b"")?;
     thread::sleep(just_over(1));
@@ -374,13 +393,13 @@ fn req_5a_the_timeouts_are_configurable() -> Result<()> {
     opening.check_ended()?;
     closing.check_ended()
 }
+both_families!(req_5a_the_timeouts_are_configurable);
 
 /// REQ-6: no ALG, for FTP neither.
-#[test]
-fn req_6_payloads_are_left_alone() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
+fn req_6_payloads_are_left_alone(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
     for (port, server_port) in (40_000..).zip([21, 554, 1720, 1723, 5060, 6667]) {
-        let mut connection = Connection::new(&wires, 0, port, remote(0, server_port));
+        let mut connection = Connection::new(&wires, 0, port, family.remote(0, server_port));
         connection.open()?;
         connection.out(Ack, b"PORT 10,0,0,77,156,64\r\n")?;
         connection.back(Ack, b"227 Entering Passive Mode (203,0,113,77,4,1)\r\n")?;
@@ -389,13 +408,13 @@ fn req_6_payloads_are_left_alone() -> Result<()> {
     }
     Ok(())
 }
+both_families!(req_6_payloads_are_left_alone);
 
 /// REQ-7: no "Port overloading" for TCP.
-#[test]
-fn req_7_ports_are_not_overloaded() -> Result<()> {
-    let (_world, wires) = wired(3, &[])?;
+fn req_7_ports_are_not_overloaded(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(3, &[])?;
     let mut connections: Vec<_> = (0..3)
-        .map(|guest| Connection::new(&wires, guest, 40_000, remote(0, 80)))
+        .map(|guest| Connection::new(&wires, guest, 40_000, family.remote(0, 80)))
         .collect();
     let mut seen = Vec::new();
     for connection in &mut connections {
@@ -408,14 +427,14 @@ fn req_7_ports_are_not_overloaded() -> Result<()> {
     );
     connections.iter_mut().try_for_each(Connection::talk)
 }
+both_families!(req_7_ports_are_not_overloaded);
 
 /// REQ-8: hairpinning for TCP, with the external source address and port.
-#[test]
-fn req_8_hairpins_come_from_the_external_endpoint() -> Result<()> {
+fn req_8_hairpins_come_from_the_external_endpoint(family: Family) -> Result<()> {
     for inside in [Inside::Veth, Inside::Bridge, Inside::Tap(Tap::default())] {
-        let builder = Topology::builder().inside(inside).guests(2);
+        let builder = family.topology().inside(inside).guests(2);
         let world = World::start(builder, &["--filtering", "endpoint-independent"])?;
-        let outer = TcpReflector::start(&world.topology.world, server(0, 7))?;
+        let outer = TcpReflector::start(&world.topology.world, family.server(0, 7))?;
         // The second guest's mapping, which its server then has.
         let guest = &world.guest(1).namespace;
         let local = world.guest_endpoint(1, 40_000);
@@ -426,19 +445,23 @@ fn req_8_hairpins_come_from_the_external_endpoint() -> Result<()> {
             let guest = &world.guest(number).namespace;
             let mut session = TcpSession::open(guest, None, target)
                 .with_context(|| format!("{inside:?}, guest {number}"))?;
-            ensure!(session.seen().ip() == OUTSIDE, "from {}", session.seen());
+            ensure!(
+                session.seen().ip() == family.outside_address(),
+                "from {}",
+                session.seen()
+            );
             session.exchange(&traffic::pattern(300_000))?;
         }
         drop((mapping, server));
     }
     Ok(())
 }
+both_families!(req_8_hairpins_come_from_the_external_endpoint);
 
 /// REQ-9: ICMP destination unreachable is translated, and what it quotes.
-#[test]
-fn req_9_destination_unreachable_is_translated() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
-    let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
+fn req_9_destination_unreachable_is_translated(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
+    let mut connection = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     connection.open()?;
     let ours = connection.outward(Ack, b"request");
     let arrived = wires.out(0, &ours)?;
@@ -450,18 +473,18 @@ fn req_9_destination_unreachable_is_translated() -> Result<()> {
     );
     let theirs = connection.inward(Ack, b"response")?;
     wires.back(&theirs, 0)?;
-    for code in 0..16 {
+    let header = family.header_length();
+    for kind in family.unreachables() {
         // As much of it as routers quote: 8 bytes, the header, and all.
-        for length in [28, 40, 47] {
-            let router = remote(1, 0).ip();
+        for length in [header + 8, header + 20, header + 27] {
+            let router = family.remote(1, 0).ip();
             let about = &about.clone().ttl(62).build()[..length];
-            let error = packet::unreachable(router, OUTSIDE, code, about);
+            let error = packet::icmp_error(router, family.outside_address(), kind, [0; 4], about);
             let arrived = wires.back(&error, 0)?;
             let quoted = arrived.quoted()?;
             let original = ours.clone().ttl(62).build();
-            let icmp = arrived.icmpv4().context("no ICMP")?.to_bytes();
             ensure!(
-                icmp[..2] == [3, code]
+                arrived.icmp_kind() == Some(kind)
                     && arrived.source_address() == router
                     && [&quoted.header[..], &quoted.transport].concat() == original[..length],
                 "{arrived:02x?}\nof {:02x?}",
@@ -476,33 +499,35 @@ fn req_9_destination_unreachable_is_translated() -> Result<()> {
             [connection.next[1], connection.next[0]],
             b"response",
         );
-        let error = packet::unreachable(inside.ip(), connection.remote.ip(), code, &about.build());
+        let about = about.build();
+        let error = packet::icmp_error(inside.ip(), connection.remote.ip(), kind, [0; 4], &about);
         let arrived = wires.out(0, &error)?;
         let quoted = arrived.quoted()?;
         ensure!(
-            arrived.source_address() == OUTSIDE
+            arrived.source_address() == family.outside_address()
                 && [&quoted.header[..], &quoted.transport].concat() == theirs.build(),
             "{arrived:02x?}"
         );
     }
     Ok(())
 }
+both_families!(req_9_destination_unreachable_is_translated);
 
 /// REQ-10: no ICMP message ends a mapping or a connection.
-#[test]
-fn req_10_icmp_does_not_end_a_connection() -> Result<()> {
-    let (_world, wires) = wired(1, &[])?;
-    let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
+fn req_10_icmp_does_not_end_a_connection(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &[])?;
+    let mut connection = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     connection.open()?;
-    let kinds = (0..16)
-        .map(|code| (3, code))
-        .chain([(4, 0), (5, 1), (11, 0), (11, 1), (12, 0)]);
-    for kind in kinds {
+    for kind in family.errors() {
         let about = packet::tcp(connection.outside()?, connection.remote).build();
-        let router = remote(1, 0).ip();
-        wires
-            .world
-            .send(&packet::icmp_error(router, OUTSIDE, kind, [0; 4], &about))?;
+        let router = family.remote(1, 0).ip();
+        wires.world.send(&packet::icmp_error(
+            router,
+            family.outside_address(),
+            kind,
+            [0; 4],
+            &about,
+        ))?;
         let about = packet::tcp(connection.remote, connection.inside).build();
         wires.guests[0].send(&packet::icmp_error(
             connection.inside.ip(),
@@ -517,3 +542,4 @@ fn req_10_icmp_does_not_end_a_connection() -> Result<()> {
     }
     Ok(())
 }
+both_families!(req_10_icmp_does_not_end_a_connection);

@@ -10,19 +10,19 @@ use tapnat_testbed::{
     traffic,
 };
 use tapnat_tests::{
+    both_families,
     connection::{
         Connection,
         Flags::{Ack, FinAck, Rst, Syn, SynAck},
     },
-    wires::{remote, wired},
-    world::{just_over, outside},
+    family::Family,
+    world::just_over,
 };
 
 /// Section 2.1: the state machine: a session is established once both sides
 /// have answered, and transitory before and after.
-#[test]
-fn section_2_1_sessions_follow_their_connections() -> Result<()> {
-    let (world, wires) = wired(1, &[])?;
+fn section_2_1_sessions_follow_their_connections(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(1, &[])?;
     let state = || -> Result<String> {
         let flows = world.instance.ask_json("flows")?;
         let flows = flows.as_array().context("no list")?;
@@ -30,7 +30,7 @@ fn section_2_1_sessions_follow_their_connections() -> Result<()> {
         let state = flow.and_then(|flow| flow["state"].as_str());
         Ok(state.context("no TCP session")?.to_owned())
     };
-    let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    let mut connection = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     connection.out(Syn, b"")?;
     ensure!(state()? == "opening");
     connection.back(SynAck, b"")?;
@@ -46,11 +46,11 @@ fn section_2_1_sessions_follow_their_connections() -> Result<()> {
     ensure!(state()? == "closing");
     Ok(())
 }
+both_families!(section_2_1_sessions_follow_their_connections);
 
 /// Section 2.2: four minutes or more by default for transitory sessions.
-#[test]
-fn section_2_2_the_default_transitory_timeout_is_long_enough() -> Result<()> {
-    let (world, _wires) = wired(1, &[])?;
+fn section_2_2_the_default_transitory_timeout_is_long_enough(family: Family) -> Result<()> {
+    let (world, _wires) = family.wired(1, &[])?;
     let status = world.instance.ask_json("status")?;
     for name in ["tcp_opening", "tcp_closing"] {
         let timeout = status["timeouts"][name].as_f64();
@@ -58,26 +58,26 @@ fn section_2_2_the_default_transitory_timeout_is_long_enough() -> Result<()> {
     }
     Ok(())
 }
+both_families!(section_2_2_the_default_transitory_timeout_is_long_enough);
 
 /// Section 2.2: a timeout for sessions that open, and one for those that close.
-#[test]
-fn section_2_2_opening_and_closing_have_timeouts_of_their_own() -> Result<()> {
+fn section_2_2_opening_and_closing_have_timeouts_of_their_own(family: Family) -> Result<()> {
     for (option, is_opening_short) in [
         ("--tcp-opening-timeout", true),
         ("--tcp-closing-timeout", false),
     ] {
-        let (_world, wires) = wired(1, &[option, "1"])?;
-        let mut opening = Connection::new(&wires, 0, 40_000, remote(0, 80));
+        let (_world, wires) = family.wired(1, &[option, "1"])?;
+        let mut opening = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
         opening.out(Syn, b"")?;
-        let mut answered = Connection::new(&wires, 0, 40_001, remote(0, 80));
+        let mut answered = Connection::new(&wires, 0, 40_001, family.remote(0, 80));
         answered.out(Syn, b"")?;
         answered.back(SynAck, b"")?;
-        let mut open = Connection::new(&wires, 0, 40_002, remote(0, 80));
+        let mut open = Connection::new(&wires, 0, 40_002, family.remote(0, 80));
         open.open()?;
-        let mut closing = Connection::new(&wires, 0, 40_003, remote(0, 80));
+        let mut closing = Connection::new(&wires, 0, 40_003, family.remote(0, 80));
         closing.open()?;
         closing.out(FinAck, b"")?;
-        let mut reset = Connection::new(&wires, 0, 40_004, remote(0, 80));
+        let mut reset = Connection::new(&wires, 0, 40_004, family.remote(0, 80));
         reset.open()?;
         reset.out(Rst, b"")?;
         thread::sleep(just_over(1));
@@ -96,20 +96,20 @@ fn section_2_2_opening_and_closing_have_timeouts_of_their_own() -> Result<()> {
     }
     Ok(())
 }
+both_families!(section_2_2_opening_and_closing_have_timeouts_of_their_own);
 
 /// Section 2.3: a RST is translated, and its session stays for the closing
 /// timeout.
-#[test]
-fn section_2_3_a_reset_session_is_not_removed_at_once() -> Result<()> {
-    let (_world, wires) = wired(1, &["--tcp-closing-timeout", "1"])?;
-    let mut by_guest = Connection::new(&wires, 0, 40_000, remote(0, 80));
+fn section_2_3_a_reset_session_is_not_removed_at_once(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--tcp-closing-timeout", "1"])?;
+    let mut by_guest = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     by_guest.open()?;
     by_guest.talk()?;
     by_guest.out(Rst, b"")?;
     // What was under way, and a RST again.
     by_guest.back(Ack, b"under way")?;
     by_guest.out(Rst, b"")?;
-    let mut by_remote = Connection::new(&wires, 0, 40_001, remote(0, 80));
+    let mut by_remote = Connection::new(&wires, 0, 40_001, family.remote(0, 80));
     by_remote.open()?;
     by_remote.talk()?;
     by_remote.back(Rst, b"")?;
@@ -119,12 +119,12 @@ fn section_2_3_a_reset_session_is_not_removed_at_once() -> Result<()> {
     by_guest.check_ended()?;
     by_remote.check_ended()
 }
+both_families!(section_2_3_a_reset_session_is_not_removed_at_once);
 
 /// Section 2.3: a connection that goes on after a RST was not reset.
-#[test]
-fn section_2_3_a_connection_that_goes_on_was_not_reset() -> Result<()> {
-    let (_world, wires) = wired(1, &["--tcp-closing-timeout", "1"])?;
-    let mut connection = Connection::new(&wires, 0, 40_000, remote(0, 80));
+fn section_2_3_a_connection_that_goes_on_was_not_reset(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--tcp-closing-timeout", "1"])?;
+    let mut connection = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     connection.open()?;
     connection.talk()?;
     connection.back(Rst, b"")?;
@@ -134,12 +134,12 @@ fn section_2_3_a_connection_that_goes_on_was_not_reset() -> Result<()> {
     connection.back(Ack, b"still there")?;
     connection.talk()
 }
+both_families!(section_2_3_a_connection_that_goes_on_was_not_reset);
 
 /// Section 2.3 and RFC 5961 section 3: a blind RST, which is not where its
 /// receiver is, changes nothing.
-#[test]
-fn section_2_3_a_blind_reset_changes_nothing() -> Result<()> {
-    let (_world, wires) = wired(1, &["--tcp-closing-timeout", "1"])?;
+fn section_2_3_a_blind_reset_changes_nothing(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--tcp-closing-timeout", "1"])?;
     let mut connections = Vec::new();
     // Behind and ahead of the window of 8192 bytes that both announce.
     let offsets = [
@@ -150,7 +150,7 @@ fn section_2_3_a_blind_reset_changes_nothing() -> Result<()> {
         u32::MAX - 10_000,
     ];
     for (port, offset) in (40_000..).zip(offsets) {
-        let mut connection = Connection::new(&wires, 0, port, remote(0, 80));
+        let mut connection = Connection::new(&wires, 0, port, family.remote(0, 80));
         connection.open()?;
         connection.talk()?;
         let [ours, theirs] = connection.next;
@@ -178,19 +178,24 @@ fn section_2_3_a_blind_reset_changes_nothing() -> Result<()> {
     }
     Ok(())
 }
+both_families!(section_2_3_a_blind_reset_changes_nothing);
 
 /// Section 3: ports overlap only where mappings depend on the remote, which has
 /// to be asked for.
-#[test]
-fn section_3_ports_overlap_only_when_asked_for() -> Result<()> {
-    let (_world, wires) = wired(2, &[])?;
-    let one = wires.map_udp(0, 40_000, remote(0, 53))?;
-    let other = wires.map_udp(1, 40_000, remote(1, 53))?;
+fn section_3_ports_overlap_only_when_asked_for(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(2, &[])?;
+    let one = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let other = wires.map_udp(1, 40_000, family.remote(1, 53))?;
     ensure!(one != other, "both have {one}");
 
     let mode = ["--mapping", "address-and-port-dependent"];
-    let (_world, wires) = wired(2, &[&mode[..], &["--ports", "40000-40001"]].concat())?;
-    let remotes = [remote(0, 53), remote(0, 54), remote(1, 53), remote(1, 54)];
+    let (_world, wires) = family.wired(2, &[&mode[..], &["--ports", "40000-40001"]].concat())?;
+    let remotes = [
+        family.remote(0, 53),
+        family.remote(0, 54),
+        family.remote(1, 53),
+        family.remote(1, 54),
+    ];
     for remote in remotes {
         // Two guests share two ports for each remote.
         let mut seen = Vec::new();
@@ -212,83 +217,84 @@ fn section_3_ports_overlap_only_when_asked_for() -> Result<()> {
     }
     wires.nothing_arrives()
 }
+both_families!(section_3_ports_overlap_only_when_asked_for);
 
 /// Section 3: the connections of one outside endpoint to different remotes are
 /// told apart, and a remote that was not sent to is told that there is nobody
 /// or nothing at all.
-#[test]
-fn section_3_overlapping_sessions_are_told_apart() -> Result<()> {
+fn section_3_overlapping_sessions_are_told_apart(family: Family) -> Result<()> {
     let mode = ["--mapping", "udp=address-and-port-dependent"];
-    let (_world, wires) = wired(2, &mode)?;
-    let one = wires.map_udp(0, 40_000, remote(0, 53))?;
-    let other = wires.map_udp(1, 40_000, remote(1, 53))?;
+    let (_world, wires) = family.wired(2, &mode)?;
+    let one = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let other = wires.map_udp(1, 40_000, family.remote(1, 53))?;
     ensure!(one == other, "{one} and {other}: nothing overlaps");
-    wires.answer_udp(remote(0, 53), one, 0, 40_000)?;
-    wires.answer_udp(remote(1, 53), one, 1, 40_000)?;
-    for stranger in [remote(0, 54), remote(1, 54)] {
+    wires.answer_udp(family.remote(0, 53), one, 0, 40_000)?;
+    wires.answer_udp(family.remote(1, 53), one, 1, 40_000)?;
+    for stranger in [family.remote(0, 54), family.remote(1, 54)] {
         wires.world.send(&packet::udp(stranger, one))?;
         let arrivals = wires.arrivals()?;
         ensure!(arrivals.guests.iter().all(Vec::is_empty), "from {stranger}");
     }
     // TCP is as it was.
-    let mut one = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    let mut one = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     one.open()?;
-    let mut other = Connection::new(&wires, 1, 40_000, remote(1, 80));
+    let mut other = Connection::new(&wires, 1, 40_000, family.remote(1, 80));
     other.open()?;
     ensure!(one.outside()? != other.outside()?, "TCP overlaps");
     Ok(())
 }
+both_families!(section_3_overlapping_sessions_are_told_apart);
 
 /// Section 3: ports overlap for the protocol that they were asked to overlap for.
-#[test]
-fn section_3_ports_of_tcp_overlap_without_those_of_udp() -> Result<()> {
+fn section_3_ports_of_tcp_overlap_without_those_of_udp(family: Family) -> Result<()> {
     let mode = ["--mapping", "tcp=address-and-port-dependent"];
-    let (_world, wires) = wired(2, &mode)?;
-    let mut one = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    let (_world, wires) = family.wired(2, &mode)?;
+    let mut one = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     one.open()?;
-    let mut other = Connection::new(&wires, 1, 40_000, remote(1, 80));
+    let mut other = Connection::new(&wires, 1, 40_000, family.remote(1, 80));
     other.open()?;
     let (at, same) = (one.outside()?, other.outside()?);
     ensure!(at == same, "{at} and {same}: nothing overlaps");
     one.talk()?;
     other.talk()?;
     // The same remote tells them apart by their ports.
-    let mut third = Connection::new(&wires, 1, 40_000, remote(0, 80));
+    let mut third = Connection::new(&wires, 1, 40_000, family.remote(0, 80));
     third.open()?;
     ensure!(third.outside()? != at, "both have {at} for one remote");
     third.talk()?;
     one.talk()?;
-    let one = wires.map_udp(0, 40_000, remote(0, 53))?;
-    let other = wires.map_udp(1, 40_000, remote(1, 53))?;
+    let one = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let other = wires.map_udp(1, 40_000, family.remote(1, 53))?;
     ensure!(one != other, "UDP overlaps");
     Ok(())
 }
+both_families!(section_3_ports_of_tcp_overlap_without_those_of_udp);
 
 /// Section 5: mappings are made for each protocol independently.
-#[test]
-fn section_5_mappings_are_made_for_each_protocol() -> Result<()> {
-    let (_world, wires) = wired(2, &[])?;
-    ensure!(wires.map_udp(0, 40_000, remote(0, 53))? == outside(40_000));
-    let mut connection = Connection::new(&wires, 1, 40_000, remote(0, 80));
+fn section_5_mappings_are_made_for_each_protocol(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(2, &[])?;
+    ensure!(wires.map_udp(0, 40_000, family.remote(0, 53))? == family.outside(40_000));
+    let mut connection = Connection::new(&wires, 1, 40_000, family.remote(0, 80));
     connection.open()?;
     ensure!(
-        connection.outside()? == outside(40_000),
+        connection.outside()? == family.outside(40_000),
         "UDP took a TCP port"
     );
-    wires.answer_udp(remote(0, 53), outside(40_000), 0, 40_000)?;
+    wires.answer_udp(family.remote(0, 53), family.outside(40_000), 0, 40_000)?;
     connection.talk()
 }
+both_families!(section_5_mappings_are_made_for_each_protocol);
 
 /// Section 6: filtering is done for each protocol independently.
-#[test]
-fn section_6_filtering_is_done_for_each_protocol() -> Result<()> {
-    let (_world, wires) = wired(1, &["--filtering", "endpoint-independent"])?;
-    wires.map_udp(0, 40_000, remote(0, 53))?;
-    let mut connection = Connection::new(&wires, 0, 40_001, remote(0, 80));
+fn section_6_filtering_is_done_for_each_protocol(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(1, &["--filtering", "endpoint-independent"])?;
+    wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let mut connection = Connection::new(&wires, 0, 40_001, family.remote(0, 80));
     connection.open()?;
     for packet in [
-        packet::tcp(remote(0, 53), outside(40_000)).with_tcp(|header| header.syn = true),
-        packet::udp(remote(0, 80), outside(40_001)),
+        packet::tcp(family.remote(0, 53), family.outside(40_000))
+            .with_tcp(|header| header.syn = true),
+        packet::udp(family.remote(0, 80), family.outside(40_001)),
     ] {
         wires.world.send(&packet)?;
         let arrivals = wires.arrivals()?;
@@ -299,66 +305,69 @@ fn section_6_filtering_is_done_for_each_protocol() -> Result<()> {
     }
     connection.talk()
 }
+both_families!(section_6_filtering_is_done_for_each_protocol);
 
 /// Section 7: who is let in by endpoint-independent filtering does not keep the
 /// mapping alive.
-#[test]
-fn section_7_unsolicited_packets_do_not_refresh_the_mapping() -> Result<()> {
+fn section_7_unsolicited_packets_do_not_refresh_the_mapping(family: Family) -> Result<()> {
     let options = ["--filtering", "endpoint-independent", "--udp-timeout", "1"];
-    let (_world, wires) = wired(1, &options)?;
-    let seen = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let (_world, wires) = family.wired(1, &options)?;
+    let seen = wires.map_udp(0, 40_000, family.remote(0, 53))?;
     for port in 1..=10 {
-        wires.world.send(&packet::udp(remote(1, port), seen))?;
+        wires
+            .world
+            .send(&packet::udp(family.remote(1, port), seen))?;
         thread::sleep(Duration::from_millis(300));
     }
     wires.arrivals()?;
-    wires.world.send(&packet::udp(remote(0, 53), seen))?;
+    wires.world.send(&packet::udp(family.remote(0, 53), seen))?;
     ensure!(wires.arrivals()?.guests[0].is_empty(), "it is still there");
     Ok(())
 }
+both_families!(section_7_unsolicited_packets_do_not_refresh_the_mapping);
 
 /// Section 7.1: a RST that answers a packet from outside does not keep the
 /// mapping alive. (ICMP errors: RFC 5508 REQ-6.)
-#[test]
-fn section_7_1_resets_do_not_refresh_the_mapping() -> Result<()> {
+fn section_7_1_resets_do_not_refresh_the_mapping(family: Family) -> Result<()> {
     let options = [
         "--filtering",
         "endpoint-independent",
         "--tcp-opening-timeout",
         "1",
     ];
-    let (_world, wires) = wired(1, &options)?;
-    let mut first = Connection::new(&wires, 0, 40_000, remote(0, 80));
+    let (_world, wires) = family.wired(1, &options)?;
+    let mut first = Connection::new(&wires, 0, 40_000, family.remote(0, 80));
     first.out(Syn, b"")?;
     for port in 1..=10 {
-        let mut stranger = Connection::new(&wires, 0, 40_000, remote(1, port));
+        let mut stranger = Connection::new(&wires, 0, 40_000, family.remote(1, port));
         stranger.outside = first.outside;
         wires.world.send(&stranger.inward(Syn, b"")?)?;
         wires.guests[0].send(&stranger.outward(Rst, b""))?;
         wires.arrivals()?;
         thread::sleep(Duration::from_millis(300));
     }
-    let syn = packet::tcp(remote(1, 99), first.outside()?).with_tcp(|header| header.syn = true);
+    let syn =
+        packet::tcp(family.remote(1, 99), first.outside()?).with_tcp(|header| header.syn = true);
     wires.world.send(&syn)?;
     ensure!(wires.arrivals()?.guests[0].is_empty(), "it is still there");
     Ok(())
 }
+both_families!(section_7_1_resets_do_not_refresh_the_mapping);
 
 /// The outside ports of a guest whose own ports are all taken by another.
-fn chosen_ports(count: u16) -> Result<Vec<u16>> {
-    let (_world, wires) = wired(2, &[])?;
+fn chosen_ports(family: Family, count: u16) -> Result<Vec<u16>> {
+    let (_world, wires) = family.wired(2, &[])?;
     (40_000..40_000 + count)
         .map(|port| {
-            wires.map_udp(0, port, remote(0, 53))?;
-            Ok(wires.map_udp(1, port, remote(0, 53))?.port())
+            wires.map_udp(0, port, family.remote(0, 53))?;
+            Ok(wires.map_udp(1, port, family.remote(0, 53))?.port())
         })
         .collect()
 }
 
 /// Section 9: ports are randomised (RFC 6056), also from one start to the next.
-#[test]
-fn section_9_ports_are_random() -> Result<()> {
-    let runs = [chosen_ports(40)?, chosen_ports(40)?];
+fn section_9_ports_are_random(family: Family) -> Result<()> {
+    let runs = [chosen_ports(family, 40)?, chosen_ports(family, 40)?];
     for ports in &runs {
         let gaps: BTreeSet<_> = ports
             .windows(2)
@@ -372,15 +381,15 @@ fn section_9_ports_are_random() -> Result<()> {
     ensure!(both.len() > 70, "the same again: {runs:?}");
     Ok(())
 }
+both_families!(section_9_ports_are_random);
 
 /// Section 10 and RFC 6864 section 5.3.1: the identifications of two guests'
 /// fragments do not collide behind the shared address.
-#[test]
-fn section_10_identifications_do_not_collide() -> Result<()> {
-    let (_world, wires) = wired(2, &[])?;
+fn section_10_identifications_do_not_collide(family: Family) -> Result<()> {
+    let (_world, wires) = family.wired(2, &[])?;
     for identification in [1, 2, 0x1234, 0xffff] {
         for (guest, port) in [(0, 40_000), (1, 50_000)] {
-            let datagram = packet::udp(wires.inside(guest, port), remote(0, 53))
+            let datagram = packet::udp(wires.inside(guest, port), family.remote(0, 53))
                 .payload(&traffic::pattern(4000))
                 .identification(identification);
             wires.guests[guest].send_all(&datagram, |packet| packet.fragments(1500))?;
@@ -389,7 +398,7 @@ fn section_10_identifications_do_not_collide() -> Result<()> {
         let arrived: Vec<Parsed> = arrived.iter().map(Captured::parse).collect::<Result<_>>()?;
         let identifications: Vec<_> = arrived
             .iter()
-            .filter_map(|packet| Some(packet.ipv4()?.identification))
+            .filter_map(|packet| Some(packet.fragment()?.identification))
             .collect();
         let distinct: BTreeSet<_> = identifications.iter().collect();
         ensure!(
@@ -399,3 +408,4 @@ fn section_10_identifications_do_not_collide() -> Result<()> {
     }
     Ok(())
 }
+both_families!(section_10_identifications_do_not_collide);

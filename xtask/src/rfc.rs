@@ -33,12 +33,15 @@ enum Proof {
     NotDone,
 }
 
-/// A test of a program of `tests/`.
+/// A test of a program of `tests/`, which may run once for each family of IP.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Test {
     program: String,
     name: String,
 }
+
+/// What the runs of a test for the families are called (`both_families!`).
+const FAMILIES: [&str; 2] = ["v4", "v6"];
 
 impl Test {
     fn read(text: &str) -> Result<Self> {
@@ -49,6 +52,12 @@ impl Test {
             program: program.to_owned(),
             name: name.to_owned(),
         })
+    }
+
+    /// The names that the test runner may know it by.
+    fn runs(&self) -> impl Iterator<Item = String> {
+        let of_families = FAMILIES.map(|family| format!("{}::{family}", self.name));
+        [self.name.clone()].into_iter().chain(of_families)
     }
 }
 
@@ -130,7 +139,7 @@ pub fn run(cargo_test: impl Fn(&[&str]) -> Command) -> Result<()> {
                 let names = tests
                     .iter()
                     .filter(|other| other.program == test.program)
-                    .map(|test| test.name.as_str());
+                    .flat_map(|test| test.runs());
                 let mut command = cargo_test(&["--test", &test.program]);
                 failures += &run_program(command.args(names), &test.program, &mut passed)?;
             }
@@ -178,14 +187,13 @@ fn run_program(
     let said = String::from_utf8_lossy(&output.stdout);
     let results = results(&said);
     let all_passed = results.iter().all(|(_, has_passed)| *has_passed);
-    let of_program = |(name, has_passed): (&str, bool)| {
+    for (name, has_passed) in results {
         let test = Test {
             program: program.to_owned(),
-            name: name.to_owned(),
+            name: without_family(name).to_owned(),
         };
-        (test, has_passed)
-    };
-    passed.extend(results.into_iter().map(of_program));
+        *passed.entry(test).or_insert(true) &= has_passed;
+    }
     if output.status.success() == all_passed {
         let start = said.find("\nfailures:").unwrap_or(said.len());
         return Ok(said[start..].to_owned());
@@ -195,6 +203,14 @@ fn run_program(
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// The name of a test without that of the family it ran for.
+fn without_family(name: &str) -> &str {
+    match name.rsplit_once("::") {
+        Some((name, family)) if FAMILIES.contains(&family) => name,
+        _ => name,
+    }
 }
 
 /// The tests that ran, and whether they passed, by the lines that Rust's test runner prints.
@@ -411,16 +427,30 @@ mod tests {
         assert_eq!(results(output), [("one", true), ("two", false)]);
     }
 
+    #[test]
+    fn a_test_is_that_for_both_families() {
+        for name in test("rfc4787::one").runs() {
+            assert_eq!(without_family(&name), "one");
+        }
+        assert_eq!(without_family("one::v5"), "one::v5");
+    }
+
     /// The tests in a file.
     fn tests_in(path: &Path) -> Vec<Test> {
         let program = path.file_stem().unwrap().to_string_lossy();
         let text = fs::read_to_string(path).unwrap();
         let mut found = Vec::new();
-        let mut lines = text.lines();
-        while lines.any(|line| line == "#[test]") {
-            let function = lines.find_map(|line| line.strip_prefix("fn "));
-            let name = function.and_then(|line| line.split('(').next()).unwrap();
-            found.push(test(&format!("{program}::{name}")));
+        let mut is_test = false;
+        for line in text.lines() {
+            let name = if let Some(rest) = line.strip_prefix("both_families!(") {
+                rest.strip_suffix(");")
+            } else if let Some(function) = line.strip_prefix("fn ").filter(|_| is_test) {
+                function.split('(').next()
+            } else {
+                None
+            };
+            is_test = name.is_none() && (is_test || line == "#[test]");
+            found.extend(name.map(|name| test(&format!("{program}::{name}"))));
         }
         found
     }
