@@ -4,6 +4,8 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -62,6 +64,22 @@ pub fn build(package: &str, directory: &str, others: &[&str]) -> Result<()> {
         ..Package::default()
     };
     build_ebpf([package], Toolchain::Custom(toolchain.name()))
+}
+
+/// Lets the crate find out at compile time, in the environment variable `variable`, which object it
+/// embeds: a number that another object, of this name, has not. For after [`build`].
+///
+/// # Errors
+///
+/// When there is no such object.
+pub fn tell_identity(name: &str, variable: &str) -> Result<()> {
+    let directory = env::var_os("OUT_DIR").context("a build script has a directory")?;
+    let object = Path::new(&directory).join(name);
+    let bytes = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
+    println!("cargo:rustc-env={variable}={:016x}", hasher.finish());
+    Ok(())
 }
 
 /// Stands between Cargo and the compiler to choose the processor: aya-build sets the compiler's

@@ -705,12 +705,11 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         maximum: None,
     };
     let _ = setrlimit(Resource::Memlock, unlimited);
-    let mut datapath = Datapath::open(pins.clone(), config)?;
+    let mut datapath = Datapath::open(pins.clone(), config, &hooks)?;
     let logs = config
         .verbose
-        .then(|| Logs::read(datapath.ebpf()))
+        .then(|| Logs::read(&mut datapath.open_object()?))
         .transpose()?;
-    datapath.load_programs(&hooks)?;
     let mut tables = PinnedTables::open_unfilled(&pins.tables())
         .map_err(|reason| reason.explain(&config.instance, &pins.tables()))?;
     tables.set_devices(&known.devices)?;
@@ -724,7 +723,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         .iter()
         .partition(|hook| hook.direction == Direction::Leaving);
     for hook in leaving {
-        attach(&mut datapath, hook, host, journal).await?;
+        attach(&datapath, hook, host, journal).await?;
     }
     tables.set_settings(&settings)?;
     datapath.set_xdp_devices(&xdp_devices(chosen, &plan, drivers.as_ref()))?;
@@ -736,7 +735,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     // Before the programs that tell it more.
     let nat_log = nat_log(config, &pins, &datapath, &tables)?;
     for hook in arriving {
-        attach(&mut datapath, hook, host, journal).await?;
+        attach(&datapath, hook, host, journal).await?;
     }
     // Not before the programs are there: the host would send guests' packets
     // on as they are.
@@ -1048,7 +1047,7 @@ fn xdp_devices(chosen: Chosen, plan: &Plan, drivers: Option<&Drivers>) -> Vec<u3
 }
 
 async fn attach(
-    datapath: &mut Datapath,
+    datapath: &Datapath,
     hook: &Hook,
     host: &RealHost,
     journal: &mut Journal,
@@ -1065,7 +1064,7 @@ async fn attach(
 }
 
 async fn attach_clsact(
-    datapath: &mut Datapath,
+    datapath: &Datapath,
     hook: &Hook,
     host: &RealHost,
     journal: &mut Journal,

@@ -1,26 +1,27 @@
-//! Loads the eBPF programs, pins their tables and links, and attaches them. Owns what lies under
-//! the instance's directory in the BPF file system; what the tables hold is [`crate::tables`]'.
+//! Attaches the eBPF programs, and pins the links. Owns what lies under the instance's directory in
+//! the BPF file system, the programs themselves by way of [`generation`]; what the tables hold is
+//! [`crate::tables`]'.
 //!
-//! The pins outlive the process: packets go on being translated when it is killed, and the next one
-//! adopts the tables and replaces the programs without a packet being lost.
+//! The pins outlive the process: packets go on being translated when it is killed. The next one
+//! adopts the tables, and the programs as well if it would load the same; otherwise it replaces
+//! them. No packet is lost either way.
+
+mod generation;
 
 use std::{
     fs::{self, File},
-    io, iter,
-    num::NonZeroUsize,
-    os::unix::fs::DirBuilderExt as _,
+    io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-    thread,
 };
 
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{MapError, MapInfo, ProgramArray, xdp::DevMapHash},
+    Ebpf, EbpfError, TestRun as _, TestRunOptions,
+    maps::{Map, MapData, MapError, MapInfo, xdp::DevMapHash},
     programs::{
-        CgroupAttachMode, CgroupSockAddr, LinkOrder, Program, ProgramError, SchedClassifier,
-        TcAttachType, Xdp, XdpMode,
+        CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+        Xdp, XdpMode,
+        cgroup_sock_addr::CgroupSockAddrAttachType,
         links::{FdLink, LinkError, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
         xdp::XdpLink,
@@ -29,11 +30,13 @@ use aya::{
     util::KernelVersion,
 };
 use aya_log::Level;
+use aya_obj::programs::XdpAttachType;
 use tapnat_common::{
-    abi::{globals, maps, programs, stages},
+    abi::{maps, programs},
     nat_log::level,
 };
 
+use self::generation::{Constants, Generation, make_directory, remove};
 use crate::{
     config::{Attach, Config},
     host::{cgroup, namespace::NetworkNamespace, netlink::Device},
@@ -94,10 +97,10 @@ impl Pins {
         self.directory.join(LINKS)
     }
 
-    /// Where the tables of programs are pinned, one for each generation of programs: those that are
-    /// attached must not go on to programs of another generation, not even while they are replaced.
-    fn stages(&self) -> PathBuf {
-        self.directory.join("stages")
+    /// Where the programs are pinned, in a directory for each of their generations: those that are
+    /// attached must not go on to programs of another one, not even while they are replaced.
+    fn generations(&self) -> PathBuf {
+        self.directory.join("generations")
     }
 
     /// Where the links of the programs for the host's own sockets are pinned.
@@ -105,23 +108,16 @@ impl Pins {
         self.directory.join("host")
     }
 
-    /// Where the sweep program is pinned, for whoever wants to sweep without a daemon.
-    fn sweep(&self) -> PathBuf {
-        self.directory.join(programs::SWEEP)
-    }
-
-    /// The sweep program of the instance.
+    /// The sweep program of the instance, for whoever wants to sweep without a daemon.
     ///
     /// # Errors
     ///
     /// When it is not there.
     pub fn remover(&self) -> Result<impl Remover> {
-        let path = self.sweep();
-        SchedClassifier::from_pin(&path).with_context(|| {
+        generation::sweep(&self.generations()).with_context(|| {
             format!(
-                "cannot open {}: start the instance again, which goes on with its sessions \
-                 (`tapnat run --instance {}`)",
-                path.display(),
+                "cannot open a program of tapnat: start the instance again, which goes on with its \
+                 sessions (`tapnat run --instance {}`)",
                 self.instance
             )
         })
@@ -160,27 +156,15 @@ impl Pins {
     ///
     /// When something cannot be removed.
     pub fn clear(&self) -> Result<()> {
-        for directory in [self.links(), self.host(), self.stages(), self.tables()] {
-            match fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error)
-                        .with_context(|| format!("cannot remove {}", directory.display()));
-                }
-                _ => {}
-            }
-        }
-        remove_file(&self.sweep())
+        [self.links(), self.host(), self.generations(), self.tables()]
+            .iter()
+            .try_for_each(|directory| remove(directory))
     }
 
     fn create(&self) -> Result<()> {
-        for directory in [self.tables(), self.stages(), self.host(), self.links()] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&directory)
-                .with_context(|| format!("cannot create {}", directory.display()))?;
-        }
-        Ok(())
+        [self.tables(), self.generations(), self.host(), self.links()]
+            .iter()
+            .try_for_each(|directory| make_directory(directory))
     }
 }
 
@@ -307,14 +291,12 @@ fn choose_tcx(attach: Attach, has_tcx: bool) -> Result<bool> {
     }
 }
 
-/// The loaded programs of one instance.
+/// The programs of one instance.
 #[derive(Debug)]
 pub struct Datapath {
-    ebpf: Ebpf,
     pins: Pins,
-    /// The pin of this generation's table of programs.
-    stages: PathBuf,
-    has_stages: bool,
+    generation: Generation,
+    sweep: SchedClassifier,
     resumes_log: bool,
     tcx: bool,
     host_sockets: HostSockets,
@@ -329,79 +311,52 @@ struct HostSockets {
     led: Option<bool>,
 }
 
-/// The programs that others go on to, with their places in the table.
-const STAGES: [(u32, &str); stages::COUNT as usize] = [
-    (stages::EXCEPTIONAL, programs::EXCEPTIONAL),
-    (stages::START, programs::START),
-    (stages::MAP, programs::MAP),
-    (stages::OPEN, programs::OPEN),
-    (stages::RELEASE, programs::RELEASE),
-    (stages::CUT, programs::CUT),
-    (stages::PIECE, programs::PIECE),
-    (stages::ASK, programs::ASK),
+/// What it means when they are not led.
+const UNREACHED: &str = "the host itself does not reach its forwards";
+
+/// What each of [`programs::HOST`] is attached to.
+const HOST_ATTACH_TYPES: [CgroupSockAddrAttachType; programs::HOST.len()] = [
+    CgroupSockAddrAttachType::Connect4,
+    CgroupSockAddrAttachType::UDPSendMsg4,
+    CgroupSockAddrAttachType::UDPRecvMsg4,
+    CgroupSockAddrAttachType::GetPeerName4,
+    CgroupSockAddrAttachType::Connect6,
+    CgroupSockAddrAttachType::UDPRecvMsg6,
+    CgroupSockAddrAttachType::GetPeerName6,
 ];
 
 impl Datapath {
-    /// Creates and pins the tables, or takes those that are pinned already. The programs are not
-    /// loaded yet.
+    /// Takes the tables and programs that are pinned already, as far as they are what this process
+    /// would load, and loads, creates and pins the others. `hooks` are those that programs are needed
+    /// for. Nothing is attached yet.
     ///
     /// # Errors
     ///
     /// When the kernel refuses, as it does for want of memory.
-    pub fn open(pins: Pins, config: &Config) -> Result<Self> {
+    pub fn open(pins: Pins, config: &Config, hooks: &[Hook]) -> Result<Self> {
         pins.create()?;
-        let directory = pins.tables();
-        let halves = config.max_sessions.saturating_mul(2);
-        let mappings = match config.max_sessions {
-            few @ ..=ENOUGH_MAPPINGS => few,
-            many => {
-                let addresses = u32::try_from(config.outside_addresses.len().max(1))?;
-                ENOUGH_MAPPINGS.max(many / 2).min(addresses * PORTS)
-            }
-        };
-        let level = if config.verbose {
-            Level::Debug as u8
-        } else {
-            0
-        };
-        let count = u8::from(config.count);
-        let (log, log_bytes) = match (&config.nat_log, config.log_destinations) {
-            (None, _) => (level::OFF, LEAST_LOG_BYTES),
-            (Some(_), false) => (level::MAPPINGS, LOG_BYTES),
-            (Some(_), true) => (level::SESSIONS, LOG_BYTES),
-        };
-        let resumes_log = has_ring(&directory.join(maps::NAT_LOG), log_bytes)?;
-        let coarse = u8::from(kernel_is_at_least(5, 11));
         let host_sockets = HostSockets {
             control_groups: cgroup::open_root(),
             namespace: NetworkNamespace::current()?.cookie(),
             led: None,
         };
-        let cookie = host_sockets.namespace.unwrap_or_default();
-        let mut loader = EbpfLoader::new();
-        loader
-            .override_global(globals::NETNS_COOKIE, &cookie, true)
-            .override_global(globals::COUNT_TRAFFIC, &count, true)
-            .override_global(globals::NAT_LOG, &log, true)
-            .map_max_entries(maps::NAT_LOG, log_bytes)
-            .override_global(globals::COARSE_CLOCK, &coarse, true)
-            .override_global(aya_log::LEVEL, &level, true)
-            .map_max_entries(maps::SESSIONS, halves)
-            .map_max_entries(maps::MAPPINGS, mappings)
-            .map_max_entries(maps::INSIDE, mappings)
-            // One permitted remote is in the mapping, which is all that most have.
-            .map_max_entries(maps::PERMISSIONS, config.max_sessions.div_ceil(4));
-        for name in maps::ALL.iter().filter(|name| **name != maps::STAGES) {
-            loader.map_pin_path(name, directory.join(name));
-        }
-        let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tapnat"));
-        let ebpf = loader.load(object).map_err(explain_load)?;
-        let stages = unused_in(&pins.stages())?;
+        let constants = constants(config, &host_sockets)?;
+        let wanted = programs_for(hooks)?;
+        let (generations, tables) = (pins.generations(), pins.tables());
+        let there = Generation::find(&generations, &tables, &constants);
+        let (generation, resumes_log) = if let Some(generation) = there {
+            generation.add(&wanted)?;
+            (generation, true)
+        } else {
+            let resumes_log = has_ring(&tables.join(maps::NAT_LOG), constants.log_bytes)?;
+            let generation = Generation::load(&generations, &tables, constants, &wanted)?;
+            (generation, resumes_log)
+        };
+        let sweep = from_pin(&generation, programs::SWEEP)?;
         Ok(Self {
-            ebpf,
             pins,
-            stages,
-            has_stages: false,
+            generation,
+            sweep,
             resumes_log,
             tcx: uses_tcx(config.attach)?,
             host_sockets,
@@ -420,9 +375,13 @@ impl Datapath {
         self.resumes_log
     }
 
-    /// The log of the programs, to be read while they run.
-    pub fn ebpf(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    /// The object that the programs are from, with the tables that they have.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn open_object(&self) -> Result<Ebpf> {
+        self.generation.open_object()
     }
 
     /// Loads the programs that these devices need, as far as they are not loaded, without attaching
@@ -431,68 +390,8 @@ impl Datapath {
     /// # Errors
     ///
     /// When the kernel's verifier refuses one.
-    pub fn load_programs(&mut self, hooks: &[Hook]) -> Result<()> {
-        // The stages take longest, and so come first.
-        let mut names: Vec<_> = STAGES.map(|(_, name)| name).into();
-        names.push(programs::SWEEP);
-        names.extend(hooks.iter().map(Hook::program));
-        if hooks.iter().any(|hook| hook.xdp) {
-            check_multi_buffer()?;
-            names.push(programs::OUTSIDE_XDP);
-        }
-        load_side_by_side(&mut self.ebpf, &names)?;
-        if self.has_stages {
-            return Ok(());
-        }
-        self.pin_sweep()?;
-        self.fill_stages()
-    }
-
-    /// Pins the sweep program in place of the one that is there.
-    fn pin_sweep(&mut self) -> Result<()> {
-        let path = self.pins.sweep();
-        remove_file(&path)?;
-        self.program(programs::SWEEP)?
-            .pin(&path)
-            .with_context(|| format!("cannot pin {}", path.display()))
-    }
-
-    /// The kernel empties a table of programs when no process and no pin holds it any more. It stays
-    /// open here, too, as programs that are loaded later refer to it.
-    fn fill_stages(&mut self) -> Result<()> {
-        let mut places = Vec::new();
-        for (place, name) in STAGES {
-            let descriptor = self
-                .program(name)?
-                .fd()
-                .with_context(|| format!("{name} is not loaded"))?;
-            let descriptor = descriptor
-                .try_clone()
-                .with_context(|| format!("cannot keep {name} open"))?;
-            places.push((place, descriptor));
-        }
-        let map = self
-            .ebpf
-            .map_mut(maps::STAGES)
-            .context("the datapath has no stages")?;
-        let mut table = ProgramArray::try_from(&mut *map).context("the datapath has no stages")?;
-        for (place, descriptor) in &places {
-            table
-                .set(*place, descriptor, 0)
-                .context("cannot fill the table of programs")?;
-        }
-        map.pin(&self.stages)
-            .with_context(|| format!("cannot pin {}", self.stages.display()))?;
-        self.has_stages = true;
-        Ok(())
-    }
-
-    fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
-        self.ebpf
-            .program_mut(name)
-            .with_context(|| format!("the datapath has no program {name}: rebuild tapnat"))?
-            .try_into()
-            .with_context(|| format!("the program {name} is no TC classifier: rebuild tapnat"))
+    pub fn load_programs(&self, hooks: &[Hook]) -> Result<()> {
+        self.generation.add(&programs_for(hooks)?)
     }
 
     /// Attaches the program of a device through TCX, in place of that which an earlier process of
@@ -501,16 +400,16 @@ impl Datapath {
     /// # Errors
     ///
     /// When the kernel refuses, or the link cannot be pinned.
-    pub fn attach_tcx(&mut self, hook: &Hook) -> Result<()> {
+    pub fn attach_tcx(&self, hook: &Hook) -> Result<()> {
         let path = self.pins.link(hook);
-        let program = self.program(hook.program())?;
+        let mut program = from_pin(&self.generation, hook.program())?;
         if let Some(pinned) = pinned_link(&path)? {
-            if replace_program(program, pinned)
+            if replace_program(&mut program, pinned)
                 .with_context(|| format!("cannot replace the program on {}", hook.device))?
             {
                 return Ok(());
             }
-            remove_file(&path)?;
+            remove(&path)?;
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let attached = program
@@ -529,8 +428,8 @@ impl Datapath {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn attach_clsact(&mut self, hook: &Hook, replace: bool) -> Result<()> {
-        let program = self.program(hook.program())?;
+    pub fn attach_clsact(&self, hook: &Hook, replace: bool) -> Result<()> {
+        let mut program = from_pin(&self.generation, hook.program())?;
         let handle = TcHandle::new(0, FILTER_HANDLE);
         let name = &hook.device.name;
         if replace {
@@ -573,13 +472,12 @@ impl Datapath {
         if wanted {
             ensure!(
                 self.host_sockets.namespace.is_some(),
-                "the host itself does not reach its forwards, as that takes Linux 5.14: use the guest's \
-                 own address there"
+                "{UNREACHED}, as that takes Linux 5.14: use the guest's own address there"
             );
-            for name in programs::HOST {
-                pins.push(self.attach_to_host(name).with_context(|| {
-                    format!("the host itself does not reach its forwards: {name}")
-                })?);
+            self.generation.add(&programs::HOST).context(UNREACHED)?;
+            for (name, attach_type) in programs::HOST.iter().zip(HOST_ATTACH_TYPES) {
+                let pin = self.attach_to_host(name, attach_type);
+                pins.push(pin.with_context(|| format!("{UNREACHED}: {name}"))?);
             }
         }
         remove_all_but(&pins, &self.pins.host())?;
@@ -588,19 +486,12 @@ impl Datapath {
     }
 
     /// Attaches a program to the root of the control groups, and returns where its link is pinned.
-    fn attach_to_host(&mut self, name: &str) -> Result<PathBuf> {
+    fn attach_to_host(&self, name: &str, attach_type: CgroupSockAddrAttachType) -> Result<PathBuf> {
         let root = self.host_sockets.control_groups.as_ref();
         let root = root.context("no control group file system of version 2 is mounted")?;
-        let program: &mut CgroupSockAddr = self
-            .ebpf
-            .program_mut(name)
-            .context("the datapath has no such program: rebuild tapnat")?
-            .try_into()?;
-        if program.fd().is_err() {
-            program
-                .load()
-                .map_err(|error| explain_refusal(name, error))?;
-        }
+        let pin = self.generation.program(name);
+        let mut program =
+            CgroupSockAddr::from_pin(&pin, attach_type).with_context(|| cannot_open(&pin))?;
         let attached = program
             .attach(root, CgroupAttachMode::Single)
             .and_then(|id| program.take_link(id))
@@ -619,14 +510,12 @@ impl Datapath {
     /// # Errors
     ///
     /// When the driver refuses, or the link cannot be pinned.
-    pub fn attach_xdp(&mut self, hook: &Hook) -> Result<()> {
+    pub fn attach_xdp(&self, hook: &Hook) -> Result<()> {
         let path = self.pins.xdp_link(hook);
         let device = &hook.device;
-        let program: &mut Xdp = self
-            .ebpf
-            .program_mut(programs::OUTSIDE_XDP)
-            .context("the datapath has no XDP program: rebuild tapnat")?
-            .try_into()?;
+        let pin = self.generation.program(programs::OUTSIDE_XDP);
+        let mut program =
+            Xdp::from_pin(&pin, XdpAttachType::Interface).with_context(|| cannot_open(&pin))?;
         if let Some(pinned) = pinned_link(&path)? {
             let link: XdpLink = FdLink::from(pinned).try_into()?;
             match program.attach_to_link(link) {
@@ -635,7 +524,7 @@ impl Datapath {
                     drop(program.take_link(id)?);
                     return Ok(());
                 }
-                Err(error) if is_gone(&error) => remove_file(&path)?,
+                Err(error) if is_gone(&error) => remove(&path)?,
                 Err(error) => {
                     return Err(error)
                         .with_context(|| format!("cannot replace the XDP program on {device}"));
@@ -657,12 +546,10 @@ impl Datapath {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn set_xdp_devices(&mut self, devices: &[u32]) -> Result<()> {
-        let map = self
-            .ebpf
-            .map_mut(maps::XDP_DEVICES)
-            .context("the datapath has no table of devices for XDP")?;
-        let mut table = DevMapHash::try_from(map)?;
+    pub fn set_xdp_devices(&self, devices: &[u32]) -> Result<()> {
+        let pin = self.pins.tables().join(maps::XDP_DEVICES);
+        let map = MapData::from_pin(&pin).with_context(|| cannot_open(&pin))?;
+        let mut table = DevMapHash::try_from(Map::from_map_data(map)?)?;
         let known: Vec<u32> = table.keys().collect::<Result<_, _>>()?;
         for index in known.iter().filter(|index| !devices.contains(index)) {
             match table.remove(*index) {
@@ -694,18 +581,67 @@ impl Datapath {
         let by_xdp = by_xdp.map(|hook| self.pins.xdp_link(hook));
         let wanted: Vec<_> = by_tc.chain(by_xdp).collect();
         remove_all_but(&wanted, &self.pins.links())?;
-        remove_all_but(std::slice::from_ref(&self.stages), &self.pins.stages())
+        let generation = self.generation.directory().to_owned();
+        remove_all_but(&[generation], &self.pins.generations())
     }
+}
+
+/// What the programs and tables for this configuration are made of.
+fn constants(config: &Config, host_sockets: &HostSockets) -> Result<Constants> {
+    let mappings = match config.max_sessions {
+        few @ ..=ENOUGH_MAPPINGS => few,
+        many => {
+            let addresses = u32::try_from(config.outside_addresses.len().max(1))?;
+            ENOUGH_MAPPINGS.max(many / 2).min(addresses * PORTS)
+        }
+    };
+    let (log, log_bytes) = match (&config.nat_log, config.log_destinations) {
+        (None, _) => (level::OFF, LEAST_LOG_BYTES),
+        (Some(_), false) => (level::MAPPINGS, LOG_BYTES),
+        (Some(_), true) => (level::SESSIONS, LOG_BYTES),
+    };
+    Ok(Constants {
+        namespace: host_sockets.namespace.unwrap_or_default(),
+        count: u8::from(config.count),
+        log,
+        coarse: u8::from(kernel_is_at_least(5, 11)),
+        verbose: if config.verbose {
+            Level::Debug as u8
+        } else {
+            0
+        },
+        log_bytes,
+        halves: config.max_sessions.saturating_mul(2),
+        mappings,
+        // One permitted remote is in the mapping, which is all that most have.
+        permissions: config.max_sessions.div_ceil(4),
+    })
+}
+
+/// The programs that are attached to these, each once.
+fn programs_for(hooks: &[Hook]) -> Result<Vec<&'static str>> {
+    let mut names: Vec<_> = hooks.iter().map(Hook::program).collect();
+    if hooks.iter().any(|hook| hook.xdp) {
+        check_multi_buffer()?;
+        names.push(programs::OUTSIDE_XDP);
+    }
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+fn from_pin(generation: &Generation, name: &str) -> Result<SchedClassifier> {
+    let path = generation.program(name);
+    SchedClassifier::from_pin(&path).with_context(|| cannot_open(&path))
+}
+
+fn cannot_open(path: &Path) -> String {
+    format!("cannot open {}", path.display())
 }
 
 impl Remover for Datapath {
     fn remove(&self, packet: &[u8], keys: u32) -> Result<u32> {
-        let program: &SchedClassifier = self
-            .ebpf
-            .program(programs::SWEEP)
-            .context("the datapath has no sweep program: rebuild tapnat")?
-            .try_into()?;
-        program.remove(packet, keys)
+        self.sweep.remove(packet, keys)
     }
 }
 
@@ -735,17 +671,8 @@ impl Remover for SchedClassifier {
 fn has_ring(pin: &Path, bytes: u32) -> Result<bool> {
     match MapInfo::from_pin(pin) {
         Ok(info) if info.max_entries() == bytes => Ok(true),
-        Ok(_) => remove_file(pin).map(|()| false),
+        Ok(_) => remove(pin).map(|()| false),
         Err(_) => Ok(false),
-    }
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -762,7 +689,7 @@ fn remove_all_but(wanted: &[PathBuf], directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(listing)? {
         let path = entry.with_context(listing)?.path();
         if !wanted.contains(&path) {
-            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            remove(&path)?;
         }
     }
     Ok(())
@@ -776,7 +703,7 @@ fn pinned_link(path: &Path) -> Result<Option<PinnedLink>> {
         {
             Ok(None)
         }
-        Err(error) => Err(error).with_context(|| format!("cannot open {}", path.display())),
+        Err(error) => Err(error).with_context(|| cannot_open(path)),
     }
 }
 
@@ -848,52 +775,6 @@ fn explain_load(error: EbpfError) -> Error {
 
 /// How the lines begin that the verifier writes after its verdict.
 const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
-
-/// Loads those of the programs that are not loaded yet, in this order, on all processors: nearly all
-/// of a start is the verifier's work, and it takes programs side by side.
-fn load_side_by_side(ebpf: &mut Ebpf, names: &[&str]) -> Result<()> {
-    let mut programs: Vec<_> = ebpf
-        .programs_mut()
-        .filter_map(|(name, program)| {
-            let place = names.iter().position(|wanted| *wanted == name)?;
-            program.fd().is_err().then_some((place, name, program))
-        })
-        .collect();
-    if programs.is_empty() {
-        return Ok(());
-    }
-    programs.sort_unstable_by_key(|(place, ..)| *place);
-    let most = programs.len();
-    let programs = Mutex::new(programs.into_iter());
-    let load_next = || {
-        let next = programs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next();
-        next.map(|(_, name, program)| load(name, program))
-    };
-    thread::scope(|scope| {
-        let count = thread::available_parallelism()
-            .map_or(1, NonZeroUsize::get)
-            .min(most);
-        let workers: Vec<_> = (0..count)
-            .map(|_| scope.spawn(|| iter::from_fn(load_next).collect::<Result<()>>()))
-            .collect();
-        workers.into_iter().try_for_each(|worker| {
-            let loaded = worker.join();
-            loaded.map_err(|_| anyhow!("loading the programs failed: please report this"))?
-        })
-    })
-}
-
-fn load(name: &str, program: &mut Program) -> Result<()> {
-    match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::Xdp(program) => program.load(),
-        _ => bail!("the program {name} is neither for TC nor for XDP: rebuild tapnat"),
-    }
-    .map_err(|error| explain_refusal(name, error))
-}
 
 /// The verifier's last word, on one line.
 pub fn explain_refusal(name: &str, error: ProgramError) -> Error {

@@ -50,13 +50,13 @@ fn named(line: &str) -> String {
     }
 }
 
-/// The datapath's log. Must live until the programs are loaded, and is worth reading after.
+/// The datapath's log.
 pub struct Logs {
     reader: AsyncFd<EbpfLogger<Lines>>,
 }
 
 impl Logs {
-    /// Begins to read. Must be called within a tokio runtime.
+    /// Begins to read what programs of this object say. Must be called within a tokio runtime.
     ///
     /// # Errors
     ///

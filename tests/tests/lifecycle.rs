@@ -2,6 +2,7 @@
 //! what it had is there for the next one.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::{fs::MetadataExt as _, net::UnixDatagram},
     path::PathBuf,
@@ -10,11 +11,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::{maps::MapInfo, programs::loaded_programs};
 use nix::sys::signal::Signal;
+use tapnat_common::abi::maps;
 use tapnat_testbed::{
     Namespace,
+    process::Process,
     snapshot::Snapshot,
-    topology::{Inside, Topology, WORLD_ADDRESSES},
+    topology::{Guest, Inside, Topology, WORLD_ADDRESSES},
+    traffic::ping,
 };
 use tapnat_tests::instance::{Instance, PATIENCE};
 
@@ -164,6 +169,166 @@ fn the_next_instance_takes_over_from_a_killed_one() -> Result<()> {
     ensure!(world.host.device_index("tap9")?.is_none(), "the tap stayed");
     ensure!(third.terminate(PATIENCE)?.success(), "{}", third.stderr());
     same(&before, &instance, &world.host)
+}
+
+/// The numbers that the kernel gave to the programs of an instance.
+fn programs(instance: &Instance) -> Result<BTreeSet<u32>> {
+    let table = |name: &str| {
+        let info = MapInfo::from_pin(instance.pins().join("maps").join(name))?;
+        Ok::<_, anyhow::Error>(info.id())
+    };
+    let tables = [table(maps::SETTINGS)?, table(maps::MAPPINGS)?];
+    let programs: BTreeSet<_> = loaded_programs()
+        .filter_map(Result::ok)
+        .filter(|program| {
+            let used = program.map_ids().ok().flatten().unwrap_or_default();
+            tables.iter().any(|table| used.contains(table))
+        })
+        .map(|program| program.id())
+        .collect();
+    ensure!(!programs.is_empty(), "no program is loaded");
+    Ok(programs)
+}
+
+/// The programs of an instance when the kernel has let go of all of these, which it does in its own
+/// time.
+fn others_than(earlier: &BTreeSet<u32>, instance: &Instance) -> Result<BTreeSet<u32>> {
+    let start = std::time::Instant::now();
+    loop {
+        let programs = programs(instance)?;
+        if programs.is_disjoint(earlier) {
+            return Ok(programs);
+        }
+        ensure!(
+            start.elapsed() < PATIENCE,
+            "{programs:?} are there, which were {earlier:?}"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn kill(process: &mut Process) -> Result<()> {
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    Ok(())
+}
+
+/// Begins a session and has an answer come back.
+fn reach(guest: &Guest) -> Result<()> {
+    let said = ping(&guest.namespace, WORLD_ADDRESSES[0].into(), 1, &[])?;
+    ensure!(said.received == 1, "{}", said.output);
+    Ok(())
+}
+
+#[test]
+fn the_same_program_is_not_loaded_twice() -> Result<()> {
+    let world = world()?;
+    let guest = &world.guests[0];
+    for attach in ["tcx", "clsact"] {
+        let instance = Instance::new(&world.host);
+        let before = Snapshot::take(&world.host, &instance.pins())?;
+        let arguments = [&BOTH[..], &["--attach", attach]].concat();
+        let mut process = instance.start(&arguments)?;
+        // The host's own sockets are led to it.
+        instance.ask("forward", &["add", "tcp", "8080", "10.0.0.10:80"])?;
+        let there = programs(&instance)?;
+        for _ in 0..2 {
+            kill(&mut process)?;
+            process = instance.start(&arguments)?;
+            ensure!(programs(&instance)? == there, "{attach}: loaded anew");
+            reach(guest)?;
+        }
+        ensure!(
+            process.terminate(PATIENCE)?.success(),
+            "{}",
+            process.stderr()
+        );
+        same(&before, &instance, &world.host)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_program_that_is_wanted_later_joins_those_that_are_there() -> Result<()> {
+    let world = Topology::builder().inside(Inside::Tun).build()?;
+    let elsewhere = Namespace::new("elsewhere")?;
+    world.host.add_veth("veth9", &elsewhere, "lan9")?;
+    let instance = Instance::new(&world.host);
+    let first = ["--inside", "veth9=10.0.9.1/24"];
+    let mut process = instance.start(&first)?;
+    let there = programs(&instance)?;
+    kill(&mut process)?;
+    // It has no link header, so that another program is for it.
+    let both = [&first[..], &["--inside", "tun0=10.0.0.1/24"]].concat();
+    let mut process = instance.start(&both)?;
+    let more = programs(&instance)?;
+    ensure!(
+        more.is_superset(&there) && more.len() == there.len() + 1,
+        "{there:?} became {more:?}"
+    );
+    // What is out of the ordinary goes on to programs that were there.
+    reach(&world.guests[0])?;
+    kill(&mut process)?;
+    let _process = instance.start(&both)?;
+    ensure!(programs(&instance)? == more, "loaded anew");
+    reach(&world.guests[0])
+}
+
+#[test]
+fn other_options_load_other_programs() -> Result<()> {
+    let world = world()?;
+    let guest = &world.guests[0];
+    let instance = Instance::new(&world.host);
+    let log = std::env::temp_dir().join(format!("{}.log", instance.name()));
+    let log = log.to_str().context("an odd temporary directory")?;
+    let mut process = instance.start(&BOTH)?;
+    let mut there = programs(&instance)?;
+    let links = identities(&instance)?;
+    for (options, kept) in [
+        (&["--count"][..], 0),
+        (&["--verbose"], 0),
+        // The ring of the log is another one, too.
+        (&["--nat-log", log], 1),
+        (&[], 1),
+    ] {
+        kill(&mut process)?;
+        process = instance.start(&[&BOTH[..], options].concat())?;
+        there = others_than(&there, &instance).with_context(|| format!("{options:?}"))?;
+        let other = identities(&instance)?
+            .iter()
+            .filter(|it| !links.contains(it))
+            .count();
+        ensure!(
+            other <= kept,
+            "{options:?}: {other} links or tables are new"
+        );
+        reach(guest)?;
+    }
+    fs::remove_file(log)?;
+
+    // A table that somebody took away is not that of the programs that are there.
+    kill(&mut process)?;
+    fs::remove_file(instance.pins().join("maps").join(maps::NAT_LOG))?;
+    let _process = instance.start(&BOTH)?;
+    others_than(&there, &instance)?;
+    reach(guest)
+}
+
+#[test]
+fn what_the_programs_say_is_heard_by_the_next_process() -> Result<()> {
+    let world = world()?;
+    let instance = Instance::new(&world.host);
+    let arguments = [&BOTH[..], &["--verbose"]].concat();
+    let mut process = instance.start(&arguments)?;
+    let there = programs(&instance)?;
+    kill(&mut process)?;
+    let mut process = instance.start(&arguments)?;
+    ensure!(programs(&instance)? == there, "loaded anew");
+    reach(&world.guests[0])?;
+    process.wait_for_error_line(PATIENCE, |line| {
+        line.starts_with("tapnat: session-started icmp ")
+    })?;
+    Ok(())
 }
 
 #[test]

@@ -143,7 +143,7 @@ impl Daemon {
             let done = if self.hooks.contains(&hook) {
                 Ok(())
             } else {
-                attach(&mut self.datapath, &hook, &self.host, &mut self.journal).await
+                attach(&self.datapath, &hook, &self.host, &mut self.journal).await
             };
             match done {
                 Ok(()) => attached.push(hook),

@@ -1,0 +1,421 @@
+//! Generations of programs: those of one build with the same constants. They are pinned, so that the
+//! next process of the same build attaches what the kernel has verified already. Owns a directory of
+//! the instance's pins for each: its programs, and the tables that only these have in common.
+//!
+//! A generation has its name, which says what it is, from when it is whole.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher as _},
+    io, iter,
+    num::NonZeroUsize,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapInfo, ProgramArray},
+    programs::{Program, ProgramFd, SchedClassifier},
+};
+use tapnat_common::abi::{ABI_VERSION, globals, maps, programs, stages};
+
+use super::{explain_load, explain_refusal};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tapnat"));
+/// Which one that is.
+const OBJECT_IDENTITY: &str = env!("TAPNAT_OBJECT");
+
+/// The name of a generation that is not whole yet.
+const UNFINISHED: &str = "unfinished";
+/// The directories in a generation's.
+const PROGRAMS: &str = "programs";
+const TABLES: &str = "maps";
+
+/// The programs that others go on to, with their places in the table.
+const STAGES: [(u32, &str); stages::COUNT as usize] = [
+    (stages::EXCEPTIONAL, programs::EXCEPTIONAL),
+    (stages::START, programs::START),
+    (stages::MAP, programs::MAP),
+    (stages::OPEN, programs::OPEN),
+    (stages::RELEASE, programs::RELEASE),
+    (stages::CUT, programs::CUT),
+    (stages::PIECE, programs::PIECE),
+    (stages::ASK, programs::ASK),
+];
+
+/// What is fixed when programs are loaded: values that the verifier reckons with, and the sizes of
+/// tables.
+#[derive(Clone, Debug, Hash)]
+pub(super) struct Constants {
+    pub namespace: u64,
+    pub count: u8,
+    pub log: u8,
+    pub coarse: u8,
+    pub verbose: u8,
+    pub log_bytes: u32,
+    pub halves: u32,
+    pub mappings: u32,
+    pub permissions: u32,
+}
+
+impl Constants {
+    /// How the names of generations begin whose programs were made of this.
+    fn identity(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        OBJECT_IDENTITY.hash(&mut hasher);
+        ABI_VERSION.hash(&mut hasher);
+        self.hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+}
+
+/// A whole generation.
+#[derive(Debug)]
+pub(super) struct Generation {
+    constants: Constants,
+    /// Of the tables that all generations have in common.
+    tables: PathBuf,
+    directory: PathBuf,
+}
+
+impl Generation {
+    /// The one among these `generations` that is of this build and these constants, and works on the
+    /// pinned `tables`, if there is one.
+    pub fn find(generations: &Path, tables: &Path, constants: &Constants) -> Option<Self> {
+        let identity = constants.identity();
+        fs::read_dir(generations)
+            .ok()?
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&identity))
+            .map(|entry| Self {
+                constants: constants.clone(),
+                tables: tables.to_owned(),
+                directory: entry.path(),
+            })
+            .find(|generation| generation.works_on_tables().is_ok_and(|works| works))
+    }
+
+    /// Loads a new one into `generations`, and creates the `tables` that are not there. It has what
+    /// every generation has, and the programs that are `wanted` besides.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn load(
+        generations: &Path,
+        tables: &Path,
+        constants: Constants,
+        wanted: &[&'static str],
+    ) -> Result<Self> {
+        let unfinished = generations.join(UNFINISHED);
+        remove(&unfinished)?;
+        let name = constants.identity();
+        let mut generation = Self {
+            constants,
+            tables: tables.to_owned(),
+            directory: unfinished,
+        };
+        for directory in [PROGRAMS, TABLES] {
+            make_directory(&generation.directory.join(directory))?;
+        }
+        let mut object = generation.open_object()?;
+        for (name, table) in object.maps() {
+            // A name with a dot is of the compiler's sections, and cannot be pinned.
+            if (name == maps::STAGES || !maps::ALL.contains(&name)) && !name.contains('.') {
+                let path = generation.directory.join(TABLES).join(name);
+                table
+                    .pin(&path)
+                    .with_context(|| format!("cannot pin {}", path.display()))?;
+            }
+        }
+        // The stages take longest, and so come first.
+        let names = STAGES.iter().map(|(_, name)| *name);
+        let names = names.chain([programs::SWEEP]);
+        let names: Vec<_> = names.chain(wanted.iter().copied()).collect();
+        generation.load_from(&mut object, &names)?;
+        fill_stages(&mut object)?;
+
+        // What is attached may be of another one of the same name, whose tables somebody replaced.
+        let whole = (0..u16::MAX)
+            .map(|number| generations.join(format!("{name}-{number}")))
+            .find(|path| !path.exists())
+            .with_context(|| format!("{} is full", generations.display()))?;
+        fs::rename(&generation.directory, &whole)
+            .with_context(|| format!("cannot make {}", whole.display()))?;
+        generation.directory = whole;
+        Ok(generation)
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where a program is pinned, if it is loaded.
+    pub fn program(&self, name: &str) -> PathBuf {
+        program_in(&self.directory, name)
+    }
+
+    /// Loads those of the programs that are not loaded yet.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn add(&self, wanted: &[&'static str]) -> Result<()> {
+        let missing = wanted.iter().filter(|name| !self.program(name).exists());
+        let missing: Vec<_> = missing.copied().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.load_from(&mut self.open_object()?, &missing)
+    }
+
+    /// The object with its tables, and with no program loaded.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, as it does for want of memory.
+    pub fn open_object(&self) -> Result<Ebpf> {
+        let Constants {
+            namespace,
+            count,
+            log,
+            coarse,
+            verbose,
+            log_bytes,
+            halves,
+            mappings,
+            permissions,
+        } = &self.constants;
+        let own = names_in(&self.directory.join(TABLES))?;
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(globals::NETNS_COOKIE, namespace, true)
+            .override_global(globals::COUNT_TRAFFIC, count, true)
+            .override_global(globals::NAT_LOG, log, true)
+            .override_global(globals::COARSE_CLOCK, coarse, true)
+            .override_global(aya_log::LEVEL, verbose, true)
+            .map_max_entries(maps::NAT_LOG, *log_bytes)
+            .map_max_entries(maps::SESSIONS, *halves)
+            .map_max_entries(maps::MAPPINGS, *mappings)
+            .map_max_entries(maps::INSIDE, *mappings)
+            .map_max_entries(maps::PERMISSIONS, *permissions);
+        for name in maps::ALL.iter().filter(|name| **name != maps::STAGES) {
+            loader.map_pin_path(name, self.tables.join(name));
+        }
+        for name in &own {
+            loader.map_pin_path(name, self.directory.join(TABLES).join(name));
+        }
+        loader.load(OBJECT).map_err(explain_load)
+    }
+
+    /// Loads programs of the object and pins them.
+    fn load_from(&self, object: &mut Ebpf, names: &[&str]) -> Result<()> {
+        load_side_by_side(object, names)?;
+        for name in names {
+            let path = self.program(name);
+            object
+                .program_mut(name)
+                .with_context(|| missing(name))?
+                .pin(&path)
+                .with_context(|| format!("cannot pin {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the tables that are pinned are those of its programs. The ring of the NAT log is
+    /// replaced when it needs another size; the others come and go with all generations.
+    fn works_on_tables(&self) -> Result<bool> {
+        let mut used = Vec::new();
+        for (_, name) in STAGES {
+            let program = SchedClassifier::from_pin(self.program(name))?;
+            used.extend(program.info()?.map_ids()?.unwrap_or_default());
+        }
+        let log = MapInfo::from_pin(self.tables.join(maps::NAT_LOG))?.id();
+        let are_there = maps::ALL
+            .iter()
+            .filter(|name| **name != maps::STAGES)
+            .all(|name| self.tables.join(name).exists());
+        Ok(are_there && used.contains(&log))
+    }
+}
+
+fn program_in(generation: &Path, name: &str) -> PathBuf {
+    generation.join(PROGRAMS).join(name)
+}
+
+/// The sweep program of a whole one among these generations.
+///
+/// # Errors
+///
+/// When there is none.
+pub(super) fn sweep(generations: &Path) -> Result<SchedClassifier> {
+    let found = fs::read_dir(generations)
+        .with_context(|| format!("cannot list {}", generations.display()))?
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name() != UNFINISHED)
+        .find_map(|entry| {
+            SchedClassifier::from_pin(program_in(&entry.path(), programs::SWEEP)).ok()
+        });
+    found.with_context(|| format!("no program is pinned in {}", generations.display()))
+}
+
+/// The kernel empties a table of programs when no process and no pin holds it any more.
+fn fill_stages(object: &mut Ebpf) -> Result<()> {
+    let mut places = Vec::new();
+    for (place, name) in STAGES {
+        let program = object.program(name).with_context(|| missing(name))?;
+        let descriptor: ProgramFd = program
+            .fd()
+            .with_context(|| format!("{name} is not loaded"))?
+            .try_clone()
+            .with_context(|| format!("cannot keep {name} open"))?;
+        places.push((place, descriptor));
+    }
+    let table = object
+        .map_mut(maps::STAGES)
+        .context("the datapath has no stages: rebuild tapnat")?;
+    let mut table = ProgramArray::try_from(table)?;
+    for (place, descriptor) in &places {
+        table
+            .set(*place, descriptor, 0)
+            .context("cannot fill the table of programs")?;
+    }
+    Ok(())
+}
+
+fn missing(name: &str) -> String {
+    format!("the datapath has no program {name}: rebuild tapnat")
+}
+
+/// Loads these programs, in this order, on all processors: nearly all of a start is the verifier's
+/// work, and it takes programs side by side.
+fn load_side_by_side(object: &mut Ebpf, names: &[&str]) -> Result<()> {
+    let mut programs: Vec<_> = object
+        .programs_mut()
+        .filter_map(|(name, program)| {
+            let place = names.iter().position(|wanted| *wanted == name)?;
+            Some((place, name, program))
+        })
+        .collect();
+    programs.sort_unstable_by_key(|(place, ..)| *place);
+    let most = programs.len();
+    let programs = Mutex::new(programs.into_iter());
+    let load_next = || {
+        let next = programs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next();
+        next.map(|(_, name, program)| load(name, program))
+    };
+    thread::scope(|scope| {
+        let count = thread::available_parallelism()
+            .map_or(1, NonZeroUsize::get)
+            .min(most);
+        let workers: Vec<_> = (0..count)
+            .map(|_| scope.spawn(|| iter::from_fn(load_next).collect::<Result<()>>()))
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            let loaded = worker.join();
+            loaded.map_err(|_| anyhow!("loading the programs failed: please report this"))?
+        })
+    })
+}
+
+fn load(name: &str, program: &mut Program) -> Result<()> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => bail!("the program {name} is of a type that nothing is attached to: rebuild tapnat"),
+    }
+    .map_err(|error| explain_refusal(name, error))
+}
+
+/// The names of what is in a directory.
+fn names_in(directory: &Path) -> Result<Vec<String>> {
+    let listing = || format!("cannot list {}", directory.display());
+    fs::read_dir(directory)
+        .with_context(listing)?
+        .map(|entry| {
+            let name = entry.with_context(listing)?.file_name();
+            Ok(name.to_string_lossy().into_owned())
+        })
+        .collect()
+}
+
+/// Makes a directory of pins, and those that it is in.
+///
+/// # Errors
+///
+/// When it cannot be made.
+pub(super) fn make_directory(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot create {}", path.display()))
+}
+
+/// Removes a pin, or a directory of pins, if it is there.
+///
+/// # Errors
+///
+/// When it cannot be removed.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_the_verifier_reckons_with_tells_generations_apart() {
+        let one = Constants {
+            namespace: 1,
+            count: 0,
+            log: 0,
+            coarse: 1,
+            verbose: 0,
+            log_bytes: 4096,
+            halves: 200,
+            mappings: 100,
+            permissions: 25,
+        };
+        assert_eq!(one.identity(), one.clone().identity());
+        let other = |change: fn(&mut Constants)| {
+            let mut other = one.clone();
+            change(&mut other);
+            other.identity()
+        };
+        let others = [
+            other(|it| it.namespace = 2),
+            other(|it| it.count = 1),
+            other(|it| it.log = 1),
+            other(|it| it.coarse = 0),
+            other(|it| it.verbose = 4),
+            other(|it| it.log_bytes = 8192),
+            other(|it| it.halves = 100),
+            other(|it| it.mappings = 200),
+            other(|it| it.permissions = 50),
+        ];
+        for (place, identity) in others.iter().enumerate() {
+            assert_ne!(*identity, one.identity());
+            assert!(!others[..place].contains(identity));
+        }
+    }
+}
