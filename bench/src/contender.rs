@@ -244,6 +244,7 @@ impl Tapnat {
             format!("--max-sessions={}", wish.max_sessions),
             // One guest opens them all.
             format!("--guest-max-sessions={}", wish.max_sessions),
+            format!("--guest-max-ports={}", wish.max_sessions),
             "--udp-timeout=2h".to_owned(),
             format!("--uplink-hook={}", wish.uplink_hook),
         ];

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -628,6 +628,10 @@ pub struct Guest {
     /// so.
     pub allowance: u32,
     pub allowed_at: Instant,
+    /// Outside ports that mappings of its own hold, those that rest among them. Only
+    /// ever added to and taken from.
+    pub ports: u32,
+    pub padding: u32,
 }
 
 /// What a session takes from [`Guest::allowance`]: the ticks in a second, as a guest
@@ -653,6 +657,9 @@ pub mod sweep_tables {
     /// Sessions, by the [`super::FlowKey`] of each half: not to remove, but to have
     /// the firewall asked about them again.
     pub const SESSIONS_TO_ASK: u32 = 6;
+    /// A port that a guest holds no more, as user space gave its mapping to somebody
+    /// else, by the guest's address.
+    pub const GUESTS_PORTS: u32 = 7;
 }
 
 /// The beginning of a packet that [`programs::SWEEP`] is run on. After it come
@@ -862,6 +869,8 @@ pub struct Settings {
     /// Sessions that one guest may begin in a second, [`MOST_NEW_SESSIONS`] at most;
     /// 0 for no limit.
     pub guest_new_sessions: u32,
+    /// Outside ports that one guest may hold; 0 for no limit.
+    pub guest_max_ports: u32,
     /// Rises when routes, neighbours or devices changed: cached next hops of
     /// another generation are looked up anew.
     pub generation: u8,
@@ -958,9 +967,9 @@ const _: () = {
     assert!(size_of::<HeldKey>() == 20);
     assert!(size_of::<Sweep>() == 16);
     assert!(size_of::<FlowKey>() <= SWEEP_KEY_BYTES);
-    assert!(size_of::<Guest>() == 24);
+    assert!(size_of::<Guest>() == 32);
     assert!(size_of::<Device>() == 12);
-    assert!(size_of::<Settings>() == 4 + 4 + 36 + 64 + 4 + 4 + 4 + 8);
+    assert!(size_of::<Settings>() == 4 + 4 + 36 + 64 + 4 + 4 + 4 + 4 + 8);
 };
 
 #[cfg(feature = "user")]

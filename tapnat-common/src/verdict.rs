@@ -171,6 +171,8 @@ reasons! {
     MappingTableFull = Refuse "mapping-table-full",
     /// The guest has as many sessions as it may; ICMP 3/13 was sent.
     GuestSessionLimit = Refuse "guest-session-limit",
+    /// The guest holds as many outside ports as it may; ICMP 3/13 was sent.
+    GuestPortLimit = Refuse "guest-port-limit",
     /// To a destination that the operator denies to guests; ICMP 3/13 was sent.
     DeniedDestination = Refuse "denied-destination",
     /// From a guest to another one, and guests are isolated; ICMP 3/13 was sent.

@@ -318,6 +318,9 @@ pub fn sweep(context: TcContext) -> i32 {
             .read(at)
             .map(|key| nat::sweep::permission(&key, &kernel)),
         sweep_tables::GUESTS => packet.read(at).map(|key| nat::sweep::guest(key, &kernel)),
+        sweep_tables::GUESTS_PORTS => packet
+            .read(at)
+            .map(|key| nat::sweep::port_of_guest(key, &kernel)),
         sweep_tables::SESSIONS_TO_ASK => packet
             .read(at)
             .map(|key| nat::sweep::ask_again(&key, &kernel)),

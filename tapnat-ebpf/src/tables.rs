@@ -343,6 +343,15 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn count_port_on_guest(&self, address: Be32, more: bool) {
+        if let Some(guest) = value(maps::GUESTS.get_ptr_mut(address))
+            && (more || guest.ports != 0)
+        {
+            count(&mut guest.ports, more);
+        }
+    }
+
+    #[inline(always)]
     fn ports(&self, index: u32) -> Option<&mut PortSet> {
         value(maps::PORTS.get_ptr_mut(index))
     }

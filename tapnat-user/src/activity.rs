@@ -251,6 +251,7 @@ impl Look {
                 guest: guest.clone(),
                 device: devices().find(is_on).and_then(|it| it.name.clone()),
                 max_sessions: Some(status.guest_max_sessions).filter(|most| *most != 0),
+                max_ports: Some(status.guest_max_ports).filter(|most| *most != 0),
                 max_new_sessions: status.guest_new_sessions,
                 packets: both(|it| it.packets),
                 bytes: both(|it| it.bytes),
@@ -502,6 +503,8 @@ pub struct GuestDetail {
     pub device: Option<String>,
     /// Sessions that it may have; null for no limit.
     pub max_sessions: Option<u32>,
+    /// Outside ports that it may hold; null for no limit.
+    pub max_ports: Option<u32>,
     /// Sessions that it may begin in a second; null for no limit.
     pub max_new_sessions: Option<u32>,
     /// Of the sessions that there are. Absent when sessions are not counted.
@@ -582,6 +585,7 @@ pub(crate) mod tests {
                 address: Ipv4Addr::new(10, 0, 0, last),
                 link_address: Some(format!("02:00:00:00:00:{last:02x}")),
                 sessions,
+                ports: sessions,
                 refused,
             },
             rates: Some(rates(bits)),
@@ -737,6 +741,7 @@ pub(crate) mod tests {
             guest: guest(10, 7, 2, 0.0).guest,
             device: Some("tap0".to_owned()),
             max_sessions: Some(100),
+            max_ports: Some(50),
             max_new_sessions: None,
             packets: None,
             bytes: None,
@@ -747,9 +752,11 @@ pub(crate) mod tests {
                 "address": "10.0.0.10",
                 "link_address": "02:00:00:00:00:0a",
                 "sessions": 7,
+                "ports": 7,
                 "refused": 2,
                 "device": "tap0",
                 "max_sessions": 100,
+                "max_ports": 50,
                 "max_new_sessions": null,
             })
         );

@@ -110,12 +110,13 @@ enum Command {
     /// Show who is behind an instance
     ///
     /// Guests that sent something to the world since the instance began and were not forgotten for want
-    /// of room. LIMIT is what SESSIONS can be; REFUSED counts new sessions that this limit, or the one on
-    /// new sessions in a second, refused. With `tapnat run --count`, packets and bytes of the sessions
+    /// of room. PORTS are the outside ports that it holds, those that rest among them. LIMIT is what
+    /// stands before it can be; REFUSED counts new sessions that one of these limits, or the one on new
+    /// sessions in a second, refused. With `tapnat run --count`, packets and bytes of the sessions
     /// that there are stand there as OUTBOUND/INBOUND.
     ///
-    /// The JSON is an array of objects: `address`, `device`, `link_address`, `sessions`, `refused`,
-    /// `max_sessions`, `max_new_sessions`, and `packets` and `bytes` where they are counted.
+    /// The JSON is an array of objects: `address`, `device`, `link_address`, `sessions`, `ports`,
+    /// `refused`, `max_sessions`, `max_ports`, `max_new_sessions`, and `packets` and `bytes` where they are counted.
     Guests(guests::Arguments),
     /// Print what an instance does for Prometheus, or answer its scrapes
     ///

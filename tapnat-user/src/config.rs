@@ -32,8 +32,8 @@ pub use self::inside::{Devices, Inside, Networks, overlap};
 pub const DEFAULT_PORTS: RangeInclusive<u16> = 512..=65535;
 /// Sessions that the tables have room for unless told otherwise.
 pub const DEFAULT_MAX_SESSIONS: u32 = 131_072;
-/// One guest gets as large a part of the sessions that there can be, unless told otherwise: the others
-/// still have room when it takes all that it gets.
+/// One guest gets as large a part of the sessions that there can be, and of the ports of its outside
+/// address, unless told otherwise: the others still have room when it takes all that it gets.
 const GUEST_SHARE: u32 = 4;
 /// Unless that is fewer than this.
 const GUEST_LEAST: u32 = 1024;
@@ -45,6 +45,14 @@ pub fn default_guest_max_sessions(max_sessions: u32) -> NonZeroU32 {
         .max(GUEST_LEAST)
         .min(max_sessions);
     NonZeroU32::new(share).unwrap_or(NonZeroU32::MIN)
+}
+
+/// How many outside ports one guest may hold, unless told otherwise. Those that rest count, so that
+/// many sessions one after the other do not take all.
+#[must_use]
+pub fn default_guest_max_ports(ports: &RangeInclusive<u16>) -> NonZeroU32 {
+    let count = u32::from(ports.end().saturating_sub(*ports.start())) + 1;
+    NonZeroU32::new((count / GUEST_SHARE).max(GUEST_LEAST)).unwrap_or(NonZeroU32::MIN)
 }
 
 /// Between two sweeps unless told otherwise.
@@ -72,6 +80,7 @@ pub struct Config {
     pub ports: RangeInclusive<u16>,
     pub max_sessions: u32,
     pub guest_max_sessions: NonZeroU32,
+    pub guest_max_ports: NonZeroU32,
     /// In a second. None means no limit.
     pub guest_new_sessions: Option<NonZeroU32>,
     pub timeouts: Timeouts,

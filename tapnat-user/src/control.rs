@@ -18,12 +18,14 @@ use tokio::{
 
 use crate::{
     changes::RealHost,
+    datapath::Pins,
     forwards::Forward,
     host::{namespace::NetworkNamespace, netlink::Netlink, sockets::name_owner},
     instance::{InstanceName, Lock},
     journal::{Journal, Role},
     pool,
     statics::{self, Selector},
+    sweep::Remover,
     tables::PinnedTables,
 };
 
@@ -220,7 +222,9 @@ async fn perform_alone(
     mut journal: Journal,
     request: &Request,
 ) -> Result<Vec<String>> {
-    let mut notes = perform(&mut tables, request)?;
+    let pins = Pins::find(instance)?;
+    let remover = pins.remover()?;
+    let mut notes = perform(&mut tables, &remover, request)?;
     let claims = journal.claims().iter();
     let uplinks = claims.filter(|claim| claim.role == Role::Uplink);
     let uplinks: Vec<_> = uplinks.map(|claim| claim.device.clone()).collect();
@@ -247,17 +251,21 @@ async fn perform_alone(
 /// # Errors
 ///
 /// When it cannot be done, in which case nothing is changed.
-pub fn perform(tables: &mut PinnedTables, request: &Request) -> Result<Vec<String>> {
+pub fn perform(
+    tables: &mut PinnedTables,
+    remover: &impl Remover,
+    request: &Request,
+) -> Result<Vec<String>> {
     match request {
         Request::AddForward(forward) => {
-            if statics::add(tables, forward)? {
+            if statics::add(tables, remover, forward)? {
                 Ok(Vec::new())
             } else {
                 Ok(vec![format!("{} is there already", forward.name())])
             }
         }
         Request::RemoveForward(selector) => {
-            statics::remove(tables, selector)?;
+            statics::remove(tables, remover, selector)?;
             Ok(Vec::new())
         }
         Request::Reload => bail!(

@@ -588,7 +588,7 @@ impl Daemon {
         if *request == Request::Reload {
             return self.reload().await;
         }
-        let mut notes = control::perform(&mut self.tables, request)?;
+        let mut notes = control::perform(&mut self.tables, &self.datapath, request)?;
         notes.extend(self.settle_addresses().await?);
         notes.extend(settle_host_sockets(&mut self.datapath, &self.tables));
         Ok(notes)
@@ -731,7 +731,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         warn(&note);
     }
     let forwards = statics::plan_configured(&tables, &config.forwards)?;
-    statics::apply(&mut tables, &forwards)?;
+    statics::apply(&mut tables, &datapath, &forwards)?;
     // Before the programs that tell it more.
     let nat_log = nat_log(config, &pins, &datapath, &tables)?;
     for hook in arriving {
@@ -1118,6 +1118,7 @@ fn settings(config: &Config, outside: &[Be32], left: &Settings) -> Settings {
         timeouts: config.timeouts,
         guest_max_sessions: config.guest_max_sessions.into(),
         guest_new_sessions: config.guest_new_sessions.map_or(0, Into::into),
+        guest_max_ports: config.guest_max_ports.into(),
         generation: left.generation.wrapping_add(1),
         filtering_tcp: config.filtering.tcp as u8,
         filtering_udp: config.filtering.udp as u8,

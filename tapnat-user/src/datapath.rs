@@ -39,7 +39,7 @@ use tapnat_common::{
 use self::generation::{Constants, Generation, make_directory, remove};
 use crate::{
     config::{Attach, Config},
-    host::{cgroup, namespace::NetworkNamespace, netlink::Device},
+    host::{bpffs, cgroup, namespace::NetworkNamespace, netlink::Device},
     instance::InstanceName,
     journal::{Direction, Role},
     sweep::Remover,
@@ -79,6 +79,18 @@ impl Pins {
             instance: instance.clone(),
             directory: instance.pin_directory(bpffs),
         }
+    }
+
+    /// Of this instance, wherever the BPF file system is mounted.
+    ///
+    /// # Errors
+    ///
+    /// When it is not mounted any more.
+    pub fn find(instance: &InstanceName) -> Result<Self> {
+        let root = bpffs::find().context(
+            "the BPF file system was unmounted: mount it (`mount -t bpf bpf /sys/fs/bpf`)",
+        )?;
+        Ok(Self::new(instance, &root))
     }
 
     /// Whether an earlier process left the instance's directory.

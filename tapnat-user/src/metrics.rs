@@ -196,6 +196,12 @@ impl Source {
         }
         .measure(encoder)?;
         Metric {
+            name: "guest_ports",
+            help: "Outside ports that a guest holds",
+            values: labelled(|guest| guest.ports),
+        }
+        .measure(encoder)?;
+        Metric {
             name: "guest_refused_sessions",
             help: "Sessions that a limit refused a guest",
             values: labelled(|guest| guest.refused),

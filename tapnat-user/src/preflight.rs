@@ -638,6 +638,7 @@ mod tests {
             ports: DEFAULT_PORTS,
             max_sessions: DEFAULT_MAX_SESSIONS,
             guest_max_sessions: std::num::NonZeroU32::MAX,
+            guest_max_ports: std::num::NonZeroU32::MAX,
             guest_new_sessions: None,
             timeouts: Timeouts::default(),
             filtering: PerProtocol::default(),

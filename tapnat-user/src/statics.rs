@@ -14,6 +14,7 @@ use crate::{
     daemon::now,
     forwards::{Forward, Ports, Share, Standing, Transport, standing},
     host::sockets::{self, Listener},
+    sweep::{self, Remover},
     tables::PinnedTables,
     view::MappingView,
 };
@@ -181,10 +182,10 @@ pub fn list(tables: &PinnedTables) -> Result<Vec<Standing>> {
 ///
 /// When it contradicts another one, a guest or a program of the host has the port, or it leads
 /// nowhere.
-pub fn add(tables: &mut PinnedTables, forward: &Forward) -> Result<bool> {
+pub fn add(tables: &mut PinnedTables, remover: &impl Remover, forward: &Forward) -> Result<bool> {
     let there = tables.static_mappings()?;
     let change = plan(tables, &there, &[*forward], false)?;
-    apply(tables, &change)?;
+    apply(tables, remover, &change)?;
     Ok(!change.is_empty())
 }
 
@@ -193,7 +194,11 @@ pub fn add(tables: &mut PinnedTables, forward: &Forward) -> Result<bool> {
 /// # Errors
 ///
 /// When nothing is selected.
-pub fn remove(tables: &mut PinnedTables, selector: &Selector) -> Result<()> {
+pub fn remove(
+    tables: &mut PinnedTables,
+    remover: &impl Remover,
+    selector: &Selector,
+) -> Result<()> {
     let there = tables.static_mappings()?;
     let remove: Vec<_> = there
         .iter()
@@ -214,7 +219,7 @@ pub fn remove(tables: &mut PinnedTables, selector: &Selector) -> Result<()> {
         remove,
         insert: Vec::new(),
     };
-    apply(tables, &change)
+    apply(tables, remover, &change)
 }
 
 /// What makes these the forwards that the configuration asks for, in place of those that it asked
@@ -368,7 +373,7 @@ fn describe(outside: EndpointKey) -> String {
 /// # Errors
 ///
 /// When a table is full, or a guest took a port since: then nothing of it is left.
-pub fn apply(tables: &mut PinnedTables, change: &Change) -> Result<()> {
+pub fn apply(tables: &mut PinnedTables, remover: &impl Remover, change: &Change) -> Result<()> {
     let mut made: Vec<(EndpointKey, Option<Mapping>)> = Vec::new();
     for (outside, mapping) in &change.insert {
         let before = tables.mapping(outside)?;
@@ -395,6 +400,14 @@ pub fn apply(tables: &mut PinnedTables, change: &Change) -> Result<()> {
         }
         made.push((*outside, before));
     }
+    // What guests held themselves.
+    let given_up: Vec<_> = made
+        .iter()
+        .filter_map(|(_, before)| before.as_ref())
+        .filter(|before| before.flags & mapping_flags::STATIC == 0)
+        .map(|before| before.inside.address)
+        .collect();
+    sweep::take_ports_from_guests(&given_up, remover)?;
     for outside in &change.remove {
         tables.remove_mapping(outside)?;
     }

@@ -182,13 +182,15 @@ impl Sweep {
                 signs.refused += counter.packets;
             }
         }
-        let most = u64::from(tables.settings()?.guest_max_sessions);
+        let settings = tables.settings()?;
+        let is_near =
+            |used: u32, most: u32| most != 0 && u64::from(used) * 4 >= u64::from(most) * 3;
         let (guests, capacity) = tables.guests()?;
         signs.is_tight = guests.len() > capacity as usize / 2
-            || (most != 0
-                && guests
-                    .iter()
-                    .any(|(_, guest)| u64::from(guest.sessions) * 4 >= most * 3));
+            || guests.iter().any(|(_, guest)| {
+                is_near(guest.sessions, settings.guest_max_sessions)
+                    || is_near(guest.ports, settings.guest_max_ports)
+            });
         Ok(signs)
     }
 
@@ -271,7 +273,7 @@ impl Sweep {
         let is_full = guests.len() > capacity as usize / 2;
         let idle: HashSet<_> = guests
             .into_iter()
-            .filter(|(_, guest)| is_full && guest.sessions == 0)
+            .filter(|(_, guest)| is_full && guest.sessions == 0 && guest.ports == 0)
             .map(|(address, _)| address)
             .collect();
         let mut keys = Keys::new(sweep_tables::GUESTS, remover);
@@ -390,6 +392,19 @@ pub fn ask_again(tables: &PinnedTables, remover: &impl Remover) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes a port from those that each of these guests holds, as its mapping was replaced.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn take_ports_from_guests(guests: &[Be32], remover: &impl Remover) -> Result<()> {
+    let mut keys = Keys::new(sweep_tables::GUESTS_PORTS, remover);
+    for guest in guests {
+        keys.add(guest)?;
+    }
+    keys.finish().map(drop)
 }
 
 /// Keys of one table on their way to the sweep program.

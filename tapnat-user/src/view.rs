@@ -295,6 +295,8 @@ pub struct Status {
     pub uplink_hook: UplinkHookView,
     /// Sessions that one guest may have.
     pub guest_max_sessions: u32,
+    /// Outside ports that one guest may hold.
+    pub guest_max_ports: u32,
     /// Sessions that one guest may begin in a second; null for no limit.
     pub guest_new_sessions: Option<u32>,
     pub policy: PolicyView,
@@ -436,6 +438,8 @@ pub struct GuestView {
     pub link_address: Option<String>,
     /// Sessions now; what is over and not yet collected counts.
     pub sessions: u32,
+    /// Outside ports that it holds, those that rest among them.
+    pub ports: u32,
     /// New sessions that a limit refused.
     pub refused: u32,
 }
@@ -449,6 +453,7 @@ impl GuestView {
             address: Ipv4Addr::from(address),
             link_address: (guest.link != 0).then_some(link),
             sessions: guest.sessions,
+            ports: guest.ports,
             refused: guest.refused,
         }
     }
@@ -542,6 +547,7 @@ impl From<StatusSource> for Status {
                 reason: hook.reason(),
             },
             guest_max_sessions: settings.guest_max_sessions,
+            guest_max_ports: settings.guest_max_ports,
             guest_new_sessions: Some(settings.guest_new_sessions).filter(|most| *most != 0),
             policy: PolicyView {
                 deny: source.denied,

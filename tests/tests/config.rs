@@ -274,7 +274,7 @@ fn a_changed_file_is_taken_in_and_no_session_is_lost() -> Result<()> {
     let mut inward = TcpSession::open(world, None, outside(8080))?;
 
     bed.write(
-        "udp-timeout = 120\nfiltering = \"endpoint-independent\"\nguest-max-sessions = 50\n\
+        "udp-timeout = 120\nfiltering = \"endpoint-independent\"\nguest-max-sessions = 50\nguest-max-ports = 60\n\
          inbound-refresh = true\nports = \"20000-30000\"\n\
          [[forward]]\nprotocol = \"tcp\"\nport = 8080\nto = \"10.0.1.10:80\"\n\
          [[forward]]\nprotocol = \"tcp\"\nport = 8081\nto = \"10.0.0.10:80\"\n",
@@ -287,7 +287,9 @@ fn a_changed_file_is_taken_in_and_no_session_is_lost() -> Result<()> {
         "{status}"
     );
     ensure!(
-        status["guest_max_sessions"] == 50 && status["inbound_refresh"] == true,
+        status["guest_max_sessions"] == 50
+            && status["guest_max_ports"] == 60
+            && status["inbound_refresh"] == true,
         "{status}"
     );
     out.exchange(b"goes on")?;

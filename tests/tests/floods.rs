@@ -128,6 +128,26 @@ fn a_guest_scans_ports() -> Result<()> {
 }
 
 #[test]
+fn a_guest_takes_another_port_each_time() -> Result<()> {
+    // Of which it could otherwise have all.
+    let arguments = ["--ports", "20000-24095", "--guest-max-sessions", "100000"];
+    let (world, wires) = wired(2, &arguments)?;
+    let mut bystander = Bystander::new(&wires)?;
+    let scan =
+        (0..FLOOD).map(|number| packet::udp(wires.inside(1, 10_000 + number), remote(0, 53)));
+    flood(&mut bystander, &wires, scan)?;
+    let refusals = world.instance.count("guest-port-limit")?;
+    ensure!(refusals >= u64::from(FLOOD) - 1024, "{refusals} refused");
+    let other = wires.inside(1, 0).ip().to_string();
+    ensure!(
+        refused(&world.instance, &other)? >= refusals,
+        "not counted on the guest"
+    );
+    ensure!(world.instance.count("ports-exhausted")? == 0, "exhausted");
+    Ok(())
+}
+
+#[test]
 fn a_guest_floods_pings() -> Result<()> {
     let (world, wires) = wired(2, &SESSIONS)?;
     let mut bystander = Bystander::new(&wires)?;

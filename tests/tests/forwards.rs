@@ -360,6 +360,33 @@ fn what_contradicts_is_refused_and_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// What a guest's socket has, becomes the operator's, and counts on the guest no more.
+#[test]
+fn a_forwarded_port_is_none_of_those_that_a_guest_holds() -> Result<()> {
+    let bed = Bed::new()?;
+    let mut process = bed.start()?;
+    let guest = bed.guest(0)?;
+    let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+    let held = || -> Result<u64> {
+        let status = bed.instance.ask_json("status")?;
+        status["guests"][0]["ports"].as_u64().context("no guest")
+    };
+    let sockets = [7000, 7001].map(|port| udp_socket(&guest.namespace, server(guest, port)));
+    for socket in sockets {
+        reflect_udp(&socket?, mirror.address(), b"x")?;
+    }
+    ensure!(held()? == 2, "{} ports", held()?);
+    bed.forward("add udp 7000 10.0.0.10")?;
+    ensure!(held()? == 1, "{} ports", held()?);
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    bed.forward("add udp 7001 10.0.0.10")?;
+    ensure!(held()? == 0, "{} ports", held()?);
+    bed.forward("remove udp 7000-7001")?;
+    ensure!(held()? == 0, "{} ports", held()?);
+    Ok(())
+}
+
 #[test]
 fn guests_never_get_a_forwarded_port() -> Result<()> {
     let bed = Bed::new()?;

@@ -64,6 +64,7 @@ fn metrics_tell_of_packets_tables_and_guests() -> Result<()> {
         value(&text, "tapnat_guest_sessions", &first)? == 2,
         "{text}"
     );
+    ensure!(value(&text, "tapnat_guest_ports", &first)? == 2, "{text}");
     ensure!(
         value(&text, "tapnat_guest_refused_sessions_total", &first)? == 4,
         "{text}"
@@ -88,6 +89,7 @@ fn metrics_tell_of_packets_tables_and_guests() -> Result<()> {
         guests[0]["device"] == "veth0"
             && guests[1]["device"] == "veth1"
             && guests[0]["max_sessions"] == 2
+            && guests[0]["max_ports"] == 16_256
             && guests[0]["max_new_sessions"] == status["guest_new_sessions"],
         "{guests} {status}"
     );

@@ -60,22 +60,32 @@ both_families!(req_3_the_address_pool_need_not_be_contiguous);
 
 /// REQ-4: the number of ports of a subscriber can be limited, and is given back.
 fn req_4_a_guests_ports_can_be_limited(family: Family) -> Result<()> {
-    let limits = ["--guest-max-sessions", "3", "--udp-timeout", "2"];
-    let (_world, wires) = family.wired(2, &limits)?;
-    for _ in 0..2 {
-        for port in 40_000..40_003 {
+    let limits = "--guest-max-ports 3 --udp-timeout 2 --port-rest 1 --sweep-interval 1";
+    let (world, wires) = family.wired(2, &limits.split(' ').collect::<Vec<_>>())?;
+    let guest = wires.inside(0, 0).ip().to_string();
+    // Other ones each time, so that it gets none of its own again.
+    for first in [40_000, 40_010] {
+        for port in first..first + 3 {
             wires.map_udp(0, port, family.remote(0, 53))?;
         }
-        for port in 40_003..40_006 {
+        for port in first + 3..first + 6 {
             check_refused(
                 &wires,
                 0,
                 &packet::udp(wires.inside(0, port), family.remote(0, 53)),
             )?;
         }
-        // Others do not feel it.
-        wires.map_udp(1, 40_000, family.remote(0, 53))?;
-        thread::sleep(just_over(2));
+        // One port is good for many remotes, and others do not feel it.
+        wires.map_udp(0, first, family.remote(1, 53))?;
+        wires.map_udp(1, first, family.remote(0, 53))?;
+        world.instance.until(|status| {
+            let guests = status["guests"].as_array();
+            guests.is_some_and(|guests| {
+                guests
+                    .iter()
+                    .any(|it| it["address"] == guest && it["ports"] == 0)
+            })
+        })?;
     }
     Ok(())
 }

@@ -118,11 +118,43 @@ pub(super) fn of<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey
             mapping.expires_at = mapping.expires_at.later_of(opening.until);
             return Ok(outside);
         }
-        if tables.remove_mapping(&outside) && tables.outside_of(&inside) == Some(outside) {
+        if remove(&outside, &inside, tables) && tables.outside_of(&inside) == Some(outside) {
             tables.remove_outside_of(&inside);
         }
     }
     allocate(opening, tables)
+}
+
+/// Whether the guest holds as many ports as it may (RFC 6888 REQ-4).
+#[inline(always)]
+fn is_at_limit<T: Tables>(inside: Be32, tables: &T) -> bool {
+    let most = tables
+        .settings()
+        .map_or(0, |settings| settings.guest_max_ports);
+    most != 0
+        && tables
+            .guest(inside)
+            .is_some_and(|guest| guest.ports >= most)
+}
+
+/// Inserts a mapping, and counts its port on its guest.
+#[inline(always)]
+pub(super) fn insert<T: Tables>(outside: &EndpointKey, mapping: &Mapping, tables: &T) -> Insert {
+    let inserted = tables.insert_mapping(outside, mapping);
+    if inserted == Insert::Done {
+        tables.count_port_on_guest(mapping.inside.address, true);
+    }
+    inserted
+}
+
+/// Removes the mapping of an inside endpoint. Returns whether it was there.
+#[inline(always)]
+pub(super) fn remove<T: Tables>(outside: &EndpointKey, inside: &EndpointKey, tables: &T) -> bool {
+    let removed = tables.remove_mapping(outside);
+    if removed {
+        tables.count_port_on_guest(inside.address, false);
+    }
+    removed
 }
 
 /// Takes an outside port: the inside one if it is free, else a random one of
@@ -141,11 +173,17 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
     let class = opening.class;
     let inside_port = opening.inside.port.get();
     let reserved = tables.reserved(class).ok_or(Reason::PortsExhausted)?;
+    // It may still have one of its own back: without user space's sweep nobody else
+    // takes those that are over from it.
+    let is_at_limit = is_at_limit(opening.inside.address, tables);
     for attempt in 0..=TRIES * 3 + EXPIRED_TRIES {
         let mut port = inside_port;
         let usable = if attempt == 0 {
             !reserved.contains(port)
         } else if attempt <= TRIES * 3 {
+            if is_at_limit {
+                continue;
+            }
             let wanted = if attempt <= TRIES {
                 inside_port
             } else if attempt <= TRIES * 2 {
@@ -169,7 +207,7 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
             continue;
         }
         let outside = EndpointKey::new(pool.address, Be16::new(port), mapping.inside.protocol);
-        if let Some(set) = tables.ports(set_index(pool.index, class, port)) {
+        if !is_at_limit && let Some(set) = tables.ports(set_index(pool.index, class, port)) {
             // Ours from now on, or somebody's already.
             set.take(port);
         }
@@ -178,6 +216,12 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
             Insert::Exists => {}
             Insert::Full => return Err(Reason::MappingTableFull),
         }
+    }
+    if is_at_limit {
+        if let Some(guest) = tables.guest(opening.inside.address) {
+            guest.refused = guest.refused.wrapping_add(1);
+        }
+        return Err(Reason::GuestPortLimit);
     }
     Err(Reason::PortsExhausted)
 }
@@ -212,7 +256,7 @@ fn enter<T: Tables>(
                 .mapping(&first)
                 .is_some_and(|mapping| mapping.inside == *inside)
         {
-            tables.remove_mapping(outside);
+            remove(outside, inside, tables);
             return Ok(first);
         }
         // What is noted there belongs to somebody else by now.
@@ -224,7 +268,7 @@ fn enter<T: Tables>(
     if inserted == Insert::Done {
         return Ok(*outside);
     }
-    tables.remove_mapping(outside);
+    remove(outside, inside, tables);
     Err(Reason::MappingTableFull)
 }
 
@@ -298,14 +342,20 @@ pub fn take<T: Tables>(outside: &EndpointKey, mapping: &Mapping, tables: &T) -> 
     if outside.protocol != protocol::ICMP && tables.host_socket(outside, &nobody) {
         return Insert::Exists;
     }
-    let inserted = tables.insert_mapping(outside, mapping);
-    if inserted != Insert::Exists || !may_take_over(mapping, outside, tables) {
-        return inserted;
+    let is_at_limit = is_at_limit(mapping.inside.address, tables);
+    if !is_at_limit {
+        let inserted = insert(outside, mapping, tables);
+        if inserted != Insert::Exists {
+            return inserted;
+        }
+    }
+    if !may_take_over(mapping, outside, is_at_limit, tables) {
+        return Insert::Exists;
     }
     if !lock(outside, tables) {
         return Insert::Exists;
     }
-    let inserted = take_over(mapping, outside, tables);
+    let inserted = take_over(mapping, outside, is_at_limit, tables);
     unlock(outside, tables);
     inserted
 }
@@ -326,34 +376,44 @@ pub(super) fn unlock<T: Tables>(outside: &EndpointKey, tables: &T) {
 }
 
 /// Whether the mapping in the way is over, and has rested if another guest had
-/// it.
+/// it. `only_own`: it may not be another guest's.
 #[inline(always)]
-fn may_take_over<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> bool {
+fn may_take_over<T: Tables>(
+    mapping: &Mapping,
+    outside: &EndpointKey,
+    only_own: bool,
+    tables: &T,
+) -> bool {
     let (Some(old), Some(settings)) = (tables.mapping(outside), tables.settings()) else {
         return false;
     };
     let now = tables.now();
     let rested = !now.is_before(old.expires_at.after(settings.timeouts.port_rest));
     let same_guest = old.inside.address == mapping.inside.address;
-    is_expired(old, now) && (rested || same_guest)
+    is_expired(old, now) && (same_guest || (rested && !only_own))
 }
 
 /// Puts the mapping in the place of one that is over.
 #[inline(always)]
-fn take_over<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> Insert {
+fn take_over<T: Tables>(
+    mapping: &Mapping,
+    outside: &EndpointKey,
+    only_own: bool,
+    tables: &T,
+) -> Insert {
     let Some(old) = tables.mapping(outside) else {
         return Insert::Exists;
     };
     let before = old.inside;
-    if !may_take_over(mapping, outside, tables) {
+    if !may_take_over(mapping, outside, only_own, tables) {
         return Insert::Exists;
     }
     // The way to it first: once it is gone, its owner may come back and map it.
     if tables.outside_of(&before) == Some(*outside) {
         tables.remove_outside_of(&before);
     }
-    if !tables.remove_mapping(outside) {
+    if !remove(outside, &before, tables) {
         return Insert::Exists;
     }
-    tables.insert_mapping(outside, mapping)
+    insert(outside, mapping, tables)
 }

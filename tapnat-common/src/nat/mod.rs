@@ -161,6 +161,8 @@ pub trait Tables {
     fn is_untranslated(&self, destination: Be32) -> bool;
     /// Adds to (or takes from) the guest's sessions; never below 0.
     fn count_on_guest(&self, address: Be32, more: bool);
+    /// Adds to (or takes from) the ports that the guest holds; never below 0.
+    fn count_port_on_guest(&self, address: Be32, more: bool);
 
     fn ports(&self, index: u32) -> Option<&mut PortSet>;
     fn reserved(&self, class: u32) -> Option<&Reserved>;

@@ -132,12 +132,13 @@ fn remove_mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
     let now = tables.now();
     let before = *mapping;
     // Looked at again: another guest may just have taken it over.
-    if !mapping_is_over(&before, settings, now) || !tables.remove_mapping(outside) {
+    if !mapping_is_over(&before, settings, now) || !mapping::remove(outside, &before.inside, tables)
+    {
         return false;
     }
     if mapping.inside == before.inside && !mapping::is_expired(mapping, now) {
         // Its guest came back to it on another CPU at the last moment.
-        return tables.insert_mapping(outside, mapping) == Insert::Full;
+        return mapping::insert(outside, mapping, tables) == Insert::Full;
     }
     if tables.outside_of(&before.inside) == Some(*outside) {
         tables.remove_outside_of(&before.inside);
@@ -212,7 +213,15 @@ pub fn permission<T: Tables>(key: &PermissionKey, tables: &T) -> bool {
     (is_over || tables.mapping(&key.outside).is_none()) && tables.remove_permission(key)
 }
 
-/// Forgets a guest that has no sessions, and what was refused it. Returns whether
+/// Takes a port from those that a guest holds, whose mapping user space gave to somebody
+/// else. Returns `true`.
+#[inline(always)]
+pub fn port_of_guest<T: Tables>(address: Be32, tables: &T) -> bool {
+    tables.count_port_on_guest(address, false);
+    true
+}
+
+/// Forgets a guest that has no sessions and holds no ports, and what was refused it. Returns whether
 /// it was there.
 ///
 /// A session that another CPU is opening for it right now may then be counted on
@@ -221,6 +230,6 @@ pub fn permission<T: Tables>(key: &PermissionKey, tables: &T) -> bool {
 pub fn guest<T: Tables>(address: Be32, tables: &T) -> bool {
     let is_idle = tables
         .guest(address)
-        .is_some_and(|guest| guest.sessions == 0);
+        .is_some_and(|guest| guest.sessions == 0 && guest.ports == 0);
     is_idle && tables.remove_guest(address)
 }

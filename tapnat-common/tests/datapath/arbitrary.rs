@@ -545,6 +545,7 @@ fn take(world: &World, step: Step, history: &mut History) {
             settings.flags = flags | settings.flags & setting_flags::INBOUND_REFRESH;
             settings.clamp_mss = clamp;
             settings.guest_max_sessions = limit;
+            settings.guest_max_ports = limit / 2;
         }),
         Step::Sweep => {
             sweep_all(world);

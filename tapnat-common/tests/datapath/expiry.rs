@@ -280,6 +280,59 @@ fn quotas_count_sessions_that_live() {
 }
 
 #[test]
+fn quotas_count_ports_that_are_held() {
+    let world = World::new();
+    world.set(|settings| settings.guest_max_ports = 2);
+    let start = |guest, port, remote| {
+        let exit = world.guest_sends(TAP, &udp(at(guest, port), at(SERVER, remote)).build());
+        exit.reason
+    };
+    assert_eq!(start(GUEST, 4000, 1), Reason::SessionStarted);
+    assert_eq!(start(GUEST, 4001, 1), Reason::SessionStarted);
+    for refused in 1..=3 {
+        assert_eq!(start(GUEST, 4002, 1), Reason::GuestPortLimit);
+        let guest = world.guests.copy(&Be32::from(GUEST)).unwrap();
+        assert_eq!((guest.ports, guest.refused), (2, refused));
+    }
+    let (more, others) = (start(GUEST, 4001, 2), start(NEIGHBOUR, 4002, 1));
+    assert_eq!(more, Reason::SessionStarted, "one port has many sessions");
+    assert_eq!(others, Reason::SessionStarted, "others, too");
+    assert_eq!(start(GUEST, 4000, 1), Reason::Translated, "what is there");
+    let ping = world.guest_sends(TAP, &ping(GUEST, SERVER, 7).build());
+    assert_eq!(ping.reason, Reason::GuestPortLimit, "of any protocol");
+}
+
+#[test]
+fn a_guest_that_holds_all_that_it_may_has_one_of_its_own_again() {
+    // Nobody sweeps here.
+    let world = World::new();
+    world.withhold(|port| !(30_000..30_004).contains(port));
+    world.set(|settings| settings.guest_max_ports = 2);
+    let start = |guest, port| {
+        let exit = world.guest_sends(TAP, &udp(at(guest, port), at(SERVER, 53)).build());
+        exit.reason
+    };
+    start(GUEST, 30_000);
+    start(GUEST, 30_001);
+    start(NEIGHBOUR, 30_002);
+    assert_eq!(start(GUEST, 30_003), Reason::GuestPortLimit);
+    world.wait_seconds(1000);
+    // What the neighbour had is over, too, but would be one more.
+    assert_eq!(start(GUEST, 30_002), Reason::GuestPortLimit);
+    world.chances.borrow_mut().push_back(30_001 - 1024);
+    assert_eq!(start(GUEST, 30_002), Reason::SessionStarted);
+    let (one, other) = (
+        endpoint(OUTSIDE, 30_001, protocol::UDP),
+        endpoint(OUTSIDE, 30_002, protocol::UDP),
+    );
+    let owner = |outside| world.mappings.copy(&outside).unwrap().inside;
+    assert_eq!(owner(one), endpoint(GUEST, 30_002, protocol::UDP));
+    assert_eq!(owner(other).address, NEIGHBOUR.into());
+    // With the same port it need not be lucky.
+    assert_eq!(start(GUEST, 30_000), Reason::SessionStarted);
+}
+
+#[test]
 fn a_route_that_is_gone_is_the_hosts_to_tell() {
     let world = World::new();
     world.guest_sends(TAP, &out());

@@ -356,6 +356,10 @@ fn what_resources_are_missing_for_is_prohibited() {
     world.set(|settings| settings.guest_max_sessions = 1);
     world.guest_sends(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
     check(&world, Reason::GuestSessionLimit);
+    let world = World::new();
+    world.set(|settings| settings.guest_max_ports = 1);
+    world.guest_sends(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
+    check(&world, Reason::GuestPortLimit);
 }
 
 #[test]

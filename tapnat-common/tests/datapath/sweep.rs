@@ -293,3 +293,30 @@ fn comes_meanwhile(newcomer: Ipv4Addr, moment: usize) -> bool {
     );
     intruded
 }
+
+/// A port rests after its mapping is over, so that a guest which takes another one each
+/// time holds more of them than it has sessions.
+#[test]
+fn a_guest_that_never_uses_a_port_twice_leaves_others_theirs() {
+    let world = World::new();
+    world.withhold(|port| !(20_000..21_000).contains(port));
+    world.set(|settings| {
+        settings.guest_max_sessions = 500;
+        settings.guest_max_ports = 250;
+        settings.timeouts.udp = Ticks::from_seconds(60);
+    });
+    let start = |guest, port| {
+        let packet = udp(at(guest, port), at(SERVER, 53)).build();
+        world.guest_sends(TAP, &packet).reason
+    };
+    let mut ports = 1024..;
+    for _ in 0..6 {
+        for port in ports.by_ref().take(600) {
+            start(GUEST, port);
+        }
+        let other = start(NEIGHBOUR, ports.start);
+        assert_eq!(other, Reason::SessionStarted);
+        world.wait_seconds(70);
+        sweep_all(&world);
+    }
+}

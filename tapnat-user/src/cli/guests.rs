@@ -6,18 +6,20 @@ use clap::Args;
 use super::{Shown, flows::both, print::Column};
 use crate::activity::{GuestDetail, Look};
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 10] = [
     Column::inside("ADDRESS"),
     Column::text("DEVICE"),
     Column::text("LINK ADDRESS"),
     Column::number("SESSIONS"),
+    Column::number("LIMIT"),
+    Column::number("PORTS"),
     Column::number("LIMIT"),
     Column::number("REFUSED"),
     Column::number("PACKETS"),
     Column::number("BYTES"),
 ];
 /// So many are there without `tapnat run --count`.
-const UNCOUNTED: usize = 6;
+const UNCOUNTED: usize = 8;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -44,13 +46,15 @@ impl Arguments {
 fn cells(it: &GuestDetail) -> Vec<String> {
     let known = |it: &Option<String>| it.clone().unwrap_or_else(|| "-".to_owned());
     let guest = &it.guest;
+    let limit = |most: Option<u32>| most.map_or_else(|| "-".to_owned(), |most| most.to_string());
     vec![
         guest.address.to_string(),
         known(&it.device),
         known(&guest.link_address),
         guest.sessions.to_string(),
-        it.max_sessions
-            .map_or_else(|| "-".to_owned(), |most| most.to_string()),
+        limit(it.max_sessions),
+        guest.ports.to_string(),
+        limit(it.max_ports),
         guest.refused.to_string(),
         both(it.packets),
         both(it.bytes),

@@ -1,11 +1,11 @@
 //! `tapnat revalidate`: the host's firewall is asked again about the sessions that are there.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use tapnat_common::abi::setting_flags;
 
 use super::Instance;
-use crate::{datapath::Pins, host::bpffs, sweep};
+use crate::{datapath::Pins, sweep};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -22,10 +22,7 @@ impl Arguments {
             asks,
             "the tapnat instance '{name}' asks no firewall: start it with `--firewall ask`"
         );
-        let Some(root) = bpffs::find() else {
-            bail!("the BPF file system was unmounted: mount it (`mount -t bpf bpf /sys/fs/bpf`)");
-        };
-        sweep::ask_again(&tables, &Pins::new(name, &root).remover()?)?;
+        sweep::ask_again(&tables, &Pins::find(name)?.remover()?)?;
         Ok(())
     }
 }

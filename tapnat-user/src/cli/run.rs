@@ -26,9 +26,9 @@ use super::{
 use crate::{
     config::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DeviceName, Firewall, Inside,
-        MOST_SESSIONS, OutsideAddresses, PerProtocol, default_guest_max_sessions,
-        parse_destinations, parse_domain, parse_duration, parse_filtering_choice,
-        parse_mapping_choice,
+        MOST_SESSIONS, OutsideAddresses, PerProtocol, default_guest_max_ports,
+        default_guest_max_sessions, parse_destinations, parse_domain, parse_duration,
+        parse_filtering_choice, parse_mapping_choice,
     },
     daemon::{self, Reread},
     dhcp::Advice,
@@ -94,6 +94,11 @@ pub struct Arguments {
     /// 1024 at least]
     #[arg(long, value_name = "NUMBER")]
     guest_max_sessions: Option<NonZeroU32>,
+
+    /// Outside ports that one guest can hold at once, those that rest among them [default: a quarter of
+    /// --ports, but 1024 at least]
+    #[arg(long, value_name = "NUMBER")]
+    guest_max_ports: Option<NonZeroU32>,
 
     /// Sessions that one guest can begin in a second; as many may come at once [default: no limit]
     #[arg(
@@ -320,12 +325,16 @@ impl Arguments {
     }
 
     fn into_config(self, forwards: Vec<Forward>) -> Config {
+        let ports = self.ports.unwrap_or(DEFAULT_PORTS);
         Config {
             instance: self.instance.name,
             insides: self.insides,
             uplink: self.uplink,
             outside_addresses: OutsideAddresses::all(&self.outside_addresses),
-            ports: self.ports.unwrap_or(DEFAULT_PORTS),
+            guest_max_ports: self
+                .guest_max_ports
+                .unwrap_or_else(|| default_guest_max_ports(&ports)),
+            ports,
             max_sessions: self.max_sessions,
             guest_max_sessions: self
                 .guest_max_sessions

@@ -228,6 +228,7 @@ impl Config {
             ports: _,
             max_sessions,
             guest_max_sessions: _,
+            guest_max_ports: _,
             guest_new_sessions: _,
             timeouts: _,
             filtering: _,

@@ -74,7 +74,7 @@ impl Daemon {
             .set_settings(&settings(config, &known.outside, &left))?;
         let mut notes = statics::follow(&mut self.tables)?;
         let change = statics::plan_configured(&self.tables, &config.forwards)?;
-        statics::apply(&mut self.tables, &change)?;
+        statics::apply(&mut self.tables, &self.datapath, &change)?;
         notes.extend(settle_host_sockets(&mut self.datapath, &self.tables));
         let wanted = wanted_addresses(config, &self.tables)?;
         notes.extend(pool::settle(&wanted, &[], &uplink, &self.host, &mut self.journal).await?);

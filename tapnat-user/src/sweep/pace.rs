@@ -46,6 +46,7 @@ pub(super) const fn refuses(reason: Reason) -> bool {
             | Reason::SessionTableFull
             | Reason::MappingTableFull
             | Reason::GuestSessionLimit
+            | Reason::GuestPortLimit
             | Reason::GuestTableFull
     )
 }

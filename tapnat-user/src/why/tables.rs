@@ -339,6 +339,17 @@ impl Tables for Rehearsal<'_> {
         }
     }
 
+    fn count_port_on_guest(&self, address: Be32, more: bool) {
+        if let Some(guest) = self.guest(address) {
+            let count = guest.ports;
+            guest.ports = if more {
+                count.saturating_add(1)
+            } else {
+                count.saturating_sub(1)
+            };
+        }
+    }
+
     fn ports(&self, index: u32) -> Option<&mut PortSet> {
         self.ports
             .get(&index, || self.read(self.tables.port_set(index).map(Some)))

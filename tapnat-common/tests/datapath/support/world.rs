@@ -806,10 +806,19 @@ impl World {
                 assert!(is_expired, "{session:?} has outlived its mapping");
             }
         }
+        let mut ports: HashMap<Be32, u32> = HashMap::new();
+        for (_, mapping) in self.mappings.all() {
+            if mapping.flags & mapping_flags::STATIC == 0 {
+                *ports.entry(mapping.inside.address).or_default() += 1;
+            }
+        }
         for (address, guest) in self.guests.all() {
             let sessions = guests.remove(&address).unwrap_or_default();
             assert_eq!(guest.sessions, sessions, "sessions of {address:?}");
+            let ports = ports.remove(&address).unwrap_or_default();
+            assert_eq!(guest.ports, ports, "ports of {address:?}");
         }
+        assert_eq!(ports, HashMap::new(), "ports of unknown guests");
         assert_eq!(guests, HashMap::new(), "sessions of unknown guests");
         for (outside, mapping) in self.mappings.all() {
             let sessions = mappings.remove(&outside).unwrap_or_default();
@@ -1081,6 +1090,13 @@ impl Tables for World {
         self.operate(Operation::Count);
         if let Some(guest) = self.guests.get(&address) {
             guest.sessions = step(guest.sessions, more);
+        }
+    }
+
+    fn count_port_on_guest(&self, address: Be32, more: bool) {
+        self.operate(Operation::Count);
+        if let Some(guest) = self.guests.get(&address) {
+            guest.ports = step(guest.ports, more);
         }
     }
 
