@@ -11,54 +11,136 @@ use crate::{
     checksum::Delta,
     frame::LinkAddresses,
     nat::STAMP_AFTER,
-    net::{Be16, Be32},
+    net::{Address, Be16, Be32, Be128},
+    network::Network,
     time::{Instant, Slot, Ticks},
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
 pub mod maps {
-    /// [`super::Settings`] at index 0. Written by user space only.
-    pub const SETTINGS: &str = "SETTINGS";
-    /// [`super::FlowKey`] to [`super::Session`], two entries a session.
-    pub const SESSIONS: &str = "SESSIONS";
-    /// Outside [`super::EndpointKey`] to [`super::Mapping`].
-    pub const MAPPINGS: &str = "MAPPINGS";
-    /// Inside [`super::EndpointKey`] to outside [`super::EndpointKey`].
-    pub const INSIDE: &str = "INSIDE";
-    /// [`super::PermissionKey`] to [`super::Permission`].
-    pub const PERMISSIONS: &str = "PERMISSIONS";
-    /// [`super::FragmentKey`] to [`super::Fragment`].
-    pub const FRAGMENTS: &str = "FRAGMENTS";
-    /// [`super::HeldKey`] to [`super::Held`].
-    pub const HELD: &str = "HELD";
-    /// [`super::FlowKey`] to [`super::Unsolicited`].
-    pub const UNSOLICITED: &str = "UNSOLICITED";
-    /// [`super::FlowKey`] as the host forwards it to [`super::EndpointKey`]: what the
-    /// host's firewall was asked about, and the destination that it came with.
-    pub const ASKED: &str = "ASKED";
-    /// Inside address to [`super::Guest`].
-    pub const GUESTS: &str = "GUESTS";
-    /// Prefixes that guests must not reach. Written by user space only.
-    pub const DENIED: &str = "DENIED";
-    /// Prefixes that guests reach under their own addresses. Written by user space
-    /// only.
-    pub const UNTRANSLATED: &str = "UNTRANSLATED";
-    /// Interface index to [`super::Device`]. Written by user space only.
-    pub const DEVICES: &str = "DEVICES";
-    /// [`crate::ports::PortSet`]s, indexed by [`crate::ports::set_index`].
-    pub const PORTS: &str = "PORTS";
+    /// The maps that each IP version has of its own.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Names {
+        /// [`super::Settings`] at index 0. Written by user space only.
+        pub settings: &'static str,
+        /// [`super::FlowKey`] to [`super::Session`], two entries a session.
+        pub sessions: &'static str,
+        /// Outside [`super::EndpointKey`] to [`super::Mapping`].
+        pub mappings: &'static str,
+        /// Inside [`super::EndpointKey`] to outside [`super::EndpointKey`].
+        pub inside: &'static str,
+        /// [`super::PermissionKey`] to [`super::Permission`].
+        pub permissions: &'static str,
+        /// [`super::FragmentKey`] to [`super::Fragment`].
+        pub fragments: &'static str,
+        /// [`super::HeldKey`] to [`super::Held`].
+        pub held: &'static str,
+        /// [`super::FlowKey`] to [`super::Unsolicited`].
+        pub unsolicited: &'static str,
+        /// [`super::FlowKey`] as the host forwards it to [`super::EndpointKey`]: what
+        /// the host's firewall was asked about, and the destination that it came with.
+        pub asked: &'static str,
+        /// Inside address to [`super::Guest`].
+        pub guests: &'static str,
+        /// Prefixes that guests must not reach. Written by user space only.
+        pub denied: &'static str,
+        /// Prefixes that guests reach under their own addresses. Written by user space
+        /// only.
+        pub untranslated: &'static str,
+        /// Interface index to [`super::Device`]. Written by user space only.
+        pub devices: &'static str,
+        /// [`crate::ports::PortSet`]s, indexed by [`crate::ports::set_index`].
+        pub ports: &'static str,
+        /// [`super::HostSocketKey`] to the outside [`super::EndpointKey`] that the
+        /// socket named. Written by the programs for the host's sockets.
+        pub host_sockets: &'static str,
+    }
+
+    impl Names {
+        /// All of them.
+        #[must_use]
+        pub const fn all(&self) -> [&'static str; 15] {
+            let Self {
+                settings,
+                sessions,
+                mappings,
+                inside,
+                permissions,
+                fragments,
+                held,
+                unsolicited,
+                asked,
+                guests,
+                denied,
+                untranslated,
+                devices,
+                ports,
+                host_sockets,
+            } = *self;
+            [
+                settings,
+                sessions,
+                mappings,
+                inside,
+                permissions,
+                fragments,
+                held,
+                unsolicited,
+                asked,
+                guests,
+                denied,
+                untranslated,
+                devices,
+                ports,
+                host_sockets,
+            ]
+        }
+    }
+
+    pub const IPV4: Names = Names {
+        settings: "SETTINGS",
+        sessions: "SESSIONS",
+        mappings: "MAPPINGS",
+        inside: "INSIDE",
+        permissions: "PERMISSIONS",
+        fragments: "FRAGMENTS",
+        held: "HELD",
+        unsolicited: "UNSOLICITED",
+        asked: "ASKED",
+        guests: "GUESTS",
+        denied: "DENIED",
+        untranslated: "UNTRANSLATED",
+        devices: "DEVICES",
+        ports: "PORTS",
+        host_sockets: "HOST_SOCKETS",
+    };
+
+    pub const IPV6: Names = Names {
+        settings: "SETTINGS6",
+        sessions: "SESSIONS6",
+        mappings: "MAPPINGS6",
+        inside: "INSIDE6",
+        permissions: "PERMISSIONS6",
+        fragments: "FRAGMENTS6",
+        held: "HELD6",
+        unsolicited: "UNSOLICITED6",
+        asked: "ASKED6",
+        guests: "GUESTS6",
+        denied: "DENIED6",
+        untranslated: "UNTRANSLATED6",
+        devices: "DEVICES6",
+        ports: "PORTS6",
+        host_sockets: "HOST_SOCKETS6",
+    };
+
     /// [`crate::ports::Reserved`], one per port class. Written by user space only.
     pub const RESERVED: &str = "RESERVED";
     /// A per-CPU [`super::Counter`] for each [`crate::verdict::Reason`].
     pub const COUNTERS: &str = "COUNTERS";
-
-    /// [`super::HostSocketKey`] to the outside [`super::EndpointKey`] that the
-    /// socket named. Written by the programs for the host's sockets.
-    pub const HOST_SOCKETS: &str = "HOST_SOCKETS";
     /// A ring of [`crate::nat_log::Record`]s. Read by user space.
     pub const NAT_LOG: &str = "NAT_LOG";
     /// A `u64` for each CPU: records that found no room in [`NAT_LOG`].
@@ -70,30 +152,47 @@ pub mod maps {
     /// Programs to go on to, indexed by [`super::stages`]. Written by user space only.
     pub const STAGES: &str = "STAGES";
 
-    /// Every pinned map.
-    pub const ALL: &[&str] = &[
-        SETTINGS,
-        SESSIONS,
-        MAPPINGS,
-        INSIDE,
-        PERMISSIONS,
-        FRAGMENTS,
-        HELD,
-        UNSOLICITED,
-        ASKED,
-        GUESTS,
-        DENIED,
-        UNTRANSLATED,
-        DEVICES,
-        PORTS,
+    /// Every pinned map that serves both IP versions.
+    pub const SHARED: [&str; 6] = [
         RESERVED,
         COUNTERS,
-        HOST_SOCKETS,
         XDP_DEVICES,
         NAT_LOG,
         NAT_LOG_LOST,
         STAGES,
     ];
+
+    /// Every pinned map.
+    pub fn all() -> impl Iterator<Item = &'static str> {
+        SHARED.into_iter().chain(IPV4.all()).chain(IPV6.all())
+    }
+}
+
+/// What user space may take for bytes.
+#[cfg(feature = "user")]
+pub use aya::Pod as Plain;
+/// What user space may take for bytes, which is not here.
+#[cfg(not(feature = "user"))]
+pub trait Plain {}
+#[cfg(not(feature = "user"))]
+impl<T> Plain for T {}
+
+/// An IP version with its tables.
+pub trait Family: Network + Plain {
+    /// Its maps.
+    const MAPS: maps::Names;
+    /// What is added to [`sweep_tables`] and [`stages`] for its.
+    const OFFSET: u32;
+}
+
+impl Family for Be32 {
+    const MAPS: maps::Names = maps::IPV4;
+    const OFFSET: u32 = 0;
+}
+
+impl Family for Be128 {
+    const MAPS: maps::Names = maps::IPV6;
+    const OFFSET: u32 = 16;
 }
 
 /// The programs, by the name they have in the object file.
@@ -104,22 +203,6 @@ pub mod programs {
     pub const OUTSIDE_RAW: &str = "outside_raw";
     /// The world's packets before the kernel makes skbs of them. XDP.
     pub const OUTSIDE_XDP: &str = "outside_xdp";
-    /// Packets that are not of an established session.
-    pub const EXCEPTIONAL: &str = "exceptional";
-    /// Packets without a session.
-    pub const START: &str = "start";
-    /// Packets that open a session with a mapping.
-    pub const MAP: &str = "map";
-    /// Packets that open a session.
-    pub const OPEN: &str = "open";
-    /// First fragments, for which others wait.
-    pub const RELEASE: &str = "release";
-    /// Packets that are too long for the way on, which are to be cut.
-    pub const CUT: &str = "cut";
-    /// Sends one piece of such a packet, and goes on to itself for the next.
-    pub const PIECE: &str = "piece";
-    /// Packets that the host's firewall is to be asked about.
-    pub const ASK: &str = "ask";
     /// Packets that the host forwards, on their way out of a device: those that its
     /// firewall was asked about are accepted.
     pub const ACCEPTED: &str = "accepted";
@@ -128,36 +211,86 @@ pub mod programs {
     pub const SWEEP: &str = "sweep";
     /// The host's own sockets, in its root control group: what they ask to
     /// connect or send to, and whom they are told of.
-    pub const HOST: [&str; 7] = [
+    pub const HOST: [&str; 8] = [
         "host_connect4",
         "host_sendmsg4",
         "host_recvmsg4",
         "host_getpeername4",
         "host_connect6",
+        "host_sendmsg6",
         "host_recvmsg6",
         "host_getpeername6",
     ];
 }
 
-/// Places in [`maps::STAGES`]: the programs that others go on to.
+/// Places in [`maps::STAGES`]: the programs that others go on to. [`Family::OFFSET`]
+/// is added.
 pub mod stages {
-    /// [`super::programs::EXCEPTIONAL`].
+    use super::Family;
+    use crate::net::{Be32, Be128};
+
+    /// Packets that are not of an established session.
     pub const EXCEPTIONAL: u32 = 0;
-    /// [`super::programs::START`].
+    /// Packets without a session.
     pub const START: u32 = 1;
-    /// [`super::programs::MAP`].
+    /// Packets that open a session with a mapping.
     pub const MAP: u32 = 2;
-    /// [`super::programs::OPEN`].
+    /// Packets that open a session: what it is to be.
     pub const OPEN: u32 = 3;
-    /// [`super::programs::RELEASE`].
+    /// First fragments, for which others wait.
     pub const RELEASE: u32 = 4;
-    /// [`super::programs::CUT`].
+    /// Packets that are too long for the way on, which are to be cut.
     pub const CUT: u32 = 5;
-    /// [`super::programs::PIECE`].
+    /// Sends one piece of such a packet, and goes on to itself for the next.
     pub const PIECE: u32 = 6;
-    /// [`super::programs::ASK`].
+    /// Packets that the host's firewall is to be asked about.
     pub const ASK: u32 = 7;
-    pub const COUNT: u32 = 8;
+    /// Packets that may be of an established session, of the IP version that the
+    /// programs at the devices do not look for themselves.
+    pub const ESTABLISHED: u32 = 8;
+    /// ICMP errors.
+    pub const ERROR: u32 = 9;
+    /// Packets of a session that is over.
+    pub const CLOSE: u32 = 10;
+    /// Packets that open a session: makes it.
+    pub const INSERT: u32 = 11;
+    /// Packets that may be of a session that is there; with IPv4 that is
+    /// [`EXCEPTIONAL`]'s, too.
+    pub const RESUME: u32 = 12;
+    /// Places in the table.
+    pub const COUNT: u32 = 32;
+
+    const SIX: u32 = <Be128 as Family>::OFFSET;
+
+    /// The programs, by the name they have in the object file, for IPv4.
+    pub const IPV4: [(u32, &str); 11] = [
+        (EXCEPTIONAL, "exceptional"),
+        (INSERT, "insert"),
+        (CLOSE, "close"),
+        (ERROR, "error"),
+        (START, "start"),
+        (MAP, "map"),
+        (OPEN, "open"),
+        (RELEASE, "release"),
+        (CUT, "cut"),
+        (PIECE, "piece"),
+        (ASK, "ask"),
+    ];
+    /// The same for IPv6.
+    pub const IPV6: [(u32, &str); 11] = [
+        (SIX + ESTABLISHED, "established6"),
+        (SIX + EXCEPTIONAL, "exceptional6"),
+        (SIX + RESUME, "resume6"),
+        (SIX + ERROR, "error6"),
+        (SIX + INSERT, "insert6"),
+        (SIX + CLOSE, "close6"),
+        (SIX + START, "start6"),
+        (SIX + MAP, "map6"),
+        (SIX + OPEN, "open6"),
+        (SIX + RELEASE, "release6"),
+        (SIX + ASK, "ask6"),
+    ];
+    const _: () = assert!(<Be32 as Family>::OFFSET == 0);
 }
 
 /// Constants that the loader sets before the programs are loaded.
@@ -168,6 +301,8 @@ pub mod globals {
     pub const NAT_LOG: &str = "NAT_LOG_LEVEL";
     /// `u8`: non-zero where the kernel has `bpf_ktime_get_coarse_ns` (>= 5.11).
     pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
+    /// `u8`: non-zero where `bpf_l4_csum_replace` knows `BPF_F_IPV6` (>= 6.16).
+    pub const IPV6_CHECKSUMS: &str = "IPV6_CHECKSUMS";
     /// `u64`: the cookie of the network namespace whose sockets are the host's.
     /// 0 is nobody's.
     pub const NETNS_COOKIE: &str = "NETNS_COOKIE";
@@ -217,30 +352,30 @@ impl Arrival {
     }
 }
 
-/// The key of [`maps::SESSIONS`]: the tuple of a packet as it arrives.
+/// The key of [`maps::Names::sessions`]: the tuple of a packet as it arrives.
 ///
 /// An ICMP query's identifier stands in the port of the side that asked; the
 /// other port is 0. Protocols without ports have 0 in both.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FlowKey {
-    pub source: Be32,
-    pub destination: Be32,
+pub struct FlowKey<A = Be32> {
+    pub source: A,
+    pub destination: A,
     pub source_port: Be16,
     pub destination_port: Be16,
     pub arrival: Arrival,
 }
 
-impl FlowKey {
+impl<A: Address> FlowKey<A> {
     #[inline(always)]
     #[must_use]
-    pub const fn source_endpoint(&self) -> EndpointKey {
+    pub const fn source_endpoint(&self) -> EndpointKey<A> {
         EndpointKey::new(self.source, self.source_port, self.arrival.protocol())
     }
 
     #[inline(always)]
     #[must_use]
-    pub const fn destination_endpoint(&self) -> EndpointKey {
+    pub const fn destination_endpoint(&self) -> EndpointKey<A> {
         EndpointKey::new(
             self.destination,
             self.destination_port,
@@ -252,17 +387,17 @@ impl FlowKey {
 /// An address, a port (or ICMP identifier) and a protocol.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct EndpointKey {
-    pub address: Be32,
+pub struct EndpointKey<A = Be32> {
+    pub address: A,
     pub port: Be16,
     pub protocol: u8,
     _zero: u8,
 }
 
-impl EndpointKey {
+impl<A: Address> EndpointKey<A> {
     #[inline(always)]
     #[must_use]
-    pub const fn new(address: Be32, port: Be16, protocol: u8) -> Self {
+    pub const fn new(address: A, port: Be16, protocol: u8) -> Self {
         Self {
             address,
             port,
@@ -274,12 +409,12 @@ impl EndpointKey {
     /// Every endpoint of an address at once: the key of a 1:1 mapping.
     #[inline(always)]
     #[must_use]
-    pub const fn whole(address: Be32) -> Self {
+    pub const fn whole(address: A) -> Self {
         Self::new(address, Be16::ZERO, 0)
     }
 
     /// Whether this stands for every endpoint of its address: no packet has
-    /// this protocol number, which is an IPv6 option's.
+    /// this transport protocol, whose number is an IPv6 extension header's.
     #[inline(always)]
     #[must_use]
     pub const fn is_whole(&self) -> bool {
@@ -339,17 +474,17 @@ impl NextHop {
     }
 }
 
-/// One direction of a session, the value of [`maps::SESSIONS`]: all that an
+/// One direction of a session, the value of [`maps::Names::sessions`]: all that an
 /// established packet needs, in one cache line.
 ///
 /// The packets of this direction write it, and the other direction's only when
 /// a session (re)starts. User space only reads and deletes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Session {
+pub struct Session<A = Be32> {
     /// What becomes the packet's source and destination.
-    pub source: Be32,
-    pub destination: Be32,
+    pub source: A,
+    pub destination: A,
     pub source_port: Be16,
     pub destination_port: Be16,
     /// [`Delta`] of the addresses, and of the ports, to the checksums.
@@ -378,24 +513,31 @@ pub struct Session {
     pub bytes: u64,
 }
 
-impl Session {
+impl<A: Address> Session<A> {
     /// The key under which the other direction's packets arrive, given the key
     /// of this one's.
     #[inline(always)]
     #[must_use]
-    pub const fn twin_key(&self, key: &FlowKey) -> FlowKey {
+    pub const fn twin_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
         let protocol = key.arrival.protocol();
         FlowKey {
             source: self.destination,
             destination: self.source,
             source_port: self.destination_port,
             destination_port: self.source_port,
-            arrival: match NonZeroU32::new(self.next_hop.device) {
-                Some(device) if self.flags & session_flags::TO_INSIDE != 0 => {
-                    Arrival::inside(device, protocol)
-                }
-                Some(_) | None => Arrival::outside(protocol),
-            },
+            arrival: self.twin_arrival(protocol),
+        }
+    }
+
+    /// Where the other direction's packets arrive.
+    #[inline(always)]
+    #[must_use]
+    pub const fn twin_arrival(&self, protocol: u8) -> Arrival {
+        match NonZeroU32::new(self.next_hop.device) {
+            Some(device) if self.flags & session_flags::TO_INSIDE != 0 => {
+                Arrival::inside(device, protocol)
+            }
+            Some(_) | None => Arrival::outside(protocol),
         }
     }
 
@@ -434,7 +576,7 @@ pub mod mapping_flags {
     pub const MOVES: u8 = 1 << 2;
 }
 
-/// An endpoint-independent mapping, the value of [`maps::MAPPINGS`], keyed by
+/// An endpoint-independent mapping, the value of [`maps::Names::mappings`], keyed by
 /// its outside endpoint. Inserting it with `BPF_NOEXIST` is what takes a port.
 ///
 /// A 1:1 mapping is static and has [`EndpointKey::whole`] for both endpoints;
@@ -445,8 +587,8 @@ pub mod mapping_flags {
 /// ones.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mapping {
-    pub inside: EndpointKey,
+pub struct Mapping<A = Be32> {
+    pub inside: EndpointKey<A>,
     /// The inside device's interface index.
     pub device: u32,
     /// No session outlives it. A mapping past it counts as absent.
@@ -455,8 +597,8 @@ pub struct Mapping {
     pub sessions: u32,
     /// With [`mapping_flags::STATIC`]: the network that may come in. Else the
     /// one remote that may, as most mappings have no other; the rest is in
-    /// [`maps::PERMISSIONS`].
-    pub allowed: Be32,
+    /// [`maps::Names::permissions`].
+    pub allowed: A,
     pub allowed_length: u8,
     pub flags: u8,
     pub padding: [u8; 2],
@@ -464,19 +606,19 @@ pub struct Mapping {
     pub allowed_until: Instant,
 }
 
-impl Mapping {
+impl<A: Address> Mapping<A> {
     /// Whether a static mapping lets this remote in.
     #[inline(always)]
     #[must_use]
-    pub const fn lets_in(&self, remote: Be32) -> bool {
-        remote.same_network(self.allowed, Be32::mask(self.allowed_length))
+    pub fn lets_in(&self, remote: A) -> bool {
+        remote.same_network(self.allowed, A::mask(self.allowed_length))
     }
 
     /// Where a static mapping leads who names this outside endpoint, which is the
     /// mapping's own or one of a 1:1 mapping's address.
     #[inline(always)]
     #[must_use]
-    pub const fn leads_to(&self, outside: &EndpointKey) -> EndpointKey {
+    pub const fn leads_to(&self, outside: &EndpointKey<A>) -> EndpointKey<A> {
         if self.inside.is_whole() {
             EndpointKey::new(self.inside.address, outside.port, outside.protocol)
         } else {
@@ -485,17 +627,17 @@ impl Mapping {
     }
 }
 
-/// The key of [`maps::HOST_SOCKETS`]: a socket of the host, and the inside
+/// The key of [`maps::Names::host_sockets`]: a socket of the host, and the inside
 /// endpoint that it was led to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct HostSocketKey {
+pub struct HostSocketKey<A = Be32> {
     /// As `bpf_get_socket_cookie` gives it.
-    pub cookie: u64,
-    pub inside: EndpointKey,
+    pub cookie: [u32; 2],
+    pub inside: EndpointKey<A>,
 }
 
-/// A SYN from outside that nobody asked for, the value of [`maps::UNSOLICITED`],
+/// A SYN from outside that nobody asked for, the value of [`maps::Names::unsolicited`],
 /// keyed as its session would be. The datapath adds them, user space answers
 /// and removes them (RFC 5382 REQ-4).
 #[repr(C)]
@@ -509,13 +651,13 @@ pub struct Unsolicited {
 /// makes it a simultaneous open (RFC 5382 REQ-4).
 pub const UNSOLICITED_WAIT: Ticks = Ticks::from_seconds(6);
 
-/// The key of [`maps::PERMISSIONS`]: a remote address that an inside endpoint
+/// The key of [`maps::Names::permissions`]: a remote address that an inside endpoint
 /// has sent to (RFC 4787 section 5, address-dependent filtering).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct PermissionKey {
-    pub outside: EndpointKey,
-    pub remote: Be32,
+pub struct PermissionKey<A = Be32> {
+    pub outside: EndpointKey<A>,
+    pub remote: A,
 }
 
 /// Until when the remote may send to the mapping.
@@ -525,34 +667,15 @@ pub struct Permission {
     pub expires_at: Instant,
 }
 
-/// The key of [`maps::FRAGMENTS`]: a datagram whose first fragment was seen.
+/// The key of [`maps::Names::fragments`]: a datagram whose first fragment was seen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FragmentKey {
-    pub source: Be32,
-    pub destination: Be32,
+pub struct FragmentKey<A = Be32> {
+    pub source: A,
+    pub destination: A,
     pub arrival: Arrival,
-    pub identification: Be16,
-    _zero: u16,
-}
-
-impl FragmentKey {
-    #[inline(always)]
-    #[must_use]
-    pub const fn new(
-        source: Be32,
-        destination: Be32,
-        arrival: Arrival,
-        identification: Be16,
-    ) -> Self {
-        Self {
-            source,
-            destination,
-            arrival,
-            identification,
-            _zero: 0,
-        }
-    }
+    /// IPv4's has 16 bits.
+    pub identification: Be32,
 }
 
 /// What became of a fragmented datagram's first fragment, and so becomes of the
@@ -576,24 +699,25 @@ pub struct Fragment {
     pub destination_port: Be16,
     pub expires_at: Instant,
     /// The identification that a guest's fragments are given (RFC 7857 section 10).
-    pub identification: Be16,
+    pub identification: Be32,
     /// How much has come by, and how much there is if the last fragment has, in
     /// units of 8 bytes.
     pub units: u16,
     pub all_units: u16,
-    /// Fragments that wait for the first one in [`maps::HELD`].
+    /// Fragments that wait for the first one in [`maps::Names::held`].
     pub held: u8,
     /// [`fragment_fate`].
     pub fate: u8,
+    pub padding: [u8; 6],
     /// A bit for each 8 bytes of the datagram that have come by.
     pub seen: [u64; 128],
 }
 
-/// The key of [`maps::HELD`]: a fragment that came before its first.
+/// The key of [`maps::Names::held`]: a fragment that came before its first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct HeldKey {
-    pub datagram: FragmentKey,
+pub struct HeldKey<A = Be32> {
+    pub datagram: FragmentKey<A>,
     /// Counted in the order of arrival.
     pub index: u32,
 }
@@ -613,7 +737,7 @@ pub struct Held {
     pub bytes: [u8; HELD_BYTES as usize],
 }
 
-/// What one inside address uses, the value of [`maps::GUESTS`].
+/// What one inside address uses, the value of [`maps::Names::guests`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Guest {
@@ -641,7 +765,7 @@ pub const NEW_SESSION: u32 = Ticks::from_seconds(1).get();
 /// The highest limit on the sessions that a guest begins in a second.
 pub const MOST_NEW_SESSIONS: u32 = 1_000_000;
 
-/// What [`programs::SWEEP`] is to remove: [`Sweep::table`].
+/// What [`programs::SWEEP`] is to remove: [`Sweep::table`]. [`Family::OFFSET`] is added.
 pub mod sweep_tables {
     /// Sessions, by the [`super::FlowKey`] of either half.
     pub const SESSIONS: u32 = 1;
@@ -651,7 +775,7 @@ pub mod sweep_tables {
     pub const PERMISSIONS: u32 = 3;
     /// Guests without sessions, by their address.
     pub const GUESTS: u32 = 4;
-    /// Ports that are marked as taken in [`super::maps::PORTS`] and that no mapping
+    /// Ports that are marked as taken in [`super::maps::Names::ports`] and that no mapping
     /// has, by an outside [`super::EndpointKey`].
     pub const PORTS: u32 = 5;
     /// Sessions, by the [`super::FlowKey`] of each half: not to remove, but to have
@@ -663,7 +787,7 @@ pub mod sweep_tables {
 }
 
 /// The beginning of a packet that [`programs::SWEEP`] is run on. After it come
-/// keys of one table, one every [`SWEEP_KEY_BYTES`].
+/// keys of one table, one every [`sweep_key_bytes`].
 ///
 /// The kernel runs the program as often as user space asks it to on one packet,
 /// and each run deals with one key. So it needs no loop, and the kernel can do
@@ -695,11 +819,17 @@ impl Sweep {
 }
 
 /// From one key of a [`Sweep`] to the next.
-pub const SWEEP_KEY_BYTES: usize = 16;
+#[must_use]
+pub const fn sweep_key_bytes<A: Address>() -> usize {
+    size_of::<FlowKey<A>>()
+}
 
 /// At most so many keys are in one packet: the kernel's test runs take packets
 /// of a page less some room for its own use.
-pub const SWEEP_KEYS: usize = 200;
+#[must_use]
+pub const fn sweep_keys<A: Address>() -> usize {
+    3200 / sweep_key_bytes::<A>()
+}
 
 /// The role of a device the datapath is attached to.
 pub mod role {
@@ -707,14 +837,14 @@ pub mod role {
     pub const UPLINK: u8 = 2;
 }
 
-/// A device the datapath is attached to, the value of [`maps::DEVICES`].
+/// A device the datapath is attached to, the value of [`maps::Names::devices`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Device {
+pub struct Device<A = Be32> {
     /// The host's address on it: where our ICMP errors come from.
-    pub address: Be32,
+    pub address: A,
     /// The network mask of the inside network; guests have addresses in it.
-    pub mask: Be32,
+    pub mask: A,
     /// In bytes.
     pub mtu: u16,
     /// [`role`].
@@ -824,14 +954,14 @@ pub mod setting_flags {
     /// SYNs from outside that nobody asked for go to the host, whatever the port,
     /// instead of waiting for a simultaneous open (RFC 5382 REQ-4).
     pub const PASS_UNSOLICITED: u32 = 1 << 1;
-    /// There is something in [`super::maps::UNTRANSLATED`].
+    /// There is something in [`super::maps::Names::untranslated`].
     pub const UNTRANSLATED: u32 = 1 << 2;
     /// There are static mappings of addresses that are not in the pool, which
     /// guests have to be looked up for, too.
     pub const STATIC_ADDRESSES: u32 = 1 << 3;
     /// For whoever reads the tables: the programs have [`globals::COUNT_TRAFFIC`](super::globals::COUNT_TRAFFIC).
     pub const COUNTED: u32 = 1 << 4;
-    /// There is something in [`super::maps::DENIED`].
+    /// There is something in [`super::maps::Names::denied`].
     pub const DENY: u32 = 1 << 5;
     /// Guests must not reach each other.
     pub const ISOLATE: u32 = 1 << 6;
@@ -853,16 +983,16 @@ pub mod setting_flags {
     pub const XDP_POSSIBLE: u32 = 1 << 12;
 }
 
-/// What the operator set, index 0 of [`maps::SETTINGS`].
+/// What the operator set for one family, index 0 of [`maps::Names::settings`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct Settings<A = Be32> {
     pub abi_version: u32,
     /// [`setting_flags`].
     pub flags: u32,
     pub timeouts: Timeouts,
     /// The pool of outside addresses; the first `outside_count` are valid.
-    pub outside: [Be32; MAX_OUTSIDE_ADDRESSES],
+    pub outside: [A; MAX_OUTSIDE_ADDRESSES],
     pub outside_count: u32,
     /// Sessions that one guest may have; 0 for no limit.
     pub guest_max_sessions: u32,
@@ -887,7 +1017,7 @@ pub struct Settings {
     pub clamp_mss: u16,
 }
 
-impl Settings {
+impl<A: Address> Settings<A> {
     /// When a session that begins `now` shall have been confirmed: so that it is
     /// in the next slot, when the neighbour will have been found, and what went
     /// wrong with another CPU's packets is put right.
@@ -908,14 +1038,14 @@ impl Settings {
     /// Whether the address is one that guests' packets are translated to.
     #[inline(always)]
     #[must_use]
-    pub fn is_outside(&self, address: Be32) -> bool {
+    pub fn is_outside(&self, address: A) -> bool {
         self.place_of_outside(address).is_some()
     }
 
     /// The place of an outside address in the pool.
     #[inline(always)]
     #[must_use]
-    pub fn place_of_outside(&self, address: Be32) -> Option<u32> {
+    pub fn place_of_outside(&self, address: A) -> Option<u32> {
         // All of them: verifiers do not see that a count from a table is small.
         (0..)
             .zip(&self.outside)
@@ -957,28 +1087,38 @@ impl Settings {
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 16);
+    assert!(size_of::<FlowKey<Be128>>() == 40);
     // 48 bytes of hash element, 16 of key and 64 of value are two cache lines.
     assert!(size_of::<Session>() == 64);
+    assert!(size_of::<Session<Be128>>() == 88);
     assert!(size_of::<EndpointKey>() == 8);
+    assert!(size_of::<EndpointKey<Be128>>() == 20);
     assert!(size_of::<Mapping>() == 32);
+    assert!(size_of::<Mapping<Be128>>() == 56);
     assert!(size_of::<PermissionKey>() == 12);
+    assert!(size_of::<PermissionKey<Be128>>() == 36);
+    assert!(size_of::<HostSocketKey>() == 16);
+    assert!(size_of::<HostSocketKey<Be128>>() == 28);
     assert!(size_of::<FragmentKey>() == 16);
-    assert!(size_of::<Fragment>() == 16 + 1024);
+    assert!(size_of::<FragmentKey<Be128>>() == 40);
+    assert!(size_of::<Fragment>() == 24 + 1024);
     assert!(size_of::<HeldKey>() == 20);
+    assert!(size_of::<HeldKey<Be128>>() == 44);
     assert!(size_of::<Sweep>() == 16);
-    assert!(size_of::<FlowKey>() <= SWEEP_KEY_BYTES);
     assert!(size_of::<Guest>() == 32);
     assert!(size_of::<Device>() == 12);
+    assert!(size_of::<Device<Be128>>() == 36);
     assert!(size_of::<Settings>() == 4 + 4 + 36 + 64 + 4 + 4 + 4 + 4 + 8);
+    assert!(size_of::<Settings<Be128>>() == 4 + 4 + 36 + 256 + 4 + 4 + 4 + 4 + 8);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Arrival, Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held,
+        Arrival, Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held,
         HeldKey, Mapping, Permission, PermissionKey, Session, Settings, Sweep, Unsolicited,
     };
-    use crate::net::Be32;
+    use crate::net::{Be32, Be128};
 
     macro_rules! pod {
         ($($name:ty),* $(,)?) => {
@@ -989,26 +1129,37 @@ mod pod {
             )*
         };
     }
+    macro_rules! pod_of_each_family {
+        ($($name:ident),* $(,)?) => {
+            $(
+                // SAFETY: as above, of both families, and there are no more.
+                unsafe impl<A: Family> aya::Pod for $name<A> {}
+            )*
+        };
+    }
     pod!(
         Arrival,
         Held,
-        HeldKey,
         Be32,
+        Be128,
         Counter,
-        Device,
-        EndpointKey,
-        FlowKey,
         Fragment,
-        FragmentKey,
         Guest,
-        Mapping,
         Permission,
-        PermissionKey,
-        Session,
-        Settings,
         Sweep,
         Unsolicited,
         crate::ports::PortSet,
         crate::ports::Reserved,
+    );
+    pod_of_each_family!(
+        Device,
+        EndpointKey,
+        FlowKey,
+        FragmentKey,
+        HeldKey,
+        Mapping,
+        PermissionKey,
+        Session,
+        Settings,
     );
 }

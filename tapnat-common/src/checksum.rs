@@ -3,7 +3,10 @@
 //! Sums are taken over words as the machine reads them: the ones' complement
 //! sum is the same in either byte order. Nothing here touches a packet.
 
-use crate::net::{Be16, Be32};
+use crate::{
+    net::{Address, Be16},
+    network::pseudo_header,
+};
 
 /// What to add to a ones' complement sum to turn old words into new ones.
 #[repr(transparent)]
@@ -21,10 +24,10 @@ impl Delta {
 
     #[inline(always)]
     #[must_use]
-    pub const fn of_address(old: Be32, new: Be32) -> Self {
-        let old = !old.raw();
-        let new = new.raw();
-        Self((old & 0xffff) + (old >> 16) + (new & 0xffff) + (new >> 16)).folded()
+    pub fn of_address<A: Address>(old: A, new: A) -> Self {
+        // What a sum of so many words lacks to all ones in each of them.
+        let ones = u32::from(A::BITS) / 16 * 0xffff;
+        Self(ones - old.sum() + new.sum()).folded()
     }
 
     #[inline(always)]
@@ -89,24 +92,14 @@ impl Delta {
 /// transport header and what follows, in bytes, less than 2^16.
 #[inline(always)]
 #[must_use]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "an IPv4 packet has no longer one"
-)]
-pub const fn is_partial(
+pub fn is_partial<A: Address>(
     field: Be16,
-    source: Be32,
-    destination: Be32,
+    source: A,
+    destination: A,
     protocol: u8,
     length: u32,
 ) -> bool {
-    let (source, destination) = (source.raw(), destination.raw());
-    let sum = (source & 0xffff)
-        + (source >> 16)
-        + (destination & 0xffff)
-        + (destination >> 16)
-        + Be16::new(protocol as u16).raw() as u32
-        + Be16::new(length as u16).raw() as u32;
+    let sum = pseudo_header(source, destination, protocol, length);
     Delta(sum).folded().apply(field).raw() == 0
 }
 
@@ -124,6 +117,7 @@ pub const fn finish(sum: u32) -> Be16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Be32;
     use proptest::prelude::*;
 
     /// RFC 1071, straight: big-endian words, end-around carry at the end.

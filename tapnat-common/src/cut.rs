@@ -1,13 +1,15 @@
 //! Packets that are too long for the way on and may be cut (RFC 791 section 3.2,
 //! RFC 4787 REQ-13): says where the pieces lie, and writes their IP headers.
 //!
+//! IPv6 packets are never cut: their senders are told.
+//!
 //! The pieces are fragments as if the sender had made them: the shell lets them
 //! come by again one by one, and the NAT sees nothing out of the ordinary.
 
 use crate::{
     checksum::Delta,
     frame::Frame,
-    net::Be16,
+    net::{Address, Be16},
     parse::{Packet, Transport},
 };
 
@@ -43,7 +45,7 @@ pub struct Piece {
 /// Whether the packet can be cut into pieces that fit `mtu`.
 #[inline(always)]
 #[must_use]
-pub const fn is_possible(packet: &Packet, mtu: u16) -> bool {
+pub const fn is_possible<A: Address>(packet: &Packet<A>, mtu: u16) -> bool {
     let step = step(packet, mtu);
     // Of a GSO packet only the kernel knows where the segments are.
     packet.wire_length == packet.length
@@ -57,7 +59,7 @@ pub const fn is_possible(packet: &Packet, mtu: u16) -> bool {
 #[inline(always)]
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "compared just before")]
-pub const fn excess(packet: &Packet, mtu: u16) -> Option<u16> {
+pub const fn excess<A: Address>(packet: &Packet<A>, mtu: u16) -> Option<u16> {
     let excess = packet.wire_length.saturating_sub(mtu as u32);
     let is_tcp = matches!(packet.transport, Transport::Tcp);
     if is_tcp && packet.wire_length < packet.length && mtu >= MIN_SEGMENT && excess <= MAX_EXCESS {
@@ -70,7 +72,7 @@ pub const fn excess(packet: &Packet, mtu: u16) -> Option<u16> {
 /// The piece with this number, if there are so many.
 #[inline(always)]
 #[must_use]
-pub const fn piece(packet: &Packet, mtu: u16, number: u32) -> Option<Piece> {
+pub const fn piece<A: Address>(packet: &Packet<A>, mtu: u16, number: u32) -> Option<Piece> {
     let step = step(packet, mtu);
     let start = number * step;
     let all = payload(packet);
@@ -88,12 +90,12 @@ pub const fn piece(packet: &Packet, mtu: u16, number: u32) -> Option<Piece> {
 
 /// Bytes of payload in each piece but the last.
 #[inline(always)]
-const fn step(packet: &Packet, mtu: u16) -> u32 {
+const fn step<A: Address>(packet: &Packet<A>, mtu: u16) -> u32 {
     (mtu as u32).saturating_sub(packet.header_length) & !7
 }
 
 #[inline(always)]
-const fn payload(packet: &Packet) -> u32 {
+const fn payload<A: Address>(packet: &Packet<A>) -> u32 {
     packet.length - packet.header_length
 }
 

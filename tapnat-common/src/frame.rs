@@ -3,12 +3,16 @@
 //! In the kernel that is an skb or an XDP buffer, in tests a vector. This
 //! module knows no header's meaning beyond its size.
 
-use network_types::{ip::Ipv4Hdr, tcp::TcpHdr};
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+};
 
 use crate::{
     abi::{EndpointKey, FlowKey, PermissionKey, Sweep},
     checksum::Delta,
-    net::{Be16, Be32},
+    net::{Be16, Be32, Be128},
+    network::Network,
     parse,
 };
 
@@ -41,17 +45,25 @@ headers! {
     [u8; 2] as u16,
     [u8; 4] as u32,
     [u8; 8] as [u32; 2],
-    [u8; 28] as [u32; 7],
     [[u8; 2]; 2] as u32,
     [[u8; 4]; 3] as [u32; 3],
     LinkAddresses as [u32; 3],
     Ipv4Hdr as [u32; 5],
+    Ipv6Hdr as [u32; 10],
     TcpHdr as [u32; 5],
     Sweep as [u32; 4],
     FlowKey as [u32; 4],
     EndpointKey as [u32; 2],
     PermissionKey as [u32; 3],
     Be32 as u32,
+    Be128 as [u32; 4],
+    [Be32; 7] as [u32; 7],
+    [Be32; 9] as [u32; 9],
+    [Be32; 12] as [u32; 12],
+    [Be128; 2] as [u32; 8],
+    FlowKey<Be128> as [u32; 10],
+    EndpointKey<Be128> as [u32; 5],
+    PermissionKey<Be128> as [u32; 9],
 }
 
 /// The first 12 bytes of an Ethernet header: destination, then source.
@@ -147,14 +159,14 @@ pub trait Frame {
         parse::checksum(self, offset, length)
     }
 
-    /// Updates a transport checksum field at `offset` for addresses and ports
-    /// that change by these deltas. Where the device will complete the
+    /// Updates a transport checksum field at `offset`, in a packet of this IP version,
+    /// for addresses and ports that change by these deltas. Where the device will complete the
     /// checksum, only the pseudo-header's part is there and only the addresses
     /// count.
     ///
     /// `zero_means_none`: UDP and UDP-Lite, where 0 stays 0 and a sum of 0 becomes
     /// 0xffff (RFC 768, RFC 3828 section 3.1).
-    fn update_checksum(
+    fn update_checksum<A: Network>(
         &mut self,
         offset: u32,
         addresses: Delta,

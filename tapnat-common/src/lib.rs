@@ -20,6 +20,7 @@ pub mod frame;
 pub mod nat;
 pub mod nat_log;
 pub mod net;
+pub mod network;
 pub mod parse;
 pub mod pipeline;
 pub mod ports;

@@ -4,7 +4,7 @@
 
 use crate::{
     abi::EndpointKey,
-    net::{Be16, Be32},
+    net::{Address, Be16, Be32, Be128},
 };
 
 /// Values of [`crate::abi::globals::NAT_LOG`].
@@ -30,13 +30,22 @@ pub mod events {
 pub struct Record {
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub time: u64,
-    pub outside: EndpointKey,
-    pub inside: EndpointKey,
+    /// Endpoints of either family: see [`Address::mapped`].
+    pub outside: EndpointKey<Be128>,
+    pub inside: EndpointKey<Be128>,
     /// Of a session whose remote is to be told, else zeros.
-    pub remote: EndpointKey,
+    pub remote: EndpointKey<Be128>,
     /// [`events`].
     pub event: u32,
     pub remote_is_told: u32,
+    pub zero: u32,
+}
+
+/// An endpoint of either family.
+#[inline(always)]
+#[must_use]
+pub fn mapped<A: Address>(endpoint: &EndpointKey<A>) -> EndpointKey<Be128> {
+    EndpointKey::new(endpoint.address.mapped(), endpoint.port, endpoint.protocol)
 }
 
 impl Record {
@@ -49,17 +58,19 @@ impl Record {
             u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
         let endpoint = |first: usize| {
-            let [high, low, protocol, _] = word(first + 1).to_ne_bytes();
+            let address = [0, 1, 2, 3].map(|number| Be32::from_raw(word(first + number)));
+            let [high, low, protocol, _] = word(first + 4).to_ne_bytes();
             let port = Be16::from_bytes([high, low]);
-            EndpointKey::new(Be32::from_raw(word(first)), port, protocol)
+            EndpointKey::new(Be128::from_words(address), port, protocol)
         };
         Some(Self {
             time: u64::from_ne_bytes(*bytes.first_chunk()?),
             outside: endpoint(2),
-            inside: endpoint(4),
-            remote: endpoint(6),
-            event: word(8),
-            remote_is_told: word(9),
+            inside: endpoint(7),
+            remote: endpoint(12),
+            event: word(17),
+            remote_is_told: word(18),
+            zero: 0,
         })
     }
 }
@@ -70,8 +81,10 @@ mod tests {
 
     #[test]
     fn records_are_read_as_they_were_written() {
-        let endpoint =
-            |last, port| EndpointKey::new(Be32::from_bytes([10, 0, 0, last]), Be16::new(port), 17);
+        let endpoint = |last, port| {
+            let four = EndpointKey::new(Be32::from_bytes([10, 0, 0, last]), Be16::new(port), 17);
+            mapped(&four)
+        };
         let record = Record {
             time: 0x0102_0304_0506_0708,
             outside: endpoint(1, 40000),
@@ -79,6 +92,7 @@ mod tests {
             remote: endpoint(3, 53),
             event: events::SESSION_CREATED,
             remote_is_told: 1,
+            zero: 0,
         };
         // SAFETY: `repr(C)`, of integers, without padding.
         let bytes: [u8; size_of::<Record>()] = unsafe { core::mem::transmute(record) };

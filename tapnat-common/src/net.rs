@@ -1,9 +1,58 @@
-//! Numbers in network byte order, and the protocol numbers the datapath knows.
+//! Numbers in network byte order, addresses of both families, and the protocol
+//! numbers the datapath knows.
 //!
-//! A value read from a packet or kept in a map key is a [`Be16`] or a [`Be32`];
-//! a bare integer is in host order. No address arithmetic beyond prefixes.
+//! A value read from a packet or kept in a map key is a [`Be16`], a [`Be32`] or a
+//! [`Be128`]; a bare integer is in host order. No address arithmetic beyond
+//! prefixes, and nothing of a header: that is [`crate::network`]'s.
 
-use core::fmt;
+use core::{
+    fmt,
+    hash::{Hash, Hasher},
+};
+
+/// An address of one IP family. What is generic over it serves both.
+pub trait Address: Copy + Default + Eq + Hash + fmt::Debug + 'static {
+    /// The length of an address in bits.
+    const BITS: u8;
+    /// The address of nobody: 0.0.0.0 or ::.
+    const UNSPECIFIED: Self;
+
+    /// The mask of a prefix of `length` bits; more than there are count as all.
+    fn mask(length: u8) -> Self;
+
+    /// Whether both addresses lie in one network of this `mask`.
+    fn same_network(self, other: Self, mask: Self) -> bool;
+
+    /// Whether the address can be a host's in its network of this `mask`.
+    fn is_host(self, mask: Self) -> bool;
+
+    /// Whether nothing may be forwarded to this address, whatever the scope of
+    /// multicast.
+    fn is_unroutable(self) -> bool;
+
+    /// Multicast, or the limited broadcast.
+    fn is_multicast(self) -> bool;
+
+    /// Whether packets from or to the address stay on their link (RFC 4291 section
+    /// 2.5.6). IPv4's are forwarded here like any other.
+    fn is_link_local(self) -> bool;
+
+    /// The sum of the address' words of 16 bits, as the machine reads them, for
+    /// checksums. At most 2^19.
+    fn sum(self) -> u32;
+
+    /// 32 bits that neighbouring addresses differ in.
+    fn low_bits(self) -> u32;
+
+    /// The address where both families have to fit: IPv4's are mapped (RFC 4291 section
+    /// 2.5.5.2).
+    fn mapped(self) -> Be128;
+
+    /// An address that nobody in the world has and that tells this number from
+    /// others below 2^24: of "this network" (RFC 1122 section 3.2.1.3), or of
+    /// `::/96`, which is not assigned (RFC 4291 section 2.5.5.1).
+    fn of_nobody(number: u32) -> Self;
+}
 
 /// A 16-bit number in network byte order.
 #[repr(transparent)]
@@ -100,6 +149,13 @@ impl Be32 {
         Self(raw)
     }
 
+    /// See [`Address::sum`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn sum(self) -> u32 {
+        (self.0 & 0xffff) + (self.0 >> 16)
+    }
+
     /// The mask of a prefix of `length` bits; more than 32 count as 32.
     #[must_use]
     pub const fn mask(length: u8) -> Self {
@@ -139,6 +195,61 @@ impl Be32 {
     }
 }
 
+impl Address for Be32 {
+    const BITS: u8 = 32;
+    const UNSPECIFIED: Self = Self::ZERO;
+
+    #[inline(always)]
+    fn mask(length: u8) -> Self {
+        Self::mask(length)
+    }
+
+    #[inline(always)]
+    fn same_network(self, other: Self, mask: Self) -> bool {
+        self.same_network(other, mask)
+    }
+
+    #[inline(always)]
+    fn is_host(self, mask: Self) -> bool {
+        self.is_host(mask)
+    }
+
+    #[inline(always)]
+    fn is_unroutable(self) -> bool {
+        self.is_unroutable()
+    }
+
+    #[inline(always)]
+    fn is_multicast(self) -> bool {
+        matches!(self.bytes(), [224..=239, ..] | [255, 255, 255, 255])
+    }
+
+    #[inline(always)]
+    fn is_link_local(self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        self.sum()
+    }
+
+    #[inline(always)]
+    fn low_bits(self) -> u32 {
+        self.get()
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> Be128 {
+        Be128([0, 0, 0xffff_u32.to_be(), self.0])
+    }
+
+    #[inline(always)]
+    fn of_nobody(number: u32) -> Self {
+        Self::new(number)
+    }
+}
+
 impl From<core::net::Ipv4Addr> for Be32 {
     fn from(address: core::net::Ipv4Addr) -> Self {
         Self::from_bytes(address.octets())
@@ -157,6 +268,193 @@ impl fmt::Debug for Be32 {
     }
 }
 
+impl From<Be32> for core::net::IpAddr {
+    fn from(address: Be32) -> Self {
+        Self::V4(address.into())
+    }
+}
+
+impl From<Be128> for core::net::IpAddr {
+    fn from(address: Be128) -> Self {
+        Self::V6(address.into())
+    }
+}
+
+/// A 128-bit number in network byte order: an IPv6 address.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default)]
+pub struct Be128([u32; 4]);
+
+impl Be128 {
+    pub const ZERO: Self = Self([0; 4]);
+
+    /// From the number in host byte order.
+    #[must_use]
+    pub const fn new(host: u128) -> Self {
+        Self::from_bytes(host.to_be_bytes())
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 16] {
+        self.get().to_be_bytes()
+    }
+
+    /// The number in host byte order.
+    #[must_use]
+    pub const fn get(self) -> u128 {
+        let [a, b, c, d] = self.0;
+        (u32::from_be(a) as u128) << 96
+            | (u32::from_be(b) as u128) << 64
+            | (u32::from_be(c) as u128) << 32
+            | u32::from_be(d) as u128
+    }
+
+    /// The four words of 32 bits, first to last.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(self) -> [Be32; 4] {
+        let [a, b, c, d] = self.0;
+        [Be32(a), Be32(b), Be32(c), Be32(d)]
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_words([a, b, c, d]: [Be32; 4]) -> Self {
+        Self([a.0, b.0, c.0, d.0])
+    }
+
+    /// The first of its words of 16 bits, in host byte order.
+    #[inline(always)]
+    const fn beginning(self) -> u32 {
+        u32::from_be(self.0[0]) >> 16
+    }
+}
+
+impl PartialEq for Be128 {
+    // Without a call, as an array's would be.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = other.0;
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+}
+
+impl Eq for Be128 {}
+
+impl Hash for Be128 {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl Address for Be128 {
+    const BITS: u8 = 128;
+    const UNSPECIFIED: Self = Self::ZERO;
+
+    /// Word by word: the kernel's target has no numbers of 128 bits.
+    #[inline(always)]
+    fn mask(length: u8) -> Self {
+        Self::from_words([
+            Be32::mask(length),
+            Be32::mask(length.saturating_sub(32)),
+            Be32::mask(length.saturating_sub(64)),
+            Be32::mask(length.saturating_sub(96)),
+        ])
+    }
+
+    #[inline(always)]
+    fn same_network(self, other: Self, mask: Self) -> bool {
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = other.0;
+        let [i, j, k, l] = mask.0;
+        ((a ^ e) & i) | ((b ^ f) & j) | ((c ^ g) & k) | ((d ^ h) & l) == 0
+    }
+
+    /// The subnet-router anycast address is not (RFC 4291 section 2.6.1), but in
+    /// networks of two hosts or one (RFC 6164).
+    #[inline(always)]
+    fn is_host(self, mask: Self) -> bool {
+        let [a, b, c, d] = self.0;
+        let [i, j, k, l] = mask.0;
+        let host = (a & !i) | (b & !j) | (c & !k) | (d & !l);
+        host != 0 || (i & j & k == u32::MAX && u32::from_be(l) >= u32::MAX - 1)
+    }
+
+    /// ::, ::1, what is mapped from IPv4 (RFC 4291 section 2.5.5.2, RFC 4942 section
+    /// 2.2), and all multicast.
+    #[inline(always)]
+    fn is_unroutable(self) -> bool {
+        let [a, b, c, d] = self.0;
+        let is_reserved =
+            a | b == 0 && ((c == 0 && u32::from_be(d) <= 1) || c == 0xffff_u32.to_be());
+        is_reserved || self.is_multicast()
+    }
+
+    #[inline(always)]
+    fn is_multicast(self) -> bool {
+        self.beginning() >> 8 == 0xff
+    }
+
+    #[inline(always)]
+    fn is_link_local(self) -> bool {
+        self.beginning() & 0xffc0 == 0xfe80
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        let [a, b, c, d] = self.words();
+        a.sum() + b.sum() + c.sum() + d.sum()
+    }
+
+    #[inline(always)]
+    fn low_bits(self) -> u32 {
+        let [a, b, c, d] = self.0;
+        // Guests in one network differ at the end, or all over it.
+        u32::from_be(d) ^ u32::from_be(c) ^ b ^ a
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> Be128 {
+        self
+    }
+
+    #[inline(always)]
+    fn of_nobody(number: u32) -> Self {
+        Self([0, 0, 0, number.to_be()])
+    }
+}
+
+impl From<core::net::Ipv6Addr> for Be128 {
+    fn from(address: core::net::Ipv6Addr) -> Self {
+        Self::from_bytes(address.octets())
+    }
+}
+
+impl From<Be128> for core::net::Ipv6Addr {
+    fn from(address: Be128) -> Self {
+        Self::from(address.bytes())
+    }
+}
+
+impl fmt::Debug for Be128 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&core::net::Ipv6Addr::from(*self), f)
+    }
+}
+
 /// IP protocol numbers (IANA).
 pub mod protocol {
     pub const ICMP: u8 = 1;
@@ -164,8 +462,24 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     pub const GRE: u8 = 47;
     pub const ESP: u8 = 50;
+    pub const ICMPV6: u8 = 58;
     pub const SCTP: u8 = 132;
     pub const UDP_LITE: u8 = 136;
+
+    /// IPv6 extension headers (RFC 8200 section 4, RFC 4302).
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const DESTINATION_OPTIONS: u8 = 60;
+
+    /// Whether this is one of the two ICMPs, whose queries have an identifier in the
+    /// place of a port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_icmp(number: u8) -> bool {
+        matches!(number, ICMP | ICMPV6)
+    }
 }
 
 /// ICMP types and codes (RFC 792, 1191, 1812).
@@ -184,6 +498,24 @@ pub mod icmp {
     pub const FRAGMENTATION_NEEDED: u8 = 4;
     /// Code of [`DESTINATION_UNREACHABLE`]: administratively prohibited.
     pub const ADMINISTRATIVELY_PROHIBITED: u8 = 13;
+}
+
+/// ICMPv6 types and codes (RFC 4443, 4861).
+pub mod icmpv6 {
+    pub const DESTINATION_UNREACHABLE: u8 = 1;
+    pub const PACKET_TOO_BIG: u8 = 2;
+    pub const TIME_EXCEEDED: u8 = 3;
+    pub const PARAMETER_PROBLEM: u8 = 4;
+    pub const ECHO_REQUEST: u8 = 128;
+    pub const ECHO_REPLY: u8 = 129;
+    pub const ROUTER_SOLICITATION: u8 = 133;
+    pub const ROUTER_ADVERTISEMENT: u8 = 134;
+    pub const NEIGHBOUR_SOLICITATION: u8 = 135;
+    pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+    pub const REDIRECT: u8 = 137;
+
+    /// Code of [`DESTINATION_UNREACHABLE`]: administratively prohibited.
+    pub const ADMINISTRATIVELY_PROHIBITED: u8 = 1;
 }
 
 #[cfg(test)]
@@ -213,5 +545,39 @@ mod tests {
         for (last, length) in [(0, 31), (1, 31), (0, 32), (255, 32), (5, 30), (6, 30)] {
             assert!(Be32::from_bytes([10, 0, 0, last]).is_host(Be32::mask(length)));
         }
+    }
+
+    fn v6(text: &str) -> Be128 {
+        text.parse::<core::net::Ipv6Addr>().unwrap().into()
+    }
+
+    #[test]
+    fn long_numbers_keep_their_network_order() {
+        let address = v6("2001:db8::1:2");
+        assert_eq!(std::format!("{address:?}"), "2001:db8::1:2");
+        assert_eq!(Be128::new(address.get()), address);
+        assert_eq!(Be128::from_bytes(address.bytes()), address);
+        assert_eq!(Be128::from_words(address.words()), address);
+        assert_ne!(address, v6("2001:db8::1:3"));
+        assert_eq!(<Be128 as Address>::mask(64), v6("ffff:ffff:ffff:ffff::"));
+        assert_eq!(<Be128 as Address>::mask(0), Be128::ZERO);
+        assert_eq!(<Be128 as Address>::mask(200), <Be128 as Address>::mask(128));
+    }
+
+    #[test]
+    fn ipv6_addresses_are_of_a_kind() {
+        for unroutable in ["::", "::1", "::ffff:10.0.0.1", "ff02::1", "ff0e::1"] {
+            assert!(v6(unroutable).is_unroutable(), "{unroutable}");
+        }
+        for routable in ["::2", "2001:db8::1", "fd00::1", "64:ff9b::c000:201"] {
+            assert!(!v6(routable).is_unroutable(), "{routable}");
+        }
+        assert!(v6("fe80::1").is_link_local() && v6("febf::1").is_link_local());
+        assert!(!v6("fec0::1").is_link_local() && !v6("fd00::1").is_link_local());
+        let mask = <Be128 as Address>::mask;
+        assert!(v6("fd00::1").is_host(mask(64)) && !v6("fd00::").is_host(mask(64)));
+        assert!(v6("fd00::").is_host(mask(127)) && v6("fd00::").is_host(mask(128)));
+        assert!(v6("fd00::5").same_network(v6("fd00::9"), mask(64)));
+        assert!(!v6("fd00::5").same_network(v6("fd00::9"), mask(125)));
     }
 }

@@ -1,15 +1,16 @@
-//! Reads a frame: Ethernet or bare IP, IPv4, and as much of the transport
-//! header as translation needs. Decides nothing beyond what is malformed, and
-//! looks into no payload but the packet that an ICMP error quotes.
+//! Reads a frame: Ethernet or bare IP, the network header by [`crate::network`], and
+//! as much of the transport header as translation needs. Decides nothing beyond what
+//! is malformed, and looks into no payload but the packet that an ICMP error quotes.
 
 use core::num::NonZeroU32;
 
-use network_types::{ip::Ipv4Hdr, tcp::TcpHdr};
+use network_types::tcp::TcpHdr;
 
 use crate::{
     abi::{Arrival, FlowKey},
     frame::Frame,
-    net::{Be16, Be32, icmp, protocol},
+    net::{Address, Be16, Be32},
+    network::{Network, pseudo_header},
     verdict::Reason,
 };
 
@@ -69,9 +70,9 @@ pub struct Segment {
 
 /// What was read of a packet. Offsets are in bytes from the frame's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Packet {
-    pub source: Be32,
-    pub destination: Be32,
+pub struct Packet<A = Be32> {
+    pub source: A,
+    pub destination: A,
     pub source_port: Be16,
     pub destination_port: Be16,
     pub protocol: u8,
@@ -79,13 +80,20 @@ pub struct Packet {
     pub dont_fragment: bool,
     pub part: Part,
     pub transport: Transport,
-    pub identification: Be16,
+    /// Of the datagram that a fragment is of; IPv4's has 16 bits.
+    pub identification: Be32,
     /// Where in its datagram the payload lies, in units of 8 bytes.
     pub fragment_offset: u16,
     pub more_fragments: bool,
-    /// Offset of the IP header, and its length.
+    /// Of ICMP, else 0.
+    pub icmp_type: u8,
+    /// Offset of the IP header, and its length with all that comes before the
+    /// transport header.
     pub network_offset: u32,
     pub header_length: u32,
+    /// How much of that each fragment has: IPv4's header, IPv6's up to the end of the
+    /// fragment header (RFC 8200 section 4.5).
+    pub unfragmentable_length: u32,
     /// Bytes of the IP packet, headers included, however large GSO made it.
     pub length: u32,
     /// The size of the largest packet on the wire: `length`, or with GSO that
@@ -94,11 +102,9 @@ pub struct Packet {
     pub segment: Segment,
 }
 
-/// Bytes of an IPv4 header without options.
-const IPV4_HEADER: u32 = 20;
 /// Bytes of a TCP header without options.
 const TCP_HEADER: u32 = 20;
-const _: () = assert!(size_of::<Ipv4Hdr>() == 20 && size_of::<TcpHdr>() == 20);
+const _: () = assert!(size_of::<TcpHdr>() == TCP_HEADER as usize);
 /// Offset of the header's length in a TCP header.
 const TCP_DATA_OFFSET: u32 = 12;
 /// Offset of the checksum in a TCP header.
@@ -110,7 +116,7 @@ const ICMP_CHECKSUM: u32 = 2;
 /// Offset of the identifier in an ICMP query.
 pub const ICMP_IDENTIFIER: u32 = 4;
 
-impl Packet {
+impl<A: Address> Packet<A> {
     /// Offset of the transport header.
     #[inline(always)]
     #[must_use]
@@ -122,7 +128,7 @@ impl Packet {
     /// an inside device, or `None` for the outside.
     #[inline(always)]
     #[must_use]
-    pub const fn key(&self, device: Option<NonZeroU32>) -> FlowKey {
+    pub const fn key(&self, device: Option<NonZeroU32>) -> FlowKey<A> {
         FlowKey {
             source: self.source,
             destination: self.destination,
@@ -158,11 +164,6 @@ impl Packet {
     }
 }
 
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-const MORE_FRAGMENTS: u16 = 0x2000;
-const DONT_FRAGMENT: u16 = 0x4000;
-const FRAGMENT_OFFSET: u16 = 0x1fff;
-
 const ETHERTYPE_ARP: [u8; 2] = [8, 6];
 
 /// Whether the frame is ARP, without a VLAN tag.
@@ -174,129 +175,61 @@ pub fn is_arp<F: Frame>(frame: &F) -> bool {
         && frame.load::<[u8; 2]>(link_length - 2) == Some(ETHERTYPE_ARP)
 }
 
+/// Where the IP header begins, if the frame is of this IP version and has no VLAN tag:
+/// what has one is another network's, which the host may have a device for.
+#[inline(always)]
+fn network_offset<A: Network, F: Frame>(frame: &F) -> Option<u32> {
+    let offset = frame.link_length();
+    if frame.is_tagged() {
+        return None;
+    }
+    let is_of_version = if offset != 0 {
+        frame.load::<[u8; 2]>(offset - 2) == Some(A::ETHERTYPE)
+    } else {
+        frame
+            .load::<[u8; 1]>(offset)
+            .is_none_or(|[first]| first >> 4 == A::VERSION)
+    };
+    is_of_version.then_some(offset)
+}
+
+/// Whether the frame is of this IP version and has no VLAN tag.
+#[inline(always)]
+pub fn is<A: Network, F: Frame>(frame: &F) -> bool {
+    network_offset::<A, F>(frame).is_some()
+}
+
 /// Reads the frame into `packet`.
 ///
 /// # Errors
-/// The exit of a packet that is not IPv4, or malformed.
+/// The exit of a packet that is of another IP version, or malformed.
 #[inline(always)]
-pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(), Reason> {
-    match read_network(frame) {
-        Ok(read) => *packet = read,
-        Err(reason) => {
-            *packet = Packet::default();
-            return Err(reason);
-        }
-    }
+pub fn parse<A: Network, F: Frame>(frame: &F, packet: &mut Packet<A>) -> Result<(), Reason> {
+    *packet = Packet::default();
+    let offset = network_offset::<A, F>(frame).ok_or(Reason::NotIp)?;
+    A::read(frame, offset, packet)?;
     if packet.part != Part::Later {
         read_transport(frame, packet, frame.segment_size())?;
     }
     Ok(())
 }
 
-/// Reads the Ethernet and IP headers.
-#[inline(always)]
-fn read_network<F: Frame>(frame: &F) -> Result<Packet, Reason> {
-    // Another network's, which the host may have a device for.
-    if frame.is_tagged() {
-        return Err(Reason::NotIpv4);
-    }
-    let network_offset = frame.link_length();
-    if network_offset != 0 {
-        let Some(ethertype) = frame.load::<[u8; 2]>(network_offset - 2) else {
-            return Err(Reason::NotIpv4);
-        };
-        if ethertype != ETHERTYPE_IPV4 {
-            return Err(Reason::NotIpv4);
-        }
-    }
-    let Some(header) = frame.load::<Ipv4Hdr>(network_offset) else {
-        return Err(Reason::Truncated);
-    };
-    if network_offset == 0 && header.version() != 4 {
-        return Err(Reason::NotIpv4);
-    }
-    let header_length = u32::from(header.vihl & 0x0f) * 4;
-    if header.vihl >> 4 != 4 || header_length < IPV4_HEADER {
-        return Err(Reason::BadHeader);
-    }
-    let carried = frame.length().wrapping_sub(network_offset);
-    let mut length = u32::from(Be16::from_bytes(header.tot_len).get());
-    let segment_size = frame.segment_size();
-    if length == 0 && segment_size != 0 {
-        // "BIG TCP": longer than the field can say.
-        length = carried;
-    }
-    if length < header_length || length > carried {
-        return Err(Reason::Truncated);
-    }
-    let fragment = Be16::from_bytes(header.frags).get();
-    let part = if fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) == 0 {
-        Part::Whole
-    } else if fragment & FRAGMENT_OFFSET == 0 {
-        Part::First
-    } else {
-        Part::Later
-    };
-    Ok(Packet {
-        source: Be32::from_bytes(header.src_addr),
-        destination: Be32::from_bytes(header.dst_addr),
-        protocol: header.proto,
-        time_to_live: header.ttl,
-        dont_fragment: fragment & DONT_FRAGMENT != 0,
-        part,
-        transport: transport_of(header.proto),
-        identification: Be16::from_bytes(header.id),
-        fragment_offset: fragment & FRAGMENT_OFFSET,
-        more_fragments: fragment & MORE_FRAGMENTS != 0,
-        network_offset,
-        header_length,
-        length,
-        wire_length: length,
-        ..Packet::default()
-    })
-}
-
-/// Reads the frame into `packet` if it is what nearly every packet is: IPv4
-/// without options, whole, TCP or UDP, its headers in one piece. All offsets are
+/// Reads the frame into `packet` if it is what nearly every packet is: a network header
+/// and nothing more before TCP or UDP, whole, its headers in one piece. All offsets are
 /// then constants. Returns whether it is.
 #[inline(always)]
-pub fn parse_plain<F: Frame>(frame: &F, packet: &mut Packet) -> bool {
-    const PLAIN: u8 = 0x45;
-    let network_offset = frame.link_length();
-    if frame.is_tagged()
-        || (network_offset != 0
-            && frame.load::<[u8; 2]>(network_offset - 2) != Some(ETHERTYPE_IPV4))
-    {
-        return false;
-    }
-    let Some(header) = frame.load::<Ipv4Hdr>(network_offset) else {
-        return false;
-    };
-    let fragment = Be16::from_bytes(header.frags);
-    let is_fragment = fragment.raw() & Be16::new(MORE_FRAGMENTS | FRAGMENT_OFFSET).raw() != 0;
-    let length = u32::from(Be16::from_bytes(header.tot_len).get());
-    if header.vihl != PLAIN || is_fragment || length > frame.length() - network_offset {
-        return false;
-    }
-    packet.source = Be32::from_bytes(header.src_addr);
-    packet.destination = Be32::from_bytes(header.dst_addr);
-    packet.protocol = header.proto;
-    packet.time_to_live = header.ttl;
-    packet.network_offset = network_offset;
-    packet.header_length = IPV4_HEADER;
-    packet.length = length;
-    packet.wire_length = length;
-    packet.transport = match header.proto {
-        protocol::TCP => Transport::Tcp,
-        protocol::UDP => Transport::Udp,
-        0..=u8::MAX => return false,
-    };
-    length >= IPV4_HEADER && read_transport(frame, packet, frame.segment_size()).is_ok()
+pub fn parse_plain<A: Network, F: Frame>(frame: &F, packet: &mut Packet<A>) -> bool {
+    let offset = frame.link_length();
+    let is_of_version = !frame.is_tagged()
+        && (offset == 0 || frame.load::<[u8; 2]>(offset - 2) == Some(A::ETHERTYPE));
+    is_of_version
+        && A::read_plain(frame, offset, packet)
+        && read_transport(frame, packet, frame.segment_size()).is_ok()
 }
 
 /// Whether a TCP segment is a header and nothing more.
 #[inline(always)]
-pub fn is_without_data<F: Frame>(frame: &F, packet: &Packet) -> bool {
+pub fn is_without_data<A: Address, F: Frame>(frame: &F, packet: &Packet<A>) -> bool {
     let offset = packet.transport_offset() + TCP_DATA_OFFSET;
     frame
         .load::<[u8; 1]>(offset)
@@ -304,22 +237,9 @@ pub fn is_without_data<F: Frame>(frame: &F, packet: &Packet) -> bool {
 }
 
 #[inline(always)]
-const fn transport_of(number: u8) -> Transport {
-    match number {
-        protocol::TCP => Transport::Tcp,
-        protocol::UDP | protocol::UDP_LITE => Transport::Udp,
-        // Refined by its type, where that can be read.
-        protocol::ICMP => Transport::IcmpQuery,
-        protocol::SCTP => Transport::PortsFixed,
-        protocol::GRE | protocol::ESP => Transport::AddressOnly,
-        0..=u8::MAX => Transport::Unknown,
-    }
-}
-
-#[inline(always)]
-fn read_transport<F: Frame>(
+fn read_transport<A: Network, F: Frame>(
     frame: &F,
-    packet: &mut Packet,
+    packet: &mut Packet<A>,
     segment_size: u32,
 ) -> Result<(), Reason> {
     let offset = packet.transport_offset();
@@ -371,16 +291,18 @@ fn read_transport<F: Frame>(
             }
             let header = frame.load::<[u8; 8]>(offset).ok_or(short)?;
             let identifier = Be16::from_bytes([header[4], header[5]]);
-            match header[0] {
-                icmp::ECHO_REQUEST | icmp::TIMESTAMP_REQUEST => packet.source_port = identifier,
-                icmp::ECHO_REPLY | icmp::TIMESTAMP_REPLY => {
-                    packet.transport = Transport::IcmpReply;
-                    packet.destination_port = identifier;
-                }
-                icmp::DESTINATION_UNREACHABLE | icmp::TIME_EXCEEDED | icmp::PARAMETER_PROBLEM => {
-                    packet.transport = Transport::IcmpError;
-                }
-                0..=u8::MAX => packet.transport = Transport::IcmpOther,
+            packet.icmp_type = header[0];
+            packet.transport = A::icmp_kind(header[0]);
+            match packet.transport {
+                Transport::IcmpQuery => packet.source_port = identifier,
+                Transport::IcmpReply => packet.destination_port = identifier,
+                Transport::IcmpError
+                | Transport::IcmpOther
+                | Transport::Tcp
+                | Transport::Udp
+                | Transport::PortsFixed
+                | Transport::AddressOnly
+                | Transport::Unknown => {}
             }
         }
         Transport::IcmpReply
@@ -452,10 +374,10 @@ pub fn find_tcp_option<F: Frame>(
 }
 
 /// The packet that an ICMP error quotes. Offsets are from the frame's start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quoted {
-    pub source: Be32,
-    pub destination: Be32,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quoted<A = Be32> {
+    pub source: A,
+    pub destination: A,
     pub source_port: Be16,
     pub destination_port: Be16,
     pub protocol: u8,
@@ -469,7 +391,7 @@ pub struct Quoted {
 /// Bytes of an ICMP header before the quoted packet.
 const ICMP_HEADER: u32 = 8;
 
-/// Reads the packet quoted by the ICMP error `packet`.
+/// Reads the packet quoted by the ICMP error `packet` into `quoted`.
 ///
 /// Only the first 8 bytes of its transport header are certain to be there
 /// (RFC 792); what follows the quoted packet (RFC 4884) is left alone.
@@ -479,36 +401,27 @@ const ICMP_HEADER: u32 = 8;
 /// protocol without sessions; [`Reason::ErrorBadChecksum`] when its checksum or
 /// that of the quoted header is wrong (RFC 5508 REQ-3).
 #[inline(always)]
-pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reason> {
+pub fn parse_quoted<A: Network, F: Frame>(
+    frame: &F,
+    packet: &Packet<A>,
+    quoted: &mut Quoted<A>,
+) -> Result<(), Reason> {
     let unusable = Reason::ErrorUnusable;
     verify_error(frame, packet)?;
     let network_offset = packet.transport_offset() + ICMP_HEADER;
-    let header = frame.read::<Ipv4Hdr>(network_offset).ok_or(unusable)?;
-    let header_length = u32::from(header.vihl & 0x0f) * 4;
-    if header.vihl >> 4 != 4 || header_length < IPV4_HEADER {
-        return Err(unusable);
-    }
-    if Be16::from_bytes(header.frags).get() & FRAGMENT_OFFSET != 0 {
-        return Err(unusable);
-    }
+    let length = A::read_quoted(frame, network_offset, quoted)?;
     let end = packet.network_offset + packet.length;
-    let transport_offset = network_offset + header_length;
+    let transport_offset = network_offset + length;
     if transport_offset + 8 > end {
         return Err(unusable);
     }
-    verify_sum(frame, network_offset, header_length)?;
     let start = frame.read::<[u8; 8]>(transport_offset).ok_or(unusable)?;
-    let mut quoted = Quoted {
-        source: Be32::from_bytes(header.src_addr),
-        destination: Be32::from_bytes(header.dst_addr),
-        source_port: Be16::ZERO,
-        destination_port: Be16::ZERO,
-        protocol: header.proto,
-        transport: transport_of(header.proto),
-        network_offset,
-        transport_offset,
-        checksum_offset: None,
-    };
+    quoted.source_port = Be16::ZERO;
+    quoted.destination_port = Be16::ZERO;
+    quoted.transport = A::transport_of(quoted.protocol);
+    quoted.network_offset = network_offset;
+    quoted.transport_offset = transport_offset;
+    quoted.checksum_offset = None;
     match quoted.transport {
         Transport::Tcp | Transport::Udp | Transport::PortsFixed => {
             quoted.source_port = Be16::from_bytes([start[0], start[1]]);
@@ -524,14 +437,18 @@ pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reas
         Transport::IcmpQuery => {
             let identifier = Be16::from_bytes([start[4], start[5]]);
             quoted.checksum_offset = Some(transport_offset + ICMP_CHECKSUM);
-            match start[0] {
-                icmp::ECHO_REQUEST | icmp::TIMESTAMP_REQUEST => quoted.source_port = identifier,
-                icmp::ECHO_REPLY | icmp::TIMESTAMP_REPLY => {
-                    quoted.transport = Transport::IcmpReply;
-                    quoted.destination_port = identifier;
-                }
+            quoted.transport = A::icmp_kind(start[0]);
+            match quoted.transport {
+                Transport::IcmpQuery => quoted.source_port = identifier,
+                Transport::IcmpReply => quoted.destination_port = identifier,
                 // RFC 1122 section 3.2.2: no errors about errors.
-                0..=u8::MAX => return Err(unusable),
+                Transport::IcmpError
+                | Transport::IcmpOther
+                | Transport::Tcp
+                | Transport::Udp
+                | Transport::PortsFixed
+                | Transport::AddressOnly
+                | Transport::Unknown => return Err(unusable),
             }
         }
         Transport::AddressOnly => {}
@@ -539,7 +456,7 @@ pub fn parse_quoted<F: Frame>(frame: &F, packet: &Packet) -> Result<Quoted, Reas
             return Err(unusable);
         }
     }
-    Ok(quoted)
+    Ok(())
 }
 
 /// The longest ICMP error whose checksum is verified, in bytes. Routers send 576
@@ -548,18 +465,32 @@ pub const LONGEST_ERROR: u32 = 1480;
 
 /// Checks the checksum of the ICMP error itself (RFC 5508 REQ-3).
 #[inline(always)]
-fn verify_error<F: Frame>(frame: &F, packet: &Packet) -> Result<(), Reason> {
+fn verify_error<A: Network, F: Frame>(frame: &F, packet: &Packet<A>) -> Result<(), Reason> {
     let length = packet.length - packet.header_length;
     if length > LONGEST_ERROR {
         return Err(Reason::ErrorUnusable);
     }
-    verify_sum(frame, packet.transport_offset(), length)
+    if A::HAS_HEADER_CHECKSUM {
+        return verify_sum(frame, packet.transport_offset(), length);
+    }
+    let pseudo_header = pseudo_header(packet.source, packet.destination, packet.protocol, length);
+    match frame.checksum(packet.transport_offset(), length) {
+        Some(sum) => {
+            let whole = pseudo_header + u32::from(!sum.raw());
+            if crate::checksum::finish(whole) == Be16::ZERO {
+                Ok(())
+            } else {
+                Err(Reason::ErrorBadChecksum)
+            }
+        }
+        None => Err(Reason::ErrorUnusable),
+    }
 }
 
 /// Checks that the bytes sum up to a right checksum: `length` of them, at most
 /// [`LONGEST_ERROR`].
 #[inline(always)]
-fn verify_sum<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reason> {
+pub(crate) fn verify_sum<F: Frame>(frame: &F, offset: u32, length: u32) -> Result<(), Reason> {
     match frame.checksum(offset, length) {
         Some(Be16::ZERO) => Ok(()),
         Some(_) => Err(Reason::ErrorBadChecksum),

@@ -12,14 +12,11 @@ use crate::{
         firewall::{self, Forwarded},
     },
     net::Be16,
+    network::Network,
     parse::{self, Packet, Part, Transport},
     rewrite::{self, Rewrite},
     verdict::{Next, Outcome, Plan, Reason},
 };
-
-/// Link, IP and transport header, and the same of a quoted packet, at their
-/// longest that still leaves 20 bytes of the quoted transport header.
-const ALL_HEADERS: u32 = 14 + 60 + 8 + 60 + 20;
 
 /// What [`established`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +35,7 @@ pub enum Quick {
 /// `device`: the index of the inside device that it arrived on, or `None` for
 /// an uplink.
 #[inline(always)]
-pub fn established<F: Frame, T: Tables>(
+pub fn established<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
     device: Option<NonZeroU32>,
     tables: &T,
@@ -63,7 +60,7 @@ pub fn established<F: Frame, T: Tables>(
 /// `take`: reserves the way out by this device; `false` if frames that are no skbs
 /// cannot leave by it. After that the packet goes, or is lost.
 #[inline(always)]
-pub fn early<F: Frame, T: Tables>(
+pub fn early<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
     tables: &T,
     take: impl FnOnce(u32) -> bool,
@@ -90,7 +87,7 @@ pub fn early<F: Frame, T: Tables>(
 /// large packets of TCP's data, or a checksum that a device was to complete, which
 /// only an skb can tell.
 #[inline(always)]
-fn may_go_early<F: Frame>(frame: &F, packet: &Packet) -> bool {
+fn may_go_early<A: Network, F: Frame>(frame: &F, packet: &Packet<A>) -> bool {
     if packet.transport == Transport::Tcp && !parse::is_without_data(frame, packet) {
         return false;
     }
@@ -114,17 +111,17 @@ fn may_go_early<F: Frame>(frame: &F, packet: &Packet) -> bool {
 ///
 /// `packet` becomes what was read of it, `plan` what is to be done with it.
 #[inline(always)]
-pub fn exceptional<F: Frame, T: Tables>(
+pub fn exceptional<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
     device: Option<NonZeroU32>,
     tables: &T,
-    packet: &mut Packet,
-    plan: &mut Plan,
+    packet: &mut Packet<A>,
+    plan: &mut Plan<A>,
 ) -> Next {
     // The headers may be there, but not in one piece.
-    frame.pull(ALL_HEADERS);
+    frame.pull(A::ALL_HEADERS);
     if let Err(reason) = parse::parse(frame, packet) {
-        let is_denied = reason == Reason::NotIpv4
+        let is_denied = reason == Reason::NotIp
             && nat::keeps_from_host(device, tables)
             && !parse::is_arp(frame);
         return Next::Leave(if is_denied {
@@ -134,23 +131,51 @@ pub fn exceptional<F: Frame, T: Tables>(
         });
     }
     if packet.transport == Transport::IcmpError {
-        return Next::Leave(translate_error(frame, packet, device, tables, plan));
+        return Next::Error;
     }
+    if A::BITS > u32::BITS as u8 {
+        // With addresses so long a stack has no room for more.
+        return Next::Resume;
+    }
+    resume(frame, device, tables, packet, plan)
+}
+
+/// Decides about a packet that may be of a session that is there, and rewrites it if it
+/// goes on. `packet` and `plan` are as [`exceptional`] left them.
+#[inline(always)]
+pub fn resume<A: Network, F: Frame, T: Tables<A>>(
+    frame: &mut F,
+    device: Option<NonZeroU32>,
+    tables: &T,
+    packet: &mut Packet<A>,
+    plan: &mut Plan<A>,
+) -> Next {
     match nat::resume(packet, device, tables, plan) {
-        Some(reason) => Next::Leave(carry_out(frame, device, packet, tables, plan, reason)),
-        None => Next::Start,
+        Next::Leave(reason) => Next::Leave(carry_out(frame, device, packet, tables, plan, reason)),
+        next => next,
     }
+}
+
+/// Ends the session of a packet, which is over. `packet` is as [`exceptional`] left it.
+#[inline(always)]
+pub fn close<A: Network, T: Tables<A>>(
+    device: Option<NonZeroU32>,
+    tables: &T,
+    packet: &Packet<A>,
+) -> Next {
+    tables.close_session(&packet.key(device), None);
+    Next::Start
 }
 
 /// Decides about a packet without a session, and plans one. `packet` and `plan`
 /// are as [`exceptional`] left them.
 #[inline(always)]
-pub fn start<F: Frame, T: Tables>(
+pub fn start<A: Network, F: Frame, T: Tables<A>>(
     frame: &F,
     device: Option<NonZeroU32>,
     tables: &T,
-    packet: &Packet,
-    plan: &mut Plan,
+    packet: &Packet<A>,
+    plan: &mut Plan<A>,
 ) -> Next {
     // The firewall gives a packet back with the host's link address.
     let link = if frame.link_length() == 0 || plan.accepted {
@@ -167,18 +192,18 @@ pub fn start<F: Frame, T: Tables>(
 /// firewall. `from` is the index of the device that it came by, `out` of the one that it
 /// leaves by.
 #[inline(always)]
-pub fn forwarded<F: Frame, T: Tables>(
+pub fn forwarded<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
     from: u32,
     out: u32,
     tables: &T,
-    packet: &mut Packet,
-) -> Forwarded {
+    packet: &mut Packet<A>,
+) -> Forwarded<A> {
     // Most come here translated, or have nothing to do with guests.
-    if !firewall::may_be_asked(from, frame.load(frame.link_length()), tables) {
+    if !firewall::may_be_asked(from, A::read_source(frame, frame.link_length()), tables) {
         return Forwarded::Leave;
     }
-    frame.pull(ALL_HEADERS);
+    frame.pull(A::ALL_HEADERS);
     // Nothing that was asked about is of this kind.
     if parse::parse(frame, packet).is_err() {
         return Forwarded::Leave;
@@ -197,12 +222,12 @@ pub fn forwarded<F: Frame, T: Tables>(
 /// Gives a packet that the firewall is to be asked about the destination that it is to
 /// see.
 #[inline(always)]
-pub fn ask<F: Frame, T: Tables>(
+pub fn ask<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
     device: Option<NonZeroU32>,
     tables: &T,
-    packet: &Packet,
-    plan: &Plan,
+    packet: &Packet<A>,
+    plan: &Plan<A>,
 ) -> Option<()> {
     firewall::note(packet, device, tables, plan);
     let is_same =
@@ -215,30 +240,41 @@ pub fn ask<F: Frame, T: Tables>(
 
 /// Finds or makes the mapping for the session that [`start`] planned.
 #[inline(always)]
-pub fn map<T: Tables>(tables: &T, packet: &Packet, plan: &mut Plan) -> Next {
+pub fn map<A: Network, T: Tables<A>>(tables: &T, packet: &Packet<A>, plan: &mut Plan<A>) -> Next {
     nat::map(packet, tables, plan)
 }
 
-/// Makes the session that [`start`] planned, and rewrites its first packet.
+/// Plans the halves of the session that [`start`] planned.
 #[inline(always)]
-pub fn open<F: Frame, T: Tables>(
+pub fn open<A: Network, T: Tables<A>>(
+    device: Option<NonZeroU32>,
+    tables: &T,
+    packet: &Packet<A>,
+    plan: &mut Plan<A>,
+) -> Next {
+    nat::open(packet, device, tables, plan)
+}
+
+/// Makes the session that [`open`] planned, and rewrites its first packet.
+#[inline(always)]
+pub fn insert<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
     device: Option<NonZeroU32>,
     tables: &T,
-    packet: &Packet,
-    plan: &mut Plan,
+    packet: &Packet<A>,
+    plan: &mut Plan<A>,
 ) -> Next {
-    let reason = nat::open(packet, device, tables, plan);
+    let reason = nat::insert(tables, plan);
     Next::Leave(carry_out(frame, device, packet, tables, plan, reason))
 }
 
 #[inline(always)]
-fn carry_out<F: Frame, T: Tables>(
+fn carry_out<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
     device: Option<NonZeroU32>,
-    packet: &Packet,
+    packet: &Packet<A>,
     tables: &T,
-    plan: &Plan,
+    plan: &Plan<A>,
     reason: Reason,
 ) -> Reason {
     if reason.outcome() != Outcome::Forward {
@@ -253,7 +289,7 @@ fn carry_out<F: Frame, T: Tables>(
     // Guests may give their datagrams the same one behind a shared address.
     if packet.part != Part::Whole
         && device.is_some()
-        && rewrite::renumber(frame, packet, plan.identification).is_none()
+        && A::renumber(frame, packet, plan.identification).is_none()
     {
         return Reason::RewriteFailed;
     }
@@ -263,25 +299,34 @@ fn carry_out<F: Frame, T: Tables>(
     }
 }
 
+/// Decides about an ICMP error, and translates it if it is about a packet of a session.
+/// `packet` and `plan` are as [`exceptional`] left them.
 #[inline(always)]
-fn translate_error<F: Frame, T: Tables>(
+pub fn error<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
-    packet: &Packet,
     device: Option<NonZeroU32>,
     tables: &T,
-    plan: &mut Plan,
-) -> Reason {
-    let quoted = match parse::parse_quoted(frame, packet) {
-        Ok(quoted) => quoted,
+    packet: &Packet<A>,
+    plan: &mut Plan<A>,
+) -> Next {
+    match parse::parse_quoted(frame, packet, &mut plan.quoted) {
+        Ok(()) => {}
         // It may well be about something that the host itself sent.
-        Err(Reason::ErrorUnusable) if device.is_none() => return Reason::NoMapping,
-        Err(reason) => return reason,
-    };
-    let reason = nat::decide_error(packet, &quoted, device, tables, plan);
-    if reason.outcome() == Outcome::Forward
-        && rewrite::apply_error(frame, packet, &quoted, &plan.rewrite, plan.error_source).is_none()
-    {
-        return Reason::RewriteFailed;
+        Err(Reason::ErrorUnusable) if device.is_none() => return Next::Leave(Reason::NoMapping),
+        Err(reason) => return Next::Leave(reason),
     }
-    reason
+    let reason = nat::decide_error(packet, device, tables, plan);
+    if reason.outcome() == Outcome::Forward
+        && rewrite::apply_error(
+            frame,
+            packet,
+            &plan.quoted,
+            &plan.rewrite,
+            plan.error_source,
+        )
+        .is_none()
+    {
+        return Next::Leave(Reason::RewriteFailed);
+    }
+    Next::Leave(reason)
 }

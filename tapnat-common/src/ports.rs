@@ -30,7 +30,7 @@ impl Class {
         match number {
             protocol::TCP => Some(Self::Tcp),
             protocol::UDP | protocol::UDP_LITE => Some(Self::Udp),
-            protocol::ICMP => Some(Self::Icmp),
+            protocol::ICMP | protocol::ICMPV6 => Some(Self::Icmp),
             0..=u8::MAX => None,
         }
     }

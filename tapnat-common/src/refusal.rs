@@ -1,22 +1,15 @@
-//! The ICMP error that tells a sender why its packet was dropped: the 28 bytes
+//! The ICMP error that tells a sender why its packet was dropped: the headers
 //! that go before the quoted packet. The caller makes room for them.
 
 use crate::{
     checksum,
     frame::Frame,
-    net::{Be16, Be32, icmp, protocol},
+    net::{Be16, Be32},
+    network::{Network, pseudo_header},
     parse::{Packet, Part, Transport},
     time::Instant,
+    verdict::Complaint,
 };
-
-/// An IPv4 header without options and an ICMP header.
-pub const HEADER_LENGTH: u32 = 28;
-
-/// Precedence 6 of what used to be the type of service (RFC 1812 section 4.3.2.5).
-const INTERNETWORK_CONTROL: u8 = 0xc0;
-
-/// The time to live of packets that we make (RFC 1700).
-const TIME_TO_LIVE: u8 = 64;
 
 /// How much of the refused packet is quoted: its IP header, and of its
 /// transport header 20 bytes or what there is. RFC 792 wants 8 of them.
@@ -24,7 +17,7 @@ const TIME_TO_LIVE: u8 = 64;
 /// With TCP's first 20 bytes goes its checksum field: the kernel does not cut
 /// off a field that a device is to complete.
 #[must_use]
-pub const fn quoted_length(packet: &Packet) -> u32 {
+pub const fn quoted_length<A: Network>(packet: &Packet<A>) -> u32 {
     let most = packet.header_length + 20;
     let some = if packet.length < most {
         packet.length
@@ -35,17 +28,17 @@ pub const fn quoted_length(packet: &Packet) -> u32 {
     some & !3
 }
 
-/// Whether the sender may be told (RFC 1122 section 3.2.2): not about an ICMP
-/// error, a later fragment, or a source or destination that is no single host.
+/// Whether the sender may be told (RFC 1122 section 3.2.2, RFC 4443 section 2.4): not
+/// about an ICMP error, a later fragment, or a source or destination that is no single
+/// host.
 #[must_use]
-pub const fn may_answer(packet: &Packet) -> bool {
+pub fn may_answer<A: Network>(packet: &Packet<A>) -> bool {
     let about_error = matches!(
         packet.transport,
         Transport::IcmpError | Transport::IcmpOther
     );
-    let to_many = packet.destination.bytes()[0] >= 224;
     !about_error
-        && !to_many
+        && !packet.destination.is_multicast()
         && !matches!(packet.part, Part::Later)
         && !packet.source.is_unroutable()
 }
@@ -79,91 +72,33 @@ impl Budget {
 
 /// An ICMP error to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub icmp_type: u8,
-    pub code: u8,
-    /// The MTU of the next hop in bytes; told only by "fragmentation needed".
+pub struct Refusal<A = Be32> {
+    pub complaint: Complaint,
+    /// The MTU of the next hop in bytes; told only by [`Complaint::TooBig`].
     pub mtu: u16,
     /// The address that the error comes from.
-    pub from: Be32,
+    pub from: A,
 }
 
 /// The header for the error about `packet`, which is still as it arrived.
 ///
 /// `None` when the packet is shorter than it says.
 #[inline(always)]
-pub fn build<F: Frame>(
+pub fn build<A: Network, F: Frame>(
     frame: &F,
-    packet: &Packet,
-    refusal: &Refusal,
-) -> Option<[u8; HEADER_LENGTH as usize]> {
+    packet: &Packet<A>,
+    refusal: &Refusal<A>,
+) -> Option<A::ErrorHeader> {
     let quoted = quoted_length(packet);
-    let kind = (refusal.icmp_type, refusal.code);
-    let mtu = if kind == (icmp::DESTINATION_UNREACHABLE, icmp::FRAGMENTATION_NEEDED) {
-        refusal.mtu
-    } else {
-        0
+    // In IPv4 the upper half is not used (RFC 1191 section 4).
+    let rest = match refusal.complaint {
+        Complaint::TooBig => Be32::new(u32::from(refusal.mtu)),
+        Complaint::TimeExceeded | Complaint::Prohibited => Be32::ZERO,
     };
-    let [mtu_high, mtu_low] = Be16::new(mtu).bytes();
-    let error = [
-        refusal.icmp_type,
-        refusal.code,
-        0,
-        0,
-        0,
-        0,
-        mtu_high,
-        mtu_low,
-    ];
-    let sum = add(
-        add(quoted_sum(frame, packet, quoted)?, [error[0], error[1]]),
-        [mtu_high, mtu_low],
-    );
-    let [check_high, check_low] = checksum::finish(sum).bytes();
-
-    let length = Be16::new(length_field(HEADER_LENGTH + quoted)).bytes();
-    let from = refusal.from.bytes();
-    let to = packet.source.bytes();
-    let mut ip = [
-        0x45,
-        INTERNETWORK_CONTROL,
-        length[0],
-        length[1],
-        0,
-        0,
-        0,
-        0,
-        TIME_TO_LIVE,
-        protocol::ICMP,
-        0,
-        0,
-        from[0],
-        from[1],
-        from[2],
-        from[3],
-        to[0],
-        to[1],
-        to[2],
-        to[3],
-    ];
-    let mut header_sum = add(add(0, [ip[0], ip[1]]), length);
-    header_sum = add(header_sum, [TIME_TO_LIVE, protocol::ICMP]);
-    header_sum = add_address(add_address(header_sum, refusal.from), packet.source);
-    let [ip_high, ip_low] = checksum::finish(header_sum).bytes();
-    ip[10] = ip_high;
-    ip[11] = ip_low;
-    Some([
-        ip[0], ip[1], ip[2], ip[3], ip[4], ip[5], ip[6], ip[7], ip[8], ip[9], ip[10], ip[11],
-        ip[12], ip[13], ip[14], ip[15], ip[16], ip[17], ip[18], ip[19], error[0], error[1],
-        check_high, check_low, error[4], error[5], error[6], error[7],
-    ])
-}
-
-/// A length as it stands in a header: what is longer has GSO, and no such field.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "see above")]
-const fn length_field(length: u32) -> u16 {
-    length as u16
+    let sum = quoted_sum(frame, packet, quoted)?;
+    let kind = A::icmp_error(refusal.complaint);
+    let ends = (refusal.from, packet.source);
+    Some(A::error_header(kind, rest, ends, sum, quoted))
 }
 
 #[inline(always)]
@@ -171,19 +106,12 @@ const fn add(sum: u32, word: [u8; 2]) -> u32 {
     sum + Be16::from_bytes(word).raw() as u32
 }
 
-#[inline(always)]
-const fn add_address(sum: u32, address: Be32) -> u32 {
-    let [a, b, c, d] = address.bytes();
-    add(add(sum, [a, b]), [c, d])
-}
-
 /// The sum of the quoted bytes as they will be on the wire.
 #[inline(always)]
-fn quoted_sum<F: Frame>(frame: &F, packet: &Packet, quoted: u32) -> Option<u32> {
+fn quoted_sum<A: Network, F: Frame>(frame: &F, packet: &Packet<A>, quoted: u32) -> Option<u32> {
     let mut header = 0;
     let mut transport = 0;
-    // 60 bytes of IP header and 20 of transport are 20 words.
-    for word in 0..20u32 {
+    for word in 0..(A::LONGEST_HEADER + 20) / 4 {
         let at = word * 4;
         if at + 4 > quoted {
             break;
@@ -209,7 +137,7 @@ fn quoted_sum<F: Frame>(frame: &F, packet: &Packet, quoted: u32) -> Option<u32> 
 /// The kernel does not tell; one complete checksum in 65,536 looks alike, and
 /// costs an ICMP error that its receiver drops.
 #[inline(always)]
-fn partial_checksum<F: Frame>(frame: &F, packet: &Packet) -> Option<Be16> {
+fn partial_checksum<A: Network, F: Frame>(frame: &F, packet: &Packet<A>) -> Option<Be16> {
     if !matches!(packet.transport, Transport::Tcp | Transport::Udp) {
         return None;
     }
@@ -218,9 +146,7 @@ fn partial_checksum<F: Frame>(frame: &F, packet: &Packet) -> Option<Be16> {
         return Some(field);
     }
     let payload = packet.length - packet.header_length;
-    let mut sum = add_address(add_address(0, packet.source), packet.destination);
-    sum = add(sum, [0, packet.protocol]);
-    sum = add(sum, Be16::new(length_field(payload)).bytes());
+    let sum = pseudo_header(packet.source, packet.destination, packet.protocol, payload);
     // finish() complements, as a complete checksum would be.
     (checksum::finish(sum).raw() == !field.raw()).then_some(field)
 }

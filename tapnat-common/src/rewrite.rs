@@ -5,7 +5,8 @@ use crate::{
     abi::{EndpointKey, NextHop, Session, session_flags},
     checksum::Delta,
     frame::Frame,
-    net::{Be16, Be32},
+    net::{Address, Be16, Be32},
+    network::Network,
     parse::{
         ICMP_IDENTIFIER, MAXIMUM_SEGMENT_SIZE, Packet, Part, Quoted, Transport, find_tcp_option,
         tcp_flags,
@@ -14,9 +15,9 @@ use crate::{
 
 /// What a packet's addresses and ports become, and where it then goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rewrite {
-    pub source: Be32,
-    pub destination: Be32,
+pub struct Rewrite<A = Be32> {
+    pub source: A,
+    pub destination: A,
     pub source_port: Be16,
     pub destination_port: Be16,
     pub address_delta: Delta,
@@ -27,11 +28,11 @@ pub struct Rewrite {
     pub resolve: bool,
 }
 
-impl Rewrite {
+impl<A: Address> Rewrite<A> {
     /// `confirm`: let the kernel look the neighbour up even if it is known.
     #[inline(always)]
     #[must_use]
-    pub const fn of(session: &Session, confirm: bool) -> Self {
+    pub const fn of(session: &Session<A>, confirm: bool) -> Self {
         Self {
             source: session.source,
             destination: session.destination,
@@ -45,20 +46,16 @@ impl Rewrite {
     }
 }
 
-/// Offsets in an IPv4 header.
-const IDENTIFICATION: u32 = 4;
-const CHECKSUM: u32 = 10;
-
-/// Offset of the time to live in an IPv4 header; protocol, checksum and the
-/// two addresses follow it.
-const TIME_TO_LIVE: u32 = 8;
-
 /// Translates a packet of a session.
 ///
 /// `None` when the packet's memory could not be changed; it may then be half
 /// rewritten and must be dropped.
 #[inline(always)]
-pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Option<()> {
+pub fn apply<A: Network, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    rewrite: &Rewrite<A>,
+) -> Option<()> {
     write(frame, packet, rewrite, packet.time_to_live.wrapping_sub(1))
 }
 
@@ -67,10 +64,10 @@ pub fn apply<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Opt
 ///
 /// As [`apply`] when it fails.
 #[inline(always)]
-pub fn redirect<F: Frame>(
+pub fn redirect<A: Network, F: Frame>(
     frame: &mut F,
-    packet: &Packet,
-    destination: &EndpointKey,
+    packet: &Packet<A>,
+    destination: &EndpointKey<A>,
     time_to_live: u8,
 ) -> Option<()> {
     let address_delta = Delta::of_address(packet.destination, destination.address);
@@ -95,27 +92,26 @@ pub fn redirect<F: Frame>(
 }
 
 #[inline(always)]
-fn write<F: Frame>(
+fn write<A: Network, F: Frame>(
     frame: &mut F,
-    packet: &Packet,
-    rewrite: &Rewrite,
+    packet: &Packet<A>,
+    rewrite: &Rewrite<A>,
     time_to_live: u8,
 ) -> Option<()> {
     if let Some(offset) = packet.checksum_offset() {
-        let covers_addresses = matches!(packet.transport, Transport::Tcp | Transport::Udp);
-        let addresses = if covers_addresses {
+        let addresses = if covers_addresses::<A>(packet.transport) {
             rewrite.address_delta
         } else {
             Delta::ZERO
         };
         let zero_means_none = packet.transport == Transport::Udp;
-        frame.update_checksum(offset, addresses, rewrite.port_delta, zero_means_none)?;
+        frame.update_checksum::<A>(offset, addresses, rewrite.port_delta, zero_means_none)?;
     }
     if packet.part != Part::Later {
         store_ports(frame, packet, rewrite)?;
     }
     let addresses = (rewrite.source, rewrite.destination);
-    store_network(
+    A::store(
         frame,
         packet.network_offset,
         addresses,
@@ -124,9 +120,28 @@ fn write<F: Frame>(
     )
 }
 
+/// Whether the transport's checksum covers the addresses.
+#[inline(always)]
+const fn covers_addresses<A: Network>(transport: Transport) -> bool {
+    match transport {
+        Transport::Tcp | Transport::Udp => true,
+        Transport::IcmpQuery | Transport::IcmpReply | Transport::IcmpError => {
+            !A::HAS_HEADER_CHECKSUM
+        }
+        Transport::IcmpOther
+        | Transport::PortsFixed
+        | Transport::AddressOnly
+        | Transport::Unknown => false,
+    }
+}
+
 /// Writes the ports where this transport has them.
 #[inline(always)]
-fn store_ports<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> Option<()> {
+fn store_ports<A: Network, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    rewrite: &Rewrite<A>,
+) -> Option<()> {
     let offset = packet.transport_offset();
     match packet.transport {
         Transport::Tcp | Transport::Udp => frame.store(
@@ -151,7 +166,11 @@ fn store_ports<F: Frame>(frame: &mut F, packet: &Packet, rewrite: &Rewrite) -> O
 /// Lowers the maximum segment size that a SYN announces to `most` bytes, for
 /// paths that swallow "fragmentation needed".
 #[inline(always)]
-pub fn clamp_segment_size<F: Frame>(frame: &mut F, packet: &Packet, most: u16) -> Option<()> {
+pub fn clamp_segment_size<A: Network, F: Frame>(
+    frame: &mut F,
+    packet: &Packet<A>,
+    most: u16,
+) -> Option<()> {
     if packet.transport != Transport::Tcp || packet.segment.flags & tcp_flags::SYN == 0 {
         return Some(());
     }
@@ -173,12 +192,16 @@ pub fn clamp_segment_size<F: Frame>(frame: &mut F, packet: &Packet, most: u16) -
         // It lies across two of the words that are summed up.
         delta = delta.swapped();
     }
-    frame.update_checksum(packet.checksum_offset()?, Delta::ZERO, delta, false)
+    frame.update_checksum::<A>(packet.checksum_offset()?, Delta::ZERO, delta, false)
 }
 
 /// Writes the ports of a quoted packet, which travelled against the session's.
 #[inline(always)]
-fn write_quoted_ports<F: Frame>(frame: &mut F, quoted: &Quoted, rewrite: &Rewrite) -> Option<()> {
+fn write_quoted_ports<A: Network, F: Frame>(
+    frame: &mut F,
+    quoted: &Quoted<A>,
+    rewrite: &Rewrite<A>,
+) -> Option<()> {
     let offset = quoted.transport_offset;
     let (source, destination) = (rewrite.destination_port, rewrite.source_port);
     match quoted.transport {
@@ -195,51 +218,18 @@ fn write_quoted_ports<F: Frame>(frame: &mut F, quoted: &Quoted, rewrite: &Rewrit
     }
 }
 
-/// Gives a fragment another identification.
-#[inline(always)]
-pub fn renumber<F: Frame>(frame: &mut F, packet: &Packet, identification: Be16) -> Option<()> {
-    let at = packet.network_offset;
-    let check = Be16::from_bytes(frame.load::<[u8; 2]>(at + CHECKSUM)?);
-    let check = Delta::of_word(packet.identification, identification).apply(check);
-    frame.store(at + IDENTIFICATION, &identification.bytes())?;
-    frame.store(at + CHECKSUM, &check.bytes())
-}
-
-/// Writes the addresses and the time to live, and their checksum.
-#[inline(always)]
-fn store_network<F: Frame>(
-    frame: &mut F,
-    network_offset: u32,
-    (source, destination): (Be32, Be32),
-    address_delta: Delta,
-    time_to_live: u8,
-) -> Option<()> {
-    let offset = network_offset + TIME_TO_LIVE;
-    let [before, protocol, check @ ..] = frame.load::<[u8; 4]>(offset)?;
-    let hop = Delta::of_word(
-        Be16::from_bytes([before, protocol]),
-        Be16::from_bytes([time_to_live, protocol]),
-    );
-    let [check_high, check_low] = address_delta
-        .and(hop)
-        .apply(Be16::from_bytes(check))
-        .bytes();
-    let first = [time_to_live, protocol, check_high, check_low];
-    frame.store(offset, &[first, source.bytes(), destination.bytes()])
-}
-
 /// Translates an ICMP error: the quoted packet becomes what its sender sent,
 /// and the error goes to that sender (RFC 5508 REQ-4 and REQ-5).
 ///
 /// `rewrite` is that of the session's packets that travel the error's way;
 /// `source` is what becomes the error's source.
 #[inline(always)]
-pub fn apply_error<F: Frame>(
+pub fn apply_error<A: Network, F: Frame>(
     frame: &mut F,
-    packet: &Packet,
-    quoted: &Quoted,
-    rewrite: &Rewrite,
-    source: Be32,
+    packet: &Packet<A>,
+    quoted: &Quoted<A>,
+    rewrite: &Rewrite<A>,
+    source: A,
 ) -> Option<()> {
     // The quoted packet travelled the other way.
     let addresses = Delta::of_address(quoted.source, rewrite.destination)
@@ -248,16 +238,9 @@ pub fn apply_error<F: Frame>(
         .and(Delta::of_word(quoted.destination_port, rewrite.source_port));
 
     // Every changed word of the quoted packet changes the error's checksum.
-    let mut changed = addresses;
-    let header = quoted.network_offset + TIME_TO_LIVE;
-    let [time_to_live, number, check @ ..] = frame.read::<[u8; 4]>(header)?;
-    let old_check = Be16::from_bytes(check);
-    let new_check = addresses.apply(old_check);
-    changed = changed.and(Delta::of_word(old_check, new_check));
-
+    let mut changed = Delta::ZERO;
     if let Some(offset) = quoted.checksum_offset {
-        let covers_addresses = matches!(quoted.transport, Transport::Tcp | Transport::Udp);
-        let delta = if covers_addresses {
+        let delta = if covers_addresses::<A>(quoted.transport) {
             addresses.and(ports)
         } else {
             ports
@@ -280,21 +263,24 @@ pub fn apply_error<F: Frame>(
         changed = changed.and(ports);
     }
     write_quoted_ports(frame, quoted, rewrite)?;
-    let [check_high, check_low] = new_check.bytes();
-    frame.write(
-        header,
-        &[
-            [time_to_live, number, check_high, check_low],
-            rewrite.destination.bytes(),
-            rewrite.source.bytes(),
-        ],
-    )?;
+    let quoted_ends = (rewrite.destination, rewrite.source);
+    changed = changed.and(A::write_quoted(
+        frame,
+        quoted.network_offset,
+        quoted_ends,
+        addresses,
+    )?);
 
-    let checksum = packet.transport_offset() + 2;
-    frame.update_checksum(checksum, Delta::ZERO, changed, false)?;
     let outer = Delta::of_address(packet.source, source)
         .and(Delta::of_address(packet.destination, rewrite.destination));
+    let covered = if covers_addresses::<A>(packet.transport) {
+        outer
+    } else {
+        Delta::ZERO
+    };
+    let checksum = packet.transport_offset() + 2;
+    frame.update_checksum::<A>(checksum, covered, changed, false)?;
     let addresses = (source, rewrite.destination);
     let fewer = packet.time_to_live.wrapping_sub(1);
-    store_network(frame, packet.network_offset, addresses, outer, fewer)
+    A::store(frame, packet.network_offset, addresses, outer, fewer)
 }

@@ -5,9 +5,11 @@
 //! version, and a label never changes its meaning.
 
 use crate::{
-    abi::{EndpointKey, Session},
+    abi::{EndpointKey, FlowKey, Session},
     nat::Route,
-    net::{Be16, Be32, icmp},
+    net::Be32,
+    network::Network,
+    parse::Quoted,
     rewrite::Rewrite,
     time::{Instant, Slot},
 };
@@ -67,13 +69,21 @@ macro_rules! reasons {
     };
 }
 
+/// What an ICMP error tells a sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Complaint {
+    TimeExceeded,
+    /// With the MTU of the way on.
+    TooBig,
+    /// Administratively prohibited; also where resources are missing (RFC 5508 REQ-8).
+    Prohibited,
+}
+
 impl Reason {
-    /// The type and code of the ICMP error that tells the sender: RFC 792, RFC
-    /// 1191, and RFC 5508 REQ-8 where resources are missing. `None` where the
-    /// outcome is not [`Outcome::Refuse`].
+    /// What the sender is told. `None` where the outcome is not [`Outcome::Refuse`].
     #[inline(always)]
     #[must_use]
-    pub const fn icmp_error(self) -> Option<(u8, u8)> {
+    pub const fn complaint(self) -> Option<Complaint> {
         match self.outcome() {
             Outcome::Pass
             | Outcome::Ask
@@ -82,27 +92,24 @@ impl Reason {
             | Outcome::Hold
             | Outcome::Fragment => None,
             Outcome::Refuse => Some(match self {
-                Self::TimeToLiveExceeded => (icmp::TIME_EXCEEDED, 0),
-                Self::FragmentationNeeded => {
-                    (icmp::DESTINATION_UNREACHABLE, icmp::FRAGMENTATION_NEEDED)
-                }
-                _ => (
-                    icmp::DESTINATION_UNREACHABLE,
-                    icmp::ADMINISTRATIVELY_PROHIBITED,
-                ),
+                Self::TimeToLiveExceeded => Complaint::TimeExceeded,
+                Self::FragmentationNeeded => Complaint::TooBig,
+                _ => Complaint::Prohibited,
             }),
         }
     }
 }
 
 reasons! {
-    /// Not IPv4, or in a VLAN: ARP, IPv6 and the rest are the host's.
-    NotIpv4 = Pass "not-ipv4",
+    /// Not IP, or in a VLAN: ARP and the rest are the host's.
+    NotIp = Pass "not-ip",
     /// From a guest to an address of the host, or to a network that the host
     /// reaches otherwise than over the uplink.
     ForTheHost = Pass "for-the-host",
     /// Multicast or broadcast.
     NotUnicast = Pass "not-unicast",
+    /// IPv6 from or to a link-local address, which stays on its link.
+    LinkLocal = Pass "link-local",
     /// Arrived on the uplink, and no session, mapping or forward wants it.
     NoMapping = Pass "no-mapping",
     /// Too long for the way out and allowed to be fragmented: its fragments come by
@@ -130,8 +137,19 @@ reasons! {
 
     /// The headers end before the packet says.
     Truncated = Drop "truncated",
-    /// An IP header length below 20 bytes, or a version that is not 4.
+    /// An IPv4 header length below 20 bytes, or a version that is not the frame's.
     BadHeader = Drop "bad-header",
+    /// IPv6 extension headers that are too many, too long, or out of order.
+    BadExtensionHeaders = Drop "bad-extension-headers",
+    /// IPv6 with a routing header that is not used up: the checksum is another
+    /// destination's.
+    SourceRouted = Drop "source-routed",
+    /// An IPv6 fragment that is the whole packet.
+    AtomicFragment = Drop "atomic-fragment",
+    /// A router advertisement or a redirect from a guest.
+    SpoofedRouter = Drop "spoofed-router",
+    /// Neighbour discovery from a guest about an address that is somebody else's.
+    SpoofedNeighbour = Drop "spoofed-neighbour",
     /// A source that does not belong on the device, or that nobody may have.
     SpoofedSource = Drop "spoofed-source",
     /// A destination that may not be forwarded to.
@@ -214,22 +232,30 @@ reasons! {
 pub enum Next {
     /// The packet leaves the datapath.
     Leave(Reason),
+    /// On to [`crate::pipeline::resume`].
+    Resume,
+    /// On to [`crate::pipeline::error`].
+    Error,
+    /// On to [`crate::pipeline::close`].
+    Close,
     /// On to [`crate::pipeline::start`].
     Start,
     /// On to [`crate::pipeline::map`].
     Map,
     /// On to [`crate::pipeline::open`].
     Open,
+    /// On to [`crate::pipeline::insert`].
+    Insert,
 }
 
 /// A session about to be made, as its first packet's half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Opening {
+pub struct Opening<A = Be32> {
     /// What to say of the packet once the session is made.
     pub reason: Reason,
     /// What become of the packet's source and destination.
-    pub source: EndpointKey,
-    pub destination: EndpointKey,
+    pub source: EndpointKey<A>,
+    pub destination: EndpointKey<A>,
     /// [`crate::abi::session_flags`] of this half, `INITIATOR` aside.
     pub flags: u8,
     pub route: Route,
@@ -238,13 +264,24 @@ pub struct Opening {
     /// What [`crate::abi::Session::confirmed`] is to be.
     pub confirmed: Slot,
     /// For a new mapping: whose, where its owner is, and until when it lives.
-    pub inside: EndpointKey,
+    pub inside: EndpointKey<A>,
     pub device: u32,
     pub until: Instant,
     pub class: u32,
 }
 
-impl Default for Opening {
+impl<A: Network> Opening<A> {
+    /// Needs no new mapping, unless it is said later on.
+    #[inline(always)]
+    pub fn forget_mapping(&mut self) {
+        self.inside = EndpointKey::default();
+        self.device = 0;
+        self.until = Instant::default();
+        self.class = 0;
+    }
+}
+
+impl<A: Network> Default for Opening<A> {
     fn default() -> Self {
         Self {
             reason: Reason::SessionConflict,
@@ -264,18 +301,20 @@ impl Default for Opening {
 
 /// The particulars of an exit, beside its [`Reason`]: filled in as far as the
 /// reason's outcome needs them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan<A = Be32> {
     /// The host's firewall has accepted the packet: set before the plan begins.
     pub accepted: bool,
     /// For [`Outcome::Forward`].
-    pub rewrite: Rewrite,
+    pub rewrite: Rewrite<A>,
     /// For [`Reason::FirewallAsked`]: the destination that the firewall is to see.
-    pub asked: EndpointKey,
+    pub asked: EndpointKey<A>,
+    /// For an ICMP error: the packet that it quotes.
+    pub quoted: Quoted<A>,
     /// For [`Reason::ErrorTranslated`]: what becomes of the error's own source.
-    pub error_source: Be32,
+    pub error_source: A,
     /// For a guest's fragment: the identification that it is given.
-    pub identification: Be16,
+    pub identification: Be32,
     /// The MTU of the way out in bytes.
     pub mtu: u16,
     /// How much shorter the segments of a GSO packet have to be, in bytes.
@@ -284,12 +323,33 @@ pub struct Plan {
     /// place among them.
     pub held: u32,
     /// For a new session: what to make.
-    pub opening: Opening,
+    pub opening: Opening<A>,
+    /// For a new session: the keys of its halves.
+    pub keys: [FlowKey<A>; 2],
     /// For a new session: the half whose packet is here, and its twin.
-    pub halves: [Session; 2],
+    pub halves: [Session<A>; 2],
 }
 
-impl Plan {
+impl<A: Network> Default for Plan<A> {
+    fn default() -> Self {
+        Self {
+            accepted: false,
+            rewrite: Rewrite::default(),
+            asked: EndpointKey::default(),
+            quoted: Quoted::default(),
+            error_source: A::UNSPECIFIED,
+            identification: Be32::ZERO,
+            mtu: 0,
+            excess: 0,
+            held: 0,
+            opening: Opening::default(),
+            keys: [FlowKey::default(); 2],
+            halves: [Session::default(); 2],
+        }
+    }
+}
+
+impl<A: Network> Plan<A> {
     /// Begins the plan of another packet. What a stage always sets before it is
     /// looked at keeps what it had: it is long, and this target clears memory byte
     /// by byte.
@@ -297,7 +357,7 @@ impl Plan {
     pub fn begin(&mut self) {
         // It says that a packet is for the host.
         self.rewrite.next_hop.device = 0;
-        self.error_source = Be32::ZERO;
+        self.error_source = A::UNSPECIFIED;
         self.mtu = 0;
         self.excess = 0;
         self.held = 0;

@@ -8,110 +8,223 @@
 //!
 //! Arguments are numbers, or pointers to memory whose size the verifier knows, which it
 //! takes to be null perhaps. What they point to is copied, to the stack or to
-//! [`crate::scratch`], before it goes to a table: until Linux 6.2 tables take keys and
+//! [`Workspace`], before it goes to a table: until Linux 6.2 tables take keys and
 //! values from nowhere else. Results are numbers.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use tapnat_common::{
     abi::{EndpointKey, FlowKey, Mapping, Session},
     nat::{self, HalfInsert, Insert, Tables as _},
-    net::Be32,
+    net::{Be32, Be128},
     parse,
     refusal::Refusal,
 };
 
-use crate::{emit, now, scratch, skb::Skb, tables::Kernel};
+use crate::{
+    emit,
+    maps::{Maps, Workspace},
+    now, scratch,
+    skb::Skb,
+    tables::{Kernel, Routed, workspace},
+};
 
 /// In place of a number of 16 bits where there is none.
 pub const NONE: u32 = u32::MAX;
 
+/// An IP version with the functions for it.
+pub trait Apart: Maps {
+    /// Whether the pool has the address.
+    fn is_outside(address: *const Self) -> u32;
+    /// A free port in a set, or [`NONE`].
+    fn find_port(set: u32, wanted: u32, random: u32) -> u32;
+    /// What became of taking a port: an [`Insert`].
+    fn take_port(
+        context: *mut __sk_buff,
+        outside: *const EndpointKey<Self>,
+        mapping: *const Mapping<Self>,
+    ) -> u32;
+    /// Whether a session may have this half: 0 or 1.
+    fn is_unused(context: *mut __sk_buff, back: *const FlowKey<Self>) -> u32;
+    /// What became of a half of a session: a [`HalfInsert`].
+    fn insert_half(
+        key: *const FlowKey<Self>,
+        session: *const Session<Self>,
+        twin_key: *const FlowKey<Self>,
+    ) -> u32;
+    /// Ends a session; 0.
+    fn close_session(key: *const FlowKey<Self>, kept: *const FlowKey<Self>) -> u32;
+    /// The action for the packet that [`crate::scratch`] knows, which it makes an ICMP
+    /// error to its sender.
+    fn refuse(context: *mut __sk_buff, refusal: *const Refusal<Self>) -> u32;
+}
+
 /// The tables for what looks at nothing else: an argument that is not used reaches no
 /// function.
 #[inline(always)]
-fn tables() -> Kernel {
+fn tables<A: Routed>() -> Kernel<A> {
     Kernel::new(core::ptr::null_mut(), now())
 }
 
-/// Whether the pool has the address, given as in [`Be32::raw`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn is_outside(address: u32) -> u32 {
-    let kernel = tables();
-    let settings = kernel.settings();
-    u32::from(settings.is_some_and(|settings| settings.is_outside(Be32::from_raw(address))))
+/// A copy of what an argument points to.
+#[inline(always)]
+fn copied<T: Copy>(argument: *const T) -> Option<T> {
+    // SAFETY: null, or as the verifier has seen to.
+    unsafe { argument.as_ref() }.copied()
 }
 
-/// A free port in a set, or [`NONE`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn find_port(set: u32, wanted: u32, random: u32) -> u32 {
-    let kernel = tables();
+#[inline(always)]
+fn is_outside<A: Routed>(address: *const A) -> u32 {
+    let kernel = tables::<A>();
+    let settings = kernel.settings();
+    u32::from(
+        copied(address)
+            .zip(settings)
+            .is_some_and(|(address, settings)| settings.is_outside(address)),
+    )
+}
+
+#[inline(always)]
+fn find_port<A: Routed>(set: u32, wanted: u32, random: u32) -> u32 {
+    let kernel = tables::<A>();
     let set = kernel.ports(set);
     set.and_then(|set| set.find(wanted as u16, random))
         .map_or(NONE, u32::from)
 }
 
-/// What became of taking a port: an [`Insert`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn take_port(
+#[inline(always)]
+fn take_port<A: Routed>(
     context: *mut __sk_buff,
-    outside: *const EndpointKey,
-    mapping: *const Mapping,
+    outside: *const EndpointKey<A>,
+    mapping: *const Mapping<A>,
 ) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
-    let outside = unsafe { outside.as_ref() }.copied();
-    // SAFETY: as above.
-    let mapping = unsafe { mapping.as_ref() }.copied();
-    let (Some(outside), Some(mapping)) = (outside, mapping) else {
+    let mapping = unsafe { mapping.as_ref() };
+    let (Some(outside), Some(mapping), Some(workspace)) =
+        (copied(outside), mapping, workspace::<A>())
+    else {
         return Insert::Full as u32;
     };
-    nat::mapping::take(&outside, &mapping, &Kernel::new(context, now())) as u32
+    workspace.mapping = *mapping;
+    nat::mapping::take(&outside, &workspace.mapping, &Kernel::new(context, now())) as u32
 }
 
-/// Whether a session may have this half: 0 or 1.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn is_unused(context: *mut __sk_buff, back: *const FlowKey) -> u32 {
+#[inline(always)]
+fn is_unused<A: Routed>(context: *mut __sk_buff, back: *const FlowKey<A>) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
-    let back = unsafe { back.as_ref() }.copied();
-    let kernel = Kernel::new(context, now());
-    u32::from(back.is_some_and(|back| nat::mapping::is_unused(&back, &kernel)))
+    let back = unsafe { back.as_ref() };
+    let (Some(back), Some(workspace)) = (back, workspace::<A>()) else {
+        return 0;
+    };
+    workspace.key = *back;
+    let kernel = Kernel::<A>::new(context, now());
+    u32::from(nat::mapping::is_unused(&workspace.key, &kernel))
 }
 
-/// What became of a half of a session: a [`HalfInsert`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn insert_half(
-    key: *const FlowKey,
-    session: *const Session,
-    twin_key: *const FlowKey,
+#[inline(always)]
+fn insert_half<A: Routed>(
+    key: *const FlowKey<A>,
+    session: *const Session<A>,
+    twin_key: *const FlowKey<A>,
 ) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
-    let key = unsafe { key.as_ref() }.copied();
+    let key = unsafe { key.as_ref() };
     // SAFETY: as above.
     let session = unsafe { session.as_ref() };
     // SAFETY: as above.
     let twin_key = unsafe { twin_key.as_ref() };
-    let (Some(key), Some(session), Some(scratch)) = (key, session, scratch()) else {
+    let (Some(key), Some(session), Some(workspace)) = (key, session, workspace::<A>()) else {
         return HalfInsert::Full as u32;
     };
-    scratch.half = *session;
-    nat::session::insert_half(&key, &scratch.half, twin_key, &tables()) as u32
+    workspace.key = *key;
+    workspace.half = *session;
+    let Workspace { key, half, .. } = workspace;
+    nat::session::insert_half(key, half, twin_key, &tables::<A>()) as u32
 }
 
-/// Ends a session; 0.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn close_session(key: *const FlowKey, session: *const Session) -> u32 {
+#[inline(always)]
+fn close_session<A: Routed>(key: *const FlowKey<A>, kept: *const FlowKey<A>) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
-    let key = unsafe { key.as_ref() }.copied();
+    let key = unsafe { key.as_ref() };
     // SAFETY: as above.
-    let session = unsafe { session.as_ref() }.copied();
-    if let (Some(key), Some(session)) = (key, session) {
-        nat::session::close(&key, &session, &tables());
+    let kept = unsafe { kept.as_ref() };
+    if let (Some(key), Some(workspace)) = (key, workspace::<A>()) {
+        workspace.key = *key;
+        nat::session::close(&workspace.key, kept, &tables::<A>());
     }
     0
+}
+
+#[inline(always)]
+fn refuse<A: Routed>(context: *mut __sk_buff, refusal: *const Refusal<A>) -> u32 {
+    // SAFETY: null, or as the verifier has seen to.
+    let refusal = unsafe { refusal.as_ref() };
+    let (Some(refusal), Some(scratch)) = (refusal, scratch::<A>()) else {
+        return TC_ACT_SHOT.cast_unsigned();
+    };
+    let mut skb = Skb::new(context, scratch.link_length);
+    emit::refuse(&mut skb, &scratch.packet, refusal)
+        .unwrap_or(TC_ACT_SHOT)
+        .cast_unsigned()
+}
+
+macro_rules! apart {
+    ($address:ty: $($name:ident $function:ident($($argument:ident: $type:ty),*),)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $name($($argument: $type),*) -> u32 {
+                $function::<$address>($($argument),*)
+            }
+        )*
+        impl Apart for $address {
+            $(
+                #[inline(always)]
+                fn $function($($argument: $type),*) -> u32 {
+                    $name($($argument),*)
+                }
+            )*
+        }
+    };
+}
+
+apart! {
+    Be32:
+    is_outside4 is_outside(address: *const Be32),
+    find_port4 find_port(set: u32, wanted: u32, random: u32),
+    take_port4 take_port(
+        context: *mut __sk_buff,
+        outside: *const EndpointKey,
+        mapping: *const Mapping
+    ),
+    is_unused4 is_unused(context: *mut __sk_buff, back: *const FlowKey),
+    insert_half4 insert_half(
+        key: *const FlowKey,
+        session: *const Session,
+        twin_key: *const FlowKey
+    ),
+    close_session4 close_session(key: *const FlowKey, kept: *const FlowKey),
+    refuse4 refuse(context: *mut __sk_buff, refusal: *const Refusal),
+}
+apart! {
+    Be128:
+    is_outside6 is_outside(address: *const Be128),
+    find_port6 find_port(set: u32, wanted: u32, random: u32),
+    take_port6 take_port(
+        context: *mut __sk_buff,
+        outside: *const EndpointKey<Be128>,
+        mapping: *const Mapping<Be128>
+    ),
+    is_unused6 is_unused(context: *mut __sk_buff, back: *const FlowKey<Be128>),
+    insert_half6 insert_half(
+        key: *const FlowKey<Be128>,
+        session: *const Session<Be128>,
+        twin_key: *const FlowKey<Be128>
+    ),
+    close_session6 close_session(
+        key: *const FlowKey<Be128>,
+        kept: *const FlowKey<Be128>
+    ),
+    refuse6 refuse(context: *mut __sk_buff, refusal: *const Refusal<Be128>),
 }
 
 /// A checksum, or [`NONE`].
@@ -119,20 +232,4 @@ pub extern "C" fn close_session(key: *const FlowKey, session: *const Session) ->
 #[inline(never)]
 pub extern "C" fn checksum(context: *mut __sk_buff, offset: u32, length: u32) -> u32 {
     parse::checksum(&Skb::new(context, 0), offset, length).map_or(NONE, |sum| u32::from(sum.get()))
-}
-
-/// The action for the packet that [`crate::scratch`] knows, which it makes an ICMP error
-/// to its sender.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn refuse(context: *mut __sk_buff, refusal: *const Refusal) -> u32 {
-    // SAFETY: null, or as the verifier has seen to.
-    let refusal = unsafe { refusal.as_ref() };
-    let (Some(refusal), Some(scratch)) = (refusal, scratch()) else {
-        return TC_ACT_SHOT.cast_unsigned();
-    };
-    let mut skb = Skb::new(context, scratch.link_length);
-    emit::refuse(&mut skb, &scratch.packet, refusal)
-        .unwrap_or(TC_ACT_SHOT)
-        .cast_unsigned()
 }

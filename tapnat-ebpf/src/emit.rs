@@ -13,24 +13,24 @@ use tapnat_common::{
     checksum,
     cut::{self, MAX_FRAME, Piece},
     frame::{Frame, LinkAddresses},
-    net::{Be16, Be32},
+    net::Be16,
     parse::{Packet, Part, Transport},
-    refusal::{self, Budget, HEADER_LENGTH, Refusal},
+    refusal::{self, Budget, Refusal},
     time::Instant,
     verdict::Plan,
 };
 
 use crate::{
-    maps::{self, WHOLE_BYTES, Whole},
+    maps::{self, Maps, WHOLE_BYTES, Whole},
     skb::Skb,
 };
 
 /// Sends the rewritten packet on. `resolve`: let the kernel look the next hop's
 /// link addresses up. `None` when its memory refuses a change.
 #[inline(always)]
-pub fn forward(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Option<i32> {
+pub fn forward<A: Maps>(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Option<i32> {
     if skb.link_length() == 0 {
-        return forward_raw(skb, next_hop, resolve);
+        return forward_raw::<A>(skb, next_hop, resolve);
     }
     if !resolve {
         skb.store(0, &next_hop.link)?;
@@ -42,15 +42,12 @@ pub fn forward(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Option<i32> 
 /// Sends on a packet that came without a link header: as it is to a device that
 /// has none either, else with a new Ethernet header.
 #[inline(always)]
-fn forward_raw(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Option<i32> {
+fn forward_raw<A: Maps>(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Option<i32> {
     const ETHERNET: u32 = 14;
-    const IPV4: [u8; 2] = [0x08, 0x00];
-    let is_ethernet = maps::DEVICES
-        .get_ptr(next_hop.device)
-        .is_some_and(|device| {
-            // SAFETY: the kernel keeps the value's memory for the program's run.
-            unsafe { (*device).ethernet != 0 }
-        });
+    let is_ethernet = A::devices().get_ptr(next_hop.device).is_some_and(|device| {
+        // SAFETY: the kernel keeps the value's memory for the program's run.
+        unsafe { (*device).ethernet != 0 }
+    });
     if !is_ethernet {
         return Some(redirect(next_hop.device));
     }
@@ -59,7 +56,7 @@ fn forward_raw(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Option<i32> 
         return None;
     }
     skb.store(0, &next_hop.link)?;
-    skb.store(ETHERNET - 2, &IPV4)?;
+    skb.store(ETHERNET - 2, &A::ETHERTYPE)?;
     Some(if resolve {
         redirect_neighbour(next_hop.device)
     } else {
@@ -83,7 +80,7 @@ fn redirect_neighbour(device: u32) -> i32 {
 
 /// Keeps the frame for when its datagram's first fragment comes.
 #[inline(always)]
-pub fn hold(skb: &Skb, key: &HeldKey) {
+pub fn hold<A: Maps>(skb: &Skb, key: &HeldKey<A>) {
     let Some(frame) = maps::FRAME.get_ptr_mut(0) else {
         return;
     };
@@ -92,14 +89,14 @@ pub fn hold(skb: &Skb, key: &HeldKey) {
     frame.length = skb.length();
     if skb.read_into(&mut frame.bytes, frame.length).is_some() {
         // An LRU table makes room; if it cannot, the fragment is lost.
-        let _ = maps::HELD.insert(key, frame, u64::from(BPF_ANY));
+        let _ = A::held().insert(key, frame, u64::from(BPF_ANY));
     }
 }
 
 /// Sends a first fragment on, or up to the host, and lets those that waited for it
 /// come by again.
 #[inline(always)]
-pub fn release(skb: &mut Skb, plan: &Plan, datagram: FragmentKey) -> Option<i32> {
+pub fn release<A: Maps>(skb: &mut Skb, plan: &Plan<A>, datagram: FragmentKey<A>) -> Option<i32> {
     let whole = maps::WHOLE.get_ptr_mut(0)?;
     // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
     let whole = unsafe { &mut *whole };
@@ -112,20 +109,20 @@ pub fn release(skb: &mut Skb, plan: &Plan, datagram: FragmentKey) -> Option<i32>
     if next_hop.device == 0 {
         return Some(TC_ACT_OK);
     }
-    forward(skb, next_hop, plan.rewrite.resolve)
+    forward::<A>(skb, next_hop, plan.rewrite.resolve)
 }
 
 /// Lets held fragments come by again, as clones of this skb, into which they are
 /// copied.
 #[inline(always)]
-fn come_again(skb: &mut Skb, datagram: FragmentKey, count: u32) {
+fn come_again<A: Maps>(skb: &mut Skb, datagram: FragmentKey<A>, count: u32) {
     for index in 0..MAX_HELD {
         if index >= count {
             break;
         }
         let key = HeldKey { datagram, index };
         // Without one of its fragments the rest of the datagram is of no use.
-        let Some(held) = maps::HELD.get_ptr(key) else {
+        let Some(held) = A::held().get_ptr(key) else {
             break;
         };
         // SAFETY: the kernel keeps the value's memory for the program's run.
@@ -133,7 +130,7 @@ fn come_again(skb: &mut Skb, datagram: FragmentKey, count: u32) {
         if skb.replace_with(&held.bytes, held.length).is_none() {
             break;
         }
-        let _ = maps::HELD.remove(key);
+        let _ = A::held().remove(key);
         if arrive_again(skb).is_none() {
             break;
         }
@@ -231,12 +228,12 @@ fn sum(whole: &mut Whole, start: u32, length: u32) -> Option<u32> {
 
 /// Whether this sender was not told of too many errors lately.
 #[inline(always)]
-pub fn may_tell(sender: Be32, now: Instant) -> bool {
-    if maps::TOLD.get_ptr_mut(sender).is_none() {
+pub fn may_tell<A: Maps>(sender: A, now: Instant) -> bool {
+    if A::told().get_ptr_mut(sender).is_none() {
         // If the table cannot make room, the look-up tells.
-        let _ = maps::TOLD.insert(sender, Budget::default(), u64::from(BPF_ANY));
+        let _ = A::told().insert(sender, Budget::default(), u64::from(BPF_ANY));
     }
-    maps::TOLD.get_ptr_mut(sender).is_some_and(|budget| {
+    A::told().get_ptr_mut(sender).is_some_and(|budget| {
         // SAFETY: the kernel keeps the value's memory for the program's run. That
         // other CPUs may count in it at the same time costs an error or two.
         unsafe { (*budget).take(now) }
@@ -245,7 +242,7 @@ pub fn may_tell(sender: Be32, now: Instant) -> bool {
 
 /// Turns the packet into an ICMP error to its sender and sends it back.
 #[inline(always)]
-pub fn refuse(skb: &mut Skb, packet: &Packet, refusal: &Refusal) -> Option<i32> {
+pub fn refuse<A: Maps>(skb: &mut Skb, packet: &Packet<A>, refusal: &Refusal<A>) -> Option<i32> {
     if !refusal::may_answer(packet) {
         return None;
     }
@@ -257,7 +254,7 @@ pub fn refuse(skb: &mut Skb, packet: &Packet, refusal: &Refusal) -> Option<i32> 
     if unsafe { bpf_skb_change_tail(skb.context(), quoted, 0) } != 0 {
         return None;
     }
-    let room = HEADER_LENGTH as i32;
+    let room = size_of::<A::ErrorHeader>() as i32;
     // SAFETY: as above.
     if unsafe { bpf_skb_adjust_room(skb.context(), room, BPF_ADJ_ROOM_MAC, 0) } != 0 {
         return None;

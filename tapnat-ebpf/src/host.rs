@@ -4,7 +4,7 @@
 //!
 //! Knows static mappings only, and no session: host and guest then talk by the inside network.
 
-use core::ptr;
+use core::{array, ptr};
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
@@ -12,92 +12,160 @@ use aya_ebpf::{
 };
 use tapnat_common::{
     abi::{EndpointKey, HostSocketKey, Mapping, mapping_flags},
-    net::{Be16, Be32, protocol},
+    net::{Be16, Be32, Be128, protocol},
 };
 
-use crate::{maps, tables::value};
+use crate::{maps::Maps, tables::value};
 
 /// The system call goes on. Two of the hooks know no other answer.
 const GO_ON: i32 = 1;
 /// `::ffff:0:0/96`, as the fields of a context hold it.
 const MAPPED: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
+/// Where the address of IPv4 lies behind it.
+const LAST: usize = MAPPED.len();
 
 /// The address in a system call of a socket, to be read and written.
-pub struct Address {
-    context: *mut bpf_sock_addr,
-    /// The field that holds it; of an IPv6 address the last quarter.
-    field: *mut u32,
-    is_v4: bool,
+pub trait Address {
+    /// Its IP version.
+    type Family: Maps;
+
+    fn get(&self) -> Self::Family;
+    fn set(&self, address: Self::Family);
+    fn context(&self) -> *mut bpf_sock_addr;
 }
 
-impl Address {
+/// An IPv4 address, in a field of its own or in the last quarter of an IPv6 one.
+pub struct Four {
+    context: *mut bpf_sock_addr,
+    field: *mut u32,
+}
+
+/// An IPv6 address.
+pub struct Six {
+    context: *mut bpf_sock_addr,
+    quarters: *mut u32,
+}
+
+impl Four {
     #[inline(always)]
-    pub fn v4(context: *mut bpf_sock_addr) -> Self {
+    pub fn new(context: *mut bpf_sock_addr) -> Self {
         Self {
             context,
             // SAFETY: the context is valid while the program runs.
             field: unsafe { &raw mut (*context).user_ip4 },
-            is_v4: true,
         }
     }
+}
 
-    /// One that may stand for an IPv4 address.
+impl Six {
     #[inline(always)]
-    pub fn v6(context: *mut bpf_sock_addr) -> Self {
-        // SAFETY: as above.
-        let quarters: *mut u32 = unsafe { (&raw mut (*context).user_ip6).cast() };
-        let is_v4 = MAPPED.iter().enumerate().all(|(index, expected)| {
-            // SAFETY: there are four.
-            let quarter = unsafe { quarters.add(index) };
-            load(quarter) == *expected
-        });
+    pub fn new(context: *mut bpf_sock_addr) -> Self {
         Self {
             context,
-            // SAFETY: as above.
-            field: unsafe { quarters.add(MAPPED.len()) },
-            is_v4,
+            // SAFETY: the context is valid while the program runs.
+            quarters: unsafe { (&raw mut (*context).user_ip6).cast() },
         }
     }
 
-    /// TCP's or UDP's endpoint that it names.
     #[inline(always)]
-    fn endpoint(&self) -> Option<EndpointKey> {
-        // SAFETY: the context is valid while the program runs.
-        let number = load(unsafe { &raw const (*self.context).protocol });
-        if !self.is_v4 || (number != u32::from(protocol::TCP) && number != u32::from(protocol::UDP))
-        {
-            return None;
+    fn quarter(&self, number: usize) -> *mut u32 {
+        // SAFETY: there are four.
+        unsafe { self.quarters.add(number) }
+    }
+
+    /// The IPv4 address that it stands for, if it does.
+    #[inline(always)]
+    pub fn four(&self) -> Option<Four> {
+        let mut mapped = MAPPED.iter().enumerate();
+        mapped
+            .all(|(number, expected)| load(self.quarter(number)) == *expected)
+            .then(|| Four {
+                context: self.context,
+                field: self.quarter(LAST),
+            })
+    }
+}
+
+impl Address for Four {
+    type Family = Be32;
+
+    #[inline(always)]
+    fn get(&self) -> Be32 {
+        Be32::from_raw(load(self.field))
+    }
+
+    #[inline(always)]
+    fn set(&self, address: Be32) {
+        store(self.field, address.raw());
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut bpf_sock_addr {
+        self.context
+    }
+}
+
+impl Address for Six {
+    type Family = Be128;
+
+    #[inline(always)]
+    fn get(&self) -> Be128 {
+        Be128::from_words(array::from_fn(|number| {
+            Be32::from_raw(load(self.quarter(number)))
+        }))
+    }
+
+    #[inline(always)]
+    fn set(&self, address: Be128) {
+        for (number, word) in address.words().into_iter().enumerate() {
+            store(self.quarter(number), word.raw());
         }
-        // SAFETY: as above.
-        let port = load(unsafe { &raw const (*self.context).user_port });
-        let [first, second, ..] = port.to_ne_bytes();
-        Some(EndpointKey::new(
-            Be32::from_raw(load(self.field)),
-            Be16::from_bytes([first, second]),
-            number as u8,
-        ))
     }
 
     #[inline(always)]
-    fn set(&self, endpoint: &EndpointKey) {
-        store(self.field, endpoint.address.raw());
-        let [first, second] = endpoint.port.bytes();
-        // SAFETY: the context is valid while the program runs.
-        let port = unsafe { &raw mut (*self.context).user_port };
-        store(port, u32::from_ne_bytes([first, second, 0, 0]));
+    fn context(&self) -> *mut bpf_sock_addr {
+        self.context
     }
+}
 
-    /// Whether the socket is in the network namespace with this cookie.
-    #[inline(always)]
-    fn is_in(&self, namespace: u64) -> bool {
-        // SAFETY: the context is a socket's.
-        unsafe { bpf_get_netns_cookie(self.context.cast()) == namespace }
+/// TCP's or UDP's endpoint that an address and the port beside it name, if the socket is
+/// in the network namespace with this cookie.
+#[inline(always)]
+fn endpoint<T: Address>(address: &T, namespace: u64) -> Option<EndpointKey<T::Family>> {
+    let context = address.context();
+    // SAFETY: the context is valid while the program runs.
+    let number = load(unsafe { &raw const (*context).protocol });
+    if number != u32::from(protocol::TCP) && number != u32::from(protocol::UDP) {
+        return None;
     }
+    // SAFETY: the context is a socket's.
+    if unsafe { bpf_get_netns_cookie(context.cast()) } != namespace {
+        return None;
+    }
+    // SAFETY: the context is valid while the program runs.
+    let port = load(unsafe { &raw const (*context).user_port });
+    let [first, second, ..] = port.to_ne_bytes();
+    let port = Be16::from_bytes([first, second]);
+    Some(EndpointKey::new(address.get(), port, number as u8))
+}
 
-    #[inline(always)]
-    fn cookie(&self) -> u64 {
-        // SAFETY: the context is a socket's.
-        unsafe { bpf_get_socket_cookie(self.context.cast()) }
+#[inline(always)]
+fn set<T: Address>(address: &T, endpoint: &EndpointKey<T::Family>) {
+    address.set(endpoint.address);
+    let [first, second] = endpoint.port.bytes();
+    // SAFETY: the context is valid while the program runs.
+    let port = unsafe { &raw mut (*address.context()).user_port };
+    store(port, u32::from_ne_bytes([first, second, 0, 0]));
+}
+
+/// The key by which a socket is told of the outside endpoint again.
+#[inline(always)]
+fn key_of<T: Address>(address: &T, inside: EndpointKey<T::Family>) -> HostSocketKey<T::Family> {
+    // SAFETY: the context is a socket's.
+    let cookie = unsafe { bpf_get_socket_cookie(address.context().cast()) };
+    HostSocketKey {
+        cookie: [cookie as u32, (cookie >> 32) as u32],
+        inside,
     }
 }
 
@@ -116,8 +184,8 @@ fn store(field: *mut u32, value: u32) {
 
 /// Leads a socket that names a forward's outside endpoint to the guest.
 #[inline(always)]
-pub fn lead(address: Address, namespace: u64) -> i32 {
-    let Some(outside) = address.endpoint().filter(|_| address.is_in(namespace)) else {
+pub fn lead<T: Address>(address: &T, namespace: u64) -> i32 {
+    let Some(outside) = endpoint(address, namespace) else {
         return GO_ON;
     };
     let mapping = static_mapping(&outside)
@@ -127,35 +195,29 @@ pub fn lead(address: Address, namespace: u64) -> i32 {
     let Some(mapping) = mapping else {
         return GO_ON;
     };
-    let key = HostSocketKey {
-        cookie: address.cookie(),
-        inside: mapping.leads_to(&outside),
-    };
+    let key = key_of(address, mapping.leads_to(&outside));
     // Without this the socket works, too; it is told of the guest.
-    let _ = maps::HOST_SOCKETS.insert(key, outside, 0);
-    address.set(&key.inside);
+    let _ = T::Family::host_sockets().insert(key, outside, 0);
+    set(address, &key.inside);
     GO_ON
 }
 
 /// Tells a socket of the endpoint that it named.
 #[inline(always)]
-pub fn tell(address: Address, namespace: u64) -> i32 {
-    let Some(inside) = address.endpoint().filter(|_| address.is_in(namespace)) else {
+pub fn tell<T: Address>(address: &T, namespace: u64) -> i32 {
+    let Some(inside) = endpoint(address, namespace) else {
         return GO_ON;
     };
-    let key = HostSocketKey {
-        cookie: address.cookie(),
-        inside,
-    };
-    if let Some(outside) = value(maps::HOST_SOCKETS.get_ptr_mut(key)) {
-        address.set(outside);
+    let key = key_of(address, inside);
+    if let Some(outside) = value(T::Family::host_sockets().get_ptr_mut(key)) {
+        set(address, outside);
     }
     GO_ON
 }
 
 #[inline(always)]
-fn static_mapping(outside: &EndpointKey) -> Option<&'static Mapping> {
-    value(maps::MAPPINGS.get_ptr_mut(outside))
+fn static_mapping<A: Maps>(outside: &EndpointKey<A>) -> Option<&'static Mapping<A>> {
+    value(A::mappings().get_ptr_mut(outside))
         .map(|mapping| &*mapping)
         .filter(|mapping| mapping.flags & mapping_flags::STATIC != 0)
 }

@@ -45,11 +45,15 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use tapnat_common::{
-    abi::{HeldKey, SWEEP_KEY_BYTES, Sweep, stages, sweep_tables},
+    abi::{
+        EndpointKey, Family, FlowKey, HeldKey, PermissionKey, Sweep, stages, sweep_key_bytes,
+        sweep_tables,
+    },
     cut,
-    frame::Frame as _,
+    frame::{Frame as _, Header},
     nat::{self, Tables as _, firewall::Forwarded},
-    parse::{Packet, Part},
+    net::{Address, Be32, Be128},
+    parse::{self, Packet, Part},
     pipeline::{self, Quick},
     refusal::Refusal,
     time::Instant,
@@ -57,7 +61,13 @@ use tapnat_common::{
     verdict::{Next, Outcome, Reason},
 };
 
-use crate::{maps::Scratch, skb::Skb, tables::Kernel, xdp::Buffer};
+use crate::{
+    host::{Four, Six},
+    maps::{Maps, Scratch},
+    skb::Skb,
+    tables::{Kernel, Routed, workspace},
+    xdp::Buffer,
+};
 
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
@@ -71,6 +81,8 @@ static COUNT_TRAFFIC: Global<u8> = Global::new(0);
 static NAT_LOG_LEVEL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static COARSE_CLOCK: Global<u8> = Global::new(1);
+#[unsafe(no_mangle)]
+static IPV6_CHECKSUMS: Global<u8> = Global::new(0);
 
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: Global<u64> = Global::new(0);
@@ -78,43 +90,65 @@ static NETNS_COOKIE: Global<u64> = Global::new(0);
 /// A socket of the host names whom it wants to talk to.
 #[cgroup_sock_addr(connect4)]
 pub fn host_connect4(context: SockAddrContext) -> i32 {
-    host::lead(host::Address::v4(context.sock_addr), NETNS_COOKIE.load())
+    host::lead(&Four::new(context.sock_addr), NETNS_COOKIE.load())
 }
 
 /// The same, of one that also speaks IPv6.
 #[cgroup_sock_addr(connect6)]
 pub fn host_connect6(context: SockAddrContext) -> i32 {
-    host::lead(host::Address::v6(context.sock_addr), NETNS_COOKIE.load())
+    lead(Six::new(context.sock_addr))
 }
 
 /// A socket of the host names whom it sends a datagram to.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn host_sendmsg4(context: SockAddrContext) -> i32 {
-    host::lead(host::Address::v4(context.sock_addr), NETNS_COOKIE.load())
+    host::lead(&Four::new(context.sock_addr), NETNS_COOKIE.load())
+}
+
+/// The same, of one that also speaks IPv6. The kernel treats what is mapped as IPv4.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn host_sendmsg6(context: SockAddrContext) -> i32 {
+    host::lead(&Six::new(context.sock_addr), NETNS_COOKIE.load())
 }
 
 /// A socket of the host asks whose datagram it has received.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn host_recvmsg4(context: SockAddrContext) -> i32 {
-    host::tell(host::Address::v4(context.sock_addr), NETNS_COOKIE.load())
+    host::tell(&Four::new(context.sock_addr), NETNS_COOKIE.load())
 }
 
 /// The same, of one that also speaks IPv6.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn host_recvmsg6(context: SockAddrContext) -> i32 {
-    host::tell(host::Address::v6(context.sock_addr), NETNS_COOKIE.load())
+    tell(Six::new(context.sock_addr))
 }
 
 /// A socket of the host asks whom it is connected to.
 #[cgroup_sock_addr(getpeername4)]
 pub fn host_getpeername4(context: SockAddrContext) -> i32 {
-    host::tell(host::Address::v4(context.sock_addr), NETNS_COOKIE.load())
+    host::tell(&Four::new(context.sock_addr), NETNS_COOKIE.load())
 }
 
 /// The same, of one that also speaks IPv6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn host_getpeername6(context: SockAddrContext) -> i32 {
-    host::tell(host::Address::v6(context.sock_addr), NETNS_COOKIE.load())
+    tell(Six::new(context.sock_addr))
+}
+
+#[inline(always)]
+fn lead(address: Six) -> i32 {
+    match address.four() {
+        Some(address) => host::lead(&address, NETNS_COOKIE.load()),
+        None => host::lead(&address, NETNS_COOKIE.load()),
+    }
+}
+
+#[inline(always)]
+fn tell(address: Six) -> i32 {
+    match address.four() {
+        Some(address) => host::tell(&address, NETNS_COOKIE.load()),
+        None => host::tell(&address, NETNS_COOKIE.load()),
+    }
 }
 
 /// Guests' packets, from a device with Ethernet headers.
@@ -147,10 +181,18 @@ pub fn outside_raw(context: TcContext) -> i32 {
 #[xdp(frags)]
 pub fn outside_xdp(context: XdpContext) -> u32 {
     let mut buffer = Buffer::new(context.ctx);
+    match early::<Be32>(&mut buffer) {
+        XDP_PASS if parse::is::<Be128, _>(&buffer) => early::<Be128>(&mut buffer),
+        action => action,
+    }
+}
+
+#[inline(always)]
+fn early<A: Routed>(buffer: &mut Buffer) -> u32 {
     // What such packets need asks for no context.
-    let kernel = Kernel::new(core::ptr::null_mut(), now());
+    let kernel = Kernel::<A>::new(core::ptr::null_mut(), now());
     let take = |device| maps::XDP_DEVICES.redirect(device, XDP_PASS.into()).is_ok();
-    let sent = match pipeline::early(&mut buffer, &kernel, take) {
+    let sent = match pipeline::early(buffer, &kernel, take) {
         Quick::Onward(next_hop, _) => buffer.store(0, &next_hop.link),
         Quick::Not => return XDP_PASS,
         Quick::Broken => None,
@@ -165,43 +207,127 @@ pub fn outside_xdp(context: XdpContext) -> u32 {
     XDP_REDIRECT
 }
 
-/// Packets that are not of an established session.
-#[classifier]
-pub fn exceptional(context: TcContext) -> i32 {
-    stage(&context, |skb, device, kernel, scratch| {
+macro_rules! stages {
+    ($(
+        $(#[$documentation:meta])*
+        $name:ident = $stage:ident::<$address:ty>;
+    )*) => {
+        $(
+            $(#[$documentation])*
+            #[classifier]
+            pub fn $name(context: TcContext) -> i32 {
+                $stage::<$address>(&context)
+            }
+        )*
+    };
+}
+
+stages! {
+    /// IPv6 packets, from any device.
+    established6 = established_elsewhere::<Be128>;
+    /// Packets that are not of an established session.
+    exceptional = be_exceptional::<Be32>;
+    exceptional6 = be_exceptional::<Be128>;
+    /// Packets that may be of a session that is there.
+    resume6 = resume_session::<Be128>;
+    /// ICMP errors.
+    error = translate_error::<Be32>;
+    error6 = translate_error::<Be128>;
+    /// Packets of a session that is over.
+    close = close_session::<Be32>;
+    close6 = close_session::<Be128>;
+    /// Packets without a session.
+    start = begin::<Be32>;
+    start6 = begin::<Be128>;
+    /// Packets that open a session with a mapping.
+    map = find_mapping::<Be32>;
+    map6 = find_mapping::<Be128>;
+    /// Packets that open a session.
+    open = open_session::<Be32>;
+    open6 = open_session::<Be128>;
+    insert = insert_session::<Be32>;
+    insert6 = insert_session::<Be128>;
+    /// Packets that the host's firewall is to be asked about.
+    ask = ask_firewall::<Be32>;
+    ask6 = ask_firewall::<Be128>;
+    /// First fragments, for which others wait.
+    release = release_fragments::<Be32>;
+    release6 = release_fragments::<Be128>;
+}
+
+#[inline(always)]
+fn established_elsewhere<A: Routed>(context: &TcContext) -> i32 {
+    let Some(scratch) = scratch::<A>() else {
+        return lose(&Skb::new(context.skb.skb, RAW));
+    };
+    let device = NonZeroU32::new(scratch.device);
+    let mut skb = Skb::new(context.skb.skb, scratch.link_length);
+    match quick::<A>(&mut skb, device) {
+        Some(action) => action,
+        None => go_on::<A>(context, stages::EXCEPTIONAL),
+    }
+}
+
+#[inline(always)]
+fn be_exceptional<A: Routed>(context: &TcContext) -> i32 {
+    stage::<A>(context, |skb, device, kernel, scratch| {
         scratch.plan.begin();
         pipeline::exceptional(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
     })
 }
 
-/// Packets without a session.
-#[classifier]
-pub fn start(context: TcContext) -> i32 {
-    stage(&context, |skb, device, kernel, scratch| {
+#[inline(always)]
+fn resume_session<A: Routed>(context: &TcContext) -> i32 {
+    stage::<A>(context, |skb, device, kernel, scratch| {
+        pipeline::resume(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
+    })
+}
+
+#[inline(always)]
+fn translate_error<A: Routed>(context: &TcContext) -> i32 {
+    stage::<A>(context, |skb, device, kernel, scratch| {
+        pipeline::error(skb, device, kernel, &scratch.packet, &mut scratch.plan)
+    })
+}
+
+#[inline(always)]
+fn close_session<A: Routed>(context: &TcContext) -> i32 {
+    stage::<A>(context, |_, device, kernel, scratch| {
+        pipeline::close(device, kernel, &scratch.packet)
+    })
+}
+
+#[inline(always)]
+fn begin<A: Routed>(context: &TcContext) -> i32 {
+    stage::<A>(context, |skb, device, kernel, scratch| {
         pipeline::start(skb, device, kernel, &scratch.packet, &mut scratch.plan)
     })
 }
 
-/// Packets that open a session with a mapping.
-#[classifier]
-pub fn map(context: TcContext) -> i32 {
-    stage(&context, |_, _, kernel, scratch| {
+#[inline(always)]
+fn find_mapping<A: Routed>(context: &TcContext) -> i32 {
+    stage::<A>(context, |_, _, kernel, scratch| {
         pipeline::map(kernel, &scratch.packet, &mut scratch.plan)
     })
 }
 
-/// Packets that open a session.
-#[classifier]
-pub fn open(context: TcContext) -> i32 {
-    stage(&context, |skb, device, kernel, scratch| {
-        pipeline::open(skb, device, kernel, &scratch.packet, &mut scratch.plan)
+#[inline(always)]
+fn open_session<A: Routed>(context: &TcContext) -> i32 {
+    stage::<A>(context, |_, device, kernel, scratch| {
+        pipeline::open(device, kernel, &scratch.packet, &mut scratch.plan)
     })
 }
 
-/// Packets that the host's firewall is to be asked about.
-#[classifier]
-pub fn ask(context: TcContext) -> i32 {
-    let Some(scratch) = scratch() else {
+#[inline(always)]
+fn insert_session<A: Routed>(context: &TcContext) -> i32 {
+    stage::<A>(context, |skb, device, kernel, scratch| {
+        pipeline::insert(skb, device, kernel, &scratch.packet, &mut scratch.plan)
+    })
+}
+
+#[inline(always)]
+fn ask_firewall<A: Routed>(context: &TcContext) -> i32 {
+    let Some(scratch) = scratch::<A>() else {
         return TC_ACT_SHOT;
     };
     let device = NonZeroU32::new(scratch.device);
@@ -212,47 +338,14 @@ pub fn ask(context: TcContext) -> i32 {
         return lose(&skb);
     }
     if packet.part == Part::First && plan.held != 0 {
-        return go_on(&context, stages::RELEASE);
+        return go_on::<A>(context, stages::RELEASE);
     }
     TC_ACT_OK
 }
 
-/// What the host sends out of a device. See `tapnat_common::nat::firewall`.
-#[classifier]
-pub fn accepted(context: TcContext) -> i32 {
-    // SAFETY: the context is valid for the program's run.
-    let from = unsafe { (*context.skb.skb).ingress_ifindex };
-    let Some(scratch) = scratch() else {
-        return TC_ACT_SHOT;
-    };
-    if from == 0 {
-        return TC_ACT_UNSPEC;
-    }
-    let kernel = Kernel::new(context.skb.skb, now());
-    let out = Skb::new(context.skb.skb, RAW).device();
-    let is_ethernet = kernel.device(out).is_none_or(|out| out.ethernet != 0);
-    let link_length = if is_ethernet { ETHERNET } else { RAW };
-    let mut skb = Skb::new(context.skb.skb, link_length);
-    match pipeline::forwarded(&mut skb, from, out, &kernel, &mut scratch.packet) {
-        // For whatever else hangs here.
-        Forwarded::Leave => TC_ACT_UNSPEC,
-        Forwarded::Accepted(_, device) => {
-            scratch.device = device.map_or(0, NonZeroU32::get);
-            scratch.link_length = link_length;
-            scratch.plan.accepted = true;
-            go_on(&context, stages::EXCEPTIONAL)
-        }
-        Forwarded::Drop(reason) => {
-            note(&context, reason, &scratch.packet, skb.length());
-            TC_ACT_SHOT
-        }
-    }
-}
-
-/// First fragments, for which others wait.
-#[classifier]
-pub fn release(context: TcContext) -> i32 {
-    let Some(scratch) = scratch() else {
+#[inline(always)]
+fn release_fragments<A: Routed>(context: &TcContext) -> i32 {
+    let Some(scratch) = scratch::<A>() else {
         return TC_ACT_SHOT;
     };
     let device = NonZeroU32::new(scratch.device);
@@ -261,10 +354,52 @@ pub fn release(context: TcContext) -> i32 {
     emit::release(&mut skb, &scratch.plan, datagram).unwrap_or_else(|| lose(&skb))
 }
 
+/// What the host sends out of a device. See `tapnat_common::nat::firewall`.
+#[classifier]
+pub fn accepted(context: TcContext) -> i32 {
+    // SAFETY: the context is valid for the program's run.
+    let from = unsafe { (*context.skb.skb).ingress_ifindex };
+    if from == 0 {
+        return TC_ACT_UNSPEC;
+    }
+    let out = Skb::new(context.skb.skb, RAW).device();
+    let kernel = Kernel::<Be32>::new(context.skb.skb, now());
+    let is_ethernet = kernel.device(out).is_none_or(|out| out.ethernet != 0);
+    let link_length = if is_ethernet { ETHERNET } else { RAW };
+    let skb = Skb::new(context.skb.skb, link_length);
+    if parse::is::<Be128, _>(&skb) {
+        return accept::<Be128>(&context, skb, (from, out));
+    }
+    accept::<Be32>(&context, skb, (from, out))
+}
+
+/// `from` and `out` are indices of devices.
+#[inline(always)]
+fn accept<A: Routed>(context: &TcContext, mut skb: Skb, (from, out): (u32, u32)) -> i32 {
+    let Some(scratch) = scratch::<A>() else {
+        return TC_ACT_SHOT;
+    };
+    let kernel = Kernel::new(context.skb.skb, now());
+    match pipeline::forwarded(&mut skb, from, out, &kernel, &mut scratch.packet) {
+        // For whatever else hangs here.
+        Forwarded::Leave => TC_ACT_UNSPEC,
+        Forwarded::Accepted(_, device) => {
+            scratch.device = device.map_or(0, NonZeroU32::get);
+            scratch.link_length = skb.link_length();
+            scratch.plan.accepted = true;
+            go_on::<A>(context, stages::EXCEPTIONAL)
+        }
+        Forwarded::Drop(reason) => {
+            note(context, reason, &scratch.packet, skb.length());
+            TC_ACT_SHOT
+        }
+    }
+}
+
 /// Packets that are too long for the way on, which are to be cut.
 #[classifier]
 pub fn cut(context: TcContext) -> i32 {
-    let Some(scratch) = scratch() else {
+    let Some(scratch) = scratch::<Be32>() else {
         return TC_ACT_SHOT;
     };
     let device = NonZeroU32::new(scratch.device);
@@ -273,7 +408,7 @@ pub fn cut(context: TcContext) -> i32 {
     nat::forget(&scratch.packet, device, &kernel);
     scratch.piece = 0;
     match emit::prepare_cut(&mut skb, &scratch.packet) {
-        Some(()) => go_on(&context, stages::PIECE),
+        Some(()) => go_on::<Be32>(&context, stages::PIECE),
         None => lose(&skb),
     }
 }
@@ -281,7 +416,7 @@ pub fn cut(context: TcContext) -> i32 {
 /// One piece of a packet that is too long.
 #[classifier]
 pub fn piece(context: TcContext) -> i32 {
-    let Some(scratch) = scratch() else {
+    let Some(scratch) = scratch::<Be32>() else {
         return TC_ACT_SHOT;
     };
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
@@ -292,7 +427,7 @@ pub fn piece(context: TcContext) -> i32 {
         return TC_ACT_SHOT;
     };
     match emit::send_piece(&mut skb, &scratch.packet, piece) {
-        Some(()) => go_on(&context, stages::PIECE),
+        Some(()) => go_on::<Be32>(&context, stages::PIECE),
         None => lose(&skb),
     }
 }
@@ -302,12 +437,32 @@ pub fn piece(context: TcContext) -> i32 {
 #[classifier]
 pub fn sweep(context: TcContext) -> i32 {
     let mut packet = Skb::new(context.skb.skb, RAW);
-    let kernel = Kernel::new(context.skb.skb, now());
     let Some(mut sweep) = packet.load::<Sweep>(0) else {
         return 0;
     };
-    let at = (size_of::<Sweep>() + sweep.next as usize * SWEEP_KEY_BYTES) as u32;
-    let removed = match sweep.table {
+    let removed = match sweep.table.checked_sub(<Be128 as Family>::OFFSET) {
+        Some(table) => remove::<Be128>(&packet, table, sweep.next),
+        None => remove::<Be32>(&packet, sweep.table, sweep.next),
+    };
+    sweep.next += 1;
+    sweep.removed += u32::from(removed == Some(true));
+    packet.store(0, &sweep);
+    sweep.removed as i32
+}
+
+/// Removes the entry of a table (`tapnat_common::abi::sweep_tables`) whose key has this
+/// number in the packet, if it is over.
+#[inline(always)]
+fn remove<A>(packet: &Skb, table: u32, number: u32) -> Option<bool>
+where
+    A: Routed + Header,
+    FlowKey<A>: Header,
+    EndpointKey<A>: Header,
+    PermissionKey<A>: Header,
+{
+    let kernel = Kernel::<A>::new(packet.context(), now());
+    let at = (size_of::<Sweep>() + number as usize * sweep_key_bytes::<A>()) as u32;
+    match table {
         sweep_tables::SESSIONS => packet
             .read(at)
             .map(|key| nat::sweep::session(&key, &kernel)),
@@ -326,20 +481,16 @@ pub fn sweep(context: TcContext) -> i32 {
             .map(|key| nat::sweep::ask_again(&key, &kernel)),
         sweep_tables::PORTS => packet.read(at).map(|key| nat::sweep::port(&key, &kernel)),
         _ => None,
-    };
-    sweep.next += 1;
-    sweep.removed += u32::from(removed == Some(true));
-    packet.store(0, &sweep);
-    sweep.removed as i32
+    }
 }
 
 /// Runs a program that others go on to.
 #[inline(always)]
-fn stage(
+fn stage<A: Routed>(
     context: &TcContext,
-    decide: impl FnOnce(&mut Skb, Option<NonZeroU32>, &Kernel, &mut Scratch) -> Next,
+    decide: impl FnOnce(&mut Skb, Option<NonZeroU32>, &Kernel<A>, &mut Scratch<A>) -> Next,
 ) -> i32 {
-    let Some(scratch) = scratch() else {
+    let Some(scratch) = scratch::<A>() else {
         return TC_ACT_SHOT;
     };
     let device = NonZeroU32::new(scratch.device);
@@ -347,9 +498,13 @@ fn stage(
     let kernel = Kernel::new(context.skb.skb, now());
     match decide(&mut skb, device, &kernel, scratch) {
         Next::Leave(reason) => leave(context, &mut skb, &kernel, reason, scratch),
-        Next::Start => go_on(context, stages::START),
-        Next::Map => go_on(context, stages::MAP),
-        Next::Open => go_on(context, stages::OPEN),
+        Next::Resume => go_on::<A>(context, stages::RESUME),
+        Next::Error => go_on::<A>(context, stages::ERROR),
+        Next::Close => go_on::<A>(context, stages::CLOSE),
+        Next::Start => go_on::<A>(context, stages::START),
+        Next::Map => go_on::<A>(context, stages::MAP),
+        Next::Open => go_on::<A>(context, stages::OPEN),
+        Next::Insert => go_on::<A>(context, stages::INSERT),
     }
 }
 
@@ -357,32 +512,52 @@ fn stage(
 fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
     let mut skb = Skb::new(context.skb.skb, link_length);
     let device = NonZeroU32::new(skb.device()).filter(|_| is_inside);
-    let kernel = Kernel::new(context.skb.skb, now());
-    match pipeline::established(&mut skb, device, &kernel) {
+    if let Some(action) = quick::<Be32>(&mut skb, device) {
+        return action;
+    }
+    if parse::is::<Be128, _>(&skb) {
+        hand_over::<Be128>(device, link_length);
+        // Without its programs IPv6 is something that is not IP.
+        // SAFETY: nothing here waits for its drop.
+        unsafe { maps::STAGES.tail_call(context, <Be128 as Family>::OFFSET + stages::ESTABLISHED) };
+    }
+    hand_over::<Be32>(device, link_length);
+    go_on::<Be32>(context, stages::EXCEPTIONAL)
+}
+
+/// Translates a packet of an established session. `None` if it is none.
+#[inline(always)]
+fn quick<A: Routed>(skb: &mut Skb, device: Option<NonZeroU32>) -> Option<i32> {
+    let kernel = Kernel::<A>::new(skb.context(), now());
+    match pipeline::established(skb, device, &kernel) {
         Quick::Onward(next_hop, resolve) => {
             if kernel.counts_traffic() {
                 count(Reason::Translated, skb.length());
             }
-            emit::forward(&mut skb, &next_hop, resolve).unwrap_or_else(|| lose(&skb))
+            let sent = emit::forward::<A>(skb, &next_hop, resolve);
+            Some(sent.unwrap_or_else(|| lose(skb)))
         }
-        Quick::Not => {
-            let Some(scratch) = scratch() else {
-                return lose(&skb);
-            };
-            scratch.device = device.map_or(0, NonZeroU32::get);
-            scratch.link_length = link_length;
-            scratch.plan.accepted = false;
-            go_on(context, stages::EXCEPTIONAL)
-        }
-        Quick::Broken => lose(&skb),
+        Quick::Not => None,
+        Quick::Broken => Some(lose(skb)),
+    }
+}
+
+/// Notes where a packet arrived for the programs that go on with it.
+#[inline(always)]
+fn hand_over<A: Routed>(device: Option<NonZeroU32>, link_length: u32) {
+    // Without it they drop the packet.
+    if let Some(scratch) = scratch::<A>() {
+        scratch.device = device.map_or(0, NonZeroU32::get);
+        scratch.link_length = link_length;
+        scratch.plan.accepted = false;
     }
 }
 
 /// Hands the packet to the next program.
 #[inline(always)]
-fn go_on(context: &TcContext, stage: u32) -> i32 {
+fn go_on<A: Family>(context: &TcContext, stage: u32) -> i32 {
     // SAFETY: nothing here waits for its drop.
-    unsafe { maps::STAGES.tail_call(context, stage) };
+    unsafe { maps::STAGES.tail_call(context, A::OFFSET + stage) };
     // Still here: the loader has not filled the table.
     lose(&Skb::new(context.skb.skb, RAW))
 }
@@ -395,20 +570,20 @@ fn lose(skb: &Skb) -> i32 {
 }
 
 #[inline(always)]
-fn scratch<'a>() -> Option<&'a mut Scratch> {
-    let scratch = maps::SCRATCH.get_ptr_mut(0)?;
+fn scratch<'a, A: Maps>() -> Option<&'a mut Scratch<A>> {
+    let scratch = A::scratch().get_ptr_mut(0)?;
     // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
     Some(unsafe { &mut *scratch })
 }
 
 /// Counts the packet's reason and lets it leave accordingly.
 #[inline(always)]
-fn leave(
+fn leave<A: Routed>(
     context: &TcContext,
     skb: &mut Skb,
-    kernel: &Kernel,
+    kernel: &Kernel<A>,
     reason: Reason,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<A>,
 ) -> i32 {
     let device = NonZeroU32::new(scratch.device);
     let Scratch { packet, plan, .. } = scratch;
@@ -421,7 +596,7 @@ fn leave(
     }
     if packet.part == Part::First && plan.held != 0 && !plan.accepted {
         match reason.outcome() {
-            Outcome::Forward | Outcome::Pass => return go_on(context, stages::RELEASE),
+            Outcome::Forward | Outcome::Pass => return go_on::<A>(context, stages::RELEASE),
             Outcome::Ask | Outcome::Drop | Outcome::Refuse | Outcome::Hold | Outcome::Fragment => {}
         }
     }
@@ -430,46 +605,44 @@ fn leave(
         Outcome::Drop => TC_ACT_SHOT,
         Outcome::Refuse => match refusal(reason, packet, device, kernel, plan.mtu) {
             Some(refusal) if emit::may_tell(packet.source, kernel.now()) => {
-                apart::refuse(context.skb.skb, &raw const refusal).cast_signed()
+                A::refuse(context.skb.skb, &raw const refusal).cast_signed()
             }
             Some(_) | None => TC_ACT_SHOT,
         },
         Outcome::Hold => {
-            let datagram = nat::datagram_key(packet, device);
-            emit::hold(
-                skb,
-                &HeldKey {
-                    datagram,
+            if let Some(workspace) = workspace::<A>() {
+                workspace.held = HeldKey {
+                    datagram: nat::datagram_key(packet, device),
                     index: plan.held,
-                },
-            );
+                };
+                emit::hold(skb, &workspace.held);
+            }
             TC_ACT_SHOT
         }
-        Outcome::Fragment => go_on(context, stages::CUT),
-        Outcome::Ask => go_on(context, stages::ASK),
+        Outcome::Fragment => go_on::<A>(context, stages::CUT),
+        Outcome::Ask => go_on::<A>(context, stages::ASK),
         Outcome::Forward => {
             if plan.excess != 0 && skb.shorten_segments(plan.excess).is_none() {
                 return lose(skb);
             }
-            emit::forward(skb, &plan.rewrite.next_hop, plan.rewrite.resolve)
+            emit::forward::<A>(skb, &plan.rewrite.next_hop, plan.rewrite.resolve)
                 .unwrap_or_else(|| lose(skb))
         }
     }
 }
 
 #[inline(always)]
-fn refusal(
+fn refusal<A: Routed>(
     reason: Reason,
-    packet: &Packet,
+    packet: &Packet<A>,
     device: Option<NonZeroU32>,
-    kernel: &Kernel,
+    kernel: &Kernel<A>,
     mtu: u16,
-) -> Option<Refusal> {
-    let (icmp_type, code) = reason.icmp_error()?;
+) -> Option<Refusal<A>> {
+    let complaint = reason.complaint()?;
     let from = nat::refusal_source(packet, device, kernel)?;
     Some(Refusal {
-        icmp_type,
-        code,
+        complaint,
         mtu,
         from,
     })
@@ -490,16 +663,16 @@ fn now() -> Instant {
 /// Counts and logs an exit that is not the usual one. The log has the reason's
 /// number; user space prints its label.
 #[inline(always)]
-fn note(context: &TcContext, reason: Reason, packet: &Packet, bytes: u32) {
+fn note<A: Address>(context: &TcContext, reason: Reason, packet: &Packet<A>, bytes: u32) {
     count(reason, bytes);
     debug!(
         context,
         "{} {} {:i}:{} -> {:i}:{}",
         reason as u32,
         packet.protocol,
-        packet.source.get(),
+        packet.source.mapped().bytes(),
         packet.source_port.get(),
-        packet.destination.get(),
+        packet.destination.mapped().bytes(),
         packet.destination_port.get()
     );
 }

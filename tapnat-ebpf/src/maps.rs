@@ -2,6 +2,7 @@
 //! `tapnat_common::abi`; sizes here are defaults that the loader overrides.
 
 use aya_ebpf::{
+    bindings::bpf_fib_lookup,
     btf_maps::{
         Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf,
     },
@@ -9,38 +10,118 @@ use aya_ebpf::{
 };
 use tapnat_common::{
     abi::{
-        Counter, Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
+        Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
         HostSocketKey, Mapping, Permission, PermissionKey, Session, Settings, Unsolicited, stages,
     },
     cut::MAX_FRAME,
     nat_log::Record,
-    net::Be32,
+    net::{Be32, Be128},
     parse::Packet,
     ports::{CLASSES, PortSet, Reserved, SETS},
     refusal::Budget,
     verdict::{Plan, Reason},
 };
 
-#[btf_map]
-pub static SETTINGS: Array<Settings, 1> = Array::new();
-#[btf_map]
-pub static SESSIONS: HashMap<FlowKey, Session, 262_144> = HashMap::new();
-#[btf_map]
-pub static MAPPINGS: HashMap<EndpointKey, Mapping, 65_536> = HashMap::new();
-#[btf_map]
-pub static INSIDE: HashMap<EndpointKey, EndpointKey, 65_536> = HashMap::new();
-#[btf_map]
-pub static PERMISSIONS: HashMap<PermissionKey, Permission, 131_072> = HashMap::new();
-// The two tables that may forget: a flood of fragments pushes out fragments.
-#[btf_map]
-pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 2048> = LruHashMap::new();
-#[btf_map]
-pub static HELD: LruHashMap<HeldKey, Held, 512> = LruHashMap::new();
-/// Nothing ever written: what a new entry of [`FRAGMENTS`] is copied from, as it
+/// The sizes, by default.
+const HALVES: usize = 262_144;
+const MOST_MAPPINGS: usize = 65_536;
+const MOST_PERMISSIONS: usize = 131_072;
+const MOST_PREFIXES: usize = 4096;
+const MOST_GUESTS: usize = 4096;
+
+/// An IP version with its maps.
+pub trait Maps: Family {
+    fn settings() -> &'static Array<Settings<Self>, 1>;
+    fn sessions() -> &'static HashMap<FlowKey<Self>, Session<Self>, HALVES>;
+    fn mappings() -> &'static HashMap<EndpointKey<Self>, Mapping<Self>, MOST_MAPPINGS>;
+    fn inside() -> &'static HashMap<EndpointKey<Self>, EndpointKey<Self>, MOST_MAPPINGS>;
+    fn permissions() -> &'static HashMap<PermissionKey<Self>, Permission, MOST_PERMISSIONS>;
+    // The two tables that may forget: a flood of fragments pushes out fragments.
+    fn fragments() -> &'static LruHashMap<FragmentKey<Self>, Fragment, 2048>;
+    fn held() -> &'static LruHashMap<HeldKey<Self>, Held, 512>;
+    // May forget as well: who floods SYNs loses the answers.
+    fn unsolicited() -> &'static LruHashMap<FlowKey<Self>, Unsolicited, 1024>;
+    // And who forwards nothing of what it is asked about, what it was asked.
+    fn asked() -> &'static LruHashMap<FlowKey<Self>, EndpointKey<Self>, 4096>;
+    /// May forget, too: who is told about errors, by address.
+    fn told() -> &'static LruHashMap<Self, Budget, 1024>;
+    // May forget: such a socket is then told of the guest's own endpoint.
+    fn host_sockets() -> &'static LruHashMap<HostSocketKey<Self>, EndpointKey<Self>, 4096>;
+    fn guests() -> &'static HashMap<Self, Guest, MOST_GUESTS>;
+    fn denied() -> &'static LpmTrie<Self, u8, MOST_PREFIXES>;
+    fn untranslated() -> &'static LpmTrie<Self, u8, MOST_PREFIXES>;
+    fn devices() -> &'static HashMap<u32, Device<Self>, 1024>;
+    fn ports() -> &'static Array<PortSet, { SETS as usize }>;
+    // Not shared with anyone, and so not part of the ABI.
+    fn scratch() -> &'static PerCpuArray<Scratch<Self>, 1>;
+    fn workspace() -> &'static PerCpuArray<Workspace<Self>, 1>;
+}
+
+macro_rules! maps {
+    (
+        $address:ty: $settings:ident, $sessions:ident, $mappings:ident, $inside:ident,
+        $permissions:ident, $fragments:ident, $held:ident, $unsolicited:ident, $asked:ident,
+        $told:ident, $host_sockets:ident, $guests:ident, $denied:ident, $untranslated:ident,
+        $devices:ident, $ports:ident, $scratch:ident, $workspace:ident,
+    ) => {
+        maps! {
+            @ $address:
+            settings $settings Array<Settings<$address>, 1>,
+            sessions $sessions HashMap<FlowKey<$address>, Session<$address>, HALVES>,
+            mappings $mappings
+                HashMap<EndpointKey<$address>, Mapping<$address>, MOST_MAPPINGS>,
+            inside $inside
+                HashMap<EndpointKey<$address>, EndpointKey<$address>, MOST_MAPPINGS>,
+            permissions $permissions
+                HashMap<PermissionKey<$address>, Permission, MOST_PERMISSIONS>,
+            fragments $fragments LruHashMap<FragmentKey<$address>, Fragment, 2048>,
+            held $held LruHashMap<HeldKey<$address>, Held, 512>,
+            unsolicited $unsolicited LruHashMap<FlowKey<$address>, Unsolicited, 1024>,
+            asked $asked LruHashMap<FlowKey<$address>, EndpointKey<$address>, 4096>,
+            told $told LruHashMap<$address, Budget, 1024>,
+            host_sockets $host_sockets
+                LruHashMap<HostSocketKey<$address>, EndpointKey<$address>, 4096>,
+            guests $guests HashMap<$address, Guest, MOST_GUESTS>,
+            denied $denied LpmTrie<$address, u8, MOST_PREFIXES>,
+            untranslated $untranslated LpmTrie<$address, u8, MOST_PREFIXES>,
+            devices $devices HashMap<u32, Device<$address>, 1024>,
+            ports $ports Array<PortSet, { SETS as usize }>,
+            scratch $scratch PerCpuArray<Scratch<$address>, 1>,
+            workspace $workspace PerCpuArray<Workspace<$address>, 1>,
+        }
+    };
+    (@ $address:ty: $($method:ident $name:ident $map:ty,)*) => {
+        $(
+            #[btf_map]
+            static $name: $map = <$map>::new();
+        )*
+        impl Maps for $address {
+            $(
+                #[inline(always)]
+                fn $method() -> &'static $map {
+                    &$name
+                }
+            )*
+        }
+    };
+}
+
+maps! {
+    Be32: SETTINGS, SESSIONS, MAPPINGS, INSIDE, PERMISSIONS, FRAGMENTS, HELD, UNSOLICITED, ASKED,
+    TOLD, HOST_SOCKETS, GUESTS, DENIED, UNTRANSLATED, DEVICES, PORTS, SCRATCH,
+    WORKSPACE,
+}
+maps! {
+    Be128: SETTINGS6, SESSIONS6, MAPPINGS6, INSIDE6, PERMISSIONS6, FRAGMENTS6, HELD6,
+    UNSOLICITED6, ASKED6, TOLD6, HOST_SOCKETS6, GUESTS6, DENIED6, UNTRANSLATED6, DEVICES6, PORTS6,
+    SCRATCH6, WORKSPACE6,
+}
+
+/// Nothing ever written: what a new entry of [`Maps::fragments`] is copied from, as it
 /// is longer than a stack.
 #[btf_map]
 pub static NO_FRAGMENT: Array<Fragment, 1> = Array::new();
-/// A frame on its way into [`HELD`].
+/// A frame on its way into [`Maps::held`].
 #[btf_map]
 pub static FRAME: PerCpuArray<Held, 1> = PerCpuArray::new();
 /// A frame whose skb is used for others meanwhile.
@@ -50,43 +131,38 @@ pub static WHOLE: PerCpuArray<Whole, 1> = PerCpuArray::new();
 /// predecessors' on another CPU.
 #[btf_map]
 pub static IDENTIFICATION: Array<u32, 1> = Array::new();
-// May forget as well: who floods SYNs loses the answers.
-#[btf_map]
-pub static UNSOLICITED: LruHashMap<FlowKey, Unsolicited, 1024> = LruHashMap::new();
-// And who forwards nothing of what it is asked about, what it was asked.
-#[btf_map]
-pub static ASKED: LruHashMap<FlowKey, EndpointKey, 4096> = LruHashMap::new();
-/// May forget, too: who is told about errors, by address.
-#[btf_map]
-pub static TOLD: LruHashMap<Be32, Budget, 1024> = LruHashMap::new();
-// May forget: such a socket is then told of the guest's own endpoint.
-#[btf_map]
-pub static HOST_SOCKETS: LruHashMap<HostSocketKey, EndpointKey, 4096> = LruHashMap::new();
-#[btf_map]
-pub static GUESTS: HashMap<Be32, Guest, 4096> = HashMap::new();
-#[btf_map]
-pub static DENIED: LpmTrie<Be32, u8, 4096> = LpmTrie::new();
-#[btf_map]
-pub static UNTRANSLATED: LpmTrie<Be32, u8, 4096> = LpmTrie::new();
-#[btf_map]
-pub static DEVICES: HashMap<u32, Device, 1024> = HashMap::new();
-#[btf_map]
-pub static PORTS: Array<PortSet, { SETS as usize }> = Array::new();
 #[btf_map]
 pub static RESERVED: Array<Reserved, { CLASSES as usize }> = Array::new();
 /// What a packet out of the ordinary needs, off the stack, which is short.
 #[derive(Clone, Copy)]
-pub struct Scratch {
+pub struct Scratch<A> {
     /// The index of the inside device it arrived on, or 0.
     pub device: u32,
     /// Bytes of its link header.
     pub link_length: u32,
     /// The number of the next piece of a packet that is cut.
     pub piece: u32,
-    /// A half of a session on its way into [`SESSIONS`].
-    pub half: Session,
-    pub packet: Packet,
-    pub plan: Plan,
+    pub packet: Packet<A>,
+    pub plan: Plan<A>,
+}
+
+/// What does not fit a stack beside IPv6's addresses. Whoever puts something there uses
+/// it at once, but for the three that a function apart was called with.
+#[derive(Clone, Copy)]
+pub struct Workspace<A> {
+    /// Arguments of functions apart.
+    pub key: FlowKey<A>,
+    pub half: Session<A>,
+    pub mapping: Mapping<A>,
+    /// Keys of what is looked up.
+    pub twin_key: FlowKey<A>,
+    pub endpoint: EndpointKey<A>,
+    pub permission: PermissionKey<A>,
+    pub held: HeldKey<A>,
+    /// What the NAT log is to be told of once it is gone.
+    pub logged: EndpointKey<A>,
+    /// What the kernel's routing is asked.
+    pub query: bpf_fib_lookup,
 }
 
 /// Twice as long as the longest frame, so that a part of any length may begin at any
@@ -94,9 +170,6 @@ pub struct Scratch {
 pub type Whole = [u8; WHOLE_BYTES];
 pub const WHOLE_BYTES: usize = 2 * (MAX_FRAME as usize + 1);
 
-// Not shared with anyone, and so not part of the ABI.
-#[btf_map]
-pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// The programs that go on with such a packet: each has a stack of its own, and
 /// the verifier looks at each by itself. Filled by the loader.
 #[btf_map]

@@ -3,9 +3,8 @@
 
 use aya_ebpf::{bindings::BPF_RB_NO_WAKEUP, helpers::generated::bpf_ktime_get_ns};
 use tapnat_common::{
-    abi::{EndpointKey, FlowKey, Session, session_flags},
-    nat_log::{Record, level},
-    net::{Be16, Be32},
+    abi::{EndpointKey, Family, FlowKey, Session, session_flags},
+    nat_log::{level, mapped},
 };
 
 use crate::{NAT_LOG_LEVEL, maps};
@@ -16,27 +15,11 @@ pub fn is_on() -> bool {
     NAT_LOG_LEVEL.load() != level::OFF
 }
 
-/// An endpoint in a register, as a stack is short: address, port and protocol.
-#[inline(always)]
-fn packed(endpoint: &EndpointKey) -> u64 {
-    let port = u16::from_ne_bytes(endpoint.port.bytes());
-    u64::from(endpoint.address.raw()) | u64::from(port) << 32 | u64::from(endpoint.protocol) << 48
-}
-
-#[inline(always)]
-fn unpacked(packed: u64) -> EndpointKey {
-    EndpointKey::new(
-        Be32::from_raw(packed as u32),
-        Be16::from_bytes(((packed >> 32) as u16).to_ne_bytes()),
-        (packed >> 48) as u8,
-    )
-}
-
 /// Tells of a mapping.
 #[inline(always)]
-pub fn mapping(event: u32, outside: &EndpointKey, inside: &EndpointKey) {
+pub fn mapping<A: Family>(event: u32, outside: &EndpointKey<A>, inside: &EndpointKey<A>) {
     if is_on() {
-        tell(event, packed(outside), packed(inside), 0);
+        tell(event, outside, inside, None);
     }
 }
 
@@ -44,7 +27,7 @@ pub fn mapping(event: u32, outside: &EndpointKey, inside: &EndpointKey) {
 /// packets arrive as, of which the one that began counts between guests. Its outside
 /// endpoint, or nothing if it is not to be told.
 #[inline(always)]
-pub fn outside_of(key: &FlowKey, half: &Session) -> Option<EndpointKey> {
+pub fn outside_of<A: Family>(key: &FlowKey<A>, half: &Session<A>) -> Option<EndpointKey<A>> {
     let level = NAT_LOG_LEVEL.load();
     if level == level::OFF || key.arrival.device().is_none() {
         return None;
@@ -61,37 +44,42 @@ pub fn outside_of(key: &FlowKey, half: &Session) -> Option<EndpointKey> {
 
 /// Tells of a session with this outside endpoint.
 #[inline(always)]
-pub fn session(event: u32, key: &FlowKey, outside: EndpointKey) {
-    let remote = if NAT_LOG_LEVEL.load() == level::SESSIONS {
-        packed(&key.destination_endpoint()) | REMOTE_IS_TOLD
-    } else {
-        0
-    };
-    tell(
-        event,
-        packed(&outside),
-        packed(&key.source_endpoint()),
-        remote,
-    );
+pub fn session<A: Family>(event: u32, key: &FlowKey<A>, outside: &EndpointKey<A>) {
+    let remote = (NAT_LOG_LEVEL.load() == level::SESSIONS).then(|| key.destination_endpoint());
+    tell(event, outside, &key.source_endpoint(), remote.as_ref());
 }
 
-/// A bit beside a packed endpoint.
-const REMOTE_IS_TOLD: u64 = 1 << 56;
+/// Writes a field of a record in the ring.
+macro_rules! write {
+    ($record:ident, $field:ident, $value:expr) => {{
+        let value = $value;
+        // SAFETY: the ring has reserved the record's memory.
+        let field = unsafe { &raw mut (*$record).$field };
+        // SAFETY: as above, and aligned as the ring aligns it.
+        unsafe { field.write(value) };
+    }};
+}
 
 /// The reader looks by itself, so that nobody is woken on a packet's way.
-#[inline(never)]
-fn tell(event: u32, outside: u64, inside: u64, remote: u64) {
+#[inline(always)]
+fn tell<A: Family>(
+    event: u32,
+    outside: &EndpointKey<A>,
+    inside: &EndpointKey<A>,
+    remote: Option<&EndpointKey<A>>,
+) {
     if let Some(mut record) = maps::NAT_LOG.reserve(0) {
         // SAFETY: no preconditions.
         let time = unsafe { bpf_ktime_get_ns() };
-        record.write(Record {
-            time,
-            outside: unpacked(outside),
-            inside: unpacked(inside),
-            remote: unpacked(remote),
-            event,
-            remote_is_told: u32::from(remote & REMOTE_IS_TOLD != 0),
-        });
+        // Field by field: a record does not fit a stack beside all else.
+        let record_there = record.as_mut_ptr();
+        write!(record_there, time, time);
+        write!(record_there, outside, mapped(outside));
+        write!(record_there, inside, mapped(inside));
+        write!(record_there, remote, remote.map(mapped).unwrap_or_default());
+        write!(record_there, event, event);
+        write!(record_there, remote_is_told, u32::from(remote.is_some()));
+        write!(record_there, zero, 0);
         record.submit(u64::from(BPF_RB_NO_WAKEUP));
     } else if let Some(lost) = maps::NAT_LOG_LOST.get_ptr_mut(0) {
         // SAFETY: this CPU's own.

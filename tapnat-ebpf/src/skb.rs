@@ -9,21 +9,26 @@ use aya_ebpf::{
         BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::generated::{
-        bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use tapnat_common::{
     checksum::Delta,
     frame::{Frame, Header},
     net::Be16,
+    network::Network,
 };
 
 use crate::{
-    apart,
+    IPV6_CHECKSUMS, apart,
     bounds::within,
     maps::{WHOLE_BYTES, Whole},
 };
+
+/// Tells `bpf_l4_csum_replace` that no checksum of the network header makes up for a
+/// change of the addresses (Linux 6.16, `include/uapi/linux/bpf.h`).
+const BPF_F_IPV6: u64 = 1 << 7;
 
 /// Link, IP and transport header end before this offset.
 const FIRST_HEADERS: u32 = 255;
@@ -279,7 +284,7 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
-    fn update_checksum(
+    fn update_checksum<A: Network>(
         &mut self,
         offset: u32,
         addresses: Delta,
@@ -293,11 +298,23 @@ impl Frame for Skb {
         };
         // A size of 0 in the flags makes the second number a difference.
         if !addresses.is_nothing() {
-            let flags = u64::from(BPF_F_PSEUDO_HDR) | zero;
             let delta = u64::from(addresses.wide());
+            let knows_ipv6 = IPV6_CHECKSUMS.load() != 0;
+            let flags = if !A::HAS_HEADER_CHECKSUM && knows_ipv6 {
+                u64::from(BPF_F_PSEUDO_HDR) | BPF_F_IPV6 | zero
+            } else {
+                u64::from(BPF_F_PSEUDO_HDR) | zero
+            };
             // SAFETY: the context is valid; the helper checks the offset.
             if unsafe { bpf_l4_csum_replace(self.context, offset, 0, delta, flags) } != 0 {
                 return None;
+            }
+            if !A::HAS_HEADER_CHECKSUM && !knows_ipv6 {
+                // The helper has taken the change of the addresses off the sum of the
+                // whole packet, as if a header's checksum made up for it. Fails where
+                // no device has summed the packet up, which is all the same.
+                // SAFETY: the context is valid.
+                let _ = unsafe { bpf_csum_update(self.context, addresses.wide()) };
             }
         }
         if !ports.is_nothing() {

@@ -5,7 +5,8 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_ANY, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup,
-        bpf_sock_tuple,
+        bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     btf_maps::lpm_trie::Key,
     helpers::generated::{
@@ -15,7 +16,7 @@ use aya_ebpf::{
 };
 use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
-    mem::MaybeUninit,
+    marker::PhantomData,
     num::NonZeroU32,
 };
 use tapnat_common::{
@@ -26,36 +27,102 @@ use tapnat_common::{
     frame::LinkAddresses,
     nat::{Fate, HalfInsert, Insert, Route, Tables},
     nat_log::events,
-    net::{Be16, Be32, protocol},
+    net::{Be32, Be128, protocol},
     parse::Packet,
     ports::{PortSet, Reserved},
     time::Instant,
 };
 
-use crate::{COUNT_TRAFFIC, apart, maps, nat_log};
+use crate::{
+    COUNT_TRAFFIC,
+    apart::Apart,
+    maps::{self, Maps, Workspace},
+    nat_log,
+};
 
-const AF_INET: u8 = 2;
 const EEXIST: i32 = -17;
 /// The network namespace of the packet's device: `BPF_F_CURRENT_NETNS`, which is -1.
 const HERE: u64 = u64::MAX;
 
-/// The kernel's side of [`Tables`], for one packet.
-pub struct Kernel {
-    context: *mut __sk_buff,
-    now: Instant,
+/// An IP version as the kernel's routing and sockets know it.
+pub trait Routed: Apart {
+    /// The address family (`sys/socket.h`).
+    const ADDRESS_FAMILY: u8;
+    /// As `bpf_sock_tuple` has it.
+    type SocketTuple;
+
+    fn set_ends(query: &mut bpf_fib_lookup, source: Self, destination: Self);
+
+    /// Of a packet from `remote` to `local`.
+    fn socket_tuple(local: &EndpointKey<Self>, remote: &EndpointKey<Self>) -> Self::SocketTuple;
 }
 
-impl Kernel {
+impl Routed for Be32 {
+    const ADDRESS_FAMILY: u8 = 2;
+    type SocketTuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1;
+
     #[inline(always)]
-    pub const fn new(context: *mut __sk_buff, now: Instant) -> Self {
-        Self { context, now }
+    fn set_ends(query: &mut bpf_fib_lookup, source: Self, destination: Self) {
+        query.__bindgen_anon_3.ipv4_src = source.raw();
+        query.__bindgen_anon_4.ipv4_dst = destination.raw();
     }
 
+    #[inline(always)]
+    fn socket_tuple(local: &EndpointKey, remote: &EndpointKey) -> Self::SocketTuple {
+        Self::SocketTuple {
+            saddr: remote.address.raw(),
+            daddr: local.address.raw(),
+            sport: remote.port.raw(),
+            dport: local.port.raw(),
+        }
+    }
+}
+
+impl Routed for Be128 {
+    const ADDRESS_FAMILY: u8 = 10;
+    type SocketTuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2;
+
+    #[inline(always)]
+    fn set_ends(query: &mut bpf_fib_lookup, source: Self, destination: Self) {
+        query.__bindgen_anon_3.ipv6_src = source.words().map(Be32::raw);
+        query.__bindgen_anon_4.ipv6_dst = destination.words().map(Be32::raw);
+    }
+
+    #[inline(always)]
+    fn socket_tuple(local: &EndpointKey<Self>, remote: &EndpointKey<Self>) -> Self::SocketTuple {
+        Self::SocketTuple {
+            saddr: remote.address.words().map(Be32::raw),
+            daddr: local.address.words().map(Be32::raw),
+            sport: remote.port.raw(),
+            dport: local.port.raw(),
+        }
+    }
+}
+
+/// The kernel's side of [`Tables`], for one packet.
+pub struct Kernel<A> {
+    context: *mut __sk_buff,
+    now: Instant,
+    family: PhantomData<A>,
+}
+
+impl<A: Apart> Kernel<A> {
+    #[inline(always)]
+    pub const fn new(context: *mut __sk_buff, now: Instant) -> Self {
+        Self {
+            context,
+            now,
+            family: PhantomData,
+        }
+    }
+}
+
+impl<A: Routed> Kernel<A> {
     /// Asks the kernel's routing, as for a packet that came in on `device`, or
     /// with `BPF_FIB_LOOKUP_OUTPUT` that goes out of it.
     #[inline(always)]
     fn route(&self, query: &mut bpf_fib_lookup, flags: u32) -> Route {
-        query.family = AF_INET;
+        query.family = A::ADDRESS_FAMILY;
         // A length of 1 always fits and asks for the MTU.
         query.__bindgen_anon_1.tot_len = 1;
         let size = size_of::<bpf_fib_lookup>() as i32;
@@ -107,11 +174,11 @@ impl Kernel {
     }
 }
 
+/// The query, with nothing in it.
 #[inline(always)]
-fn empty_query() -> bpf_fib_lookup {
+fn cleared(query: &mut bpf_fib_lookup) -> &mut bpf_fib_lookup {
     const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
-    let mut query = MaybeUninit::<bpf_fib_lookup>::uninit();
-    let words = query.as_mut_ptr().cast::<u32>();
+    let words = core::ptr::from_mut(query).cast::<u32>();
     for word in 0..WORDS {
         // SAFETY: within the query.
         let word = unsafe { words.add(word) };
@@ -119,8 +186,13 @@ fn empty_query() -> bpf_fib_lookup {
         // SAFETY: as above, and aligned as the query is.
         unsafe { word.write_volatile(0) };
     }
-    // SAFETY: integers and unions of integers, for all of which 0 is a value.
-    unsafe { query.assume_init() }
+    query
+}
+
+/// This CPU's.
+#[inline(always)]
+pub fn workspace<'a, A: Maps>() -> Option<&'a mut Workspace<A>> {
+    value(A::workspace().get_ptr_mut(0))
 }
 
 #[inline(always)]
@@ -150,43 +222,73 @@ fn count(counter: &mut u32, more: bool) {
     unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(counter, step) };
 }
 
-impl Tables for Kernel {
+/// The key, where a stack has no room for it.
+#[inline(always)]
+fn wide_endpoint<A: Maps>(key: &EndpointKey<A>) -> Option<&EndpointKey<A>> {
+    if A::BITS <= u32::BITS as u8 {
+        return Some(key);
+    }
+    let workspace = workspace::<A>()?;
+    workspace.endpoint = *key;
+    Some(&workspace.endpoint)
+}
+
+/// See [`wide_endpoint`].
+#[inline(always)]
+fn wide_permission<A: Maps>(key: &PermissionKey<A>) -> Option<&PermissionKey<A>> {
+    if A::BITS <= u32::BITS as u8 {
+        return Some(key);
+    }
+    let workspace = workspace::<A>()?;
+    workspace.permission = *key;
+    Some(&workspace.permission)
+}
+
+/// Keeps what the NAT log is to be told of what is about to be removed, where it is on.
+#[inline(always)]
+fn keep_for_log<'a, A: Maps>(
+    endpoint: impl FnOnce() -> Option<EndpointKey<A>>,
+) -> Option<&'a EndpointKey<A>> {
+    if !nat_log::is_on() {
+        return None;
+    }
+    let workspace = workspace::<A>()?;
+    workspace.logged = endpoint()?;
+    Some(&workspace.logged)
+}
+
+impl<A: Routed> Tables<A> for Kernel<A> {
     #[inline(always)]
-    fn settings(&self) -> Option<&Settings> {
-        maps::SETTINGS.get(0)
+    fn settings(&self) -> Option<&Settings<A>> {
+        A::settings().get(0)
     }
 
     #[inline(always)]
-    fn device(&self, index: u32) -> Option<&Device> {
-        value(maps::DEVICES.get_ptr_mut(index)).map(|device| &*device)
+    fn device(&self, index: u32) -> Option<&Device<A>> {
+        value(A::devices().get_ptr_mut(index)).map(|device| &*device)
     }
 
     #[inline(always)]
-    fn session(&self, key: &FlowKey) -> Option<&mut Session> {
-        value(maps::SESSIONS.get_ptr_mut(key))
+    fn session(&self, key: &FlowKey<A>) -> Option<&mut Session<A>> {
+        value(A::sessions().get_ptr_mut(key))
     }
 
     #[inline(always)]
-    fn insert_session(&self, key: &FlowKey, session: &Session) -> Insert {
-        let inserted = inserted(maps::SESSIONS.insert(key, session, u64::from(BPF_NOEXIST)));
+    fn insert_session(&self, key: &FlowKey<A>, session: &Session<A>) -> Insert {
+        let inserted = inserted(A::sessions().insert(key, session, u64::from(BPF_NOEXIST)));
         if inserted == Insert::Done
             && let Some(outside) = nat_log::outside_of(key, session)
         {
-            nat_log::session(events::SESSION_CREATED, key, outside);
+            nat_log::session(events::SESSION_CREATED, key, &outside);
         }
         inserted
     }
 
     #[inline(always)]
-    fn remove_session(&self, key: &FlowKey) -> bool {
-        let before = if nat_log::is_on() {
-            self.session(key)
-                .and_then(|session| nat_log::outside_of(key, session))
-        } else {
-            None
-        };
-        let is_removed = maps::SESSIONS.remove(key).is_ok();
-        if let Some(outside) = before
+    fn remove_session(&self, key: &FlowKey<A>) -> bool {
+        let logged = keep_for_log(|| nat_log::outside_of(key, self.session(key)?));
+        let is_removed = A::sessions().remove(key).is_ok();
+        if let Some(outside) = logged
             && is_removed
         {
             nat_log::session(events::SESSION_REMOVED, key, outside);
@@ -195,13 +297,13 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn mapping(&self, outside: &EndpointKey) -> Option<&mut Mapping> {
-        value(maps::MAPPINGS.get_ptr_mut(outside))
+    fn mapping(&self, outside: &EndpointKey<A>) -> Option<&mut Mapping<A>> {
+        value(A::mappings().get_ptr_mut(wide_endpoint(outside)?))
     }
 
     #[inline(always)]
-    fn insert_mapping(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert {
-        let inserted = inserted(maps::MAPPINGS.insert(outside, mapping, u64::from(BPF_NOEXIST)));
+    fn insert_mapping(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>) -> Insert {
+        let inserted = inserted(A::mappings().insert(outside, mapping, u64::from(BPF_NOEXIST)));
         if inserted == Insert::Done {
             nat_log::mapping(events::MAPPING_CREATED, outside, &mapping.inside);
         }
@@ -209,133 +311,141 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn remove_mapping(&self, outside: &EndpointKey) -> bool {
-        let before = if nat_log::is_on() {
-            self.mapping(outside).map(|mapping| mapping.inside)
-        } else {
-            None
-        };
-        let is_removed = maps::MAPPINGS.remove(outside).is_ok();
-        if let Some(inside) = before
+    fn remove_mapping(&self, outside: &EndpointKey<A>) -> bool {
+        let logged = keep_for_log(|| self.mapping(outside).map(|mapping| mapping.inside));
+        let is_removed = A::mappings().remove(outside).is_ok();
+        if let Some(inside) = logged
             && is_removed
         {
-            nat_log::mapping(events::MAPPING_REMOVED, outside, &inside);
+            nat_log::mapping(events::MAPPING_REMOVED, outside, inside);
         }
         is_removed
     }
 
     #[inline(always)]
-    fn count_on_mapping(&self, outside: &EndpointKey, more: bool) {
+    fn count_on_mapping(&self, outside: &EndpointKey<A>, more: bool) {
         if let Some(mapping) = self.mapping(outside) {
             count(&mut mapping.sessions, more);
         }
     }
 
     #[inline(always)]
-    fn outside_of(&self, inside: &EndpointKey) -> Option<EndpointKey> {
-        value(maps::INSIDE.get_ptr_mut(inside)).map(|outside| *outside)
+    fn outside_of(&self, inside: &EndpointKey<A>) -> Option<EndpointKey<A>> {
+        value(A::inside().get_ptr_mut(wide_endpoint(inside)?)).map(|outside| *outside)
     }
 
     #[inline(always)]
-    fn insert_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert {
-        inserted(maps::INSIDE.insert(inside, outside, u64::from(BPF_NOEXIST)))
+    fn insert_outside_of(&self, inside: &EndpointKey<A>, outside: &EndpointKey<A>) -> Insert {
+        inserted(A::inside().insert(inside, outside, u64::from(BPF_NOEXIST)))
     }
 
     #[inline(always)]
-    fn remove_outside_of(&self, inside: &EndpointKey) {
+    fn remove_outside_of(&self, inside: &EndpointKey<A>) {
         // Gone already is as good.
-        let _ = maps::INSIDE.remove(inside);
+        let _ = A::inside().remove(inside);
     }
 
     #[inline(always)]
-    fn permission(&self, key: &PermissionKey) -> Option<&mut Permission> {
-        value(maps::PERMISSIONS.get_ptr_mut(key))
+    fn permission(&self, key: &PermissionKey<A>) -> Option<&mut Permission> {
+        value(A::permissions().get_ptr_mut(wide_permission(key)?))
     }
 
     #[inline(always)]
-    fn remove_permission(&self, key: &PermissionKey) -> bool {
-        maps::PERMISSIONS.remove(key).is_ok()
+    fn remove_permission(&self, key: &PermissionKey<A>) -> bool {
+        A::permissions().remove(key).is_ok()
     }
 
     #[inline(always)]
-    fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert {
-        inserted(maps::PERMISSIONS.insert(key, permission, u64::from(BPF_ANY)))
+    fn set_permission(&self, key: &PermissionKey<A>, permission: &Permission) -> Insert {
+        let Some(key) = wide_permission(key) else {
+            return Insert::Full;
+        };
+        inserted(A::permissions().insert(key, permission, u64::from(BPF_ANY)))
     }
 
     #[inline(always)]
-    fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited) {
+    fn note_unsolicited(&self, key: &FlowKey<A>, syn: &Unsolicited) {
         // An answer that is lost is no loss.
-        let _ = maps::UNSOLICITED.insert(key, syn, u64::from(BPF_NOEXIST));
+        let _ = A::unsolicited().insert(key, syn, u64::from(BPF_NOEXIST));
     }
 
     #[inline(always)]
-    fn note_asked(&self, forwarded: &FlowKey, destination: &EndpointKey) {
+    fn note_asked(&self, forwarded: &FlowKey<A>, destination: &EndpointKey<A>) {
         // What was forgotten is dropped by name when it comes.
-        let _ = maps::ASKED.insert(forwarded, destination, u64::from(BPF_ANY));
+        let _ = A::asked().insert(forwarded, destination, u64::from(BPF_ANY));
     }
 
     #[inline(always)]
-    fn take_asked(&self, forwarded: &FlowKey) -> Option<EndpointKey> {
-        let destination = value(maps::ASKED.get_ptr_mut(forwarded)).map(|there| *there)?;
+    fn take_asked(&self, forwarded: &FlowKey<A>) -> Option<EndpointKey<A>> {
+        let destination = value(A::asked().get_ptr_mut(forwarded)).map(|there| *there)?;
         // Gone already is as good.
-        let _ = maps::ASKED.remove(forwarded);
+        let _ = A::asked().remove(forwarded);
         Some(destination)
     }
 
     #[inline(always)]
-    fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
-        value(maps::FRAGMENTS.get_ptr_mut(key))
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<&mut Fragment> {
+        value(A::fragments().get_ptr_mut(key))
     }
 
     #[inline(always)]
-    fn new_fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
+    fn new_fragment(&self, key: &FragmentKey<A>) -> Option<&mut Fragment> {
         let empty = maps::NO_FRAGMENT.get(0)?;
         // If the table cannot make room, the look-up tells.
-        let _ = maps::FRAGMENTS.insert(key, empty, u64::from(BPF_ANY));
+        let _ = A::fragments().insert(key, empty, u64::from(BPF_ANY));
         self.fragment(key)
     }
 
     #[inline(always)]
-    fn next_identification(&self) -> Be16 {
+    fn next_identification(&self) -> Be32 {
         let Some(last) = value(maps::IDENTIFICATION.get_ptr_mut(0)) else {
-            return Be16::ZERO;
+            return Be32::ZERO;
         };
         if *last == 0 {
             // Not the same ones after each start.
             *last = self.random();
         }
         count(last, true);
-        Be16::new(*last as u16)
+        Be32::new(*last)
     }
 
     #[inline(always)]
-    fn guest(&self, address: Be32) -> Option<&mut Guest> {
-        if let Some(guest) = value(maps::GUESTS.get_ptr_mut(address)) {
+    fn guest(&self, address: A) -> Option<&mut Guest> {
+        if let Some(guest) = value(A::guests().get_ptr_mut(address)) {
             return Some(guest);
         }
         // Another CPU may have been faster; either way it is there, or full.
-        let _ = maps::GUESTS.insert(address, Guest::default(), u64::from(BPF_NOEXIST));
-        value(maps::GUESTS.get_ptr_mut(address))
+        let _ = A::guests().insert(address, Guest::default(), u64::from(BPF_NOEXIST));
+        value(A::guests().get_ptr_mut(address))
     }
 
     #[inline(always)]
-    fn remove_guest(&self, address: Be32) -> bool {
-        maps::GUESTS.remove(address).is_ok()
+    fn known_guest(&self, address: A) -> Option<&Guest> {
+        value(A::guests().get_ptr_mut(address)).map(|guest| &*guest)
     }
 
     #[inline(always)]
-    fn is_denied(&self, destination: Be32) -> bool {
-        maps::DENIED.get(&Key::new(32, destination)).is_some()
+    fn remove_guest(&self, address: A) -> bool {
+        A::guests().remove(address).is_ok()
     }
 
     #[inline(always)]
-    fn is_untranslated(&self, destination: Be32) -> bool {
-        maps::UNTRANSLATED.get(&Key::new(32, destination)).is_some()
+    fn is_denied(&self, destination: A) -> bool {
+        A::denied()
+            .get(&Key::new(A::BITS.into(), destination))
+            .is_some()
     }
 
     #[inline(always)]
-    fn count_on_guest(&self, address: Be32, more: bool) {
-        if let Some(guest) = value(maps::GUESTS.get_ptr_mut(address))
+    fn is_untranslated(&self, destination: A) -> bool {
+        A::untranslated()
+            .get(&Key::new(A::BITS.into(), destination))
+            .is_some()
+    }
+
+    #[inline(always)]
+    fn count_on_guest(&self, address: A, more: bool) {
+        if let Some(guest) = value(A::guests().get_ptr_mut(address))
             && (more || guest.sessions != 0)
         {
             count(&mut guest.sessions, more);
@@ -343,8 +453,8 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn count_port_on_guest(&self, address: Be32, more: bool) {
-        if let Some(guest) = value(maps::GUESTS.get_ptr_mut(address))
+    fn count_port_on_guest(&self, address: A, more: bool) {
+        if let Some(guest) = value(A::guests().get_ptr_mut(address))
             && (more || guest.ports != 0)
         {
             count(&mut guest.ports, more);
@@ -353,7 +463,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn ports(&self, index: u32) -> Option<&mut PortSet> {
-        value(maps::PORTS.get_ptr_mut(index))
+        value(A::ports().get_ptr_mut(index))
     }
 
     #[inline(always)]
@@ -362,34 +472,33 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn route_from(&self, device: NonZeroU32, packet: &Packet) -> Route {
-        let mut query = empty_query();
+    fn route_from(&self, device: NonZeroU32, packet: &Packet<A>) -> Route {
+        let Some(workspace) = workspace::<A>() else {
+            return Route::default();
+        };
+        let query = cleared(&mut workspace.query);
         query.ifindex = device.get();
         query.l4_protocol = packet.protocol;
         query.sport = packet.source_port.raw();
         query.dport = packet.destination_port.raw();
-        query.__bindgen_anon_3.ipv4_src = packet.source.raw();
-        query.__bindgen_anon_4.ipv4_dst = packet.destination.raw();
-        self.route(&mut query, 0)
+        A::set_ends(query, packet.source, packet.destination);
+        self.route(query, 0)
     }
 
     #[inline(always)]
-    fn route_on(&self, device: u32, source: Be32, destination: Be32) -> Route {
-        let mut query = empty_query();
-        query.ifindex = device;
-        query.__bindgen_anon_3.ipv4_src = source.raw();
-        query.__bindgen_anon_4.ipv4_dst = destination.raw();
-        self.route(&mut query, BPF_FIB_LOOKUP_OUTPUT)
-    }
-
-    #[inline(always)]
-    fn host_socket(&self, local: &EndpointKey, remote: &EndpointKey) -> bool {
-        let mut tuple = aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-            saddr: remote.address.raw(),
-            daddr: local.address.raw(),
-            sport: remote.port.raw(),
-            dport: local.port.raw(),
+    fn route_on(&self, device: u32, source: A, destination: A) -> Route {
+        let Some(workspace) = workspace::<A>() else {
+            return Route::default();
         };
+        let query = cleared(&mut workspace.query);
+        query.ifindex = device;
+        A::set_ends(query, source, destination);
+        self.route(query, BPF_FIB_LOOKUP_OUTPUT)
+    }
+
+    #[inline(always)]
+    fn host_socket(&self, local: &EndpointKey<A>, remote: &EndpointKey<A>) -> bool {
+        let mut tuple = A::socket_tuple(local, remote);
         // The size tells the helper which member of the union it is.
         let size = size_of_val(&tuple) as u32;
         let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
@@ -410,20 +519,20 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn is_outside(&self, address: Be32) -> bool {
-        apart::is_outside(address.raw()) != 0
+    fn is_outside(&self, address: A) -> bool {
+        A::is_outside(&raw const address) != 0
     }
 
     #[inline(always)]
     fn find_port(&self, set: u32, wanted: u16, random: u32) -> Option<u16> {
-        u16::try_from(apart::find_port(set, u32::from(wanted), random)).ok()
+        u16::try_from(A::find_port(set, u32::from(wanted), random)).ok()
     }
 
     #[inline(always)]
-    fn take_port(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert {
+    fn take_port(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>) -> Insert {
         const DONE: u32 = Insert::Done as u32;
         const EXISTS: u32 = Insert::Exists as u32;
-        match apart::take_port(self.context, outside, mapping) {
+        match A::take_port(self.context, outside, mapping) {
             DONE => Insert::Done,
             EXISTS => Insert::Exists,
             _ => Insert::Full,
@@ -431,32 +540,42 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn is_unused(&self, back: &FlowKey) -> bool {
-        apart::is_unused(self.context, back) != 0
+    fn is_unused(&self, back: &FlowKey<A>) -> bool {
+        A::is_unused(self.context, back) != 0
     }
 
     #[inline(always)]
     fn insert_half(
         &self,
-        key: &FlowKey,
-        session: &Session,
-        twin_key: Option<&FlowKey>,
+        key: &FlowKey<A>,
+        session: &Session<A>,
+        twin_key: Option<&FlowKey<A>>,
     ) -> HalfInsert {
         const DONE: u32 = HalfInsert::Done as u32;
         const EXISTS: u32 = HalfInsert::Exists as u32;
         const CONFLICT: u32 = HalfInsert::Conflict as u32;
+        const OVER: u32 = HalfInsert::Over as u32;
         let twin_key = twin_key.map_or(core::ptr::null(), core::ptr::from_ref);
-        match apart::insert_half(key, session, twin_key) {
+        match A::insert_half(key, session, twin_key) {
             DONE => HalfInsert::Done,
             EXISTS => HalfInsert::Exists,
             CONFLICT => HalfInsert::Conflict,
+            OVER => HalfInsert::Over,
             _ => HalfInsert::Full,
         }
     }
 
     #[inline(always)]
-    fn close_session(&self, key: &FlowKey, session: &Session) {
-        let _ = apart::close_session(key, session);
+    fn close_session(&self, key: &FlowKey<A>, kept: Option<&FlowKey<A>>) {
+        let kept = kept.map_or(core::ptr::null(), core::ptr::from_ref);
+        let _ = A::close_session(key, kept);
+    }
+
+    #[inline(always)]
+    fn twin(&self, key: &FlowKey<A>, session: &Session<A>) -> Option<&mut Session<A>> {
+        let workspace = workspace::<A>()?;
+        workspace.twin_key = session.twin_key(key);
+        self.session(&workspace.twin_key)
     }
 
     #[inline(always)]

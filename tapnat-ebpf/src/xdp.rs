@@ -7,6 +7,7 @@ use tapnat_common::{
     checksum::Delta,
     frame::{Frame, Header},
     net::Be16,
+    network::Network,
 };
 
 /// Bytes of an Ethernet header.
@@ -119,7 +120,7 @@ impl Frame for Buffer {
     }
 
     #[inline(always)]
-    fn update_checksum(
+    fn update_checksum<A: Network>(
         &mut self,
         offset: u32,
         addresses: Delta,

@@ -133,6 +133,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether any guest is to have IPv6.
+    #[must_use]
+    pub fn speaks_ipv6(&self) -> bool {
+        self.insides
+            .iter()
+            .any(|inside| inside.networks.ipv6.is_some())
+    }
+
     /// Whom guests ask for names.
     #[must_use]
     pub fn resolvers(&self) -> Resolvers {

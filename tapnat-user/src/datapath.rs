@@ -333,6 +333,7 @@ const HOST_ATTACH_TYPES: [CgroupSockAddrAttachType; programs::HOST.len()] = [
     CgroupSockAddrAttachType::UDPRecvMsg4,
     CgroupSockAddrAttachType::GetPeerName4,
     CgroupSockAddrAttachType::Connect6,
+    CgroupSockAddrAttachType::UDPSendMsg6,
     CgroupSockAddrAttachType::UDPRecvMsg6,
     CgroupSockAddrAttachType::GetPeerName6,
 ];
@@ -617,6 +618,8 @@ fn constants(config: &Config, host_sockets: &HostSockets) -> Result<Constants> {
         count: u8::from(config.count),
         log,
         coarse: u8::from(kernel_is_at_least(5, 11)),
+        ipv6_checksums: u8::from(kernel_is_at_least(6, 16)),
+        ipv6: config.speaks_ipv6(),
         verbose: if config.verbose {
             Level::Debug as u8
         } else {

@@ -136,7 +136,7 @@ pub async fn examine(name: &InstanceName, config: Option<&Config>) -> Result<Vec
         .is_some_and(|journal| journal.network_namespace() == here);
     let tables = bpffs::find()
         .map(|root| name.pin_directory(&root).join("maps"))
-        .and_then(|maps| PinnedTables::open(&maps).ok())
+        .and_then(|maps| PinnedTables::<Be32>::open(&maps).ok())
         .filter(|_| is_here);
 
     let mut findings = kernel();
@@ -674,7 +674,7 @@ fn leftovers(here: NetworkNamespace) -> Result<Vec<Finding>> {
 fn state_without_process(name: &InstanceName, down: &str) -> Finding {
     let topic = "instances";
     let maps = bpffs::find().map(|root| name.pin_directory(&root).join("maps"));
-    let opened = maps.map_or(Err(Unusable::Missing), |maps| PinnedTables::open(&maps));
+    let opened = maps.map_or(Err(Unusable::Missing), |maps| <PinnedTables>::open(&maps));
     match opened {
         Ok(_) => Finding::new(
             Level::Warning,

@@ -11,6 +11,7 @@ pub mod dhcp;
 pub mod dns;
 pub mod doctor;
 pub mod explain;
+pub mod family;
 pub mod flows;
 pub mod forwards;
 pub mod host;

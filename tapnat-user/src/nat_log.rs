@@ -23,6 +23,7 @@ use self::sink::Sink;
 pub use self::sink::Target;
 use crate::{
     daemon::now,
+    family::IpFamily,
     instance::InstanceName,
     tables::PinnedTables,
     view::{Endpoint, SCHEMA, protocol_label},
@@ -225,12 +226,12 @@ impl NatLog {
         })
     }
 
-    fn of_endpoints(
+    fn of_endpoints<A: IpFamily>(
         &self,
         event: Event,
         time: Timestamp,
-        inside: EndpointKey,
-        outside: EndpointKey,
+        inside: EndpointKey<A>,
+        outside: EndpointKey<A>,
     ) -> Line {
         Line {
             protocol: Some(protocol_label(outside.protocol).into_owned()),
@@ -256,6 +257,6 @@ impl NatLog {
     }
 }
 
-fn endpoint(key: EndpointKey) -> Endpoint {
+fn endpoint<A: IpFamily>(key: EndpointKey<A>) -> Endpoint {
     Endpoint::new(key.address, key.port)
 }

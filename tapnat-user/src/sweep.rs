@@ -10,6 +10,7 @@ mod pace;
 
 use std::{
     collections::HashSet,
+    marker::PhantomData,
     mem,
     time::{Duration, Instant as Clock},
 };
@@ -19,8 +20,8 @@ use aya::Pod;
 use rustix::time::{ClockId, clock_gettime};
 use tapnat_common::{
     abi::{
-        EndpointKey, FlowKey, Mapping, Permission, PermissionKey, SWEEP_KEY_BYTES, SWEEP_KEYS,
-        Session, Settings, Sweep as Request, sweep_tables,
+        EndpointKey, FlowKey, Mapping, Permission, PermissionKey, Session, Settings,
+        Sweep as Request, sweep_key_bytes, sweep_keys, sweep_tables,
     },
     nat::sweep,
     net::{Be16, Be32, protocol},
@@ -32,6 +33,7 @@ use tokio::time::{Instant as Timer, sleep_until};
 use self::pace::{Pace, Signs, refuses, starts};
 use crate::{
     config::DEFAULT_SWEEP_INTERVAL,
+    family::IpFamily,
     tables::{PinnedTables, Walk},
 };
 
@@ -54,7 +56,7 @@ pub trait Remover {
 
 /// What the sweep of an instance is at.
 #[derive(Debug)]
-pub struct Sweep {
+pub struct Sweep<A: IpFamily = Be32> {
     pace: Pace,
     next: Timer,
     /// A walk is under way, or is to begin whatever it takes.
@@ -66,26 +68,26 @@ pub struct Sweep {
     /// What this walk has taken of a processor, and removed.
     spent: Duration,
     removed: u64,
-    stage: Stage,
+    stage: Stage<A>,
     /// Guests without sessions when they were last looked at.
-    idle: HashSet<Be32>,
+    idle: HashSet<A>,
     /// Ports that mappings had in this walk.
     mapped: Ports,
     /// Ports that were marked as taken, by the last walk, and that no mapping had.
-    unused: HashSet<EndpointKey>,
+    unused: HashSet<EndpointKey<A>>,
 }
 
 /// Sessions come before the mappings that they stand on.
 #[derive(Debug)]
-enum Stage {
-    Sessions(Walk<FlowKey, Session>),
-    Mappings(Walk<EndpointKey, Mapping>),
-    Permissions(Walk<PermissionKey, Permission>),
+enum Stage<A: IpFamily> {
+    Sessions(Walk<FlowKey<A>, Session<A>>),
+    Mappings(Walk<EndpointKey<A>, Mapping<A>>),
+    Permissions(Walk<PermissionKey<A>, Permission>),
     Guests,
     Ports,
 }
 
-impl Sweep {
+impl<A: IpFamily> Sweep<A> {
     /// Begins to walk after an `interval`, and again so long after the end of each walk; with none
     /// given, whenever it is of use.
     #[must_use]
@@ -139,7 +141,7 @@ impl Sweep {
     /// When the kernel refuses. The walk then begins anew after an interval.
     pub fn step(
         &mut self,
-        tables: &PinnedTables,
+        tables: &PinnedTables<A>,
         remover: &impl Remover,
         now: Instant,
     ) -> Result<()> {
@@ -168,7 +170,7 @@ impl Sweep {
     }
 
     /// What the tables say of how much a walk is wanted.
-    fn signs(&self, tables: &PinnedTables) -> Result<Signs> {
+    fn signs(&self, tables: &PinnedTables<A>) -> Result<Signs> {
         let mut signs = Signs {
             capacity: tables.session_capacity()?,
             is_full: self.is_full,
@@ -197,17 +199,17 @@ impl Sweep {
     /// Does a slice of a stage. Returns with which to go on, or `None` after the last.
     fn slice(
         &mut self,
-        stage: Stage,
-        tables: &PinnedTables,
+        stage: Stage<A>,
+        tables: &PinnedTables<A>,
         remover: &impl Remover,
         now: Instant,
-    ) -> Result<Option<Stage>> {
+    ) -> Result<Option<Stage<A>>> {
         let settings = tables.settings()?;
         let next = match stage {
             Stage::Sessions(mut walk) => {
                 let devices = tables.devices()?;
                 let is_there = |index| devices.iter().any(|(known, _)| *known == index);
-                let mut keys = Keys::new(sweep_tables::SESSIONS, remover);
+                let mut keys = Keys::<A, _>::new(sweep_tables::SESSIONS, remover);
                 for (key, half) in tables.next_halves(&mut walk)? {
                     if sweep::session_may_be_over(key, half, &settings, now)
                         || sweep::session_may_be_lost(key, half, &settings, is_there)
@@ -224,7 +226,7 @@ impl Sweep {
                 }
             }
             Stage::Mappings(mut walk) => {
-                let mut keys = Keys::new(sweep_tables::MAPPINGS, remover);
+                let mut keys = Keys::<A, _>::new(sweep_tables::MAPPINGS, remover);
                 for (outside, mapping) in tables.next_mappings(&mut walk)? {
                     self.mapped.add(*outside, &settings);
                     if sweep::mapping_is_over(mapping, &settings, now) {
@@ -239,7 +241,7 @@ impl Sweep {
                 }
             }
             Stage::Permissions(mut walk) => {
-                let mut keys = Keys::new(sweep_tables::PERMISSIONS, remover);
+                let mut keys = Keys::<A, _>::new(sweep_tables::PERMISSIONS, remover);
                 for (key, permission) in tables.next_permissions(&mut walk)? {
                     if sweep::permission_is_over(permission, now)
                         || !self.mapped.has(key.outside, &settings)
@@ -268,7 +270,7 @@ impl Sweep {
 
     /// Forgets guests that had no sessions in two walks, if their table is more than half full: a
     /// guest that is known costs nothing else.
-    fn sweep_guests(&mut self, tables: &PinnedTables, remover: &impl Remover) -> Result<()> {
+    fn sweep_guests(&mut self, tables: &PinnedTables<A>, remover: &impl Remover) -> Result<()> {
         let (guests, capacity) = tables.guests()?;
         let is_full = guests.len() > capacity as usize / 2;
         let idle: HashSet<_> = guests
@@ -276,7 +278,7 @@ impl Sweep {
             .filter(|(_, guest)| is_full && guest.sessions == 0 && guest.ports == 0)
             .map(|(address, _)| address)
             .collect();
-        let mut keys = Keys::new(sweep_tables::GUESTS, remover);
+        let mut keys = Keys::<A, _>::new(sweep_tables::GUESTS, remover);
         for address in idle.intersection(&self.idle) {
             keys.add(address)?;
         }
@@ -289,9 +291,9 @@ impl Sweep {
     /// have been taken behind its back.
     fn sweep_ports(
         &mut self,
-        tables: &PinnedTables,
+        tables: &PinnedTables<A>,
         remover: &impl Remover,
-        settings: &Settings,
+        settings: &Settings<A>,
     ) -> Result<()> {
         let mut unused = HashSet::new();
         for (class, number) in [
@@ -316,7 +318,7 @@ impl Sweep {
                 }
             }
         }
-        let mut keys = Keys::new(sweep_tables::PORTS, remover);
+        let mut keys = Keys::<A, _>::new(sweep_tables::PORTS, remover);
         for port in unused.intersection(&self.unused) {
             keys.add(port)?;
         }
@@ -352,14 +354,14 @@ impl Ports {
         Self(vec![PortSet::default(); SETS as usize])
     }
 
-    fn index(outside: EndpointKey, settings: &Settings) -> Option<usize> {
+    fn index<A: IpFamily>(outside: EndpointKey<A>, settings: &Settings<A>) -> Option<usize> {
         let class = Class::of(outside.protocol)?;
         let place = settings.place_of_outside(outside.address)?;
         Some(set_index(place, class as u32, outside.port.get()) as usize)
     }
 
     /// Notes the port, if it is one of an outside address.
-    fn add(&mut self, outside: EndpointKey, settings: &Settings) {
+    fn add<A: IpFamily>(&mut self, outside: EndpointKey<A>, settings: &Settings<A>) {
         if let Some(index) = Self::index(outside, settings)
             && let Some(set) = self.0.get_mut(index)
         {
@@ -367,7 +369,7 @@ impl Ports {
         }
     }
 
-    fn has(&self, outside: EndpointKey, settings: &Settings) -> bool {
+    fn has<A: IpFamily>(&self, outside: EndpointKey<A>, settings: &Settings<A>) -> bool {
         Self::index(outside, settings)
             .and_then(|index| self.0.get(index))
             .is_some_and(|set| set.is_taken(outside.port.get()))
@@ -379,12 +381,12 @@ impl Ports {
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn ask_again(tables: &PinnedTables, remover: &impl Remover) -> Result<()> {
+pub fn ask_again<A: IpFamily>(tables: &PinnedTables<A>, remover: &impl Remover) -> Result<()> {
     // Twice: a signal may have cut the program short, or a packet written what it had just read.
     for _ in 0..2 {
         let mut walk = Walk::default();
         while !walk.is_over() {
-            let mut keys = Keys::new(sweep_tables::SESSIONS_TO_ASK, remover);
+            let mut keys = Keys::<A, _>::new(sweep_tables::SESSIONS_TO_ASK, remover);
             for (key, _) in tables.next_halves(&mut walk)? {
                 keys.add(key)?;
             }
@@ -399,8 +401,8 @@ pub fn ask_again(tables: &PinnedTables, remover: &impl Remover) -> Result<()> {
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn take_ports_from_guests(guests: &[Be32], remover: &impl Remover) -> Result<()> {
-    let mut keys = Keys::new(sweep_tables::GUESTS_PORTS, remover);
+pub fn take_ports_from_guests<A: IpFamily>(guests: &[A], remover: &impl Remover) -> Result<()> {
+    let mut keys = Keys::<A, _>::new(sweep_tables::GUESTS_PORTS, remover);
     for guest in guests {
         keys.add(guest)?;
     }
@@ -408,35 +410,39 @@ pub fn take_ports_from_guests(guests: &[Be32], remover: &impl Remover) -> Result
 }
 
 /// Keys of one table on their way to the sweep program.
-struct Keys<'a, R> {
+struct Keys<'a, A, R> {
     request: Request,
     remover: &'a R,
     packet: Vec<u8>,
     count: u32,
     removed: u64,
+    family: PhantomData<A>,
 }
 
-impl<'a, R: Remover> Keys<'a, R> {
+impl<'a, A: IpFamily, R: Remover> Keys<'a, A, R> {
     fn new(table: u32, remover: &'a R) -> Self {
         Self {
-            request: Request::new(table),
+            request: Request::new(A::OFFSET + table),
             remover,
             packet: Vec::new(),
             count: 0,
             removed: 0,
+            family: PhantomData,
         }
     }
 
     fn add<K: Pod>(&mut self, key: &K) -> Result<()> {
-        const { assert!(size_of::<K>() <= SWEEP_KEY_BYTES) };
+        const { assert!(size_of::<K>() <= sweep_key_bytes::<A>()) };
         if self.packet.is_empty() {
             self.packet.extend_from_slice(bytes(&self.request));
         }
         self.packet.extend_from_slice(bytes(key));
-        self.packet
-            .resize(self.packet.len() + SWEEP_KEY_BYTES - size_of::<K>(), 0);
+        self.packet.resize(
+            self.packet.len() + sweep_key_bytes::<A>() - size_of::<K>(),
+            0,
+        );
         self.count += 1;
-        if self.count as usize == SWEEP_KEYS {
+        if self.count as usize == sweep_keys::<A>() {
             self.finish()?;
         }
         Ok(())

@@ -15,7 +15,6 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
 };
-use ipnet::Ipv4Net;
 use tapnat_common::{
     abi::{
         ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Permission,
@@ -28,7 +27,7 @@ use tapnat_common::{
 
 pub use self::batch::Walk;
 use self::{batch::for_each, mappings::gone_is_fine};
-use crate::instance::InstanceName;
+use crate::{family::IpFamily, instance::InstanceName};
 
 /// Why pinned tables cannot be used.
 #[derive(Debug)]
@@ -74,23 +73,23 @@ pub struct Usage {
 }
 
 /// The tables of one instance.
-pub struct PinnedTables {
-    settings: Array<MapData, Settings>,
-    sessions: HashMap<MapData, FlowKey, Session>,
-    mappings: HashMap<MapData, EndpointKey, Mapping>,
-    inside: HashMap<MapData, EndpointKey, EndpointKey>,
-    permissions: HashMap<MapData, PermissionKey, Permission>,
-    unsolicited: HashMap<MapData, FlowKey, Unsolicited>,
-    guests: HashMap<MapData, Be32, Guest>,
-    denied: LpmTrie<MapData, Be32, u8>,
-    untranslated: LpmTrie<MapData, Be32, u8>,
-    devices: HashMap<MapData, u32, Device>,
+pub struct PinnedTables<A: IpFamily = Be32> {
+    settings: Array<MapData, Settings<A>>,
+    sessions: HashMap<MapData, FlowKey<A>, Session<A>>,
+    mappings: HashMap<MapData, EndpointKey<A>, Mapping<A>>,
+    inside: HashMap<MapData, EndpointKey<A>, EndpointKey<A>>,
+    permissions: HashMap<MapData, PermissionKey<A>, Permission>,
+    unsolicited: HashMap<MapData, FlowKey<A>, Unsolicited>,
+    guests: HashMap<MapData, A, Guest>,
+    denied: LpmTrie<MapData, A, u8>,
+    untranslated: LpmTrie<MapData, A, u8>,
+    devices: HashMap<MapData, u32, Device<A>>,
     ports: Array<MapData, PortSet>,
     reserved: Array<MapData, Reserved>,
     counters: PerCpuArray<MapData, Counter>,
 }
 
-impl PinnedTables {
+impl<A: IpFamily> PinnedTables<A> {
     /// Opens the tables pinned in `directory`, if they are of this version's layout and filled.
     ///
     /// # Errors
@@ -98,7 +97,7 @@ impl PinnedTables {
     /// With the reason why they cannot be used.
     pub fn open(directory: &Path) -> Result<Self, Unusable> {
         // Of every version, the settings begin with the version.
-        let settings: Array<_, Settings> = open(directory, maps::SETTINGS)?;
+        let settings: Array<_, Settings<A>> = open(directory, A::MAPS.settings)?;
         match settings.get(&0, 0).map(|settings| settings.abi_version) {
             Ok(ABI_VERSION) => Self::open_unfilled(directory),
             Ok(0) => Err(Unusable::Unfinished),
@@ -114,17 +113,17 @@ impl PinnedTables {
     /// With the reason why they cannot be used.
     pub fn open_unfilled(directory: &Path) -> Result<Self, Unusable> {
         Ok(Self {
-            settings: open(directory, maps::SETTINGS)?,
-            sessions: open(directory, maps::SESSIONS)?,
-            mappings: open(directory, maps::MAPPINGS)?,
-            inside: open(directory, maps::INSIDE)?,
-            permissions: open(directory, maps::PERMISSIONS)?,
-            unsolicited: open(directory, maps::UNSOLICITED)?,
-            guests: open(directory, maps::GUESTS)?,
-            denied: open(directory, maps::DENIED)?,
-            untranslated: open(directory, maps::UNTRANSLATED)?,
-            devices: open(directory, maps::DEVICES)?,
-            ports: open(directory, maps::PORTS)?,
+            settings: open(directory, A::MAPS.settings)?,
+            sessions: open(directory, A::MAPS.sessions)?,
+            mappings: open(directory, A::MAPS.mappings)?,
+            inside: open(directory, A::MAPS.inside)?,
+            permissions: open(directory, A::MAPS.permissions)?,
+            unsolicited: open(directory, A::MAPS.unsolicited)?,
+            guests: open(directory, A::MAPS.guests)?,
+            denied: open(directory, A::MAPS.denied)?,
+            untranslated: open(directory, A::MAPS.untranslated)?,
+            devices: open(directory, A::MAPS.devices)?,
+            ports: open(directory, A::MAPS.ports)?,
             reserved: open(directory, maps::RESERVED)?,
             counters: open(directory, maps::COUNTERS)?,
         })
@@ -135,7 +134,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn settings(&self) -> Result<Settings> {
+    pub fn settings(&self) -> Result<Settings<A>> {
         self.settings.get(&0, 0).context("cannot read the settings")
     }
 
@@ -144,7 +143,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn set_settings(&mut self, settings: &Settings) -> Result<()> {
+    pub fn set_settings(&mut self, settings: &Settings<A>) -> Result<()> {
         self.settings
             .set(0, settings, 0)
             .context("cannot write the settings")
@@ -155,7 +154,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn devices(&self) -> Result<Vec<(u32, Device)>> {
+    pub fn devices(&self) -> Result<Vec<(u32, Device<A>)>> {
         let mut devices: Vec<_> = self
             .devices
             .iter()
@@ -170,7 +169,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn set_devices(&mut self, devices: &[(u32, Device)]) -> Result<()> {
+    pub fn set_devices(&mut self, devices: &[(u32, Device<A>)]) -> Result<()> {
         for (index, device) in devices {
             self.devices
                 .insert(index, device, 0)
@@ -191,7 +190,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn denied(&self) -> Result<Vec<Ipv4Net>> {
+    pub fn denied(&self) -> Result<Vec<A::Net>> {
         prefixes(&self.denied).context("cannot read what is denied")
     }
 
@@ -200,7 +199,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn set_denied(&mut self, denied: &[Ipv4Net]) -> Result<()> {
+    pub fn set_denied(&mut self, denied: &[A::Net]) -> Result<()> {
         set_prefixes(&mut self.denied, denied).context("cannot write what is denied")
     }
 
@@ -209,7 +208,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn untranslated(&self) -> Result<Vec<Ipv4Net>> {
+    pub fn untranslated(&self) -> Result<Vec<A::Net>> {
         prefixes(&self.untranslated).context("cannot read what is not translated")
     }
 
@@ -218,7 +217,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn set_untranslated(&mut self, untranslated: &[Ipv4Net]) -> Result<()> {
+    pub fn set_untranslated(&mut self, untranslated: &[A::Net]) -> Result<()> {
         set_prefixes(&mut self.untranslated, untranslated)
             .context("cannot write what is not translated")
     }
@@ -229,7 +228,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn set_reserved(&mut self, withheld: &Reserved, outside: &[Be32]) -> Result<()> {
+    pub fn set_reserved(&mut self, withheld: &Reserved, outside: &[A]) -> Result<()> {
         let mut sets = vec![PortSet::default(); SETS as usize];
         let nothing = Reserved::default();
         let classes = [
@@ -278,7 +277,10 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses, or when `visit` fails.
-    pub fn for_each_half(&self, visit: impl FnMut(&FlowKey, &Session) -> Result<()>) -> Result<()> {
+    pub fn for_each_half(
+        &self,
+        visit: impl FnMut(&FlowKey<A>, &Session<A>) -> Result<()>,
+    ) -> Result<()> {
         for_each(self.sessions.map(), visit)
     }
 
@@ -287,7 +289,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn half(&self, key: &FlowKey) -> Result<Option<Session>> {
+    pub fn half(&self, key: &FlowKey<A>) -> Result<Option<Session<A>>> {
         match self.sessions.get(key, 0) {
             Ok(session) => Ok(Some(session)),
             Err(MapError::KeyNotFound) => Ok(None),
@@ -302,7 +304,7 @@ impl PinnedTables {
     /// When the kernel refuses, or when `visit` fails.
     pub fn for_each_mapping(
         &self,
-        visit: impl FnMut(&EndpointKey, &Mapping) -> Result<()>,
+        visit: impl FnMut(&EndpointKey<A>, &Mapping<A>) -> Result<()>,
     ) -> Result<()> {
         for_each(self.mappings.map(), visit)
     }
@@ -314,8 +316,8 @@ impl PinnedTables {
     /// When the kernel refuses.
     pub fn next_halves<'a>(
         &self,
-        walk: &'a mut Walk<FlowKey, Session>,
-    ) -> Result<impl Iterator<Item = (&'a FlowKey, &'a Session)>> {
+        walk: &'a mut Walk<FlowKey<A>, Session<A>>,
+    ) -> Result<impl Iterator<Item = (&'a FlowKey<A>, &'a Session<A>)>> {
         walk.next(self.sessions.map())
     }
 
@@ -326,8 +328,8 @@ impl PinnedTables {
     /// When the kernel refuses.
     pub fn next_mappings<'a>(
         &self,
-        walk: &'a mut Walk<EndpointKey, Mapping>,
-    ) -> Result<impl Iterator<Item = (&'a EndpointKey, &'a Mapping)>> {
+        walk: &'a mut Walk<EndpointKey<A>, Mapping<A>>,
+    ) -> Result<impl Iterator<Item = (&'a EndpointKey<A>, &'a Mapping<A>)>> {
         walk.next(self.mappings.map())
     }
 
@@ -338,8 +340,8 @@ impl PinnedTables {
     /// When the kernel refuses.
     pub fn next_permissions<'a>(
         &self,
-        walk: &'a mut Walk<PermissionKey, Permission>,
-    ) -> Result<impl Iterator<Item = (&'a PermissionKey, &'a Permission)>> {
+        walk: &'a mut Walk<PermissionKey<A>, Permission>,
+    ) -> Result<impl Iterator<Item = (&'a PermissionKey<A>, &'a Permission)>> {
         walk.next(self.permissions.map())
     }
 
@@ -348,7 +350,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn guests(&self) -> Result<(Vec<(Be32, Guest)>, u32)> {
+    pub fn guests(&self) -> Result<(Vec<(A, Guest)>, u32)> {
         let mut guests = Vec::new();
         for_each(self.guests.map(), |address, guest| {
             guests.push((*address, *guest));
@@ -362,7 +364,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn guest(&self, address: Be32) -> Result<Option<Guest>> {
+    pub fn guest(&self, address: A) -> Result<Option<Guest>> {
         match self.guests.get(&address, 0) {
             Ok(guest) => Ok(Some(guest)),
             Err(MapError::KeyNotFound) => Ok(None),
@@ -376,7 +378,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn unsolicited(&self) -> Result<Vec<(FlowKey, Unsolicited)>> {
+    pub fn unsolicited(&self) -> Result<Vec<(FlowKey<A>, Unsolicited)>> {
         let mut waiting = Vec::new();
         for_each(self.unsolicited.map(), |key, syn| {
             waiting.push((*key, *syn));
@@ -390,7 +392,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn forget_unsolicited(&mut self, key: &FlowKey) -> Result<()> {
+    pub fn forget_unsolicited(&mut self, key: &FlowKey<A>) -> Result<()> {
         gone_is_fine(self.unsolicited.remove(key))
             .context("cannot write the table of unsolicited SYNs")
     }
@@ -501,15 +503,14 @@ fn capacity(map: &MapData) -> Result<u32> {
         .max_entries())
 }
 
-/// Opens one table, whatever its type: [`Map`]'s conversions check the sizes.
 /// The prefixes in a trie, in order.
-fn prefixes(trie: &LpmTrie<MapData, Be32, u8>) -> Result<Vec<Ipv4Net>> {
+fn prefixes<A: IpFamily>(trie: &LpmTrie<MapData, A, u8>) -> Result<Vec<A::Net>> {
     let mut prefixes = trie
         .keys()
         .map(|key| {
             let key = key?;
             let length = u8::try_from(key.prefix_len())?;
-            Ok(Ipv4Net::new(key.data().into(), length)?)
+            A::net(key.data(), length).context("a prefix is longer than an address")
         })
         .collect::<Result<Vec<_>>>()?;
     prefixes.sort_unstable();
@@ -517,8 +518,11 @@ fn prefixes(trie: &LpmTrie<MapData, Be32, u8>) -> Result<Vec<Ipv4Net>> {
 }
 
 /// Makes these the prefixes in a trie. What stays is there all the time.
-fn set_prefixes(trie: &mut LpmTrie<MapData, Be32, u8>, wanted: &[Ipv4Net]) -> Result<()> {
-    let key = |net: &Ipv4Net| Key::new(net.prefix_len().into(), Be32::from(net.network()));
+fn set_prefixes<A: IpFamily>(trie: &mut LpmTrie<MapData, A, u8>, wanted: &[A::Net]) -> Result<()> {
+    let key = |net: &A::Net| {
+        let (address, length) = A::parts(*net);
+        Key::new(length.into(), address)
+    };
     for net in wanted {
         trie.insert(&key(net), 1, 0)?;
     }
@@ -530,6 +534,7 @@ fn set_prefixes(trie: &mut LpmTrie<MapData, Be32, u8>, wanted: &[Ipv4Net]) -> Re
     Ok(())
 }
 
+/// Opens one table, whatever its type: [`Map`]'s conversions check the sizes.
 fn open<T: TryFrom<Map, Error = MapError>>(directory: &Path, name: &str) -> Result<T, Unusable> {
     let data = match MapData::from_pin(directory.join(name)) {
         Ok(data) => data,

@@ -111,7 +111,7 @@ impl Trace {
     ///
     /// When no program of the datapath is there, or the kernel refuses.
     pub fn begin(pins: &Path, hooks: &[Hook], wanted: Wanted) -> Result<Self> {
-        let settings = MapInfo::from_pin(pins.join("maps").join(maps::SETTINGS))
+        let settings = MapInfo::from_pin(pins.join("maps").join(maps::IPV4.settings))
             .context("cannot open the tables")?
             .id();
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tapnat-trace"));

@@ -45,9 +45,9 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn new(address: Be32, port: Be16) -> Self {
+    pub(crate) fn new(address: impl Into<IpAddr>, port: Be16) -> Self {
         Self {
-            address: Ipv4Addr::from(address).into(),
+            address: address.into().to_canonical(),
             port: port.get(),
         }
     }

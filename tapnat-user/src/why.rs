@@ -121,7 +121,11 @@ fn decide(frame: &mut Bytes, device: Option<NonZeroU32>, tables: &Rehearsal<'_>)
             Next::Leave(reason) => return reason,
             Next::Start => pipeline::start(frame, device, tables, &packet, &mut plan),
             Next::Map => pipeline::map(tables, &packet, &mut plan),
-            Next::Open => pipeline::open(frame, device, tables, &packet, &mut plan),
+            Next::Resume => pipeline::resume(frame, device, tables, &mut packet, &mut plan),
+            Next::Error => pipeline::error(frame, device, tables, &packet, &mut plan),
+            Next::Close => pipeline::close(device, tables, &packet),
+            Next::Open => pipeline::open(device, tables, &packet, &mut plan),
+            Next::Insert => pipeline::insert(frame, device, tables, &packet, &mut plan),
         };
     }
 }

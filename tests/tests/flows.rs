@@ -278,7 +278,7 @@ fn a_terminal_gets_colours_and_no_more_than_fits() -> Result<()> {
 
 /// Puts as many sessions into the table as if guests had begun them just now.
 fn fill(world: &World, count: u32) -> Result<()> {
-    let pin = world.instance.pins().join("maps").join(maps::SESSIONS);
+    let pin = world.instance.pins().join("maps").join(maps::IPV4.sessions);
     let mut table: HashMap<_, FlowKey, Session> =
         Map::from_map_data(MapData::from_pin(pin)?)?.try_into()?;
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?.num_nanoseconds();

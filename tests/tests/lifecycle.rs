@@ -177,7 +177,7 @@ fn programs(instance: &Instance) -> Result<BTreeSet<u32>> {
         let info = MapInfo::from_pin(instance.pins().join("maps").join(name))?;
         Ok::<_, anyhow::Error>(info.id())
     };
-    let tables = [table(maps::SETTINGS)?, table(maps::MAPPINGS)?];
+    let tables = [table(maps::IPV4.settings)?, table(maps::IPV4.mappings)?];
     let programs: BTreeSet<_> = loaded_programs()
         .filter_map(Result::ok)
         .filter(|program| {

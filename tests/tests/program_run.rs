@@ -575,14 +575,14 @@ fn what_is_not_translated() -> Result<()> {
             Drop,
             Reason::SpoofedSource,
         ),
-        kept("an ARP frame", Guest(0), udp(a, dns), Pass, Reason::NotIpv4)
+        kept("an ARP frame", Guest(0), udp(a, dns), Pass, Reason::NotIp)
             .cut(|packet| with_byte(packet, ETHERNET - 1, 6)),
         kept(
             "a VLAN tag in the frame",
             Guest(0),
             udp(a, dns),
             Pass,
-            Reason::NotIpv4,
+            Reason::NotIp,
         )
         .cut(|packet| {
             let mut frame = packet.build();

@@ -199,8 +199,7 @@ fn size_of_start(instance: &Instance) -> Result<u32> {
         .filter_map(Result::ok)
         .find(|program| {
             let maps = program.map_ids().ok().flatten();
-            program.name_as_str() == Some(programs::START)
-                && maps.is_some_and(|maps| maps.contains(&id))
+            program.name_as_str() == Some("start") && maps.is_some_and(|maps| maps.contains(&id))
         })
         .and_then(|program| program.size_translated())
         .context("the program is not loaded")

@@ -60,10 +60,10 @@ fn entries<K: Pod, V: Pod>(instance: &Instance, name: &str) -> Result<usize> {
 /// Entries of the tables that are to become empty, guests aside.
 fn sizes(instance: &Instance) -> Result<[usize; 4]> {
     Ok([
-        entries::<FlowKey, Session>(instance, maps::SESSIONS)?,
-        entries::<EndpointKey, Mapping>(instance, maps::MAPPINGS)?,
-        entries::<EndpointKey, EndpointKey>(instance, maps::INSIDE)?,
-        entries::<PermissionKey, Permission>(instance, maps::PERMISSIONS)?,
+        entries::<FlowKey, Session>(instance, maps::IPV4.sessions)?,
+        entries::<EndpointKey, Mapping>(instance, maps::IPV4.mappings)?,
+        entries::<EndpointKey, EndpointKey>(instance, maps::IPV4.inside)?,
+        entries::<PermissionKey, Permission>(instance, maps::IPV4.permissions)?,
     ])
 }
 
@@ -89,7 +89,7 @@ fn until(check: impl Fn() -> Result<()>) -> Result<()> {
 }
 
 fn is_taken(instance: &Instance, class: Class, port: u16) -> Result<bool> {
-    let sets: Array<_, PortSet> = open(instance, maps::PORTS)?;
+    let sets: Array<_, PortSet> = open(instance, maps::IPV4.ports)?;
     let set = sets.get(&set_index(0, class as u32, port), 0)?;
     Ok(set.is_taken(port))
 }
@@ -121,7 +121,7 @@ fn what_is_over_is_given_back_and_what_is_alive_stays() -> Result<()> {
     );
     session.exchange(b"still there")?;
     // The guest's count goes down with its sessions.
-    let guests: HashMap<_, Be32, Guest> = open(instance, maps::GUESTS)?;
+    let guests: HashMap<_, Be32, Guest> = open(instance, maps::IPV4.guests)?;
     let counted = guests.get(&Be32::from(guest.address), 0)?;
     ensure!(counted.sessions == 1, "{counted:?}");
     // And it may come again.
@@ -145,7 +145,7 @@ fn the_next_process_gives_back_what_an_earlier_one_left() -> Result<()> {
     first.signal(Signal::SIGKILL)?;
     first.wait(PATIENCE)?;
     // A port that nobody has, marked as taken: as after a lost race.
-    let mut sets: Array<_, PortSet> = open(&instance, maps::PORTS)?;
+    let mut sets: Array<_, PortSet> = open(&instance, maps::IPV4.ports)?;
     let lost = seen.port() ^ 2;
     let index = set_index(0, Class::Udp as u32, lost);
     let mut set = sets.get(&index, 0)?;
@@ -166,7 +166,7 @@ fn the_next_process_gives_back_what_an_earlier_one_left() -> Result<()> {
 #[test]
 fn guests_that_are_gone_make_room_for_others() -> Result<()> {
     let world = World::start(Topology::builder().inside(Inside::Veth), &SHORT)?;
-    let mut guests: HashMap<_, Be32, Guest> = open(&world.instance, maps::GUESTS)?;
+    let mut guests: HashMap<_, Be32, Guest> = open(&world.instance, maps::IPV4.guests)?;
     let tcp = TcpReflector::start(&world.topology.world, server(0, 7))?;
     let mut session = TcpSession::open(&world.guest(0).namespace, None, tcp.address())?;
     for number in 0u32.. {

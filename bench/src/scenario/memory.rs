@@ -74,7 +74,7 @@ fn tables(run: &mut Run<'_>, stand: &Stand) -> Result<()> {
     let directory = tapnat.instance.pins().join("maps");
     let mut rows = Vec::new();
     let mut sum = 0;
-    for name in maps::ALL.iter().filter(|name| **name != maps::STAGES) {
+    for name in maps::all().filter(|name| *name != maps::STAGES) {
         let path = directory.join(name);
         let map =
             MapInfo::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;

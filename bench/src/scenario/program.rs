@@ -95,7 +95,11 @@ fn time_a_run(stand: &Stand, direction: Direction, packets: u32) -> Result<f64> 
 /// The programs that use this tapnat's tables.
 fn sizes(run: &mut Run<'_>, stand: &Stand) -> Result<()> {
     let tapnat = stand.installed.tapnat.as_ref().context("no tapnat")?;
-    let path = tapnat.instance.pins().join("maps").join(maps::SETTINGS);
+    let path = tapnat
+        .instance
+        .pins()
+        .join("maps")
+        .join(maps::IPV4.settings);
     let settings = MapInfo::from_pin(&path)
         .with_context(|| format!("cannot open {}", path.display()))?
         .id();

@@ -6,22 +6,23 @@ use core::num::NonZeroU32;
 use super::{Fate, Route, Tables, session};
 use crate::{
     abi::{Arrival, FlowKey},
-    parse::{Packet, Quoted, Transport},
+    network::Network,
+    parse::{Packet, Transport},
     rewrite::Rewrite,
     verdict::{Plan, Reason},
 };
 
 /// Decides about an ICMP error by the packet it quotes.
 #[inline(always)]
-pub fn decide_error<T: Tables>(
-    packet: &Packet,
-    quoted: &Quoted,
+pub fn decide_error<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
     device: Option<NonZeroU32>,
     tables: &T,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Reason {
+    let quoted = &plan.quoted;
     // The quoted packet came this way translated; its answer would carry this key.
-    let key = FlowKey {
+    plan.keys[0] = FlowKey {
         source: quoted.destination,
         destination: quoted.source,
         source_port: quoted.destination_port,
@@ -31,13 +32,14 @@ pub fn decide_error<T: Tables>(
             None => Arrival::outside(quoted.protocol),
         },
     };
-    let Some(session) = tables.session(&key) else {
+    let key = &plan.keys[0];
+    let Some(session) = tables.session(key) else {
         return without_session(packet, device, tables);
     };
     // What answers a query with identifier 0 has the key of another such query.
     let is_other_way =
         quoted.transport == Transport::IcmpQuery && session.source_port != quoted.destination_port;
-    if is_other_way || session::is_expired(&key, session, tables) {
+    if is_other_way || session::is_expired(key, session, tables) {
         return Reason::ErrorWithoutSession;
     }
     // RFC 1122 section 3.2.2: no error about an error.
@@ -67,7 +69,11 @@ pub fn decide_error<T: Tables>(
 
 /// An error about nothing of ours: the host's, if it is for the host.
 #[inline(always)]
-fn without_session<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T) -> Reason {
+fn without_session<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    device: Option<NonZeroU32>,
+    tables: &T,
+) -> Reason {
     match device {
         None => Reason::NoMapping,
         Some(device) => match tables.device(device.get()) {

@@ -3,7 +3,7 @@
 use super::{Insert, Tables};
 use crate::{
     abi::{EndpointKey, Filtering, Mapping, Permission, PermissionKey, mapping_flags},
-    net::Be32,
+    network::Network,
     time::Instant,
 };
 
@@ -11,9 +11,9 @@ use crate::{
 /// `until`. Only address-dependent filtering needs to know. Returns whether
 /// there was room for it.
 #[inline(always)]
-pub(super) fn permit<T: Tables>(
-    outside: &EndpointKey,
-    remote: Be32,
+pub(super) fn permit<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    remote: A,
     until: Instant,
     tables: &T,
 ) -> bool {
@@ -31,7 +31,7 @@ pub(super) fn permit<T: Tables>(
             mapping.allowed_until = mapping.allowed_until.later_of(until);
             return true;
         }
-        if mapping.allowed == Be32::ZERO || !tables.now().is_before(mapping.allowed_until) {
+        if mapping.allowed == A::UNSPECIFIED || !tables.now().is_before(mapping.allowed_until) {
             mapping.allowed = remote;
             mapping.allowed_until = until;
             return true;
@@ -54,9 +54,9 @@ pub(super) fn permit<T: Tables>(
 /// To the world, a session would be there for the answer even if the first packet
 /// was filtered at the far end. Between guests there is none yet.
 #[inline(always)]
-pub(super) fn permit_guest<T: Tables>(
-    outside: &EndpointKey,
-    remote: &EndpointKey,
+pub(super) fn permit_guest<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    remote: &EndpointKey<A>,
     until: Instant,
     tables: &T,
 ) {
@@ -68,10 +68,10 @@ pub(super) fn permit_guest<T: Tables>(
 
 /// As [`admits`], for the guest behind the outside endpoint `remote`.
 #[inline(always)]
-pub(super) fn admits_guest<T: Tables>(
-    mapping: &Mapping,
-    outside: &EndpointKey,
-    remote: &EndpointKey,
+pub(super) fn admits_guest<A: Network, T: Tables<A>>(
+    mapping: &Mapping<A>,
+    outside: &EndpointKey<A>,
+    remote: &EndpointKey<A>,
     tables: &T,
 ) -> bool {
     admits(mapping, outside, remote.address, tables)
@@ -84,11 +84,11 @@ pub(super) fn admits_guest<T: Tables>(
 /// 3.2.1.3), which nobody in the world has, made of the outside address' place in
 /// the pool and the port.
 #[inline(always)]
-fn guest_key<T: Tables>(
-    outside: &EndpointKey,
-    remote: &EndpointKey,
+fn guest_key<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    remote: &EndpointKey<A>,
     tables: &T,
-) -> Option<PermissionKey> {
+) -> Option<PermissionKey<A>> {
     let settings = tables.settings()?;
     match settings.filtering(outside.protocol) {
         Filtering::EndpointIndependent | Filtering::AddressDependent => None,
@@ -96,14 +96,14 @@ fn guest_key<T: Tables>(
             let place = settings.place_of_outside(remote.address)?;
             Some(PermissionKey {
                 outside: *outside,
-                remote: Be32::new((place << 16) | u32::from(remote.port.get())),
+                remote: A::of_nobody((place << 16) | u32::from(remote.port.get())),
             })
         }
     }
 }
 
 #[inline(always)]
-fn is_permitted<T: Tables>(key: &PermissionKey, tables: &T) -> bool {
+fn is_permitted<A: Network, T: Tables<A>>(key: &PermissionKey<A>, tables: &T) -> bool {
     tables
         .permission(key)
         .is_some_and(|permission| tables.now().is_before(permission.expires_at))
@@ -112,10 +112,10 @@ fn is_permitted<T: Tables>(key: &PermissionKey, tables: &T) -> bool {
 /// Whether the mapping of this outside endpoint lets `remote` start a session
 /// from outside.
 #[inline(always)]
-pub(super) fn admits<T: Tables>(
-    mapping: &Mapping,
-    outside: &EndpointKey,
-    remote: Be32,
+pub(super) fn admits<A: Network, T: Tables<A>>(
+    mapping: &Mapping<A>,
+    outside: &EndpointKey<A>,
+    remote: A,
     tables: &T,
 ) -> bool {
     let Some(settings) = tables.settings() else {

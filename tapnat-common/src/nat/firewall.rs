@@ -8,12 +8,10 @@
 
 use core::num::NonZeroU32;
 
-use network_types::ip::Ipv4Hdr;
-
 use super::{Tables, policy};
 use crate::{
     abi::{EndpointKey, FlowKey, Session, Settings, role, session_flags, setting_flags, tcp_state},
-    net::Be32,
+    network::Network,
     parse::{Packet, Part, Transport, tcp_flags},
     time::Slot,
     verdict::{Plan, Reason},
@@ -28,32 +26,37 @@ const SILENCE: u8 = 56;
 
 /// What is to be done with a packet that the host sends out of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forwarded {
+pub enum Forwarded<A> {
     /// Nothing: it is the host's own, or translated.
     Leave,
     /// It is accepted. It came with this destination, on this inside device or on an
     /// uplink.
-    Accepted(EndpointKey, Option<NonZeroU32>),
+    Accepted(EndpointKey<A>, Option<NonZeroU32>),
     Drop(Reason),
 }
 
 /// Whether the firewall has to be asked about the first packet of a session.
 #[inline(always)]
-pub(super) const fn asks(settings: &Settings, plan: &Plan) -> bool {
+pub(super) const fn asks<A: Network>(settings: &Settings<A>, plan: &Plan<A>) -> bool {
     settings.flags & setting_flags::ASK_FIREWALL != 0 && !plan.accepted
 }
 
 /// Lets the firewall be asked about the packet, with the destination that it has when it
 /// is translated.
 #[inline(always)]
-pub(super) const fn ask(destination: EndpointKey, plan: &mut Plan) -> Reason {
+pub(super) const fn ask<A: Network>(destination: EndpointKey<A>, plan: &mut Plan<A>) -> Reason {
     plan.asked = destination;
     Reason::FirewallAsked
 }
 
 /// Remembers what the firewall is asked about.
 #[inline(always)]
-pub fn note<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T, plan: &Plan) {
+pub fn note<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    device: Option<NonZeroU32>,
+    tables: &T,
+    plan: &Plan<A>,
+) {
     let key = packet.key(device);
     let forwarded = FlowKey {
         destination: plan.asked.address,
@@ -64,22 +67,25 @@ pub fn note<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T, 
 }
 
 /// Whether a packet that came by the device `from` (an index) may be one that was asked
-/// about. `header` is its IP header, if that can be looked at.
+/// about. `source` is who sent it, if that can be looked at.
 #[inline(always)]
-pub fn may_be_asked<T: Tables>(from: u32, header: Option<Ipv4Hdr>, tables: &T) -> bool {
+pub fn may_be_asked<A: Network, T: Tables<A>>(from: u32, source: Option<A>, tables: &T) -> bool {
     let Some(way_in) = tables.device(from) else {
         return false;
     };
     way_in.role != role::INSIDE
-        || header.is_none_or(|header| {
-            Be32::from_bytes(header.src_addr).same_network(way_in.address, way_in.mask)
-        })
+        || source.is_none_or(|source| source.same_network(way_in.address, way_in.mask))
 }
 
 /// What a packet is that leaves by the device `out` and came by the device `from`
 /// (indices), unless it was not IPv4 or made no sense.
 #[inline(always)]
-pub fn forwarded<T: Tables>(packet: &Packet, from: u32, out: u32, tables: &T) -> Forwarded {
+pub fn forwarded<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    from: u32,
+    out: u32,
+    tables: &T,
+) -> Forwarded<A> {
     let (Some(settings), Some(way_in)) = (tables.settings(), tables.device(from)) else {
         return Forwarded::Leave;
     };
@@ -132,13 +138,13 @@ pub(super) enum Again {
 
 /// What the firewall has to do with a packet of a session that is there.
 #[inline(always)]
-pub(super) fn ask_again<T: Tables>(
-    packet: &Packet,
-    session: &mut Session,
-    twin_key: &FlowKey,
-    settings: &Settings,
+pub(super) fn ask_again<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    key: &FlowKey<A>,
+    session: &mut Session<A>,
+    settings: &Settings<A>,
     tables: &T,
-    plan: &Plan,
+    plan: &Plan<A>,
 ) -> Again {
     let asks = asks(settings, plan);
     // It may begin another connection on the same ports, the other way round.
@@ -149,7 +155,7 @@ pub(super) fn ask_again<T: Tables>(
     if session.tcp & tcp_state::TO_ASK == 0 {
         return Again::Accepted;
     }
-    let twin = tables.session(twin_key);
+    let twin = tables.twin(key, session);
     if !asks {
         session.tcp &= !tcp_state::FIREWALL;
         if let Some(twin) = twin {
@@ -180,7 +186,7 @@ pub(super) fn ask_again<T: Tables>(
 }
 
 #[inline(always)]
-const fn note_asked(session: &mut Session, now: Slot) {
+const fn note_asked<A: Network>(session: &mut Session<A>, now: Slot) {
     if session.tcp & tcp_state::ASKED == 0 {
         session.tcp |= tcp_state::ASKED;
         session.confirmed = now;
@@ -189,13 +195,13 @@ const fn note_asked(session: &mut Session, now: Slot) {
 
 /// Whether nothing was accepted since for longer than this.
 #[inline(always)]
-const fn is_refused(session: &Session, now: Slot, most: u8) -> bool {
+const fn is_refused<A: Network>(session: &Session<A>, now: Slot, most: u8) -> bool {
     session.tcp & tcp_state::ASKED != 0 && now.since(session.confirmed) > most
 }
 
 /// Has the firewall asked about a session again, of which this is one half.
 #[inline(always)]
-pub fn forget_answer(session: &mut Session, generation: u8) {
+pub fn forget_answer<A: Network>(session: &mut Session<A>, generation: u8) {
     session.tcp = session.tcp & !tcp_state::ASKED | tcp_state::TO_ASK;
     // So that it is looked at closely.
     session.generation = generation.wrapping_sub(1);

@@ -9,6 +9,7 @@ use core::{hint::black_box, num::NonZeroU32};
 use super::Tables;
 use crate::{
     abi::{FlowKey, Fragment, FragmentKey, HELD_BYTES, MAX_HELD, fragment_fate},
+    network::Network,
     parse::{Packet, Part},
     verdict::{Outcome, Plan, Reason},
 };
@@ -19,14 +20,19 @@ const MOST_WORDS: usize = 20;
 /// The key of the datagram that the fragment is of.
 #[inline(always)]
 #[must_use]
-pub const fn key_of(packet: &Packet, device: Option<NonZeroU32>) -> FragmentKey {
+pub const fn key_of<A: Network>(packet: &Packet<A>, device: Option<NonZeroU32>) -> FragmentKey<A> {
     let FlowKey {
         source,
         destination,
         arrival,
         ..
     } = packet.key(device);
-    FragmentKey::new(source, destination, arrival, packet.identification)
+    FragmentKey {
+        source,
+        destination,
+        arrival,
+        identification: packet.identification,
+    }
 }
 
 /// Takes note of a fragment, before anything is decided about it. A later one
@@ -36,11 +42,11 @@ pub const fn key_of(packet: &Packet, device: Option<NonZeroU32>) -> FragmentKey 
 /// The exit of a fragment that does not belong to a known session, or that
 /// overlaps with an earlier one.
 #[inline(always)]
-pub fn enter<T: Tables>(
-    packet: &mut Packet,
+pub fn enter<A: Network, T: Tables<A>>(
+    packet: &mut Packet<A>,
     device: Option<NonZeroU32>,
     tables: &T,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Result<(), Reason> {
     if packet.part == Part::Whole {
         return Ok(());
@@ -73,7 +79,7 @@ pub fn enter<T: Tables>(
 /// Lets the fragment wait for its first, if it can. Its bytes have not been seen
 /// yet: it comes by again.
 #[inline(always)]
-fn hold(packet: &Packet, fragment: &mut Fragment, plan: &mut Plan) -> Reason {
+fn hold<A: Network>(packet: &Packet<A>, fragment: &mut Fragment, plan: &mut Plan<A>) -> Reason {
     if packet.time_to_live <= 1 {
         return Reason::TimeToLiveExceeded;
     }
@@ -92,7 +98,11 @@ fn hold(packet: &Packet, fragment: &mut Fragment, plan: &mut Plan) -> Reason {
     reason = "a datagram has 8192 units at most"
 )]
 #[inline(always)]
-pub fn forget<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T) {
+pub fn forget<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    device: Option<NonZeroU32>,
+    tables: &T,
+) {
     if packet.part == Part::Whole {
         return;
     }
@@ -116,12 +126,12 @@ pub fn forget<T: Tables>(packet: &Packet, device: Option<NonZeroU32>, tables: &T
 /// Remembers what became of a first fragment, and tells in the plan how many
 /// others wait for it.
 #[inline(always)]
-pub fn settle<T: Tables>(
-    packet: &Packet,
+pub fn settle<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
     device: Option<NonZeroU32>,
     reason: Reason,
     tables: &T,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) {
     // A repeated first fragment says nothing about its datagram.
     let repeated = matches!(reason, Reason::FragmentOverlap | Reason::FragmentBeyondEnd);
@@ -149,8 +159,8 @@ pub fn settle<T: Tables>(
 /// The datagram's entry: the one that is there, or a new one in place of none or
 /// of one whose time is over.
 #[inline(always)]
-fn datagram<'a, T: Tables>(
-    key: &FragmentKey,
+fn datagram<'a, A: Network, T: Tables<A>>(
+    key: &FragmentKey<A>,
     part: Part,
     tables: &'a T,
 ) -> Option<&'a mut Fragment> {
@@ -176,7 +186,7 @@ fn datagram<'a, T: Tables>(
     reason = "a datagram has 8192 units at most"
 )]
 #[inline(always)]
-fn note(packet: &Packet, fragment: &mut Fragment) -> Result<(), Reason> {
+fn note<A: Network>(packet: &Packet<A>, fragment: &mut Fragment) -> Result<(), Reason> {
     let (start, end) = units(packet);
     if end > fragment.seen.len() * 64 || end > start + (MOST_WORDS - 1) * 64 {
         return Err(Reason::FragmentBeyondEnd);
@@ -197,8 +207,8 @@ fn note(packet: &Packet, fragment: &mut Fragment) -> Result<(), Reason> {
 
 /// Where the fragment begins and ends in its datagram, in units of 8 bytes.
 #[inline(always)]
-const fn units(packet: &Packet) -> (usize, usize) {
-    let payload = (packet.length - packet.header_length) as usize;
+const fn units<A: Network>(packet: &Packet<A>) -> (usize, usize) {
+    let payload = (packet.length - packet.unfragmentable_length) as usize;
     let start = packet.fragment_offset as usize;
     (start, start + payload.div_ceil(8))
 }

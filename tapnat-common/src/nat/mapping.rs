@@ -3,7 +3,8 @@
 use super::{Insert, Tables, session};
 use crate::{
     abi::{Arrival, EndpointKey, FlowKey, Mapping, Settings, mapping_flags},
-    net::{Be16, Be32, protocol},
+    net::{Be16, protocol},
+    network::Network,
     parse::Packet,
     ports::set_index,
     time::{Instant, Ticks},
@@ -26,13 +27,17 @@ const UNMAPPED_TRIES: u32 = 16;
 
 /// Whether the mapping no longer counts.
 #[inline(always)]
-pub(super) fn is_expired(mapping: &Mapping, now: Instant) -> bool {
+pub(super) fn is_expired<A: Network>(mapping: &Mapping<A>, now: Instant) -> bool {
     mapping.flags & mapping_flags::STATIC == 0 && !now.is_before(mapping.expires_at)
 }
 
 /// Lets the mapping end by `until` if it has no other session.
 #[inline(always)]
-pub(super) fn end_by<T: Tables>(outside: &EndpointKey, until: Instant, tables: &T) {
+pub(super) fn end_by<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    until: Instant,
+    tables: &T,
+) {
     if let Some(mapping) = tables.mapping(outside)
         && mapping.sessions <= 1
         && until.is_before(mapping.expires_at)
@@ -44,7 +49,7 @@ pub(super) fn end_by<T: Tables>(outside: &EndpointKey, until: Instant, tables: &
 /// Ends a mapping whose last session is over: it was to outlive that (see
 /// [`Settings::mapping_slack`]), or was kept by one that was cut short.
 #[inline(always)]
-pub(super) fn end_if_unused<T: Tables>(outside: &EndpointKey, tables: &T) {
+pub(super) fn end_if_unused<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, tables: &T) {
     let now = tables.now();
     if let (Some(mapping), Some(settings)) = (tables.mapping(outside), tables.settings())
         && mapping.sessions == 0
@@ -64,7 +69,11 @@ pub(super) fn end_if_unused<T: Tables>(outside: &EndpointKey, tables: &T) {
 /// Lets the mapping live until `until` at least; one session alone also decides
 /// when it ends.
 #[inline(always)]
-pub(super) fn keep_until<T: Tables>(outside: &EndpointKey, until: Instant, tables: &T) {
+pub(super) fn keep_until<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    until: Instant,
+    tables: &T,
+) {
     if let Some(mapping) = tables.mapping(outside)
         && (mapping.sessions <= 1 || mapping.expires_at.is_before(until))
     {
@@ -73,21 +82,24 @@ pub(super) fn keep_until<T: Tables>(outside: &EndpointKey, until: Instant, table
 }
 
 /// An outside address and its place in the pool.
-pub(super) struct OutsideAddress {
+pub(super) struct OutsideAddress<A> {
     pub index: u32,
-    pub address: Be32,
+    pub address: A,
 }
 
 /// The outside address of a guest: always the same one (paired pooling, RFC
 /// 4787 REQ-2).
 #[inline(always)]
-pub(super) fn outside_address(inside: Be32, settings: &Settings) -> Result<OutsideAddress, Reason> {
+pub(super) fn outside_address<A: Network>(
+    inside: A,
+    settings: &Settings<A>,
+) -> Result<OutsideAddress<A>, Reason> {
     // Fibonacci hashing spreads neighbouring guests over the pool; the product
     // with the pool's size then has the place in its upper half.
-    let hash = u64::from(inside.get().wrapping_mul(0x9e37_79b9));
+    let hash = u64::from(inside.low_bits().wrapping_mul(0x9e37_79b9));
     let index = (hash * u64::from(settings.outside_count)) >> 32;
     match settings.outside.get(index as usize) {
-        Some(address) if settings.outside_count != 0 && *address != Be32::ZERO => {
+        Some(address) if settings.outside_count != 0 && *address != A::UNSPECIFIED => {
             Ok(OutsideAddress {
                 index: index as u32,
                 address: *address,
@@ -99,14 +111,21 @@ pub(super) fn outside_address(inside: Be32, settings: &Settings) -> Result<Outsi
 
 /// Whether guests are no longer translated to the mapping's outside address.
 #[inline(always)]
-fn is_lost<T: Tables>(mapping: &Mapping, outside: &EndpointKey, tables: &T) -> bool {
+fn is_lost<A: Network, T: Tables<A>>(
+    mapping: &Mapping<A>,
+    outside: &EndpointKey<A>,
+    tables: &T,
+) -> bool {
     mapping.flags & mapping_flags::STATIC == 0 && !tables.is_outside(outside.address)
 }
 
 /// The outside endpoint for a session: of the mapping that is there, or of a
 /// new one.
 #[inline(always)]
-pub(super) fn of<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Reason> {
+pub(super) fn of<A: Network, T: Tables<A>>(
+    opening: &Opening<A>,
+    tables: &T,
+) -> Result<EndpointKey<A>, Reason> {
     let inside = opening.inside;
     if let Some(outside) = tables.outside_of(&inside)
         && let Some(mapping) = tables.mapping(&outside)
@@ -127,7 +146,7 @@ pub(super) fn of<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey
 
 /// Whether the guest holds as many ports as it may (RFC 6888 REQ-4).
 #[inline(always)]
-fn is_at_limit<T: Tables>(inside: Be32, tables: &T) -> bool {
+fn is_at_limit<A: Network, T: Tables<A>>(inside: A, tables: &T) -> bool {
     let most = tables
         .settings()
         .map_or(0, |settings| settings.guest_max_ports);
@@ -139,7 +158,11 @@ fn is_at_limit<T: Tables>(inside: Be32, tables: &T) -> bool {
 
 /// Inserts a mapping, and counts its port on its guest.
 #[inline(always)]
-pub(super) fn insert<T: Tables>(outside: &EndpointKey, mapping: &Mapping, tables: &T) -> Insert {
+pub(super) fn insert<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    mapping: &Mapping<A>,
+    tables: &T,
+) -> Insert {
     let inserted = tables.insert_mapping(outside, mapping);
     if inserted == Insert::Done {
         tables.count_port_on_guest(mapping.inside.address, true);
@@ -149,7 +172,11 @@ pub(super) fn insert<T: Tables>(outside: &EndpointKey, mapping: &Mapping, tables
 
 /// Removes the mapping of an inside endpoint. Returns whether it was there.
 #[inline(always)]
-pub(super) fn remove<T: Tables>(outside: &EndpointKey, inside: &EndpointKey, tables: &T) -> bool {
+pub(super) fn remove<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    inside: &EndpointKey<A>,
+    tables: &T,
+) -> bool {
     let removed = tables.remove_mapping(outside);
     if removed {
         tables.count_port_on_guest(inside.address, false);
@@ -161,7 +188,10 @@ pub(super) fn remove<T: Tables>(outside: &EndpointKey, inside: &EndpointKey, tab
 /// the same parity and range (RFC 4787 REQ-3 and REQ-4, RFC 6056), else of the
 /// other parity, at last of the other range.
 #[inline(always)]
-fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Reason> {
+fn allocate<A: Network, T: Tables<A>>(
+    opening: &Opening<A>,
+    tables: &T,
+) -> Result<EndpointKey<A>, Reason> {
     let settings = tables.settings().ok_or(Reason::NoOutsideAddress)?;
     let pool = outside_address(opening.inside.address, settings)?;
     let mapping = Mapping {
@@ -228,7 +258,7 @@ fn allocate<T: Tables>(opening: &Opening, tables: &T) -> Result<EndpointKey, Rea
 
 /// A random port of the same range.
 #[inline(always)]
-fn random_port<T: Tables>(inside_port: u16, tables: &T) -> u16 {
+fn random_port<A: Network, T: Tables<A>>(inside_port: u16, tables: &T) -> u16 {
     let random = tables.random();
     let port = if inside_port < HIGH {
         random % u32::from(HIGH)
@@ -242,11 +272,11 @@ fn random_port<T: Tables>(inside_port: u16, tables: &T) -> u16 {
 /// Notes whose outside endpoint it is. Another CPU may have been mapping the
 /// same inside endpoint at the same time: the one that notes it first wins.
 #[inline(always)]
-fn enter<T: Tables>(
-    inside: &EndpointKey,
-    outside: &EndpointKey,
+fn enter<A: Network, T: Tables<A>>(
+    inside: &EndpointKey<A>,
+    outside: &EndpointKey<A>,
     tables: &T,
-) -> Result<EndpointKey, Reason> {
+) -> Result<EndpointKey<A>, Reason> {
     let inserted = tables.insert_outside_of(inside, outside);
     if inserted == Insert::Exists {
         // One to the very endpoint was left by an earlier mapping.
@@ -276,11 +306,11 @@ fn enter<T: Tables>(
 /// port-dependent mapping): the inside port if possible, else a random one of
 /// the same parity and range. The twin's insert decides.
 #[inline(always)]
-pub(super) fn unmapped_port<T: Tables>(
-    packet: &Packet,
-    opening: &Opening,
+pub(super) fn unmapped_port<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    opening: &Opening<A>,
     tables: &T,
-) -> Result<EndpointKey, Reason> {
+) -> Result<EndpointKey<A>, Reason> {
     let reserved = tables
         .reserved(opening.class)
         .ok_or(Reason::PortsExhausted)?;
@@ -323,23 +353,27 @@ pub(super) fn unmapped_port<T: Tables>(
 /// Whether neither a session nor a mapping nor the host has packets from outside with
 /// this key.
 #[inline(always)]
-pub fn is_unused<T: Tables>(back: &FlowKey, tables: &T) -> bool {
+pub fn is_unused<A: Network, T: Tables<A>>(back: &FlowKey<A>, tables: &T) -> bool {
     if let Some(session) = tables.session(back)
         && !session::is_expired(back, session, tables)
     {
         return false;
     }
     let outside = back.destination_endpoint();
-    let is_hosts =
-        outside.protocol != protocol::ICMP && tables.host_socket(&outside, &back.source_endpoint());
+    let is_hosts = !protocol::is_icmp(outside.protocol)
+        && tables.host_socket(&outside, &back.source_endpoint());
     !is_hosts && tables.mapping(&outside).is_none()
 }
 
 /// Tries to take one port.
 #[inline(always)]
-pub fn take<T: Tables>(outside: &EndpointKey, mapping: &Mapping, tables: &T) -> Insert {
-    let nobody = EndpointKey::new(Be32::ZERO, Be16::ZERO, outside.protocol);
-    if outside.protocol != protocol::ICMP && tables.host_socket(outside, &nobody) {
+pub fn take<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    mapping: &Mapping<A>,
+    tables: &T,
+) -> Insert {
+    let nobody = EndpointKey::new(A::UNSPECIFIED, Be16::ZERO, outside.protocol);
+    if !protocol::is_icmp(outside.protocol) && tables.host_socket(outside, &nobody) {
         return Insert::Exists;
     }
     let is_at_limit = is_at_limit(mapping.inside.address, tables);
@@ -366,21 +400,21 @@ pub fn take<T: Tables>(outside: &EndpointKey, mapping: &Mapping, tables: &T) -> 
 ///
 /// An outside endpoint is nobody's inside one, so the entry is only a lock.
 #[inline(always)]
-pub(super) fn lock<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+pub(super) fn lock<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, tables: &T) -> bool {
     tables.insert_outside_of(outside, outside) == Insert::Done
 }
 
 #[inline(always)]
-pub(super) fn unlock<T: Tables>(outside: &EndpointKey, tables: &T) {
+pub(super) fn unlock<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, tables: &T) {
     tables.remove_outside_of(outside);
 }
 
 /// Whether the mapping in the way is over, and has rested if another guest had
 /// it. `only_own`: it may not be another guest's.
 #[inline(always)]
-fn may_take_over<T: Tables>(
-    mapping: &Mapping,
-    outside: &EndpointKey,
+fn may_take_over<A: Network, T: Tables<A>>(
+    mapping: &Mapping<A>,
+    outside: &EndpointKey<A>,
     only_own: bool,
     tables: &T,
 ) -> bool {
@@ -395,9 +429,9 @@ fn may_take_over<T: Tables>(
 
 /// Puts the mapping in the place of one that is over.
 #[inline(always)]
-fn take_over<T: Tables>(
-    mapping: &Mapping,
-    outside: &EndpointKey,
+fn take_over<A: Network, T: Tables<A>>(
+    mapping: &Mapping<A>,
+    outside: &EndpointKey<A>,
     only_own: bool,
     tables: &T,
 ) -> Insert {

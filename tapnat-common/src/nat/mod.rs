@@ -17,7 +17,7 @@ pub mod sweep;
 pub use errors::decide_error;
 pub use fragments::{forget, key_of as datagram_key, settle};
 pub use policy::keeps_from_host;
-pub use start::{map, open, start};
+pub use start::{insert, map, open, start};
 
 use core::num::NonZeroU32;
 
@@ -28,12 +28,13 @@ use crate::{
         PermissionKey, Session, Settings, Unsolicited, role, session_flags, tcp_state,
     },
     cut,
-    net::{Be16, Be32},
+    net::Be32,
+    network::Network,
     parse::{Packet, Transport, tcp_flags},
     ports::{PortSet, Reserved},
     rewrite::Rewrite,
     time::{Instant, Ticks},
-    verdict::{Plan, Reason},
+    verdict::{Next, Plan, Reason},
 };
 
 /// How old a session's time stamp may get before a packet renews it, about
@@ -62,6 +63,8 @@ pub enum HalfInsert {
     Exists,
     /// Another session has its place.
     Conflict,
+    /// A session that is over has its place.
+    Over,
     Full,
 }
 
@@ -72,7 +75,8 @@ impl HalfInsert {
         match self {
             Self::Done => Ok(true),
             Self::Exists => Ok(false),
-            Self::Conflict => Err(Reason::SessionConflict),
+            // Whoever made way for it would have told.
+            Self::Conflict | Self::Over => Err(Reason::SessionConflict),
             Self::Full => Err(Reason::SessionTableFull),
         }
     }
@@ -110,74 +114,76 @@ pub struct Route {
     clippy::mut_from_ref,
     reason = "values lie in the kernel's maps, not in self"
 )]
-pub trait Tables {
-    fn settings(&self) -> Option<&Settings>;
-    fn device(&self, index: u32) -> Option<&Device>;
+pub trait Tables<A: Network = Be32> {
+    fn settings(&self) -> Option<&Settings<A>>;
+    fn device(&self, index: u32) -> Option<&Device<A>>;
 
-    fn session(&self, key: &FlowKey) -> Option<&mut Session>;
-    fn insert_session(&self, key: &FlowKey, session: &Session) -> Insert;
+    fn session(&self, key: &FlowKey<A>) -> Option<&mut Session<A>>;
+    fn insert_session(&self, key: &FlowKey<A>, session: &Session<A>) -> Insert;
     /// Whether it was there: of several who remove it, one is told so.
-    fn remove_session(&self, key: &FlowKey) -> bool;
+    fn remove_session(&self, key: &FlowKey<A>) -> bool;
 
     /// The mapping with this outside endpoint.
-    fn mapping(&self, outside: &EndpointKey) -> Option<&mut Mapping>;
-    fn insert_mapping(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert;
-    fn remove_mapping(&self, outside: &EndpointKey) -> bool;
+    fn mapping(&self, outside: &EndpointKey<A>) -> Option<&mut Mapping<A>>;
+    fn insert_mapping(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>) -> Insert;
+    fn remove_mapping(&self, outside: &EndpointKey<A>) -> bool;
     /// Adds to (or takes from) the sessions that stand on a mapping.
-    fn count_on_mapping(&self, outside: &EndpointKey, more: bool);
+    fn count_on_mapping(&self, outside: &EndpointKey<A>, more: bool);
     /// The outside endpoint of an inside one.
-    fn outside_of(&self, inside: &EndpointKey) -> Option<EndpointKey>;
-    fn insert_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert;
-    fn remove_outside_of(&self, inside: &EndpointKey);
+    fn outside_of(&self, inside: &EndpointKey<A>) -> Option<EndpointKey<A>>;
+    fn insert_outside_of(&self, inside: &EndpointKey<A>, outside: &EndpointKey<A>) -> Insert;
+    fn remove_outside_of(&self, inside: &EndpointKey<A>);
 
-    fn permission(&self, key: &PermissionKey) -> Option<&mut Permission>;
-    fn remove_permission(&self, key: &PermissionKey) -> bool;
+    fn permission(&self, key: &PermissionKey<A>) -> Option<&mut Permission>;
+    fn remove_permission(&self, key: &PermissionKey<A>) -> bool;
     /// Replaces what was there.
-    fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert;
+    fn set_permission(&self, key: &PermissionKey<A>, permission: &Permission) -> Insert;
 
     /// Keeps what is there: a SYN that comes again waits no longer for it. May
     /// forget.
-    fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited);
+    fn note_unsolicited(&self, key: &FlowKey<A>, syn: &Unsolicited);
 
     /// Remembers the destination that a packet came with, by the key that it has when
     /// the host forwards it. May forget.
-    fn note_asked(&self, forwarded: &FlowKey, destination: &EndpointKey);
+    fn note_asked(&self, forwarded: &FlowKey<A>, destination: &EndpointKey<A>);
     /// Forgets, and returns, what [`Tables::note_asked`] remembered.
-    fn take_asked(&self, forwarded: &FlowKey) -> Option<EndpointKey>;
+    fn take_asked(&self, forwarded: &FlowKey<A>) -> Option<EndpointKey<A>>;
 
-    fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<&mut Fragment>;
     /// A new entry, all zeros, that replaces what was there.
-    fn new_fragment(&self, key: &FragmentKey) -> Option<&mut Fragment>;
+    fn new_fragment(&self, key: &FragmentKey<A>) -> Option<&mut Fragment>;
 
     /// An identification for a datagram that leaves in fragments.
-    fn next_identification(&self) -> Be16;
+    fn next_identification(&self) -> Be32;
 
     /// What the guest uses; made on first use. `None` when the table is full.
-    fn guest(&self, address: Be32) -> Option<&mut Guest>;
-    fn remove_guest(&self, address: Be32) -> bool;
+    fn guest(&self, address: A) -> Option<&mut Guest>;
+    /// What the guest uses, if it was seen.
+    fn known_guest(&self, address: A) -> Option<&Guest>;
+    fn remove_guest(&self, address: A) -> bool;
     /// Whether the operator denies the destination to guests.
-    fn is_denied(&self, destination: Be32) -> bool;
+    fn is_denied(&self, destination: A) -> bool;
     /// Whether guests reach the destination under their own addresses.
-    fn is_untranslated(&self, destination: Be32) -> bool;
+    fn is_untranslated(&self, destination: A) -> bool;
     /// Adds to (or takes from) the guest's sessions; never below 0.
-    fn count_on_guest(&self, address: Be32, more: bool);
+    fn count_on_guest(&self, address: A, more: bool);
     /// Adds to (or takes from) the ports that the guest holds; never below 0.
-    fn count_port_on_guest(&self, address: Be32, more: bool);
+    fn count_port_on_guest(&self, address: A, more: bool);
 
     fn ports(&self, index: u32) -> Option<&mut PortSet>;
     fn reserved(&self, class: u32) -> Option<&Reserved>;
 
     /// The way of a packet that arrived on the inside `device`.
-    fn route_from(&self, device: NonZeroU32, packet: &Packet) -> Route;
+    fn route_from(&self, device: NonZeroU32, packet: &Packet<A>) -> Route;
     /// The way out of `device` to `destination`.
-    fn route_on(&self, device: u32, source: Be32, destination: Be32) -> Route;
+    fn route_on(&self, device: u32, source: A, destination: A) -> Route;
     /// Whether a socket of the host would take a packet from `remote` to
     /// `local`. With no remote (address and port 0): whether one listens.
-    fn host_socket(&self, local: &EndpointKey, remote: &EndpointKey) -> bool;
+    fn host_socket(&self, local: &EndpointKey<A>, remote: &EndpointKey<A>) -> bool;
 
     /// Whether the pool has this outside address.
     #[inline(always)]
-    fn is_outside(&self, address: Be32) -> bool {
+    fn is_outside(&self, address: A) -> bool {
         self.settings()
             .is_some_and(|settings| settings.is_outside(address))
     }
@@ -188,7 +194,7 @@ pub trait Tables {
     }
     /// See [`mapping::take`].
     #[inline(always)]
-    fn take_port(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert
+    fn take_port(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>) -> Insert
     where
         Self: Sized,
     {
@@ -196,19 +202,24 @@ pub trait Tables {
     }
     /// See [`mapping::is_unused`].
     #[inline(always)]
-    fn is_unused(&self, back: &FlowKey) -> bool
+    fn is_unused(&self, back: &FlowKey<A>) -> bool
     where
         Self: Sized,
     {
         mapping::is_unused(back, self)
     }
+    /// The other half of the session that this half belongs to.
+    #[inline(always)]
+    fn twin(&self, key: &FlowKey<A>, session: &Session<A>) -> Option<&mut Session<A>> {
+        self.session(&session.twin_key(key))
+    }
     /// See [`session::insert_half`].
     #[inline(always)]
     fn insert_half(
         &self,
-        key: &FlowKey,
-        session: &Session,
-        twin_key: Option<&FlowKey>,
+        key: &FlowKey<A>,
+        session: &Session<A>,
+        twin_key: Option<&FlowKey<A>>,
     ) -> HalfInsert
     where
         Self: Sized,
@@ -217,11 +228,11 @@ pub trait Tables {
     }
     /// See [`session::close`].
     #[inline(always)]
-    fn close_session(&self, key: &FlowKey, session: &Session)
+    fn close_session(&self, key: &FlowKey<A>, kept: Option<&FlowKey<A>>)
     where
         Self: Sized,
     {
-        session::close(key, session, self);
+        session::close(key, kept, self);
     }
 
     fn random(&self) -> u32;
@@ -237,11 +248,11 @@ pub trait Tables {
 /// For whole packets. `device`: the index of the inside device it arrived on,
 /// or `None` for an uplink.
 #[inline(always)]
-pub fn established<'a, T: Tables>(
-    packet: &Packet,
+pub fn established<'a, A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
     device: Option<NonZeroU32>,
     tables: &'a T,
-) -> Option<&'a mut Session> {
+) -> Option<&'a mut Session<A>> {
     let session = steady(packet, device, tables)?;
     pass_by(packet, session, tables);
     Some(session)
@@ -249,11 +260,11 @@ pub fn established<'a, T: Tables>(
 
 /// The session of such a packet, which is not yet told of it.
 #[inline(always)]
-pub fn steady<'a, T: Tables>(
-    packet: &Packet,
+pub fn steady<'a, A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
     device: Option<NonZeroU32>,
     tables: &'a T,
-) -> Option<&'a mut Session> {
+) -> Option<&'a mut Session<A>> {
     let settings = tables.settings()?;
     let session = tables.session(&packet.key(device))?;
     let now = tables.now();
@@ -269,7 +280,7 @@ pub fn steady<'a, T: Tables>(
 
 /// Tells a session of a packet that changes nothing about it.
 #[inline(always)]
-pub fn pass_by<T: Tables>(packet: &Packet, session: &mut Session, tables: &T) {
+pub fn pass_by<A: Network, T: Tables<A>>(packet: &Packet<A>, session: &mut Session<A>, tables: &T) {
     stamp(session, tables.now());
     note_window(packet, session);
     count(packet, session, tables);
@@ -277,7 +288,7 @@ pub fn pass_by<T: Tables>(packet: &Packet, session: &mut Session, tables: &T) {
 
 /// Whether neither the session's end nor its next hop need a look yet.
 #[inline(always)]
-fn is_confirmed(session: &Session, settings: &Settings, now: Instant) -> bool {
+fn is_confirmed<A: Network>(session: &Session<A>, settings: &Settings<A>, now: Instant) -> bool {
     // The first rules out that so many slots have passed that their number is no
     // longer known.
     now.since(session.last_seen) < Ticks::from_slots(settings.confirm_after)
@@ -286,7 +297,7 @@ fn is_confirmed(session: &Session, settings: &Settings, now: Instant) -> bool {
 
 /// Notes that a packet came by, unless one did a moment ago.
 #[inline(always)]
-fn stamp(session: &mut Session, now: Instant) {
+fn stamp<A: Network>(session: &mut Session<A>, now: Instant) {
     if now.since(session.last_seen) >= STAMP_AFTER {
         session.last_seen = now;
     }
@@ -294,7 +305,7 @@ fn stamp(session: &mut Session, now: Instant) {
 
 /// Remembers what a TCP sender expects, to tell a genuine RST from a blind one.
 #[inline(always)]
-fn note_window(packet: &Packet, session: &mut Session) {
+fn note_window<A: Network>(packet: &Packet<A>, session: &mut Session<A>) {
     if packet.transport == Transport::Tcp && packet.segment.flags & tcp_flags::ACK != 0 {
         session.acknowledged = packet.segment.acknowledged;
         session.window = packet.segment.window;
@@ -302,7 +313,11 @@ fn note_window(packet: &Packet, session: &mut Session) {
 }
 
 #[inline(always)]
-pub(crate) fn count<T: Tables>(packet: &Packet, session: &mut Session, tables: &T) {
+pub(crate) fn count<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    session: &mut Session<A>,
+    tables: &T,
+) {
     if tables.counts_traffic() {
         session.packets += 1;
         session.bytes += u64::from(packet.length);
@@ -310,22 +325,27 @@ pub(crate) fn count<T: Tables>(packet: &Packet, session: &mut Session, tables: &
 }
 
 /// Decides about a packet of a session that is there, when more than
-/// translating is due; `None` if there is no session, and [`start`] decides.
+/// translating is due. If there is no session, [`start`] decides; if it is over, after
+/// it has been closed.
 ///
 /// A later fragment is given the ports of its datagram.
 #[inline(always)]
-pub fn resume<T: Tables>(
-    packet: &mut Packet,
+pub fn resume<A: Network, T: Tables<A>>(
+    packet: &mut Packet<A>,
     device: Option<NonZeroU32>,
     tables: &T,
-    plan: &mut Plan,
-) -> Option<Reason> {
+    plan: &mut Plan<A>,
+) -> Next {
     if let Err(reason) = fragments::enter(packet, device, tables, plan) {
-        return Some(reason);
+        return Next::Leave(reason);
     }
-    let settings = tables.settings()?;
+    let Some(settings) = tables.settings() else {
+        return Next::Start;
+    };
     let key = &packet.key(device);
-    let session = tables.session(key)?;
+    let Some(session) = tables.session(key) else {
+        return Next::Start;
+    };
     // A reply with identifier 0, and all that has none, has the key of a query with it.
     let is_other = match packet.transport {
         Transport::IcmpReply => session.source_port != packet.source_port,
@@ -333,10 +353,9 @@ pub fn resume<T: Tables>(
         _ => false,
     };
     if is_other {
-        return None;
+        return Next::Start;
     }
     let now = tables.now();
-    let twin_key = session.twin_key(key);
     let stale = !is_confirmed(session, settings, now);
     // Addresses may have changed as well as routes.
     let renewed = session.generation != settings.generation;
@@ -345,13 +364,12 @@ pub fn resume<T: Tables>(
             && (session::is_lost(key, session, tables)
                 || policy::denies_session(key, session, settings, tables))
     {
-        tables.close_session(key, session);
-        return None;
+        return Next::Close;
     }
     if packet.time_to_live <= 1 {
-        return Some(Reason::TimeToLiveExceeded);
+        return Next::Leave(Reason::TimeToLiveExceeded);
     }
-    match firewall::ask_again(packet, session, &twin_key, settings, tables, plan) {
+    match firewall::ask_again(packet, key, session, settings, tables, plan) {
         Again::Accepted | Again::Undecided => {}
         Again::Ask => {
             let mut destination = key.destination_endpoint();
@@ -359,24 +377,23 @@ pub fn resume<T: Tables>(
                 destination.address = session.destination;
                 destination.port = session.destination_port;
             }
-            return Some(firewall::ask(destination, plan));
+            return Next::Leave(firewall::ask(destination, plan));
         }
         Again::Refused => {
-            tables.close_session(key, session);
-            return None;
+            return Next::Close;
         }
     }
-    let changed = session::follow(packet, session, &twin_key, tables);
+    let changed = session::follow(packet, key, session, tables);
     let confirm = stale || changed || renewed;
     if confirm
         && let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables)
     {
-        return Some(match reason {
+        return Next::Leave(match reason {
             Reason::ForTheHost => policy::to_host(packet, reason, settings),
             reason => reason,
         });
     }
-    if session::is_unanswered(key, session, &twin_key, tables) {
+    if session::is_unanswered(key, session, tables) {
         // It lives no longer for this packet.
     } else if confirm {
         session.last_seen = now;
@@ -392,7 +409,7 @@ pub fn resume<T: Tables>(
     if session.tcp & tcp_state::TO_ASK != 0 {
         session.generation = settings.generation.wrapping_sub(1);
     }
-    Some(match check_size(packet, session.mtu, plan) {
+    Next::Leave(match check_size(packet, session.mtu, plan) {
         Ok(()) => {
             plan.rewrite = Rewrite::of(session, confirm);
             Reason::Translated
@@ -403,10 +420,10 @@ pub fn resume<T: Tables>(
 
 /// Looks the session's next hop up again and caches it.
 #[inline(always)]
-fn renew_next_hop<T: Tables>(
-    packet: &Packet,
-    key: &FlowKey,
-    session: &mut Session,
+fn renew_next_hop<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    key: &FlowKey<A>,
+    session: &mut Session<A>,
     generation: u8,
     tables: &T,
 ) -> Result<(), Reason> {
@@ -446,7 +463,7 @@ fn renew_next_hop<T: Tables>(
 
 /// Whether the packet fits the way out (RFC 4787 REQ-13, RFC 1191).
 #[inline(always)]
-fn check_size(packet: &Packet, mtu: u16, plan: &mut Plan) -> Result<(), Reason> {
+fn check_size<A: Network>(packet: &Packet<A>, mtu: u16, plan: &mut Plan<A>) -> Result<(), Reason> {
     plan.mtu = mtu;
     if packet.wire_length <= u32::from(mtu) {
         return Ok(());
@@ -467,11 +484,11 @@ fn check_size(packet: &Packet, mtu: u16, plan: &mut Plan) -> Result<(), Reason> 
 /// Where our ICMP error to the packet's sender comes from: our address on the
 /// side that it arrived on.
 #[inline(always)]
-pub fn refusal_source<T: Tables>(
-    packet: &Packet,
+pub fn refusal_source<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
     device: Option<NonZeroU32>,
     tables: &T,
-) -> Option<Be32> {
+) -> Option<A> {
     match device {
         Some(device) => tables.device(device.get()).map(|device| device.address),
         None => Some(packet.destination),

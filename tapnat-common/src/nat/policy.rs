@@ -7,40 +7,46 @@ use core::num::NonZeroU32;
 use super::Tables;
 use crate::{
     abi::{FlowKey, Guest, Session, Settings, session_flags, setting_flags},
-    net::{Be32, protocol},
+    net::protocol,
+    network::Network,
     parse::{Packet, Transport, tcp_flags},
     verdict::Reason,
 };
 
-/// Where DHCP servers listen (RFC 2131 section 4.1).
-const DHCP_SERVER: u16 = 67;
-
 /// Whether a guest must not begin to send there.
 #[inline(always)]
-pub(super) fn denies<T: Tables>(destination: Be32, settings: &Settings, tables: &T) -> bool {
+pub(super) fn denies<A: Network, T: Tables<A>>(
+    destination: A,
+    settings: &Settings<A>,
+    tables: &T,
+) -> bool {
     settings.flags & setting_flags::DENY != 0 && tables.is_denied(destination)
 }
 
 /// Whether guests reach this destination under their own addresses (RFC 6888
 /// REQ-6).
 #[inline(always)]
-pub(super) fn exempts<T: Tables>(destination: Be32, settings: &Settings, tables: &T) -> bool {
+pub(super) fn exempts<A: Network, T: Tables<A>>(
+    destination: A,
+    settings: &Settings<A>,
+    tables: &T,
+) -> bool {
     settings.flags & setting_flags::UNTRANSLATED != 0 && tables.is_untranslated(destination)
 }
 
 /// Whether these guests must not reach each other.
 #[inline(always)]
-pub(super) fn isolates(one: Be32, other: Be32, settings: &Settings) -> bool {
+pub(super) fn isolates<A: Network>(one: A, other: A, settings: &Settings<A>) -> bool {
     settings.flags & setting_flags::ISOLATE != 0 && one != other
 }
 
 /// Whether a session that is there must not be any more, since the settings have
 /// changed. What came in by a forward is not a guest's doing.
 #[inline(always)]
-pub(super) fn denies_session<T: Tables>(
-    key: &FlowKey,
-    session: &Session,
-    settings: &Settings,
+pub(super) fn denies_session<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    session: &Session<A>,
+    settings: &Settings<A>,
     tables: &T,
 ) -> bool {
     let is_inward = session.flags & session_flags::TO_INSIDE != 0;
@@ -57,9 +63,9 @@ pub(super) fn denies_session<T: Tables>(
     is_initiator == from_inside && denies(remote, settings, tables)
 }
 
-/// Whether guests' packets that are not IPv4 are kept from the host, too. ARP is not.
+/// Whether guests' packets that are not IP are kept from the host, too. ARP is not.
 #[inline(always)]
-pub fn keeps_from_host<T: Tables>(device: Option<NonZeroU32>, tables: &T) -> bool {
+pub fn keeps_from_host<A: Network, T: Tables<A>>(device: Option<NonZeroU32>, tables: &T) -> bool {
     device.is_some()
         && tables
             .settings()
@@ -69,10 +75,14 @@ pub fn keeps_from_host<T: Tables>(device: Option<NonZeroU32>, tables: &T) -> boo
 /// The exit of a guest's packet that is the host's, or goes to a network that only
 /// the host knows: `reason`, or that the host is denied to guests.
 ///
-/// Answers to what the host began do get there, and so does DHCP, without which a
-/// guest has no address.
+/// Answers to what the host began do get there, and so do DHCP and what keeps a link
+/// working, without which a guest has no address.
 #[inline(always)]
-pub(super) fn to_host(packet: &Packet, reason: Reason, settings: &Settings) -> Reason {
+pub(super) fn to_host<A: Network>(
+    packet: &Packet<A>,
+    reason: Reason,
+    settings: &Settings<A>,
+) -> Reason {
     if settings.flags & setting_flags::DENY_HOST == 0 {
         return reason;
     }
@@ -80,11 +90,11 @@ pub(super) fn to_host(packet: &Packet, reason: Reason, settings: &Settings) -> R
     let may_pass = match packet.transport {
         Transport::Tcp => !opens,
         Transport::Udp => {
-            packet.protocol == protocol::UDP && packet.destination_port.get() == DHCP_SERVER
+            packet.protocol == protocol::UDP && packet.destination_port.get() == A::DHCP_SERVER
         }
         Transport::IcmpReply | Transport::IcmpError => true,
+        Transport::IcmpOther => A::is_link_upkeep(packet.icmp_type),
         Transport::IcmpQuery
-        | Transport::IcmpOther
         | Transport::PortsFixed
         | Transport::AddressOnly
         | Transport::Unknown => false,
@@ -98,10 +108,10 @@ pub(super) fn to_host(packet: &Packet, reason: Reason, settings: &Settings) -> R
 /// # Errors
 /// When it comes from another one.
 #[inline(always)]
-pub(super) fn check_link(
+pub(super) fn check_link<A: Network>(
     guest: &mut Guest,
     link: Option<u64>,
-    settings: &Settings,
+    settings: &Settings<A>,
 ) -> Result<(), Reason> {
     let Some(link) = link else { return Ok(()) };
     if guest.link == link {

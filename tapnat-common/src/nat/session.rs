@@ -11,9 +11,10 @@ use crate::{
     },
     checksum::Delta,
     net::protocol,
+    network::Network,
     parse::{Packet, Part, Transport, tcp_flags},
     time::{Instant, Ticks},
-    verdict::{Opening, Reason},
+    verdict::{Plan, Reason},
 };
 
 /// The state of a session, for timeouts and for people.
@@ -55,9 +56,9 @@ pub struct Half {
     pub flags: u8,
 }
 
-impl From<&Session> for Half {
+impl<A: Network> From<&Session<A>> for Half {
     #[inline(always)]
-    fn from(session: &Session) -> Self {
+    fn from(session: &Session<A>) -> Self {
         Self {
             last_seen: session.last_seen,
             tcp: session.tcp,
@@ -112,7 +113,7 @@ pub const fn timeout(number: u8, state: State, timeouts: &Timeouts) -> Ticks {
         (State::Opening, _) => timeouts.tcp_opening,
         (State::Closing | State::Reset, _) => timeouts.tcp_closing,
         (State::OneWay | State::TwoWay, protocol::UDP | protocol::UDP_LITE) => timeouts.udp,
-        (State::OneWay | State::TwoWay, protocol::ICMP) => timeouts.icmp,
+        (State::OneWay | State::TwoWay, protocol::ICMP | protocol::ICMPV6) => timeouts.icmp,
         (State::OneWay | State::TwoWay, 0..=u8::MAX) => timeouts.other,
     };
     let most = timeouts.unanswered;
@@ -150,7 +151,11 @@ pub const fn last_kept(number: u8, one: Half, other: Half, inbound_refresh: bool
 /// ours: answers to it would not come back. While there is no outside address at
 /// all, the old one may return.
 #[inline(always)]
-pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
+pub(super) fn is_lost<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    session: &Session<A>,
+    tables: &T,
+) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
@@ -197,11 +202,15 @@ pub(super) fn is_lost<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -
 /// Whether the session that this half belongs to has outlived its timeout, its
 /// outside address or its inside device.
 #[inline(always)]
-pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
+pub fn is_expired<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    session: &Session<A>,
+    tables: &T,
+) -> bool {
     let one = Half::from(session);
     // A half whose twin is gone lives and dies by itself.
     let other = tables
-        .session(&session.twin_key(key))
+        .twin(key, session)
         .map_or(one, |twin| Half::from(&*twin));
     are_expired(key, one, other, tables) || is_lost(key, session, tables)
 }
@@ -209,8 +218,12 @@ pub fn is_expired<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bo
 /// Whether the session that this half belongs to is over: expired, or without
 /// its other half, which two CPUs that began it anew at once may have cost it.
 #[inline(always)]
-pub(super) fn is_over<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -> bool {
-    match tables.session(&session.twin_key(key)) {
+pub(super) fn is_over<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    session: &Session<A>,
+    tables: &T,
+) -> bool {
+    match tables.twin(key, session) {
         Some(twin) => {
             are_expired(key, Half::from(session), Half::from(&*twin), tables)
                 || is_lost(key, session, tables)
@@ -220,7 +233,12 @@ pub(super) fn is_over<T: Tables>(key: &FlowKey, session: &Session, tables: &T) -
 }
 
 #[inline(always)]
-fn are_expired<T: Tables>(key: &FlowKey, one: Half, other: Half, tables: &T) -> bool {
+fn are_expired<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    one: Half,
+    other: Half,
+    tables: &T,
+) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
@@ -233,10 +251,10 @@ fn are_expired<T: Tables>(key: &FlowKey, one: Half, other: Half, tables: &T) -> 
 /// Notes what a packet says about its session, beyond being there. Returns
 /// whether it said anything.
 #[inline(always)]
-pub(super) fn follow<T: Tables>(
-    packet: &Packet,
-    session: &mut Session,
-    twin_key: &FlowKey,
+pub(super) fn follow<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    key: &FlowKey<A>,
+    session: &mut Session<A>,
     tables: &T,
 ) -> bool {
     let before = session.tcp;
@@ -244,7 +262,7 @@ pub(super) fn follow<T: Tables>(
         session.tcp |= SEEN;
         return session.tcp != before;
     }
-    let Some(twin) = tables.session(twin_key) else {
+    let Some(twin) = tables.twin(key, session) else {
         return false;
     };
     let flags = packet.segment.flags;
@@ -291,7 +309,7 @@ pub(super) fn follow<T: Tables>(
 
 /// Remembers the scale of this half's windows (RFC 7323 section 2).
 #[inline(always)]
-const fn note_window_scale(session: &mut Session, scale: u8) {
+const fn note_window_scale<A: Network>(session: &mut Session<A>, scale: u8) {
     let others = session.flags & ((1 << session_flags::WINDOW_SCALE_SHIFT) - 1);
     session.flags = others | scale << session_flags::WINDOW_SCALE_SHIFT;
 }
@@ -299,7 +317,7 @@ const fn note_window_scale(session: &mut Session, scale: u8) {
 /// Whether a RST lies where its receiver looks for data: a blind one from off
 /// the path hardly does (RFC 5961 section 3).
 #[inline(always)]
-fn is_in_window(packet: &Packet, session: &Session, twin: &Session) -> bool {
+fn is_in_window<A: Network>(packet: &Packet<A>, session: &Session<A>, twin: &Session<A>) -> bool {
     let established =
         session.tcp & twin.tcp & tcp_state::OPEN != 0 && twin.tcp & tcp_state::SYN != 0;
     if !established {
@@ -317,21 +335,26 @@ fn is_in_window(packet: &Packet, session: &Session, twin: &Session) -> bool {
 
 /// How long a session lives after it was last kept alive.
 #[inline(always)]
-pub(super) const fn lifetime(number: u8, one: Half, other: Half, settings: &Settings) -> Ticks {
+pub(super) const fn lifetime<A: Network>(
+    number: u8,
+    one: Half,
+    other: Half,
+    settings: &Settings<A>,
+) -> Ticks {
     timeout(number, state(number, one, other), &settings.timeouts).plus(STAMP_AFTER)
 }
 
 /// How long what the session stands on has to live from now on.
 #[inline(always)]
-fn mapping_lifetime<T: Tables>(
-    key: &FlowKey,
-    session: &Session,
-    settings: &Settings,
+fn mapping_lifetime<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    session: &Session<A>,
+    settings: &Settings<A>,
     tables: &T,
 ) -> Ticks {
     let number = key.arrival.protocol();
     let one = Half::from(session);
-    let twin = tables.session(&session.twin_key(key));
+    let twin = tables.twin(key, session);
     let other = twin.map_or(one, |twin| Half::from(&*twin));
     lifetime(number, one, other, settings).plus(Ticks::from_slots(settings.confirm_after))
 }
@@ -340,25 +363,26 @@ fn mapping_lifetime<T: Tables>(
 /// but by a reset. Then no packet of it keeps it or its mapping alive (RFC 7857
 /// section 7.1).
 #[inline(always)]
-pub(super) fn is_unanswered<T: Tables>(
-    key: &FlowKey,
-    session: &Session,
-    twin_key: &FlowKey,
+pub(super) fn is_unanswered<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    session: &Session<A>,
     tables: &T,
 ) -> bool {
-    if key.arrival.protocol() != protocol::TCP {
+    let number = key.arrival.protocol();
+    if number != protocol::TCP {
         return false;
     }
     let is_begun_outside = if key.arrival.device().is_none() {
         session.flags & session_flags::INITIATOR != 0
     } else {
-        session.flags & session_flags::INITIATOR == 0 && twin_key.arrival.device().is_none()
+        session.flags & session_flags::INITIATOR == 0
+            && session.twin_arrival(number).device().is_none()
     };
     if !is_begun_outside {
         return false;
     }
     let guests = if key.arrival.device().is_none() {
-        tables.session(twin_key).map_or(0, |twin| twin.tcp)
+        tables.twin(key, session).map_or(0, |twin| twin.tcp)
     } else {
         session.tcp
     };
@@ -367,7 +391,11 @@ pub(super) fn is_unanswered<T: Tables>(
 
 /// Lets the mapping and the permission that the session stands on live on.
 #[inline(always)]
-pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
+pub(super) fn keep_alive<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    session: &Session<A>,
+    tables: &T,
+) {
     let Some(settings) = tables.settings() else {
         return;
     };
@@ -403,14 +431,13 @@ pub(super) fn keep_alive<T: Tables>(key: &FlowKey, session: &Session, tables: &T
     filter::permit(&outside, remote, until, tables);
 }
 
-/// The two halves of a new session: this one's, then its twin's.
+/// Makes the two halves of a new session in the plan, this one's, then its twin's, and
+/// the twin's key, given this one's.
 #[inline(always)]
-pub(super) fn halves(
-    opening: &Opening,
-    packet: &Packet,
-    key: &FlowKey,
-    now: Instant,
-) -> [Session; 2] {
+pub(super) fn set_halves<A: Network>(plan: &mut Plan<A>, packet: &Packet<A>, now: Instant) {
+    let opening = &plan.opening;
+    let [key, back_key] = &mut plan.keys;
+    let [forward, back] = &mut plan.halves;
     let EndpointKey {
         address: source,
         port: source_port,
@@ -429,7 +456,7 @@ pub(super) fn halves(
         Delta::of_address(source, key.source).and(Delta::of_address(destination, key.destination));
     let back_ports = Delta::of_word(source_port, key.source_port)
         .and(Delta::of_word(destination_port, key.destination_port));
-    let mut forward = Session {
+    *forward = Session {
         source,
         destination,
         source_port,
@@ -451,11 +478,11 @@ pub(super) fn halves(
     } else {
         MAX_WINDOW_SCALE
     };
-    note_window_scale(&mut forward, scale);
+    note_window_scale(forward, scale);
     if opening.route.linked {
         forward.flags |= session_flags::NEXT_HOP_KNOWN;
     }
-    let mut back = Session {
+    *back = Session {
         source: key.destination,
         destination: key.source,
         source_port: key.destination_port,
@@ -468,16 +495,16 @@ pub(super) fn halves(
         flags: opening.flags & session_flags::UNMAPPED,
         ..Session::default()
     };
-    note_window_scale(&mut back, MAX_WINDOW_SCALE);
+    note_window_scale(back, MAX_WINDOW_SCALE);
     if let Some(device) = key.arrival.device() {
         back.flags |= session_flags::TO_INSIDE;
         back.next_hop.device = device.get();
     }
-    [forward, back]
+    *back_key = forward.twin_key(key);
 }
 
 #[inline(always)]
-const fn first_state(packet: &Packet) -> u8 {
+const fn first_state<A: Network>(packet: &Packet<A>) -> u8 {
     if !matches!(packet.transport, Transport::Tcp) {
         SEEN
     } else if packet.segment.flags & tcp_flags::SYN != 0 {
@@ -488,124 +515,152 @@ const fn first_state(packet: &Packet) -> u8 {
     }
 }
 
-/// Puts both halves into the table and counts them, the one that decides a race
-/// for the translated tuple first; leaves nothing behind on failure.
+/// Puts both halves into the table, by their keys, and counts them, the one that decides
+/// a race for the translated tuple first; leaves nothing behind on failure.
 #[inline(always)]
-pub(super) fn insert<T: Tables>(
-    key: &FlowKey,
-    forward: &Session,
-    back: &Session,
+pub(super) fn insert<A: Network, T: Tables<A>>(
+    [key, back_key]: &[FlowKey<A>; 2],
+    [forward, back]: &[Session<A>; 2],
     tables: &T,
 ) -> Result<(), Reason> {
-    let back_key = forward.twin_key(key);
     // Whose sessions are counted has a place to count them in.
-    for half in [key, &back_key] {
+    for half in [key, back_key] {
         if half.arrival.device().is_some() && tables.guest(half.source).is_none() {
             return Err(Reason::GuestTableFull);
         }
     }
-    if back_key == *key {
+    if back_key == key {
         // A guest's socket that talks to itself over its own mapping.
-        return tables.insert_half(key, forward, None).is_new().map(drop);
+        return make_way(key, forward, None, tables).is_new().map(drop);
     }
-    let inserted = tables.insert_half(&back_key, back, None).is_new()?;
-    let Err(reason) = tables.insert_half(key, forward, Some(&back_key)).is_new() else {
+    let inserted = make_way(back_key, back, None, tables).is_new()?;
+    let Err(reason) = make_way(key, forward, Some(back_key), tables).is_new() else {
         return Ok(());
     };
-    if inserted && tables.remove_session(&back_key) {
-        count(&back_key, back, false, tables);
+    if inserted && tables.remove_session(back_key) {
+        count(back_key, back, false, tables);
     }
     Err(reason)
 }
 
-/// Inserts one half, in place of an expired session. `twin_key`: where the other
+/// Inserts one half, in place of a session that is over. `twin_key`: where the other
 /// half is already.
 #[inline(always)]
-pub fn insert_half<T: Tables>(
-    key: &FlowKey,
-    session: &Session,
-    twin_key: Option<&FlowKey>,
+fn make_way<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    session: &Session<A>,
+    twin_key: Option<&FlowKey<A>>,
     tables: &T,
 ) -> HalfInsert {
-    for _ in 0..2 {
-        match tables.insert_session(key, session) {
-            Insert::Done => {
-                count(key, session, true, tables);
-                return HalfInsert::Done;
-            }
-            Insert::Full => return HalfInsert::Full,
-            Insert::Exists => {
-                let Some(old) = tables.session(key) else {
-                    continue;
-                };
-                // What is in its twin's place may be ours by now.
-                let is_alone = twin_key.is_some_and(|twin_key| old.twin_key(key) == *twin_key);
-                let expired = if is_alone {
-                    let half = Half::from(&*old);
-                    are_expired(key, half, half, tables)
-                } else {
-                    is_expired(key, old, tables)
-                };
-                if !expired {
-                    return if old.translates_as(session) {
-                        HalfInsert::Exists
-                    } else {
-                        HalfInsert::Conflict
-                    };
-                }
-                if is_alone {
-                    remove(key, old, tables);
-                } else {
-                    tables.close_session(key, old);
-                }
-            }
-        }
+    let inserted = tables.insert_half(key, session, twin_key);
+    if inserted != HalfInsert::Over {
+        return inserted;
     }
-    HalfInsert::Conflict
+    tables.close_session(key, twin_key);
+    tables.insert_half(key, session, twin_key)
 }
 
-/// Ends a session: removes both halves.
+/// Inserts one half. `twin_key`: where the other half is already.
 #[inline(always)]
-pub fn close<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
+pub fn insert_half<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    session: &Session<A>,
+    twin_key: Option<&FlowKey<A>>,
+    tables: &T,
+) -> HalfInsert {
+    match tables.insert_session(key, session) {
+        Insert::Done => {
+            count(key, session, true, tables);
+            return HalfInsert::Done;
+        }
+        Insert::Full => return HalfInsert::Full,
+        Insert::Exists => {}
+    }
+    let Some(old) = tables.session(key) else {
+        // Removed just now.
+        return HalfInsert::Over;
+    };
+    // What is in its twin's place may be ours by now.
+    let is_alone = twin_key.is_some_and(|twin_key| old.twin_key(key) == *twin_key);
+    let expired = if is_alone {
+        let half = Half::from(&*old);
+        are_expired(key, half, half, tables)
+    } else {
+        is_expired(key, old, tables)
+    };
+    if expired {
+        HalfInsert::Over
+    } else if old.translates_as(session) {
+        HalfInsert::Exists
+    } else {
+        HalfInsert::Conflict
+    }
+}
+
+/// Ends the session that this half belongs to: removes both halves, but not what is in
+/// the place of `kept`.
+#[inline(always)]
+pub fn close<A: Network, T: Tables<A>>(key: &FlowKey<A>, kept: Option<&FlowKey<A>>, tables: &T) {
+    let Some(session) = tables.session(key) else {
+        return;
+    };
     let twin_key = session.twin_key(key);
     let twin = tables.session(&twin_key);
     remove(key, session, tables);
-    if let Some(twin) = twin {
+    if let Some(twin) = twin
+        && kept != Some(&twin_key)
+    {
         remove(&twin_key, twin, tables);
     }
 }
 
 #[inline(always)]
-fn remove<T: Tables>(key: &FlowKey, session: &Session, tables: &T) {
+fn remove<A: Network, T: Tables<A>>(key: &FlowKey<A>, session: &Session<A>, tables: &T) {
     // What is removed may be written anew at once.
-    let session = *session;
+    let outside = outside_of(key, session);
     if tables.remove_session(key) {
-        count(key, &session, false, tables);
+        count_on(key, outside, false, tables);
     }
 }
 
-/// Counts a half on its guest and its mapping. Only the half that arrives on an
-/// inside device counts, once for each guest of the session.
+/// The outside endpoint of the mapping that the half counts on, if any.
 #[inline(always)]
-fn count<T: Tables>(key: &FlowKey, session: &Session, more: bool, tables: &T) {
+fn outside_of<A: Network>(key: &FlowKey<A>, session: &Session<A>) -> Option<EndpointKey<A>> {
+    (session.flags & session_flags::UNMAPPED == 0)
+        .then(|| EndpointKey::new(session.source, session.source_port, key.arrival.protocol()))
+}
+
+/// Counts a half on its guest and its mapping.
+#[inline(always)]
+fn count<A: Network, T: Tables<A>>(key: &FlowKey<A>, session: &Session<A>, more: bool, tables: &T) {
+    count_on(key, outside_of(key, session), more, tables);
+}
+
+/// Counts a half on its guest and the mapping of this outside endpoint. Only the half
+/// that arrives on an inside device counts, once for each guest of the session.
+#[inline(always)]
+fn count_on<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    outside: Option<EndpointKey<A>>,
+    more: bool,
+    tables: &T,
+) {
     if key.arrival.device().is_none() {
         return;
     }
     tables.count_on_guest(key.source, more);
-    if session.flags & session_flags::UNMAPPED == 0 {
-        let outside = EndpointKey::new(session.source, session.source_port, key.arrival.protocol());
-        // One that has changed hands since counts its new owner's only. And a
-        // forward that the operator took away and made anew does not know of
-        // the sessions before.
-        let inside = key.source_endpoint();
-        if tables
+    // One that has changed hands since counts its new owner's only. And a
+    // forward that the operator took away and made anew does not know of
+    // the sessions before.
+    let inside = key.source_endpoint();
+    if let Some(outside) = outside
+        && tables
             .mapping(&outside)
             .is_some_and(|mapping| mapping.inside == inside && (more || mapping.sessions != 0))
-        {
-            tables.count_on_mapping(&outside, more);
-            if !more {
-                mapping::end_if_unused(&outside, tables);
-            }
+    {
+        tables.count_on_mapping(&outside, more);
+        if !more {
+            mapping::end_if_unused(&outside, tables);
         }
     }
 }

@@ -9,12 +9,13 @@ use crate::{
         Device, EndpointKey, FlowKey, Guest, MOST_NEW_SESSIONS, Mapping, MappingMode, NEW_SESSION,
         Settings, Unsolicited, mapping_flags, role, session_flags, setting_flags,
     },
-    net::{Be32, protocol},
+    net::protocol,
+    network::Network,
     parse::{Packet, Transport, tcp_flags},
     ports::Class,
     rewrite::Rewrite,
     time::Instant,
-    verdict::{Next, Opening, Plan, Reason},
+    verdict::{Next, Plan, Reason},
 };
 
 /// Decides about a packet without a session. If it is to have one, that is then
@@ -22,12 +23,12 @@ use crate::{
 ///
 /// `link`: the link address that it came from, as in [`crate::abi::Guest::link`].
 #[inline(always)]
-pub fn start<T: Tables>(
-    packet: &Packet,
+pub fn start<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
     device: Option<NonZeroU32>,
     link: Option<u64>,
     tables: &T,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Next {
     let key = packet.key(device);
     let next = match device {
@@ -43,7 +44,7 @@ pub fn start<T: Tables>(
 /// Finds or makes the mapping that the plan needs, or the outside port that it
 /// needs without one.
 #[inline(always)]
-pub fn map<T: Tables>(packet: &Packet, tables: &T, plan: &mut Plan) -> Next {
+pub fn map<A: Network, T: Tables<A>>(packet: &Packet<A>, tables: &T, plan: &mut Plan<A>) -> Next {
     let outside = if plan.opening.flags & session_flags::UNMAPPED == 0 {
         mapping::of(&plan.opening, tables)
     } else {
@@ -59,13 +60,13 @@ pub fn map<T: Tables>(packet: &Packet, tables: &T, plan: &mut Plan) -> Next {
 }
 
 #[inline(always)]
-fn from_inside<T: Tables>(
-    packet: &Packet,
-    key: &FlowKey,
+fn from_inside<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    key: &FlowKey<A>,
     device: NonZeroU32,
     link: Option<u64>,
     tables: &T,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Result<Next, Reason> {
     let (Some(settings), Some(inside)) = (tables.settings(), tables.device(device.get())) else {
         return Err(Reason::NoMapping);
@@ -133,16 +134,16 @@ fn from_inside<T: Tables>(
         flags |= session_flags::UNMAPPED;
     }
     let inside = key.source_endpoint();
-    plan.opening = Opening {
-        reason,
-        source: EndpointKey::new(own_address, inside.port, inside.protocol),
-        destination,
-        flags,
-        route,
-        generation: settings.generation,
-        confirmed: settings.confirmed_before(tables.now()),
-        ..Opening::default()
-    };
+    // Field by field: it is long, and a stack is short.
+    let opening = &mut plan.opening;
+    opening.reason = reason;
+    opening.source = EndpointKey::new(own_address, inside.port, inside.protocol);
+    opening.destination = destination;
+    opening.flags = flags;
+    opening.route = route;
+    opening.generation = settings.generation;
+    opening.confirmed = settings.confirmed_before(tables.now());
+    opening.forget_mapping();
     if is_own {
         // The address is this guest's alone.
         return Ok(Next::Open);
@@ -172,7 +173,11 @@ fn from_inside<T: Tables>(
 /// Whether the guest with this address has an outside one for itself, which it then
 /// becomes.
 #[inline(always)]
-fn has_whole_address<T: Tables>(guest: &mut Be32, settings: &Settings, tables: &T) -> bool {
+fn has_whole_address<A: Network, T: Tables<A>>(
+    guest: &mut A,
+    settings: &Settings<A>,
+    tables: &T,
+) -> bool {
     if settings.flags & setting_flags::STATIC_ADDRESSES == 0 {
         return false;
     }
@@ -185,14 +190,18 @@ fn has_whole_address<T: Tables>(guest: &mut Be32, settings: &Settings, tables: &
 
 /// What the ends of a guest's packet must fulfil, whatever it is.
 #[inline(always)]
-fn check_ends<T: Tables>(
-    packet: &Packet,
-    inside: &Device,
-    settings: &Settings,
+fn check_ends<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    inside: &Device<A>,
+    settings: &Settings<A>,
     tables: &T,
 ) -> Result<(), Reason> {
-    if is_local_broadcast(packet) {
+    // Between the guest and the host only.
+    if packet.destination.is_multicast() {
         return Err(policy::to_host(packet, Reason::NotUnicast, settings));
+    }
+    if packet.source.is_link_local() || packet.destination.is_link_local() {
+        return Err(policy::to_host(packet, Reason::LinkLocal, settings));
     }
     let is_guest = packet.source.same_network(inside.address, inside.mask)
         && packet.source.is_host(inside.mask)
@@ -212,7 +221,10 @@ fn check_ends<T: Tables>(
 }
 
 #[inline(always)]
-fn live_mapping<'a, T: Tables>(outside: &EndpointKey, tables: &'a T) -> Option<&'a Mapping> {
+fn live_mapping<'a, A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    tables: &'a T,
+) -> Option<&'a Mapping<A>> {
     let mapping = tables.mapping(outside)?;
     if mapping::is_expired(mapping, tables.now()) {
         None
@@ -224,11 +236,11 @@ fn live_mapping<'a, T: Tables>(outside: &EndpointKey, tables: &'a T) -> Option<&
 /// The mapping that packets to an outside endpoint are for: of this endpoint, or
 /// of the whole address.
 #[inline(always)]
-fn target_of<'a, T: Tables>(
-    outside: &EndpointKey,
-    settings: &Settings,
+fn target_of<'a, A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    settings: &Settings<A>,
     tables: &'a T,
-) -> Option<&'a Mapping> {
+) -> Option<&'a Mapping<A>> {
     let target = live_mapping(outside, tables);
     if target.is_none() && settings.flags & setting_flags::STATIC_ADDRESSES != 0 {
         return tables
@@ -240,7 +252,7 @@ fn target_of<'a, T: Tables>(
 
 /// The inside endpoint that stands behind an outside one of this mapping.
 #[inline(always)]
-const fn inside_of(target: &Mapping, outside: &EndpointKey) -> EndpointKey {
+const fn inside_of<A: Network>(target: &Mapping<A>, outside: &EndpointKey<A>) -> EndpointKey<A> {
     if target.inside.is_whole() {
         EndpointKey::new(target.inside.address, outside.port, outside.protocol)
     } else {
@@ -250,24 +262,15 @@ const fn inside_of(target: &Mapping, outside: &EndpointKey) -> EndpointKey {
 
 /// The way to the guest that a mapping stands for.
 #[inline(always)]
-fn route_in<T: Tables>(target: &Mapping, source: Be32, tables: &T) -> Route {
+fn route_in<A: Network, T: Tables<A>>(target: &Mapping<A>, source: A, tables: &T) -> Route {
     let mut route = tables.route_on(target.device, source, target.inside.address);
     route.next_hop.device = target.device;
     route
 }
 
-/// Multicast or the limited broadcast: between the guest and the host only.
-#[inline(always)]
-const fn is_local_broadcast(packet: &Packet) -> bool {
-    matches!(
-        packet.destination.bytes(),
-        [224..=239, ..] | [255, 255, 255, 255]
-    )
-}
-
 /// What any first packet must fulfil, wherever it comes from.
 #[inline(always)]
-fn may_be_first(packet: &Packet, key: &FlowKey) -> Result<(), Reason> {
+fn may_be_first<A: Network>(packet: &Packet<A>, key: &FlowKey<A>) -> Result<(), Reason> {
     if packet.time_to_live <= 1 {
         return Err(Reason::TimeToLiveExceeded);
     }
@@ -293,12 +296,12 @@ fn may_be_first(packet: &Packet, key: &FlowKey) -> Result<(), Reason> {
 
 /// Whether the guest is who it says, and may have one more session (RFC 6888 REQ-4).
 #[inline(always)]
-fn may_have_more<T: Tables>(
-    key: &FlowKey,
+fn may_have_more<A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
     link: Option<u64>,
-    settings: &Settings,
+    settings: &Settings<A>,
     tables: &T,
-    plan: &Plan,
+    plan: &Plan<A>,
 ) -> Result<(), Reason> {
     let Some(guest) = tables.guest(key.source) else {
         return Err(Reason::GuestTableFull);
@@ -343,11 +346,11 @@ fn spend(guest: &mut Guest, rate: u32, now: Instant) -> bool {
 }
 
 #[inline(always)]
-fn from_outside<T: Tables>(
-    packet: &Packet,
-    key: &FlowKey,
+fn from_outside<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    key: &FlowKey<A>,
     tables: &T,
-    plan: &mut Plan,
+    plan: &mut Plan<A>,
 ) -> Result<Next, Reason> {
     let destination = key.destination_endpoint();
     let remote = key.source_endpoint();
@@ -361,7 +364,7 @@ fn from_outside<T: Tables>(
     }
     // The host has no part in an address that is a guest's alone.
     if !is_whole
-        && destination.protocol != protocol::ICMP
+        && !protocol::is_icmp(destination.protocol)
         && tables.host_socket(&destination, &remote)
     {
         return Err(Reason::HostSocket);
@@ -403,27 +406,30 @@ fn from_outside<T: Tables>(
         let destination = inside_of(target, &destination);
         return Err(firewall::ask(destination, plan));
     }
-    plan.opening = Opening {
-        reason: Reason::SessionAdmitted,
-        source: remote,
-        destination: inside_of(target, &destination),
-        flags: if is_whole {
-            session_flags::TO_INSIDE | session_flags::UNMAPPED
-        } else {
-            session_flags::TO_INSIDE
-        },
-        route,
-        generation: settings.generation,
-        confirmed: settings.confirmed_before(tables.now()),
-        ..Opening::default()
+    let opening = &mut plan.opening;
+    opening.reason = Reason::SessionAdmitted;
+    opening.source = remote;
+    opening.destination = inside_of(target, &destination);
+    opening.flags = if is_whole {
+        session_flags::TO_INSIDE | session_flags::UNMAPPED
+    } else {
+        session_flags::TO_INSIDE
     };
+    opening.route = route;
+    opening.generation = settings.generation;
+    opening.confirmed = settings.confirmed_before(tables.now());
+    opening.forget_mapping();
     Ok(Next::Open)
 }
 
 /// Whether the NAT may hand out this TCP port, so that a guest may yet send from
 /// it.
 #[inline(always)]
-fn is_ours<T: Tables>(outside: &EndpointKey, settings: &Settings, tables: &T) -> bool {
+fn is_ours<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    settings: &Settings<A>,
+    tables: &T,
+) -> bool {
     tables.is_outside(outside.address)
         && settings.flags & setting_flags::PASS_UNSOLICITED == 0
         && tables
@@ -435,7 +441,8 @@ fn is_ours<T: Tables>(outside: &EndpointKey, settings: &Settings, tables: &T) ->
 /// unless packets from the guest keep both alive (RFC 4787 REQ-6, RFC 7857 section
 /// 7).
 #[inline(always)]
-fn end_with_mapping<T: Tables>(key: &FlowKey, plan: &mut Plan, tables: &T) {
+fn end_with_mapping<A: Network, T: Tables<A>>(plan: &mut Plan<A>, tables: &T) {
+    let [key, _] = &plan.keys;
     let Some(settings) = tables.settings() else {
         return;
     };
@@ -463,7 +470,7 @@ fn end_with_mapping<T: Tables>(key: &FlowKey, plan: &mut Plan, tables: &T) {
 /// Whether the guest behind the outside endpoint lets this one in. Whether or
 /// not it does, this one has sent, and so lets the other one in.
 #[inline(always)]
-fn may_come_back<T: Tables>(key: &FlowKey, plan: &Plan, tables: &T) -> bool {
+fn may_come_back<A: Network, T: Tables<A>>(key: &FlowKey<A>, plan: &Plan<A>, tables: &T) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
@@ -476,36 +483,43 @@ fn may_come_back<T: Tables>(key: &FlowKey, plan: &Plan, tables: &T) -> bool {
         .is_some_and(|target| filter::admits_guest(target, &outside, &opening.source, tables))
 }
 
-/// Makes the session that [`start`] has planned.
+/// Plans the halves of the session that [`start`] has planned.
 #[inline(always)]
-pub fn open<T: Tables>(
-    packet: &Packet,
+pub fn open<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
     device: Option<NonZeroU32>,
     tables: &T,
-    plan: &mut Plan,
-) -> Reason {
-    let key = packet.key(device);
-    if plan.opening.reason == Reason::HairpinStarted && !may_come_back(&key, plan, tables) {
-        return Reason::Filtered;
+    plan: &mut Plan<A>,
+) -> Next {
+    plan.keys[0] = packet.key(device);
+    if plan.opening.reason == Reason::HairpinStarted && !may_come_back(&plan.keys[0], plan, tables)
+    {
+        return Next::Leave(Reason::Filtered);
     }
-    plan.halves = session::halves(&plan.opening, packet, &key, tables.now());
+    session::set_halves(plan, packet, tables.now());
     if device.is_none() {
-        end_with_mapping(&key, plan, tables);
+        end_with_mapping(plan, tables);
     }
     super::count(packet, &mut plan.halves[0], tables);
-    let [forward, back] = &plan.halves;
-    plan.rewrite = Rewrite::of(forward, true);
-    match session::insert(&key, forward, back, tables) {
+    plan.rewrite = Rewrite::of(&plan.halves[0], true);
+    Next::Insert
+}
+
+/// Makes the session that [`open`] has planned.
+#[inline(always)]
+pub fn insert<A: Network, T: Tables<A>>(tables: &T, plan: &mut Plan<A>) -> Reason {
+    let ([key, _], [forward, _]) = (&plan.keys, &plan.halves);
+    match session::insert(&plan.keys, &plan.halves, tables) {
         Ok(()) => {
             // Until the first packet back, only this one lets an answer in.
-            if !session::is_unanswered(&key, forward, &forward.twin_key(&key), tables) {
-                session::keep_alive(&key, forward, tables);
+            if !session::is_unanswered(key, forward, tables) {
+                session::keep_alive(key, forward, tables);
             }
             plan.opening.reason
         }
         Err(reason) => {
             if reason == Reason::SessionConflict
-                && let Some(session) = tables.session(&key)
+                && let Some(session) = tables.session(key)
             {
                 // Another CPU had a packet of this session at the same time.
                 plan.rewrite = Rewrite::of(session, true);

@@ -11,7 +11,8 @@ use crate::{
         EndpointKey, FlowKey, Mapping, Permission, PermissionKey, Session, Settings, session_flags,
         tcp_state,
     },
-    net::{Be32, protocol},
+    net::protocol,
+    network::Network,
     ports::{Class, set_index},
     time::Instant,
 };
@@ -19,10 +20,10 @@ use crate::{
 /// Whether the session that this half belongs to may be over, as far as one half
 /// can tell: [`session`] tells.
 #[must_use]
-pub fn session_may_be_over(
-    key: &FlowKey,
-    half: &Session,
-    settings: &Settings,
+pub fn session_may_be_over<A: Network>(
+    key: &FlowKey<A>,
+    half: &Session<A>,
+    settings: &Settings<A>,
     now: Instant,
 ) -> bool {
     let number = key.arrival.protocol();
@@ -56,10 +57,10 @@ pub fn session_may_be_over(
 /// stands on is gone: [`session`] tells. `is_there`: whether there is a device with
 /// this index.
 #[must_use]
-pub fn session_may_be_lost(
-    key: &FlowKey,
-    half: &Session,
-    settings: &Settings,
+pub fn session_may_be_lost<A: Network>(
+    key: &FlowKey<A>,
+    half: &Session<A>,
+    settings: &Settings<A>,
     is_there: impl Fn(u32) -> bool,
 ) -> bool {
     // The halves that come by from outside tell of all sessions but those between
@@ -75,13 +76,13 @@ pub fn session_may_be_lost(
 /// Removes the session that this half belongs to, if it is over. Returns whether
 /// it was.
 #[inline(always)]
-pub fn session<T: Tables>(key: &FlowKey, tables: &T) -> bool {
+pub fn session<A: Network, T: Tables<A>>(key: &FlowKey<A>, tables: &T) -> bool {
     let Some(session) = tables.session(key) else {
         return false;
     };
     let is_over = session::is_expired(key, session, tables);
     if is_over {
-        tables.close_session(key, session);
+        tables.close_session(key, None);
     }
     is_over
 }
@@ -89,7 +90,7 @@ pub fn session<T: Tables>(key: &FlowKey, tables: &T) -> bool {
 /// Has the host's firewall asked again about the session that this half belongs to.
 /// Returns whether it was there.
 #[inline(always)]
-pub fn ask_again<T: Tables>(key: &FlowKey, tables: &T) -> bool {
+pub fn ask_again<A: Network, T: Tables<A>>(key: &FlowKey<A>, tables: &T) -> bool {
     let (Some(session), Some(settings)) = (tables.session(key), tables.settings()) else {
         return false;
     };
@@ -100,7 +101,11 @@ pub fn ask_again<T: Tables>(key: &FlowKey, tables: &T) -> bool {
 /// Whether the mapping is over and its port has rested (RFC 6888 REQ-8).
 #[inline(always)]
 #[must_use]
-pub fn mapping_is_over(mapping: &Mapping, settings: &Settings, now: Instant) -> bool {
+pub fn mapping_is_over<A: Network>(
+    mapping: &Mapping<A>,
+    settings: &Settings<A>,
+    now: Instant,
+) -> bool {
     mapping::is_expired(mapping, now)
         && !now.is_before(mapping.expires_at.after(settings.timeouts.port_rest))
 }
@@ -108,7 +113,7 @@ pub fn mapping_is_over(mapping: &Mapping, settings: &Settings, now: Instant) -> 
 /// Removes a mapping that is over, and marks its port as free. Returns whether it
 /// was there and is gone.
 #[inline(always)]
-pub fn mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+pub fn mapping<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, tables: &T) -> bool {
     let is_over = tables
         .mapping(outside)
         .zip(tables.settings())
@@ -125,7 +130,7 @@ pub fn mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
 }
 
 #[inline(always)]
-fn remove_mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+fn remove_mapping<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, tables: &T) -> bool {
     let (Some(mapping), Some(settings)) = (tables.mapping(outside), tables.settings()) else {
         return false;
     };
@@ -156,7 +161,7 @@ fn remove_mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
 /// Marks the port as free, unless it must not be handed out or a mapping has it.
 /// Returns whether it did.
 #[inline(always)]
-pub fn port<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+pub fn port<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, tables: &T) -> bool {
     let number = outside.port.get();
     let (Some(settings), Some(class)) = (tables.settings(), Class::of(outside.protocol)) else {
         return false;
@@ -185,7 +190,7 @@ pub fn port<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
 /// Whether a mapping has this port, of any protocol that shares ports with this
 /// one.
 #[inline(always)]
-fn has_mapping<T: Tables>(outside: &EndpointKey, tables: &T) -> bool {
+fn has_mapping<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, tables: &T) -> bool {
     let other = match outside.protocol {
         protocol::UDP => protocol::UDP_LITE,
         protocol::UDP_LITE => protocol::UDP,
@@ -205,7 +210,7 @@ pub fn permission_is_over(permission: &Permission, now: Instant) -> bool {
 /// Removes a permission that is over, or whose mapping is gone: the next to have
 /// the port must not inherit it. Returns whether it was there and is gone.
 #[inline(always)]
-pub fn permission<T: Tables>(key: &PermissionKey, tables: &T) -> bool {
+pub fn permission<A: Network, T: Tables<A>>(key: &PermissionKey<A>, tables: &T) -> bool {
     let Some(permission) = tables.permission(key) else {
         return false;
     };
@@ -216,7 +221,7 @@ pub fn permission<T: Tables>(key: &PermissionKey, tables: &T) -> bool {
 /// Takes a port from those that a guest holds, whose mapping user space gave to somebody
 /// else. Returns `true`.
 #[inline(always)]
-pub fn port_of_guest<T: Tables>(address: Be32, tables: &T) -> bool {
+pub fn port_of_guest<A: Network, T: Tables<A>>(address: A, tables: &T) -> bool {
     tables.count_port_on_guest(address, false);
     true
 }
@@ -227,7 +232,7 @@ pub fn port_of_guest<T: Tables>(address: Be32, tables: &T) -> bool {
 /// A session that another CPU is opening for it right now may then be counted on
 /// nobody, so this is for want of room, not for order's sake.
 #[inline(always)]
-pub fn guest<T: Tables>(address: Be32, tables: &T) -> bool {
+pub fn guest<A: Network, T: Tables<A>>(address: A, tables: &T) -> bool {
     let is_idle = tables
         .guest(address)
         .is_some_and(|guest| guest.sessions == 0 && guest.ports == 0);

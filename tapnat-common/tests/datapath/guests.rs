@@ -213,7 +213,7 @@ fn frames_in_a_vlan_are_left_alone() {
         ..Bytes::raw(&packet)
     };
     let exit = world.run(Some(TAP), tagged);
-    assert_eq!(exit.reason, Reason::NotIpv4, "not even in a session");
+    assert_eq!(exit.reason, Reason::NotIp, "not even in a session");
 }
 
 #[test]

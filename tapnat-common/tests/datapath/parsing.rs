@@ -43,11 +43,13 @@ fn every_field_of_a_datagram() {
         dont_fragment: true,
         part: Part::Whole,
         transport: Transport::Udp,
-        identification: Be16::new(0xbeef),
+        identification: Be32::new(0xbeef),
         fragment_offset: 0,
         more_fragments: false,
         network_offset: 0,
+        icmp_type: 0,
         header_length: 20,
+        unfragmentable_length: 20,
         length: 36,
         wire_length: 36,
         segment: Segment::default(),
@@ -270,19 +272,19 @@ fn frames_of_other_protocols_are_not_ours() {
         frame[12..14].copy_from_slice(&ethertype);
         assert_eq!(
             read(&Bytes::ethernet(&frame)),
-            Err(Reason::NotIpv4),
+            Err(Reason::NotIp),
             "{ethertype:02x?}"
         );
     }
     assert_eq!(
         read(&Bytes::ethernet(&frame[..13])),
-        Err(Reason::NotIpv4),
+        Err(Reason::NotIp),
         "half a link header"
     );
     // On a link without headers the version tells.
     let mut six = datagram().build();
     six[0] = 0x65;
-    assert_eq!(read_ip(&six), Err(Reason::NotIpv4));
+    assert_eq!(read_ip(&six), Err(Reason::NotIp));
 }
 
 #[test]

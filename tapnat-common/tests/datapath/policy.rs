@@ -230,14 +230,14 @@ fn other_protocols_are_kept_from_the_host_but_arp() {
             bytes.extend([0; 40]);
             let exit = world.run(Some(TAP), Bytes::ethernet(&bytes));
             let expected = if may_pass {
-                Reason::NotIpv4
+                Reason::NotIp
             } else {
                 Reason::HostDenied
             };
             assert_eq!(exit.reason, expected);
             // The uplink's are the host's.
             let exit = world.run(None, Bytes::ethernet(&bytes));
-            assert_eq!(exit.reason, Reason::NotIpv4);
+            assert_eq!(exit.reason, Reason::NotIp);
         }
     }
 }

@@ -35,18 +35,6 @@ const UNFINISHED: &str = "unfinished";
 const PROGRAMS: &str = "programs";
 const TABLES: &str = "maps";
 
-/// The programs that others go on to, with their places in the table.
-const STAGES: [(u32, &str); stages::COUNT as usize] = [
-    (stages::EXCEPTIONAL, programs::EXCEPTIONAL),
-    (stages::START, programs::START),
-    (stages::MAP, programs::MAP),
-    (stages::OPEN, programs::OPEN),
-    (stages::RELEASE, programs::RELEASE),
-    (stages::CUT, programs::CUT),
-    (stages::PIECE, programs::PIECE),
-    (stages::ASK, programs::ASK),
-];
-
 /// What is fixed when programs are loaded: values that the verifier reckons with, and the sizes of
 /// tables.
 #[derive(Clone, Debug, Hash)]
@@ -55,6 +43,9 @@ pub(super) struct Constants {
     pub count: u8,
     pub log: u8,
     pub coarse: u8,
+    pub ipv6_checksums: u8,
+    /// Whether there are programs for IPv6, and room in its tables.
+    pub ipv6: bool,
     pub verbose: u8,
     pub log_bytes: u32,
     pub halves: u32,
@@ -63,6 +54,12 @@ pub(super) struct Constants {
 }
 
 impl Constants {
+    /// The programs that others go on to, with their places in the table.
+    fn stages(&self) -> impl Iterator<Item = (u32, &'static str)> {
+        let ipv6 = if self.ipv6 { &stages::IPV6[..] } else { &[] };
+        stages::IPV4.iter().chain(ipv6).copied()
+    }
+
     /// How the names of generations begin whose programs were made of this.
     fn identity(&self) -> String {
         let mut hasher = DefaultHasher::new();
@@ -125,7 +122,8 @@ impl Generation {
         let mut object = generation.open_object()?;
         for (name, table) in object.maps() {
             // A name with a dot is of the compiler's sections, and cannot be pinned.
-            if (name == maps::STAGES || !maps::ALL.contains(&name)) && !name.contains('.') {
+            let is_own = name == maps::STAGES || maps::all().all(|shared| shared != name);
+            if is_own && !name.contains('.') {
                 let path = generation.directory.join(TABLES).join(name);
                 table
                     .pin(&path)
@@ -133,11 +131,12 @@ impl Generation {
             }
         }
         // The stages take longest, and so come first.
-        let names = STAGES.iter().map(|(_, name)| *name);
+        let stages: Vec<_> = generation.constants.stages().collect();
+        let names = stages.iter().map(|(_, name)| *name);
         let names = names.chain([programs::SWEEP]);
         let names: Vec<_> = names.chain(wanted.iter().copied()).collect();
         generation.load_from(&mut object, &names)?;
-        fill_stages(&mut object)?;
+        fill_stages(&mut object, &stages)?;
 
         // What is attached may be of another one of the same name, whose tables somebody replaced.
         let whole = (0..u16::MAX)
@@ -184,6 +183,8 @@ impl Generation {
             count,
             log,
             coarse,
+            ipv6_checksums,
+            ipv6,
             verbose,
             log_bytes,
             halves,
@@ -198,12 +199,22 @@ impl Generation {
             .override_global(globals::NAT_LOG, log, true)
             .override_global(globals::COARSE_CLOCK, coarse, true)
             .override_global(aya_log::LEVEL, verbose, true)
-            .map_max_entries(maps::NAT_LOG, *log_bytes)
-            .map_max_entries(maps::SESSIONS, *halves)
-            .map_max_entries(maps::MAPPINGS, *mappings)
-            .map_max_entries(maps::INSIDE, *mappings)
-            .map_max_entries(maps::PERMISSIONS, *permissions);
-        for name in maps::ALL.iter().filter(|name| **name != maps::STAGES) {
+            .override_global(globals::IPV6_CHECKSUMS, ipv6_checksums, true)
+            .map_max_entries(maps::NAT_LOG, *log_bytes);
+        for (names, has_room) in [(&maps::IPV4, true), (&maps::IPV6, *ipv6)] {
+            if !has_room {
+                for name in names.all() {
+                    loader.map_max_entries(name, 1);
+                }
+                continue;
+            }
+            loader
+                .map_max_entries(names.sessions, *halves)
+                .map_max_entries(names.mappings, *mappings)
+                .map_max_entries(names.inside, *mappings)
+                .map_max_entries(names.permissions, *permissions);
+        }
+        for name in maps::all().filter(|name| *name != maps::STAGES) {
             loader.map_pin_path(name, self.tables.join(name));
         }
         for name in &own {
@@ -230,14 +241,13 @@ impl Generation {
     /// replaced when it needs another size; the others come and go with all generations.
     fn works_on_tables(&self) -> Result<bool> {
         let mut used = Vec::new();
-        for (_, name) in STAGES {
+        for (_, name) in self.constants.stages() {
             let program = SchedClassifier::from_pin(self.program(name))?;
             used.extend(program.info()?.map_ids()?.unwrap_or_default());
         }
         let log = MapInfo::from_pin(self.tables.join(maps::NAT_LOG))?.id();
-        let are_there = maps::ALL
-            .iter()
-            .filter(|name| **name != maps::STAGES)
+        let are_there = maps::all()
+            .filter(|name| *name != maps::STAGES)
             .all(|name| self.tables.join(name).exists());
         Ok(are_there && used.contains(&log))
     }
@@ -264,16 +274,16 @@ pub(super) fn sweep(generations: &Path) -> Result<SchedClassifier> {
 }
 
 /// The kernel empties a table of programs when no process and no pin holds it any more.
-fn fill_stages(object: &mut Ebpf) -> Result<()> {
+fn fill_stages(object: &mut Ebpf, stages: &[(u32, &str)]) -> Result<()> {
     let mut places = Vec::new();
-    for (place, name) in STAGES {
+    for (place, name) in stages {
         let program = object.program(name).with_context(|| missing(name))?;
         let descriptor: ProgramFd = program
             .fd()
             .with_context(|| format!("{name} is not loaded"))?
             .try_clone()
             .with_context(|| format!("cannot keep {name} open"))?;
-        places.push((place, descriptor));
+        places.push((*place, descriptor));
     }
     let table = object
         .map_mut(maps::STAGES)
@@ -390,6 +400,8 @@ mod tests {
             count: 0,
             log: 0,
             coarse: 1,
+            ipv6_checksums: 1,
+            ipv6: false,
             verbose: 0,
             log_bytes: 4096,
             halves: 200,
@@ -407,6 +419,8 @@ mod tests {
             other(|it| it.count = 1),
             other(|it| it.log = 1),
             other(|it| it.coarse = 0),
+            other(|it| it.ipv6_checksums = 0),
+            other(|it| it.ipv6 = true),
             other(|it| it.verbose = 4),
             other(|it| it.log_bytes = 8192),
             other(|it| it.halves = 100),

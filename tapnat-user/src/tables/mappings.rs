@@ -11,18 +11,19 @@ use aya::{
 use tapnat_common::abi::{EndpointKey, Mapping, Permission, PermissionKey, mapping_flags};
 
 use super::PinnedTables;
+use crate::family::IpFamily;
 
 /// `BPF_ANY` and `BPF_NOEXIST` of `include/uapi/linux/bpf.h`.
 const ANY: u64 = 0;
 const ONLY_NEW: u64 = 1;
 
-impl PinnedTables {
+impl<A: IpFamily> PinnedTables<A> {
     /// The mappings that the operator made, by their outside endpoints.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn static_mappings(&self) -> Result<Vec<(EndpointKey, Mapping)>> {
+    pub fn static_mappings(&self) -> Result<Vec<(EndpointKey<A>, Mapping<A>)>> {
         let mut mappings = Vec::new();
         self.for_each_mapping(|outside, mapping| {
             if mapping.flags & mapping_flags::STATIC != 0 {
@@ -38,7 +39,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn mapping(&self, outside: &EndpointKey) -> Result<Option<Mapping>> {
+    pub fn mapping(&self, outside: &EndpointKey<A>) -> Result<Option<Mapping<A>>> {
         get(&self.mappings, *outside)
     }
 
@@ -47,7 +48,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn outside_of(&self, inside: &EndpointKey) -> Result<Option<EndpointKey>> {
+    pub fn outside_of(&self, inside: &EndpointKey<A>) -> Result<Option<EndpointKey<A>>> {
         get(&self.inside, *inside)
     }
 
@@ -56,7 +57,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn permission(&self, key: &PermissionKey) -> Result<Option<Permission>> {
+    pub fn permission(&self, key: &PermissionKey<A>) -> Result<Option<Permission>> {
         get(&self.permissions, *key)
     }
 
@@ -66,7 +67,11 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the table is full, or the kernel refuses.
-    pub fn insert_mapping(&mut self, outside: &EndpointKey, mapping: &Mapping) -> Result<bool> {
+    pub fn insert_mapping(
+        &mut self,
+        outside: &EndpointKey<A>,
+        mapping: &Mapping<A>,
+    ) -> Result<bool> {
         let inserted = insert_new(&mut self.mappings, *outside, mapping)
             .context("no room for another mapping: raise --max-sessions")?;
         if inserted {
@@ -81,7 +86,11 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn replace_mapping(&mut self, outside: &EndpointKey, mapping: &Mapping) -> Result<()> {
+    pub fn replace_mapping(
+        &mut self,
+        outside: &EndpointKey<A>,
+        mapping: &Mapping<A>,
+    ) -> Result<()> {
         if let Some(before) = self.mapping(outside)?
             && before.inside != mapping.inside
         {
@@ -100,7 +109,7 @@ impl PinnedTables {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn remove_mapping(&mut self, outside: &EndpointKey) -> Result<()> {
+    pub fn remove_mapping(&mut self, outside: &EndpointKey<A>) -> Result<()> {
         let Some(mapping) = self.mapping(outside)? else {
             return Ok(());
         };
@@ -110,7 +119,7 @@ impl PinnedTables {
     }
 
     /// An inside endpoint may be behind several outside ones; only one of them is its way out.
-    fn remove_way_out(&mut self, inside: EndpointKey, outside: EndpointKey) -> Result<()> {
+    fn remove_way_out(&mut self, inside: EndpointKey<A>, outside: EndpointKey<A>) -> Result<()> {
         if get(&self.inside, inside)? == Some(outside) {
             gone_is_fine(self.inside.remove(&inside))
                 .context("cannot write the table of mappings")?;
@@ -128,9 +137,9 @@ fn get<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, key: K) -> Result<Option<V>
 }
 
 /// `false` when the key was there.
-fn insert_new<V: Pod>(
-    map: &mut HashMap<MapData, EndpointKey, V>,
-    key: EndpointKey,
+fn insert_new<A: IpFamily, V: Pod>(
+    map: &mut HashMap<MapData, EndpointKey<A>, V>,
+    key: EndpointKey<A>,
     value: &V,
 ) -> Result<bool, MapError> {
     match map.insert(key, value, ONLY_NEW) {

@@ -6,6 +6,7 @@ use std::ptr;
 use tapnat_common::{
     checksum::Delta,
     frame::{Frame, Header},
+    network::Network,
 };
 
 /// A packet.
@@ -62,7 +63,7 @@ impl Frame for Bytes {
         self.store(offset, header)
     }
 
-    fn update_checksum(&mut self, _: u32, _: Delta, _: Delta, _: bool) -> Option<()> {
+    fn update_checksum<A: Network>(&mut self, _: u32, _: Delta, _: Delta, _: bool) -> Option<()> {
         Some(())
     }
 }

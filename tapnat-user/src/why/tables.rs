@@ -17,7 +17,7 @@ use tapnat_common::{
         PermissionKey, Session, Settings, Unsolicited,
     },
     nat::{Fate, Insert, Route, Tables},
-    net::{Be16, Be32, protocol},
+    net::{Be32, protocol},
     parse::Packet,
     ports::{CLASSES, Class, PortSet, Reserved},
     time::Instant,
@@ -304,8 +304,12 @@ impl Tables for Rehearsal<'_> {
         None
     }
 
-    fn next_identification(&self) -> Be16 {
-        Be16::ZERO
+    fn next_identification(&self) -> Be32 {
+        Be32::ZERO
+    }
+
+    fn known_guest(&self, address: Be32) -> Option<&Guest> {
+        self.guest(address).map(|guest| &*guest)
     }
 
     fn guest(&self, address: Be32) -> Option<&mut Guest> {

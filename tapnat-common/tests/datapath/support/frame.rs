@@ -7,6 +7,7 @@ use std::{fmt, ptr};
 use tapnat_common::{
     checksum::Delta,
     frame::{Frame, Header},
+    network::Network,
 };
 
 /// As far as the kernel's shell looks for headers directly.
@@ -212,7 +213,7 @@ impl Frame for Bytes {
         Some(())
     }
 
-    fn update_checksum(
+    fn update_checksum<A: Network>(
         &mut self,
         offset: u32,
         addresses: Delta,

@@ -24,7 +24,7 @@ use tapnat_common::{
     parse::{Packet, Part},
     pipeline::{self, Quick},
     ports::{CLASSES, Class, PortSet, Reserved, SETS, set_index},
-    refusal::{self, Budget, HEADER_LENGTH, Refusal},
+    refusal::{self, Budget, Refusal},
     time::{Instant, Ticks},
     verdict::{Next, Outcome, Plan, Reason},
 };
@@ -519,7 +519,7 @@ impl World {
         plan.opening.flags = u8::MAX;
         plan.halves[0].flags = u8::MAX;
         plan.rewrite.next_hop.device = u32::MAX;
-        plan.identification = Be16::new(u16::MAX);
+        plan.identification = Be32::new(u32::MAX);
         plan.excess = u16::MAX;
         plan.accepted = accepted;
         plan.begin();
@@ -527,12 +527,16 @@ impl World {
         let mut stages = 0;
         let reason = loop {
             stages += 1;
-            assert!(stages <= 4, "the stages go round in circles");
+            assert!(stages <= 7, "the stages go round in circles");
             next = match next {
                 Next::Leave(reason) => break reason,
+                Next::Resume => pipeline::resume(&mut frame, device, self, &mut packet, &mut plan),
+                Next::Error => pipeline::error(&mut frame, device, self, &packet, &mut plan),
+                Next::Close => pipeline::close(device, self, &packet),
                 Next::Start => pipeline::start(&frame, device, self, &packet, &mut plan),
                 Next::Map => pipeline::map(self, &packet, &mut plan),
-                Next::Open => pipeline::open(&mut frame, device, self, &packet, &mut plan),
+                Next::Open => pipeline::open(device, self, &packet, &mut plan),
+                Next::Insert => pipeline::insert(&mut frame, device, self, &packet, &mut plan),
             };
         };
         nat::settle(&packet, device, reason, self, &mut plan);
@@ -630,7 +634,7 @@ impl World {
         if !refusal::may_answer(packet) {
             return None;
         }
-        let (icmp_type, code) = reason.icmp_error()?;
+        let complaint = reason.complaint()?;
         let from = nat::refusal_source(packet, device, self)?;
         if !self
             .told
@@ -642,8 +646,7 @@ impl World {
             return None;
         }
         let refusal = Refusal {
-            icmp_type,
-            code,
+            complaint,
             mtu,
             from,
         };
@@ -653,7 +656,7 @@ impl World {
         if !frame.truncate(usize::try_from(quoted).unwrap()) {
             return None;
         }
-        frame.make_room(usize::try_from(HEADER_LENGTH).unwrap());
+        frame.make_room(size_of_val(&header));
         let link = frame.link_length();
         frame.store(link, &header).unwrap();
         if link != 0 {
@@ -1040,11 +1043,12 @@ impl Tables for World {
             source_port: Be16::ZERO,
             destination_port: Be16::ZERO,
             expires_at: Instant::default(),
-            identification: Be16::ZERO,
+            identification: Be32::ZERO,
             units: 0,
             all_units: 0,
             held: 0,
             fate: 0,
+            padding: [0; 6],
             seen: [0; 128],
         };
         if self.fragments.set(key, &empty) == Insert::Full {
@@ -1057,11 +1061,11 @@ impl Tables for World {
         self.fragments.get(key)
     }
 
-    fn next_identification(&self) -> Be16 {
+    fn next_identification(&self) -> Be32 {
         let next = self.identification.get();
         self.identification
             .set(next.wrapping_add(self.identification_step.get()));
-        Be16::new(next)
+        Be32::new(u32::from(next))
     }
 
     fn guest(&self, address: Be32) -> Option<&mut Guest> {
@@ -1069,6 +1073,11 @@ impl Tables for World {
             self.insert(|| self.guests.insert(&address, &Guest::default()));
         }
         self.guests.get(&address)
+    }
+
+    fn known_guest(&self, address: Be32) -> Option<&Guest> {
+        self.operate(Operation::Lookup);
+        self.guests.get(&address).map(|guest| &*guest)
     }
 
     fn remove_guest(&self, address: Be32) -> bool {

@@ -1,0 +1,143 @@
+//! What tells the IP versions apart in a packet: headers read and written, ICMP's
+//! types, the header of an ICMP error of our own. One implementation of [`Network`]
+//! for each; everything else is the same code for both.
+//!
+//! Decides nothing about packets that are well-formed.
+
+mod ipv4;
+mod ipv6;
+
+use crate::{
+    checksum::Delta,
+    frame::{Frame, Header},
+    net::{Address, Be16, Be32},
+    parse::{Packet, Quoted, Transport},
+    verdict::{Complaint, Reason},
+};
+
+/// An IP version, named by its addresses.
+pub trait Network: Address {
+    /// The two bytes before the header in an Ethernet frame.
+    const ETHERTYPE: [u8; 2];
+    /// The IP version.
+    const VERSION: u8;
+    /// The number of its ICMP.
+    const ICMP: u8;
+    /// Whether a checksum in the network header makes up for what changes in the
+    /// addresses, and whether ICMP's leaves them out: both are so, or neither
+    /// (RFC 8200 section 8.1).
+    const HAS_HEADER_CHECKSUM: bool;
+    /// Link, network and transport header, and the same of a quoted packet, at their
+    /// longest that still leaves 20 bytes of the quoted transport header.
+    const ALL_HEADERS: u32;
+    /// Bytes of the longest network header that is read.
+    const LONGEST_HEADER: u32;
+    /// Where servers listen that guests ask for their addresses (RFC 2131 section 4.1,
+    /// RFC 8415 section 7.2).
+    const DHCP_SERVER: u16;
+
+    /// A network and an ICMP header, for an error of our own.
+    type ErrorHeader: Header;
+
+    /// Reads the network header of an untagged frame of this version into a packet of
+    /// which nothing is known yet.
+    ///
+    /// # Errors
+    /// The exit of a packet that is malformed.
+    fn read<F: Frame>(
+        frame: &F,
+        network_offset: u32,
+        packet: &mut Packet<Self>,
+    ) -> Result<(), Reason>;
+
+    /// Reads the network header if it is what nearly all are: the shortest that there
+    /// is, of a whole packet of TCP or UDP. Returns whether it is.
+    fn read_plain<F: Frame>(frame: &F, network_offset: u32, packet: &mut Packet<Self>) -> bool;
+
+    /// Who sent a packet of this version, if that can be looked at.
+    fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self>;
+
+    /// Reads the network header of the packet that an ICMP error quotes, whose checksum
+    /// is right. Returns how many bytes there are before the transport header.
+    ///
+    /// # Errors
+    /// [`Reason::ErrorUnusable`] when there is no transport header behind it,
+    /// [`Reason::ErrorBadChecksum`] when its own checksum is wrong.
+    fn read_quoted<F: Frame>(
+        frame: &F,
+        offset: u32,
+        quoted: &mut Quoted<Self>,
+    ) -> Result<u32, Reason>;
+
+    /// What kind of transport this protocol is here. ICMP is refined by its type.
+    fn transport_of(number: u8) -> Transport;
+
+    /// What kind of message this type of ICMP is.
+    fn icmp_kind(icmp_type: u8) -> Transport;
+
+    /// Whether the ICMP message keeps a link working, and so is between a guest and
+    /// the host.
+    fn is_link_upkeep(icmp_type: u8) -> bool;
+
+    /// The type and code of the ICMP error for this.
+    fn icmp_error(complaint: Complaint) -> (u8, u8);
+
+    /// Writes addresses and what is left of the time to live, and the header's
+    /// checksum if it has one.
+    fn store<F: Frame>(
+        frame: &mut F,
+        network_offset: u32,
+        addresses: (Self, Self),
+        delta: Delta,
+        time_to_live: u8,
+    ) -> Option<()>;
+
+    /// Writes the addresses of a quoted packet. Returns what that changes in a sum
+    /// over it, given what the addresses alone do.
+    fn write_quoted<F: Frame>(
+        frame: &mut F,
+        offset: u32,
+        addresses: (Self, Self),
+        delta: Delta,
+    ) -> Option<Delta>;
+
+    /// Gives a fragment another identification.
+    fn renumber<F: Frame>(frame: &mut F, packet: &Packet<Self>, identification: Be32)
+    -> Option<()>;
+
+    /// The header of an ICMP error of this type and code about a packet, with this
+    /// number in its last four bytes. `quoted` is the sum of the `length` bytes that
+    /// follow it.
+    fn error_header(
+        kind: (u8, u8),
+        rest: Be32,
+        ends: (Self, Self),
+        quoted: u32,
+        length: u32,
+    ) -> Self::ErrorHeader;
+}
+
+/// The sum of a pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1). `length`: of
+/// the transport header and what follows, in bytes, less than 2^16.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "what is longer has GSO, and no such sum"
+)]
+pub(crate) fn pseudo_header<A: Address>(
+    source: A,
+    destination: A,
+    protocol: u8,
+    length: u32,
+) -> u32 {
+    source.sum()
+        + destination.sum()
+        + u32::from(Be16::new(u16::from(protocol)).raw())
+        + u32::from(Be16::new(length as u16).raw())
+}
+
+/// Adds a word to a sum.
+#[inline(always)]
+const fn add(sum: u32, word: [u8; 2]) -> u32 {
+    sum + Be16::from_bytes(word).raw() as u32
+}

@@ -1,0 +1,354 @@
+//! IPv6's header and its extensions (RFC 8200), and ICMPv6's types (RFC 4443).
+
+use network_types::ip::Ipv6Hdr;
+
+use super::{Network, add, pseudo_header};
+use crate::{
+    checksum::{self, Delta},
+    frame::Frame,
+    net::{Be16, Be32, Be128, icmpv6, protocol},
+    parse::{Packet, Part, Quoted, Transport},
+    verdict::{Complaint, Reason},
+};
+
+/// Bytes of a header without extensions.
+const HEADER: u32 = 40;
+const _: () = assert!(size_of::<Ipv6Hdr>() == HEADER as usize);
+
+/// Bytes of a fragment header.
+const FRAGMENT_HEADER: u32 = 8;
+
+/// At most so many extension headers are walked: each kind may be there once, and
+/// destination options twice (RFC 8200 section 4.1).
+const MOST_EXTENSIONS: u32 = 6;
+
+/// At most so many bytes of headers come before the transport's.
+const LONGEST: u32 = 40 + 144;
+
+/// Offsets in the header.
+const LENGTH: u32 = 4;
+const SOURCE: u32 = 8;
+const DESTINATION: u32 = 24;
+
+/// Offset of the identification in a fragment header.
+const IDENTIFICATION: u32 = 4;
+
+const MORE_FRAGMENTS: u16 = 1;
+
+/// The hop limit of packets that we make (RFC 1700).
+const OUR_HOP_LIMIT: u8 = 64;
+
+/// With an ICMPv6 header.
+const ERROR_HEADER: u32 = HEADER + 8;
+
+/// A chain of extension headers, as far as it was walked.
+struct Chain {
+    /// What comes next.
+    next: u8,
+    /// Bytes so far, with the first header's.
+    length: u32,
+    /// A fragment header's, where there is one.
+    fragment: Option<Fragment>,
+}
+
+struct Fragment {
+    /// In units of 8 bytes.
+    offset: u16,
+    more: bool,
+    identification: Be32,
+    /// Bytes up to its end.
+    end: u32,
+}
+
+/// Walks the extension headers with `read`, which reads eight bytes at an offset from
+/// the IP header. What may be anything is passed by; what is about the way itself must
+/// have been followed.
+///
+/// # Errors
+/// The exit of a packet that we cannot or must not translate.
+#[inline(always)]
+fn walk(first: u8, read: impl Fn(u32) -> Option<[u8; 8]>) -> Result<Chain, Reason> {
+    let mut chain = Chain {
+        next: first,
+        length: HEADER,
+        fragment: None,
+    };
+    for number in 0..=MOST_EXTENSIONS {
+        let at = chain.length;
+        match chain.next {
+            // First of all, or not at all (RFC 8200 section 4.1).
+            protocol::HOP_BY_HOP if number != 0 => return Err(Reason::BadExtensionHeaders),
+            protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS | protocol::ROUTING => {
+                let [next, units, _, left, ..] = read(at).ok_or(Reason::Truncated)?;
+                // Whoever comes last is not who the checksum says, and none that we
+                // know (RFC 8200 sections 4.4 and 8.1, RFC 5095).
+                if chain.next == protocol::ROUTING && left != 0 {
+                    return Err(Reason::SourceRouted);
+                }
+                chain.next = next;
+                chain.length = at + (u32::from(units) + 1) * 8;
+            }
+            protocol::FRAGMENT => {
+                if chain.fragment.is_some() {
+                    return Err(Reason::BadExtensionHeaders);
+                }
+                let [next, _, high, low, identification @ ..] =
+                    read(at).ok_or(Reason::Truncated)?;
+                let field = Be16::from_bytes([high, low]).get();
+                let fragment = Fragment {
+                    offset: field >> 3,
+                    more: field & MORE_FRAGMENTS != 0,
+                    identification: Be32::from_bytes(identification),
+                    end: at + FRAGMENT_HEADER,
+                };
+                chain.next = next;
+                chain.length = fragment.end;
+                let is_later = fragment.offset != 0;
+                chain.fragment = Some(fragment);
+                if is_later {
+                    return Ok(chain);
+                }
+            }
+            _ => return Ok(chain),
+        }
+        if chain.length > LONGEST {
+            break;
+        }
+    }
+    Err(Reason::BadExtensionHeaders)
+}
+
+impl Network for Be128 {
+    const ETHERTYPE: [u8; 2] = [0x86, 0xdd];
+    const VERSION: u8 = 6;
+    const ICMP: u8 = protocol::ICMPV6;
+    const HAS_HEADER_CHECKSUM: bool = false;
+    const ALL_HEADERS: u32 = 14 + LONGEST + 8 + 40 + 20;
+    const LONGEST_HEADER: u32 = LONGEST;
+    const DHCP_SERVER: u16 = 547;
+
+    type ErrorHeader = [Be32; ERROR_HEADER as usize / 4];
+
+    #[inline(always)]
+    fn read<F: Frame>(
+        frame: &F,
+        network_offset: u32,
+        packet: &mut Packet<Self>,
+    ) -> Result<(), Reason> {
+        let Some(header) = frame.load::<Ipv6Hdr>(network_offset) else {
+            return Err(Reason::Truncated);
+        };
+        if header.vcf[0] >> 4 != Self::VERSION {
+            return Err(Reason::BadHeader);
+        }
+        packet.source = Self::from_bytes(header.src_addr);
+        packet.destination = Self::from_bytes(header.dst_addr);
+        packet.time_to_live = header.hop_limit;
+        // Routers do not fragment (RFC 8200 section 5).
+        packet.dont_fragment = true;
+        packet.network_offset = network_offset;
+        let carried = frame.length().wrapping_sub(network_offset);
+        let mut length = HEADER + u32::from(Be16::from_bytes(header.payload_len).get());
+        if length == HEADER && frame.segment_size() != 0 {
+            // "BIG TCP": longer than the field can say.
+            length = carried;
+        }
+        let chain = walk(header.next_hdr, |at| frame.load(network_offset + at))?;
+        if length < chain.length || length > carried {
+            return Err(Reason::Truncated);
+        }
+        packet.protocol = chain.next;
+        packet.transport = Self::transport_of(chain.next);
+        packet.header_length = chain.length;
+        packet.unfragmentable_length = HEADER;
+        packet.length = length;
+        packet.wire_length = length;
+        if let Some(fragment) = chain.fragment {
+            // Whole, and yet a fragment: nothing that anybody has to send (RFC 8021).
+            if fragment.offset == 0 && !fragment.more {
+                return Err(Reason::AtomicFragment);
+            }
+            packet.part = if fragment.offset == 0 {
+                Part::First
+            } else {
+                Part::Later
+            };
+            packet.identification = fragment.identification;
+            packet.fragment_offset = fragment.offset;
+            packet.more_fragments = fragment.more;
+            packet.unfragmentable_length = fragment.end;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn read_plain<F: Frame>(frame: &F, network_offset: u32, packet: &mut Packet<Self>) -> bool {
+        let Some(header) = frame.load::<Ipv6Hdr>(network_offset) else {
+            return false;
+        };
+        let length = HEADER + u32::from(Be16::from_bytes(header.payload_len).get());
+        if header.vcf[0] >> 4 != Self::VERSION || length > frame.length() - network_offset {
+            return false;
+        }
+        packet.source = Self::from_bytes(header.src_addr);
+        packet.destination = Self::from_bytes(header.dst_addr);
+        packet.protocol = header.next_hdr;
+        packet.time_to_live = header.hop_limit;
+        packet.network_offset = network_offset;
+        packet.header_length = HEADER;
+        packet.length = length;
+        packet.wire_length = length;
+        packet.transport = match header.next_hdr {
+            protocol::TCP => Transport::Tcp,
+            protocol::UDP => Transport::Udp,
+            0..=u8::MAX => return false,
+        };
+        true
+    }
+
+    #[inline(always)]
+    fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
+        frame.load(network_offset + SOURCE)
+    }
+
+    #[inline(always)]
+    fn read_quoted<F: Frame>(
+        frame: &F,
+        offset: u32,
+        quoted: &mut Quoted<Self>,
+    ) -> Result<u32, Reason> {
+        let unusable = Reason::ErrorUnusable;
+        let read = |at| frame.read::<[u8; 8]>(offset + at);
+        let [first, _, _, _, _, _, next, _] = read(0).ok_or(unusable)?;
+        if first >> 4 != Self::VERSION {
+            return Err(unusable);
+        }
+        let Ok(chain) = walk(next, read) else {
+            return Err(unusable);
+        };
+        if chain.fragment.is_some_and(|fragment| fragment.offset != 0) {
+            return Err(unusable);
+        }
+        quoted.source = frame.read(offset + SOURCE).ok_or(unusable)?;
+        quoted.destination = frame.read(offset + DESTINATION).ok_or(unusable)?;
+        quoted.protocol = chain.next;
+        Ok(chain.length)
+    }
+
+    /// An authentication header covers the addresses, so what has one is not carried
+    /// (RFC 4302).
+    #[inline(always)]
+    fn transport_of(number: u8) -> Transport {
+        match number {
+            protocol::TCP => Transport::Tcp,
+            protocol::UDP | protocol::UDP_LITE => Transport::Udp,
+            protocol::ICMPV6 => Transport::IcmpQuery,
+            protocol::SCTP => Transport::PortsFixed,
+            protocol::GRE | protocol::ESP => Transport::AddressOnly,
+            0..=u8::MAX => Transport::Unknown,
+        }
+    }
+
+    #[inline(always)]
+    fn icmp_kind(icmp_type: u8) -> Transport {
+        match icmp_type {
+            icmpv6::ECHO_REQUEST => Transport::IcmpQuery,
+            icmpv6::ECHO_REPLY => Transport::IcmpReply,
+            icmpv6::DESTINATION_UNREACHABLE
+            | icmpv6::PACKET_TOO_BIG
+            | icmpv6::TIME_EXCEEDED
+            | icmpv6::PARAMETER_PROBLEM => Transport::IcmpError,
+            0..=u8::MAX => Transport::IcmpOther,
+        }
+    }
+
+    /// Multicast listeners (RFC 2710, RFC 3810) and neighbours (RFC 4861).
+    #[inline(always)]
+    fn is_link_upkeep(icmp_type: u8) -> bool {
+        matches!(icmp_type, 130..=132 | 143 | icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT)
+    }
+
+    /// RFC 4443.
+    #[inline(always)]
+    fn icmp_error(complaint: Complaint) -> (u8, u8) {
+        match complaint {
+            Complaint::TimeExceeded => (icmpv6::TIME_EXCEEDED, 0),
+            Complaint::TooBig => (icmpv6::PACKET_TOO_BIG, 0),
+            Complaint::Prohibited => (
+                icmpv6::DESTINATION_UNREACHABLE,
+                icmpv6::ADMINISTRATIVELY_PROHIBITED,
+            ),
+        }
+    }
+
+    #[inline(always)]
+    fn store<F: Frame>(
+        frame: &mut F,
+        network_offset: u32,
+        (source, destination): (Self, Self),
+        _delta: Delta,
+        time_to_live: u8,
+    ) -> Option<()> {
+        let offset = network_offset + LENGTH;
+        let [length_high, length_low, next, _] = frame.load::<[u8; 4]>(offset)?;
+        let first = Be32::from_bytes([length_high, length_low, next, time_to_live]);
+        let [a, b, c, d] = source.words();
+        let [e, f, g, h] = destination.words();
+        frame.store(offset, &[first, a, b, c, d, e, f, g, h])
+    }
+
+    #[inline(always)]
+    fn write_quoted<F: Frame>(
+        frame: &mut F,
+        offset: u32,
+        (source, destination): (Self, Self),
+        delta: Delta,
+    ) -> Option<Delta> {
+        frame.write(offset + SOURCE, &[source, destination])?;
+        Some(delta)
+    }
+
+    #[inline(always)]
+    fn renumber<F: Frame>(
+        frame: &mut F,
+        packet: &Packet<Self>,
+        identification: Be32,
+    ) -> Option<()> {
+        let end = packet.network_offset + packet.unfragmentable_length;
+        frame.store(end - FRAGMENT_HEADER + IDENTIFICATION, &identification)
+    }
+
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "what is longer has GSO, and no such field"
+    )]
+    fn error_header(
+        (icmp_type, code): (u8, u8),
+        rest: Be32,
+        (from, to): (Self, Self),
+        quoted: u32,
+        length: u32,
+    ) -> Self::ErrorHeader {
+        let length = length + ERROR_HEADER - HEADER;
+        let sum = quoted + rest.sum() + pseudo_header(from, to, protocol::ICMPV6, length);
+        let [icmp_high, icmp_low] = checksum::finish(add(sum, [icmp_type, code])).bytes();
+        let [length_high, length_low] = Be16::new(length as u16).bytes();
+        let [from_a, from_b, from_c, from_d] = from.words();
+        let [to_a, to_b, to_c, to_d] = to.words();
+        [
+            Be32::from_bytes([Self::VERSION << 4, 0, 0, 0]),
+            Be32::from_bytes([length_high, length_low, protocol::ICMPV6, OUR_HOP_LIMIT]),
+            from_a,
+            from_b,
+            from_c,
+            from_d,
+            to_a,
+            to_b,
+            to_c,
+            to_d,
+            Be32::from_bytes([icmp_type, code, icmp_high, icmp_low]),
+            rest,
+        ]
+    }
+}

@@ -1,0 +1,49 @@
+//! The IP versions as user space writes them: addresses and prefixes. What the datapath makes of
+//! them is [`tapnat_common`]'s.
+
+use std::{fmt::Debug, net::IpAddr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use tapnat_common::{
+    abi::Family,
+    net::{Be32, Be128},
+};
+
+/// An IP version.
+pub trait IpFamily: Family + Default + Into<IpAddr> {
+    /// A prefix of addresses.
+    type Net: Copy + Debug + Ord;
+    /// Its name, in messages.
+    const NAME: &str;
+
+    /// The prefix with this address and length, which must not be longer than an address.
+    fn net(address: Self, length: u8) -> Option<Self::Net>;
+    /// The first address of a prefix, and its length.
+    fn parts(net: Self::Net) -> (Self, u8);
+}
+
+impl IpFamily for Be32 {
+    type Net = Ipv4Net;
+    const NAME: &str = "IPv4";
+
+    fn net(address: Self, length: u8) -> Option<Ipv4Net> {
+        Ipv4Net::new(address.into(), length).ok()
+    }
+
+    fn parts(net: Ipv4Net) -> (Self, u8) {
+        (net.network().into(), net.prefix_len())
+    }
+}
+
+impl IpFamily for Be128 {
+    type Net = Ipv6Net;
+    const NAME: &str = "IPv6";
+
+    fn net(address: Self, length: u8) -> Option<Ipv6Net> {
+        Ipv6Net::new(address.into(), length).ok()
+    }
+
+    fn parts(net: Ipv6Net) -> (Self, u8) {
+        (net.network().into(), net.prefix_len())
+    }
+}
