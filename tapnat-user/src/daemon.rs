@@ -6,11 +6,12 @@ mod follow;
 mod ipv6;
 mod pressure;
 mod reload;
+mod six;
 
 use std::{
     fs,
     io::{self, IsTerminal as _, Write as _},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
 };
@@ -32,7 +33,7 @@ use tapnat_common::{
 };
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 
-use self::pressure::Pressure;
+use self::{pressure::Pressure, six::Six};
 use crate::{
     changes::{RealHost, read_sysctl},
     config::{Config, Firewall},
@@ -40,6 +41,7 @@ use crate::{
     datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
     dhcp::{Advice, Served, Servers},
     dns::Names,
+    family::IpFamily,
     host::{
         bpffs,
         capabilities::{self, Circumstances},
@@ -322,11 +324,11 @@ impl Signals {
     }
 }
 
-/// What the datapath was told of the network when it was last looked at.
+/// What the datapath was told of the network, of one IP version, when it was last looked at.
 #[derive(Clone, Debug, Eq, PartialEq)]
-struct Surroundings {
-    devices: Vec<(u32, abi::Device)>,
-    outside: Vec<Be32>,
+struct Surroundings<A = Be32> {
+    devices: Vec<(u32, abi::Device<A>)>,
+    outside: Vec<A>,
 }
 
 /// A running instance.
@@ -349,6 +351,8 @@ struct Daemon {
     dhcp: Servers,
     names: Arc<Names>,
     known: Surroundings,
+    /// What there is for IPv6, if any guest has it.
+    six: Option<Six>,
     /// Where the programs are attached.
     hooks: Vec<Hook>,
     /// Whom to ask about XDP, where the kernel tells.
@@ -365,6 +369,7 @@ struct Prepared {
     logs: Option<Logs>,
     nat_log: Option<NatLog>,
     known: Surroundings,
+    six: Option<Six>,
     hooks: Vec<Hook>,
     drivers: Option<Drivers>,
     told: Vec<String>,
@@ -425,6 +430,7 @@ impl Daemon {
                     dhcp: Servers::default(),
                     names: Arc::default(),
                     known: prepared.known,
+                    six: prepared.six,
                     hooks: prepared.hooks,
                     drivers: prepared.drivers,
                     told: prepared.told,
@@ -464,11 +470,11 @@ impl Daemon {
             .iter()
             .map(|inside| format!("{} {}", inside.device_name(), inside.networks))
             .collect();
-        let outside: Vec<_> = self
-            .known
-            .outside
-            .iter()
-            .map(|address| Ipv4Addr::from(*address).to_string())
+        let outside = self.known.outside.iter().map(|address| (*address).into());
+        let six = self.six.iter().flat_map(|six| &six.known.outside);
+        let outside: Vec<_> = outside
+            .chain(six.map(|address| (*address).into()))
+            .map(|address: IpAddr| address.to_string())
             .collect();
         format!(
             "{} -> {} {}",
@@ -517,9 +523,19 @@ impl Daemon {
                         warn(&format!("{error:#}"));
                     }
                 }
+                () = six_due(self.six.as_ref()) => {
+                    if let Some(six) = &mut self.six
+                        && let Err(error) = six.step(&self.datapath)
+                    {
+                        warn(&format!("{error:#}"));
+                    }
+                }
                 () = self.pressure.due() => {
-                    let Self { pressure, tables, sweep, .. } = self;
-                    if let Err(error) = pressure.step(tables, sweep) {
+                    let Self { pressure, tables, sweep, six, .. } = self;
+                    let relieved = pressure
+                        .step(tables, sweep)
+                        .and_then(|()| six.as_mut().map_or(Ok(()), Six::relieve));
+                    if let Err(error) = relieved {
                         warn(&format!("{error:#}"));
                     }
                 }
@@ -606,7 +622,7 @@ impl Daemon {
             warn(&format!("{error:#}"));
         }
         // Nothing may hold the programs and tables when their pins go.
-        drop((self.datapath, self.tables, self.logs));
+        drop((self.datapath, self.tables, self.six, self.logs));
         let everyone = Lock::all_instances()?;
         take_away(self.journal, &self.host, self.lock, everyone).await
     }
@@ -653,6 +669,13 @@ async fn log_due(log: Option<&NatLog>) {
     }
 }
 
+async fn six_due(six: Option<&Six>) {
+    match six {
+        Some(six) => six.due().await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn print(logs: &mut Option<Logs>) {
     match logs {
         Some(logs) => logs.print().await,
@@ -694,6 +717,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     }
     let own = pool::without_ours(links.clone(), &plan.uplink.device(), journal);
     let known = surroundings(config, &plan, &own);
+    let ipv6 = has_ipv6(config, &plan);
     let hooks = hooks(config, &plan, &links, chosen);
     if left.is_none() {
         pins.clear()?;
@@ -705,7 +729,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         maximum: None,
     };
     let _ = setrlimit(Resource::Memlock, unlimited);
-    let mut datapath = Datapath::open(pins.clone(), config, &hooks)?;
+    let mut datapath = Datapath::open(pins.clone(), config, ipv6, &hooks)?;
     let logs = config
         .verbose
         .then(|| Logs::read(&mut datapath.open_object()?))
@@ -716,6 +740,12 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     tables.set_denied(&config.deny)?;
     tables.set_untranslated(&config.untranslated)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
+    let mut six = if ipv6 {
+        let six = Six::open(&pins, config, six::surroundings(&plan, &own), &withheld);
+        Some(six?)
+    } else {
+        None
+    };
     let mut settings = settings(config, &known.outside, &left);
     settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
     // Before anything is shown to the firewall, which may be at once.
@@ -726,6 +756,9 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         attach(&datapath, hook, host, journal).await?;
     }
     tables.set_settings(&settings)?;
+    if let Some(six) = &mut six {
+        six.begin(config)?;
+    }
     datapath.set_xdp_devices(&xdp_devices(chosen, &plan, drivers.as_ref()))?;
     for note in statics::follow(&mut tables)? {
         warn(&note);
@@ -743,6 +776,9 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         set_forwarding(name, family, host, journal).await?;
     }
     tell_firewall(config, &mut tables, &datapath)?;
+    if let Some(six) = &mut six {
+        tell_firewall(config, &mut six.tables, &datapath)?;
+    }
     let wanted = wanted_addresses(config, &tables)?;
     for note in pool::settle(&wanted, &[], &plan.uplink.device(), host, journal).await? {
         warn(&note);
@@ -761,6 +797,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         logs,
         nat_log,
         known,
+        six,
         hooks,
         drivers,
         told,
@@ -768,7 +805,11 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
 }
 
 /// Has the firewall asked about sessions that began without it.
-fn tell_firewall(config: &Config, tables: &mut PinnedTables, datapath: &Datapath) -> Result<()> {
+fn tell_firewall<A: IpFamily>(
+    config: &Config,
+    tables: &mut PinnedTables<A>,
+    datapath: &Datapath,
+) -> Result<()> {
     let mut settings = tables.settings()?;
     if config.firewall == Firewall::Ask && settings.flags & setting_flags::FIREWALL_KNOWS == 0 {
         ask_again(tables, datapath)?;
@@ -1109,7 +1150,7 @@ fn reserved(withheld: &PortSet) -> Reserved {
 }
 
 /// What the datapath is told of the configuration. `left` is what it was told before.
-fn settings(config: &Config, outside: &[Be32], left: &Settings) -> Settings {
+fn settings<A: IpFamily>(config: &Config, outside: &[A], left: &Settings<A>) -> Settings<A> {
     let mut settings = Settings {
         abi_version: ABI_VERSION,
         flags: flags(config) | left.flags & kept_flags(config),
@@ -1159,8 +1200,8 @@ fn flags(config: &Config) -> u32 {
     .sum()
 }
 
-fn set_outside(settings: &mut Settings, outside: &[Be32]) {
-    settings.outside = [Be32::ZERO; MAX_OUTSIDE_ADDRESSES];
+fn set_outside<A: IpFamily>(settings: &mut Settings<A>, outside: &[A]) {
+    settings.outside = [A::UNSPECIFIED; MAX_OUTSIDE_ADDRESSES];
     settings.outside_count = 0;
     for (place, address) in settings.outside.iter_mut().zip(outside) {
         *place = *address;
@@ -1191,39 +1232,51 @@ fn surroundings(config: &Config, plan: &Plan, links: &[Link]) -> Surroundings {
     } else {
         Vec::new()
     };
+    Surroundings {
+        devices: devices(plan, links, outside.first().copied()),
+        outside,
+    }
+}
+
+/// The devices as the datapath has to know them, of one IP version. `outside` is an address that
+/// stands for the guests in the world.
+fn devices<A: IpFamily>(
+    plan: &Plan,
+    links: &[Link],
+    outside: Option<A>,
+) -> Vec<(u32, abi::Device<A>)> {
     let mut devices: Vec<_> = plan
         .insides
         .iter()
         .filter_map(|inside| {
             let link = inside.link_in(links)?;
-            Some((
-                link.index,
-                match inside.networks.ipv4 {
-                    Some(net) => device(link, net.addr().into(), net.prefix_len(), role::INSIDE),
-                    // No address is in its network.
-                    None => device(link, Be32::ZERO, 32, role::INSIDE),
-                },
-            ))
+            // Without a network no address is in it.
+            let (address, length) =
+                A::of(&inside.networks).map_or((A::UNSPECIFIED, A::BITS), A::host);
+            Some((link.index, device(link, address, length, role::INSIDE)))
         })
         .collect();
-    if let Some(uplink) = uplink {
-        let own = uplink.primary_ipv4();
-        let address = own
-            .map(|net| Be32::from(net.addr()))
-            .or(outside.first().copied());
-        let length = own.map_or(32, |net| net.prefix_len());
-        devices.push((
-            uplink.index,
-            device(uplink, address.unwrap_or_default(), length, role::UPLINK),
-        ));
+    if let Some(uplink) = links.iter().find(|link| link.index == plan.uplink.index) {
+        let (address, length) =
+            A::primary(uplink).map_or_else(|| (outside.unwrap_or_default(), A::BITS), A::host);
+        devices.push((uplink.index, device(uplink, address, length, role::UPLINK)));
     }
-    Surroundings { devices, outside }
+    devices
 }
 
-fn device(link: &Link, address: Be32, prefix_length: u8, role: u8) -> abi::Device {
+/// Whether any guest has IPv6.
+fn has_ipv6(config: &Config, plan: &Plan) -> bool {
+    let is_there = plan
+        .insides
+        .iter()
+        .any(|inside| inside.networks.ipv6.is_some());
+    is_there || config.speaks_ipv6()
+}
+
+fn device<A: IpFamily>(link: &Link, address: A, prefix_length: u8, role: u8) -> abi::Device<A> {
     abi::Device {
         address,
-        mask: Be32::mask(prefix_length),
+        mask: A::mask(prefix_length),
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         role,
         ethernet: u8::from(link.layer == LinkLayer::Ethernet),

@@ -341,19 +341,19 @@ const HOST_ATTACH_TYPES: [CgroupSockAddrAttachType; programs::HOST.len()] = [
 impl Datapath {
     /// Takes the tables and programs that are pinned already, as far as they are what this process
     /// would load, and loads, creates and pins the others. `hooks` are those that programs are needed
-    /// for. Nothing is attached yet.
+    /// for; `ipv6` says whether any guest has that. Nothing is attached yet.
     ///
     /// # Errors
     ///
     /// When the kernel refuses, as it does for want of memory.
-    pub fn open(pins: Pins, config: &Config, hooks: &[Hook]) -> Result<Self> {
+    pub fn open(pins: Pins, config: &Config, ipv6: bool, hooks: &[Hook]) -> Result<Self> {
         pins.create()?;
         let host_sockets = HostSockets {
             control_groups: cgroup::open_root(),
             namespace: NetworkNamespace::current()?.cookie(),
             led: None,
         };
-        let constants = constants(config, &host_sockets)?;
+        let constants = constants(config, ipv6, &host_sockets)?;
         let wanted = programs_for(hooks)?;
         let (generations, tables) = (pins.generations(), pins.tables());
         let there = Generation::find(&generations, &tables, &constants);
@@ -600,7 +600,7 @@ impl Datapath {
 }
 
 /// What the programs and tables for this configuration are made of.
-fn constants(config: &Config, host_sockets: &HostSockets) -> Result<Constants> {
+fn constants(config: &Config, ipv6: bool, host_sockets: &HostSockets) -> Result<Constants> {
     let mappings = match config.max_sessions {
         few @ ..=ENOUGH_MAPPINGS => few,
         many => {
@@ -619,7 +619,7 @@ fn constants(config: &Config, host_sockets: &HostSockets) -> Result<Constants> {
         log,
         coarse: u8::from(kernel_is_at_least(5, 11)),
         ipv6_checksums: u8::from(kernel_is_at_least(6, 16)),
-        ipv6: config.speaks_ipv6(),
+        ipv6,
         verbose: if config.verbose {
             Level::Debug as u8
         } else {

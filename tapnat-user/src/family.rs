@@ -9,6 +9,8 @@ use tapnat_common::{
     net::{Be32, Be128},
 };
 
+use crate::{config::Networks, host::netlink::Link};
+
 /// An IP version.
 pub trait IpFamily: Family + Default + Into<IpAddr> {
     /// A prefix of addresses.
@@ -20,6 +22,17 @@ pub trait IpFamily: Family + Default + Into<IpAddr> {
     fn net(address: Self, length: u8) -> Option<Self::Net>;
     /// The first address of a prefix, and its length.
     fn parts(net: Self::Net) -> (Self, u8);
+    /// The address that was written with a prefix, and its length.
+    fn host(net: Self::Net) -> (Self, u8);
+    /// The host's address on an inside device.
+    fn of(networks: &Networks) -> Option<Self::Net>;
+    /// The address that a device has for good, or at least as long as it is there.
+    fn primary(link: &Link) -> Option<Self::Net>;
+    /// Whether a device has this address now.
+    fn is_on(self, link: &Link) -> bool {
+        let address: IpAddr = self.into();
+        link.addresses.iter().any(|it| it.net.addr() == address)
+    }
 }
 
 impl IpFamily for Be32 {
@@ -33,6 +46,18 @@ impl IpFamily for Be32 {
     fn parts(net: Ipv4Net) -> (Self, u8) {
         (net.network().into(), net.prefix_len())
     }
+
+    fn host(net: Ipv4Net) -> (Self, u8) {
+        (net.addr().into(), net.prefix_len())
+    }
+
+    fn of(networks: &Networks) -> Option<Ipv4Net> {
+        networks.ipv4
+    }
+
+    fn primary(link: &Link) -> Option<Ipv4Net> {
+        link.primary_ipv4()
+    }
 }
 
 impl IpFamily for Be128 {
@@ -45,5 +70,17 @@ impl IpFamily for Be128 {
 
     fn parts(net: Ipv6Net) -> (Self, u8) {
         (net.network().into(), net.prefix_len())
+    }
+
+    fn host(net: Ipv6Net) -> (Self, u8) {
+        (net.addr().into(), net.prefix_len())
+    }
+
+    fn of(networks: &Networks) -> Option<Ipv6Net> {
+        networks.ipv6
+    }
+
+    fn primary(link: &Link) -> Option<Ipv6Net> {
+        link.primary_ipv6()
     }
 }

@@ -9,7 +9,7 @@ use tapnat_common::ports::Class;
 
 use super::{
     Daemon, Surroundings, attach, choose_hook, claims, facts, forwarded, hooks, prepare_inside,
-    set_forwarding, set_outside, surroundings, tell, warn, xdp_devices,
+    set_forwarding, set_outside, six, surroundings, tell, warn, xdp_devices,
 };
 use crate::{
     config::Firewall,
@@ -39,6 +39,7 @@ impl Daemon {
         let wanted = hooks(&self.config, &plan, &links, chosen);
         let own = pool::without_ours(links, &plan.uplink.device(), &self.journal);
         let known = surroundings(&self.config, &plan, &own);
+        let known_six = six::surroundings(&plan, &own);
         self.tell(&plan, &known, &own);
         if !known.outside.is_empty() {
             // What the uplink has is not given up for another one that it had before.
@@ -50,6 +51,9 @@ impl Daemon {
         let forgotten = self.hooks.iter().any(|hook| !wanted.contains(hook));
         self.attach_to(wanted).await;
         self.enter(known, chosen)?;
+        if let Some(six) = &mut self.six {
+            six.enter(known_six)?;
+        }
         self.let_in().await?;
         if forgotten {
             self.let_go().await?;

@@ -8,7 +8,7 @@ use tapnat_common::time::Ticks;
 use tokio::time::{Instant as Timer, sleep_until};
 
 use super::warn;
-use crate::{sweep::Sweep, tables::PinnedTables};
+use crate::{family::IpFamily, sweep::Sweep, tables::PinnedTables};
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// How long a session lives then in which nobody answers. Whoever still waits for an answer sends
@@ -42,7 +42,11 @@ impl Pressure {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub(super) fn step(&mut self, tables: &mut PinnedTables, sweep: &mut Sweep) -> Result<()> {
+    pub(super) fn step<A: IpFamily>(
+        &mut self,
+        tables: &mut PinnedTables<A>,
+        sweep: &mut Sweep<A>,
+    ) -> Result<()> {
         self.next = Timer::now() + PERIOD;
         let capacity = u64::from(tables.session_capacity()?);
         // Each session counts on its guest, and those between guests on both.

@@ -84,6 +84,11 @@ impl Daemon {
             let withheld = divide_ports(config, &self.host, &mut self.journal).await?;
             self.tables
                 .set_reserved(&reserved(&withheld), &known.outside)?;
+            if let Some(six) = &mut self.six {
+                six.apply(config, Some(&withheld))?;
+            }
+        } else if let Some(six) = &mut self.six {
+            six.apply(config, None)?;
         }
         if known.outside.is_empty() {
             notes.push("the uplink has no address: no new sessions until it has one".to_owned());

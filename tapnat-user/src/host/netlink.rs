@@ -161,6 +161,27 @@ impl Link {
         };
         usable(false).or_else(|| usable(true)).map(|(net, _)| net)
     }
+
+    /// The IPv6 address that stands for the device in the world: valid everywhere, in use, not one
+    /// of those that change all the time (RFC 8981; the kernel calls them secondary), rather for good
+    /// than for as long as a router says, and rather of the world than of the site (RFC 4193).
+    #[must_use]
+    pub fn primary_ipv6(&self) -> Option<Ipv6Net> {
+        let mut best = None;
+        for address in &self.addresses {
+            let IpNet::V6(net) = address.net else {
+                continue;
+            };
+            if !address.global || address.secondary || address.tentative {
+                continue;
+            }
+            let rank = (!net.addr().is_unique_local(), address.permanent);
+            if best.is_none_or(|(best, _)| rank > best) {
+                best = Some((rank, net));
+            }
+        }
+        best.map(|(_, net)| net)
+    }
 }
 
 /// The route that packets take when no other fits.

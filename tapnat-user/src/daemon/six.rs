@@ -1,0 +1,116 @@
+//! What an instance has for IPv6 besides what serves both families: its tables, and the network as
+//! the datapath was told of it. Its outside address is the uplink's.
+
+use anyhow::Result;
+use tapnat_common::{abi::Settings, net::Be128, ports::Class};
+
+use super::{Surroundings, devices, now, pressure::Pressure, reserved, set_outside, settings};
+use crate::{
+    config::Config,
+    datapath::{Datapath, Pins},
+    family::IpFamily as _,
+    host::netlink::Link,
+    ports::PortSet,
+    preflight::Plan,
+    sweep::Sweep,
+    tables::{PinnedTables, Unusable},
+};
+
+pub(super) struct Six {
+    pub tables: PinnedTables<Be128>,
+    pub known: Surroundings<Be128>,
+    sweep: Sweep<Be128>,
+    pressure: Pressure,
+    /// What the tables said before this process came.
+    left: Settings<Be128>,
+}
+
+impl Six {
+    /// Opens the tables and enters what the network looks like. Nothing is translated before
+    /// [`Self::begin`].
+    pub fn open(
+        pins: &Pins,
+        config: &Config,
+        known: Surroundings<Be128>,
+        withheld: &PortSet,
+    ) -> Result<Self> {
+        let explain = |reason: Unusable| reason.explain(&config.instance, &pins.tables());
+        let mut tables = PinnedTables::<Be128>::open_unfilled(&pins.tables()).map_err(explain)?;
+        tables.set_devices(&known.devices)?;
+        tables.set_reserved(&reserved(withheld), &known.outside)?;
+        Ok(Self {
+            left: tables.settings()?,
+            tables,
+            known,
+            sweep: Sweep::new(config.sweep_interval),
+            pressure: Pressure::default(),
+        })
+    }
+
+    /// Has packets translated.
+    pub fn begin(&mut self, config: &Config) -> Result<()> {
+        self.tables
+            .set_settings(&settings(config, &self.known.outside, &self.left))
+    }
+
+    /// Waits until it is time for [`Self::step`].
+    pub async fn due(&self) {
+        self.sweep.due().await;
+    }
+
+    /// Gives back what is over.
+    pub fn step(&mut self, datapath: &Datapath) -> Result<()> {
+        self.sweep.step(&self.tables, datapath, now())
+    }
+
+    /// Looks how full the table is.
+    pub fn relieve(&mut self) -> Result<()> {
+        self.pressure.step(&mut self.tables, &mut self.sweep)
+    }
+
+    /// Enters what the network looks like now, and has routes looked up anew.
+    pub fn enter(&mut self, known: Surroundings<Be128>) -> Result<()> {
+        let mut settings = self.tables.settings()?;
+        if known != self.known {
+            self.tables.set_devices(&known.devices)?;
+            if known.outside != self.known.outside && !known.outside.is_empty() {
+                // Before the first port of another address is given away.
+                let withheld = self.tables.reserved(Class::Tcp)?;
+                self.tables.set_reserved(&withheld, &known.outside)?;
+            }
+            set_outside(&mut settings, &known.outside);
+            self.known = known;
+            // What stood on an address or a device that is gone is over.
+            self.sweep.hurry();
+        }
+        settings.generation = settings.generation.wrapping_add(1);
+        self.tables.set_settings(&settings)
+    }
+
+    /// Applies another configuration. `withheld` is what guests must not get, if that has changed.
+    pub fn apply(&mut self, config: &Config, withheld: Option<&PortSet>) -> Result<()> {
+        let left = self.tables.settings()?;
+        self.tables
+            .set_settings(&settings(config, &self.known.outside, &left))?;
+        if let Some(withheld) = withheld {
+            self.tables
+                .set_reserved(&reserved(withheld), &self.known.outside)?;
+        }
+        self.sweep.set_interval(config.sweep_interval);
+        // By shorter timeouts much may be over.
+        self.sweep.hurry();
+        Ok(())
+    }
+}
+
+/// What the datapath has to know of the network as `links` shows it.
+pub(super) fn surroundings(plan: &Plan, links: &[Link]) -> Surroundings<Be128> {
+    let uplink = links.iter().find(|link| link.index == plan.uplink.index);
+    let outside = uplink
+        .and_then(Be128::primary)
+        .map(|net| Be128::host(net).0);
+    Surroundings {
+        devices: devices(plan, links, outside),
+        outside: outside.into_iter().collect(),
+    }
+}
