@@ -16,6 +16,7 @@
 pub mod abi;
 pub mod checksum;
 pub mod cut;
+pub mod embed;
 pub mod frame;
 pub mod nat;
 pub mod nat_log;
