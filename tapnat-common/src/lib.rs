@@ -22,6 +22,7 @@ pub mod nat;
 pub mod nat_log;
 pub mod net;
 pub mod network;
+pub mod nptv6;
 pub mod parse;
 pub mod pipeline;
 pub mod ports;
