@@ -30,6 +30,15 @@ impl Delta {
         Self(ones - old.sum() + new.sum()).folded()
     }
 
+    /// For sums of words, as the machine reads them, of 2^31 at most.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_sums(old: u32, new: u32) -> Self {
+        let old = Self((old & 0xffff) + (old >> 16)).folded();
+        let new = Self((new & 0xffff) + (new >> 16)).folded();
+        Self((!old.stored()) as u32).and(new)
+    }
+
     #[inline(always)]
     #[must_use]
     pub const fn and(self, other: Self) -> Self {

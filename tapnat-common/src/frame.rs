@@ -57,8 +57,11 @@ headers! {
     PermissionKey as [u32; 3],
     Be32 as u32,
     Be128 as [u32; 4],
+    [Be32; 2] as [u32; 2],
+    [Be32; 5] as [u32; 5],
     [Be32; 7] as [u32; 7],
     [Be32; 9] as [u32; 9],
+    [Be32; 10] as [u32; 10],
     [Be32; 12] as [u32; 12],
     [Be128; 2] as [u32; 8],
     FlowKey<Be128> as [u32; 10],
@@ -148,6 +151,13 @@ pub trait Frame {
 
     /// [`Frame::store`] for any offset.
     fn write<T: Header>(&mut self, offset: u32, header: &T) -> Option<()>;
+
+    /// [`Frame::write`], for bytes whose change no checksum in the packet makes up for:
+    /// whoever has the sum of the whole packet keeps it right.
+    #[inline(always)]
+    fn overwrite<T: Header>(&mut self, offset: u32, header: &T) -> Option<()> {
+        self.write(offset, header)
+    }
 
     /// The Internet checksum of `length` bytes from `offset` on, at most
     /// [`parse::LONGEST_ERROR`] of them; `None` past the end.

@@ -4,8 +4,10 @@
 //! A packet's life in order: [`parse`] reads it, [`nat`] decides what becomes
 //! of it, [`rewrite`] changes it. What the decision needs from outside (tables,
 //! routes, time, randomness) comes through [`nat::Tables`] and parameters, so
-//! that the same code runs in the kernel and under `cargo test`. This crate
-//! owns no map, calls no helper and does no I/O.
+//! that the same code runs in the kernel and under `cargo test`. [`siit`] and
+//! [`embed`] make packets of one IP version those of the other, [`nptv6`] of one
+//! prefix those of another. This crate owns no map, calls no helper and does no
+//! I/O.
 #![cfg_attr(not(test), no_std)]
 #![expect(
     clippy::inline_always,
@@ -28,6 +30,7 @@ pub mod pipeline;
 pub mod ports;
 pub mod refusal;
 pub mod rewrite;
+pub mod siit;
 pub mod time;
 pub mod trace;
 pub mod verdict;

@@ -5,7 +5,7 @@
 //! Decides nothing about packets that are well-formed.
 
 mod ipv4;
-mod ipv6;
+pub(crate) mod ipv6;
 
 use crate::{
     checksum::Delta,

@@ -174,6 +174,16 @@ impl Skb {
         (result == 0).then_some(())
     }
 
+    /// Replaces the header at `offset`.
+    #[inline(always)]
+    fn store_bytes<T: Header>(&mut self, offset: u32, header: &T, flags: u64) -> Option<()> {
+        let size = size_of::<T>() as u32;
+        let from = core::ptr::from_ref(header).cast();
+        // SAFETY: the helper checks the offset and reads `size` bytes.
+        let result = unsafe { bpf_skb_store_bytes(self.context, offset, from, size, flags) };
+        (result == 0).then_some(())
+    }
+
     /// Where the header at `offset` lies, if it is in the linear part.
     ///
     /// The packet is `[data, data_end)`, and the verifier wants to see just
@@ -270,11 +280,12 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn write<T: Header>(&mut self, offset: u32, header: &T) -> Option<()> {
-        let size = size_of::<T>() as u32;
-        let from = core::ptr::from_ref(header).cast();
-        // SAFETY: the helper checks the offset and reads `size` bytes.
-        let result = unsafe { bpf_skb_store_bytes(self.context, offset, from, size, 0) };
-        (result == 0).then_some(())
+        self.store_bytes(offset, header, 0)
+    }
+
+    #[inline(always)]
+    fn overwrite<T: Header>(&mut self, offset: u32, header: &T) -> Option<()> {
+        self.store_bytes(offset, header, u64::from(BPF_F_RECOMPUTE_CSUM))
     }
 
     #[inline(always)]

@@ -42,22 +42,22 @@ const OUR_HOP_LIMIT: u8 = 64;
 const ERROR_HEADER: u32 = HEADER + 8;
 
 /// A chain of extension headers, as far as it was walked.
-struct Chain {
+pub(crate) struct Chain {
     /// What comes next.
-    next: u8,
+    pub next: u8,
     /// Bytes so far, with the first header's.
-    length: u32,
+    pub length: u32,
     /// A fragment header's, where there is one.
-    fragment: Option<Fragment>,
+    pub fragment: Option<Fragment>,
 }
 
-struct Fragment {
+pub(crate) struct Fragment {
     /// In units of 8 bytes.
-    offset: u16,
-    more: bool,
-    identification: Be32,
+    pub offset: u16,
+    pub more: bool,
+    pub identification: Be32,
     /// Bytes up to its end.
-    end: u32,
+    pub end: u32,
 }
 
 /// Walks the extension headers with `read`, which reads eight bytes at an offset from
@@ -67,7 +67,7 @@ struct Fragment {
 /// # Errors
 /// The exit of a packet that we cannot or must not translate.
 #[inline(always)]
-fn walk(first: u8, read: impl Fn(u32) -> Option<[u8; 8]>) -> Result<Chain, Reason> {
+pub(crate) fn walk(first: u8, read: impl Fn(u32) -> Option<[u8; 8]>) -> Result<Chain, Reason> {
     let mut chain = Chain {
         next: first,
         length: HEADER,
