@@ -287,7 +287,12 @@ fn device_counters(devices: &[DeviceView]) -> Result<HashMap<u32, Passed>> {
 }
 
 /// Which share of each outside address's ports is taken.
-fn ports_in_use(tables: &PinnedTables, addresses: &[Ipv4Addr]) -> Result<Vec<PortsView>> {
+/// How many ports of the outside addresses are in use.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn ports_in_use(tables: &PinnedTables, addresses: &[Ipv4Addr]) -> Result<Vec<PortsView>> {
     (0..)
         .zip(addresses)
         .map(|(place, address)| {

@@ -284,7 +284,7 @@ impl Cli {
             Command::Flows(arguments) => arguments.execute(),
             Command::Mappings(arguments) => arguments.execute(),
             Command::Guests(arguments) => arguments.execute(),
-            Command::Metrics(arguments) => arguments.execute(),
+            Command::Metrics(arguments) => arguments.execute().await,
             Command::Map(arguments) => arguments.execute(),
             Command::Top(arguments) => arguments.execute(),
             Command::Status(arguments) => arguments.execute(),

@@ -1,7 +1,14 @@
 //! What an instance is asked to do, before it is compared with the host: values that are right by
 //! themselves. Where they came from, command line or file, does not show here.
 
-use std::{fmt, net::Ipv4Addr, num::NonZeroU32, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
+    ops::RangeInclusive,
+    str::FromStr,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
@@ -111,6 +118,8 @@ pub struct Config {
     pub nat_log: Option<Target>,
     /// Write every session there, with whom the guest talks to.
     pub log_destinations: bool,
+    /// Where Prometheus is answered.
+    pub metrics: Option<SocketAddr>,
     /// Log packets from the datapath.
     pub verbose: bool,
     /// How many queues a tap that tapnat creates can have.
@@ -213,6 +222,18 @@ pub fn parse_domain(text: &str) -> Result<String> {
         "'{text}' is not a domain name: write one such as lan.example.org"
     );
     Ok(text.to_owned())
+}
+
+/// Reads the address and port that scrapers of metrics are answered on.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn parse_endpoint(text: &str) -> Result<SocketAddr> {
+    let endpoint: Option<SocketAddr> = text.parse().ok().filter(|it: &SocketAddr| it.port() != 0);
+    endpoint.ok_or_else(|| {
+        anyhow!("'{text}' is not an address with a port: write 127.0.0.1:9477 or [::1]:9477")
+    })
 }
 
 /// Reads a choice of a filtering behaviour.

@@ -56,6 +56,10 @@ use crate::{
     instance::{InstanceName, Lock, bpffs_or_mount, mounted_bpffs, unmount_bpffs},
     journal::{Change, Claim, Direction, Journal, Role},
     logs::Logs,
+    metrics::{
+        self,
+        scrapes::{Answering, Scrapes},
+    },
     nat_log::NatLog,
     pool,
     ports::{Division, PortSet, parse_ephemeral},
@@ -94,7 +98,7 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
     check_kernel()?;
     // From here on a signal waits until the start is done, and then ends what was started.
     let mut signals = Signals::new(reread.is_some())?;
-    let mut daemon = Daemon::start(config, options.fresh, reread).await?;
+    let (mut daemon, scrapes) = Daemon::start(config, options.fresh, reread).await?;
     daemon.settle_guests();
     if let Err(error) = daemon.give_up_privileges() {
         if let Err(error) = daemon.end().await {
@@ -102,6 +106,7 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
         }
         return Err(error);
     }
+    daemon.answer_scrapes(scrapes);
     daemon.announce()?;
     daemon.serve(&mut signals).await;
     if options.keep {
@@ -350,6 +355,7 @@ struct Daemon {
     nat_log: Option<NatLog>,
     dhcp: Servers,
     names: Arc<Names>,
+    scrapes: Option<Answering>,
     known: Surroundings,
     /// What there is for IPv6, if any guest has it.
     six: Option<Six>,
@@ -376,7 +382,12 @@ struct Prepared {
 }
 
 impl Daemon {
-    async fn start(config: &Config, fresh: bool, reread: Option<Reread>) -> Result<Self> {
+    /// Scrapes wait until they are answered.
+    async fn start(
+        config: &Config,
+        fresh: bool,
+        reread: Option<Reread>,
+    ) -> Result<(Self, Option<Scrapes>)> {
         let instance = &config.instance;
         let everyone = Lock::all_instances()?;
         let lock = match Lock::instance(instance)? {
@@ -401,17 +412,20 @@ impl Daemon {
         check_namespace(instance, &mut journal)?;
         let mark = journal.mark();
         let prepared = async {
+            // Before anything is changed: the port may be another program's.
+            let scrapes = config.metrics.map(Scrapes::listen).transpose()?;
             if fresh {
                 take_away_earlier(config, &mut journal, &host).await?;
                 adopting = false;
             }
             let control = Control::listen(instance)?;
-            Ok((control, prepare(config, &host, &mut journal).await?))
+            let prepared = prepare(config, &host, &mut journal).await?;
+            Ok((control, scrapes, prepared))
         };
         match prepared.await {
-            Ok((control, prepared)) => {
+            Ok((control, scrapes, prepared)) => {
                 drop(everyone);
-                Ok(Self {
+                let daemon = Self {
                     config: config.clone(),
                     reread,
                     plan: prepared.plan,
@@ -429,12 +443,14 @@ impl Daemon {
                     nat_log: prepared.nat_log,
                     dhcp: Servers::default(),
                     names: Arc::default(),
+                    scrapes: None,
                     known: prepared.known,
                     six: prepared.six,
                     hooks: prepared.hooks,
                     drivers: prepared.drivers,
                     told: prepared.told,
-                })
+                };
+                Ok((daemon, scrapes))
             }
             Err(error) => {
                 let reverted = if adopting {
@@ -589,6 +605,22 @@ impl Daemon {
         for note in notes {
             warn(&note);
         }
+    }
+
+    /// Tells scrapers what the instance does, from now on. Not before privileges are given up: the
+    /// threads that this takes have what the process has.
+    fn answer_scrapes(&mut self, scrapes: Option<Scrapes>) {
+        let Some(root) = bpffs::find() else {
+            return;
+        };
+        let instance = self.config.instance.clone();
+        let directory = Pins::new(&instance, &root).tables();
+        let text = move || {
+            let tables = PinnedTables::open(&directory)
+                .map_err(|reason| reason.explain(&instance, &directory))?;
+            metrics::text(&instance, &tables)
+        };
+        self.scrapes = scrapes.map(|scrapes| Answering::begin(scrapes, Arc::new(text)));
     }
 
     /// Puts the outside addresses that are missing on the uplink, and takes those away that it no

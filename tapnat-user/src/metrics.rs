@@ -1,211 +1,210 @@
-//! What monitoring reads: the counters and tables of one instance in the `OpenMetrics` text format,
-//! which Prometheus scrapes. Reads the pinned tables alone, as all that shows something does. Who asks
-//! for it, and how, is [`crate::cli`]'s.
+//! What monitoring reads: the counters and tables of one instance in the text format of Prometheus.
+//! Reads the pinned tables alone, as all that shows something does. How scrapers get it is
+//! [`scrapes`]'.
 
-use std::fmt::Error;
+use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-    registry::Registry,
+use prometheus::{
+    TextEncoder,
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::view::{GuestView, ReasonView, Status, UsageView};
+use crate::{
+    activity::{self, PortsView},
+    instance::InstanceName,
+    tables::PinnedTables,
+    view::{GuestView, ReasonView, Status, UsageView},
+};
 
-/// What the numbers are taken from.
-#[derive(Debug)]
-struct Source {
-    status: Status,
-}
+pub mod scrapes;
 
 /// The text that a scrape gets.
 ///
 /// # Errors
 ///
-/// When it cannot be made.
-pub fn text(status: Status) -> Result<String> {
-    let mut registry = Registry::with_prefix("tapnat");
-    registry.register_collector(Box::new(Source { status }));
-    let mut text = String::new();
-    encode(&mut text, &registry).context("cannot write metrics")?;
-    Ok(text)
+/// When the kernel refuses.
+pub fn text(name: &InstanceName, tables: &PinnedTables) -> Result<String> {
+    let status = activity::status(name, tables)?;
+    let ports = activity::ports_in_use(tables, &status.outside_addresses)?;
+    let mut families = families(&status, &ports);
+    // Without guests there is nothing to say of them.
+    families.retain(|family| !family.get_metric().is_empty());
+    TextEncoder::new()
+        .encode_to_string(&families)
+        .context("cannot write metrics")
 }
 
-#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
-struct InstanceLabels {
-    instance: String,
+/// A label's name and value.
+type Label = (&'static str, String);
+
+/// All metrics of one kind.
+struct Family<'a> {
+    instance: &'a str,
+    name: &'static str,
+    help: &'static str,
 }
 
-#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
-struct ReasonLabels {
-    instance: String,
-    reason: String,
-    outcome: String,
-}
-
-#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
-struct TableLabels {
-    instance: String,
-    table: String,
-}
-
-#[derive(Clone, Debug, Eq, Hash, PartialEq, EncodeLabelSet)]
-struct GuestLabels {
-    instance: String,
-    guest: String,
-}
-
-/// One metric: its name, what it says, and its value for each set of labels.
-struct Metric<'a, L> {
-    name: &'a str,
-    help: &'a str,
-    values: Vec<(L, u64)>,
-}
-
-impl<L: EncodeLabelSet> Metric<'_, L> {
-    fn count(self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
-        let mut metric =
-            encoder.encode_descriptor(self.name, self.help, None, MetricType::Counter)?;
-        for (labels, value) in &self.values {
-            ConstCounter::new(*value).encode(metric.encode_family(labels)?)?;
-        }
-        Ok(())
+impl Family<'_> {
+    /// Of what only ever grows.
+    fn counters(self, values: impl IntoIterator<Item = (Vec<Label>, u64)>) -> MetricFamily {
+        self.of(MetricType::COUNTER, values, |metric, value| {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        })
     }
 
-    fn measure(self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
-        let mut metric =
-            encoder.encode_descriptor(self.name, self.help, None, MetricType::Gauge)?;
-        for (labels, value) in &self.values {
-            let value = i64::try_from(*value).unwrap_or(i64::MAX);
-            ConstGauge::new(value).encode(metric.encode_family(labels)?)?;
-        }
-        Ok(())
+    fn gauges(self, values: impl IntoIterator<Item = (Vec<Label>, u64)>) -> MetricFamily {
+        self.of(MetricType::GAUGE, values, |metric, value| {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        })
     }
-}
 
-impl Collector for Source {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        let encoder = &mut encoder;
-        self.encode_instance(encoder)?;
-        self.encode_reasons(encoder)?;
-        self.encode_tables(encoder)?;
-        self.encode_guests(encoder)
+    fn of(
+        self,
+        kind: MetricType,
+        values: impl IntoIterator<Item = (Vec<Label>, u64)>,
+        set: impl Fn(&mut Metric, f64),
+    ) -> MetricFamily {
+        // `instance` is Prometheus' own label.
+        let instance = ("tapnat_instance", self.instance.to_owned());
+        let metrics = values.into_iter().map(|(labels, value)| {
+            let labels = std::iter::once(instance.clone()).chain(labels);
+            let mut metric = Metric::default();
+            metric.set_label(labels.map(label).collect());
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "the format knows no other numbers"
+            )]
+            set(&mut metric, value as f64);
+            metric
+        });
+        let mut family = MetricFamily::default();
+        family.set_name(self.name.to_owned());
+        family.set_help(self.help.to_owned());
+        family.set_field_type(kind);
+        family.set_metric(metrics.collect());
+        family
     }
 }
 
-impl Source {
-    fn encode_instance(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
-        let one = |value: bool| {
-            let labels = InstanceLabels {
-                instance: self.status.instance.clone(),
-            };
-            vec![(labels, u64::from(value))]
-        };
-        Metric {
-            name: "process_running",
-            help: "Whether `tapnat run` runs; packets are translated without it, too",
-            values: one(self.status.process.is_some()),
-        }
-        .measure(encoder)?;
-        Metric {
-            name: "counts_every_packet",
-            help: "Whether packets of steady sessions are counted (--count)",
-            values: one(self.status.counted),
-        }
-        .measure(encoder)
-    }
+fn label((name, value): Label) -> LabelPair {
+    let mut label = LabelPair::default();
+    label.set_name(name.to_owned());
+    label.set_value(value);
+    label
+}
 
-    fn encode_reasons(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
-        let labelled = |value: fn(&ReasonView) -> u64| {
-            let reasons = self.status.reasons.iter();
-            reasons
-                .map(|reason| {
-                    let labels = ReasonLabels {
-                        instance: self.status.instance.clone(),
-                        reason: reason.reason.to_owned(),
-                        outcome: reason.outcome.to_owned(),
-                    };
-                    (labels, value(reason))
-                })
-                .collect()
-        };
-        Metric {
-            name: "packets",
-            help: "Packets that left the datapath, by reason",
-            values: labelled(|reason| reason.packets),
-        }
-        .count(encoder)?;
-        Metric {
-            name: "packet_bytes",
-            help: "Bytes of the packets that left the datapath, by reason",
-            values: labelled(|reason| reason.bytes),
-        }
-        .count(encoder)
-    }
+fn families(status: &Status, ports: &[PortsView]) -> Vec<MetricFamily> {
+    let family = |name, help| Family {
+        instance: &status.instance,
+        name,
+        help,
+    };
+    let version = ("version", env!("CARGO_PKG_VERSION").to_owned());
+    let one = |value: bool| [(Vec::new(), u64::from(value))];
+    vec![
+        family("tapnat_build_info", "The version of tapnat that says this")
+            .gauges([(vec![version], 1)]),
+        family(
+            "tapnat_process_running",
+            "Whether `tapnat run` runs; packets are translated without it, too",
+        )
+        .gauges(one(status.process.is_some())),
+        family(
+            "tapnat_counts_every_packet",
+            "Whether packets of steady sessions are counted (--count)",
+        )
+        .gauges(one(status.counted)),
+        family(
+            "tapnat_packets_total",
+            "Packets that left the datapath, by reason",
+        )
+        .counters(by_reason(status, |reason| reason.packets)),
+        family(
+            "tapnat_packet_bytes_total",
+            "Bytes of the packets that left the datapath, by reason",
+        )
+        .counters(by_reason(status, |reason| reason.bytes)),
+        family("tapnat_table_entries", "Entries of a table in use")
+            .gauges(by_table(status, |usage| usage.used)),
+        family("tapnat_table_capacity", "Entries that a table has room for")
+            .gauges(by_table(status, |usage| usage.capacity.into())),
+        family(
+            "tapnat_ports_in_use",
+            "Ports of an outside address that stand for guests (of ICMP, identifiers)",
+        )
+        .gauges(by_address(ports, |usage| usage.used)),
+        family(
+            "tapnat_ports_capacity",
+            "Ports of an outside address that guests can have",
+        )
+        .gauges(by_address(ports, |usage| usage.capacity.into())),
+        family("tapnat_guest_sessions", "Sessions of a guest")
+            .gauges(by_guest(status, |guest| guest.sessions)),
+        family("tapnat_guest_ports", "Outside ports that a guest holds")
+            .gauges(by_guest(status, |guest| guest.ports)),
+        family(
+            "tapnat_guest_refused_sessions_total",
+            "Sessions that a limit refused a guest",
+        )
+        .counters(by_guest(status, |guest| guest.refused)),
+    ]
+}
 
-    fn encode_tables(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
-        let tables = &self.status.tables;
-        let labelled = |value: fn(&UsageView) -> u64| {
+fn by_reason(status: &Status, value: fn(&ReasonView) -> u64) -> Vec<(Vec<Label>, u64)> {
+    let reasons = status.reasons.iter();
+    reasons
+        .map(|reason| {
+            let labels = vec![
+                ("reason", reason.reason.to_owned()),
+                ("outcome", reason.outcome.to_owned()),
+            ];
+            (labels, value(reason))
+        })
+        .collect()
+}
+
+fn by_table(status: &Status, value: fn(&UsageView) -> u64) -> Vec<(Vec<Label>, u64)> {
+    let tables = &status.tables;
+    [
+        ("sessions", tables.sessions),
+        ("mappings", tables.mappings),
+        ("guests", tables.guests),
+    ]
+    .map(|(table, usage)| (vec![("table", table.to_owned())], value(&usage)))
+    .into()
+}
+
+fn by_address(ports: &[PortsView], value: fn(&UsageView) -> u64) -> Vec<(Vec<Label>, u64)> {
+    let of = |address: Ipv4Addr, protocol: &str, usage: &UsageView| {
+        let labels = vec![
+            ("address", address.to_string()),
+            ("protocol", protocol.to_owned()),
+        ];
+        (labels, value(usage))
+    };
+    ports
+        .iter()
+        .flat_map(|ports| {
             [
-                ("sessions", tables.sessions),
-                ("mappings", tables.mappings),
-                ("guests", tables.guests),
+                of(ports.address, "tcp", &ports.tcp),
+                of(ports.address, "udp", &ports.udp),
+                of(ports.address, "icmp", &ports.icmp),
             ]
-            .map(|(table, usage)| {
-                let labels = TableLabels {
-                    instance: self.status.instance.clone(),
-                    table: table.to_owned(),
-                };
-                (labels, value(&usage))
-            })
-            .into()
-        };
-        Metric {
-            name: "table_entries",
-            help: "Entries of a table in use",
-            values: labelled(|usage| usage.used),
-        }
-        .measure(encoder)?;
-        Metric {
-            name: "table_capacity",
-            help: "Entries that a table has room for",
-            values: labelled(|usage| u64::from(usage.capacity)),
-        }
-        .measure(encoder)
-    }
+        })
+        .collect()
+}
 
-    fn encode_guests(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
-        let labelled = |value: fn(&GuestView) -> u32| {
-            let guests = self.status.guests.iter();
-            guests
-                .map(|guest| {
-                    let labels = GuestLabels {
-                        instance: self.status.instance.clone(),
-                        guest: guest.address.to_string(),
-                    };
-                    (labels, u64::from(value(guest)))
-                })
-                .collect()
-        };
-        Metric {
-            name: "guest_sessions",
-            help: "Sessions of a guest",
-            values: labelled(|guest| guest.sessions),
-        }
-        .measure(encoder)?;
-        Metric {
-            name: "guest_ports",
-            help: "Outside ports that a guest holds",
-            values: labelled(|guest| guest.ports),
-        }
-        .measure(encoder)?;
-        Metric {
-            name: "guest_refused_sessions",
-            help: "Sessions that a limit refused a guest",
-            values: labelled(|guest| guest.refused),
-        }
-        .count(encoder)
-    }
+fn by_guest(status: &Status, value: fn(&GuestView) -> u32) -> Vec<(Vec<Label>, u64)> {
+    let guests = status.guests.iter();
+    guests
+        .map(|guest| {
+            let labels = vec![("guest", guest.address.to_string())];
+            (labels, value(guest).into())
+        })
+        .collect()
 }

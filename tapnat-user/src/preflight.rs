@@ -655,6 +655,7 @@ mod tests {
             answer_unsolicited: true,
             dhcp: None,
             dns: Vec::new(),
+            metrics: None,
             nat_log: None,
             log_destinations: false,
             count: false,

@@ -143,6 +143,7 @@ struct Host {
 
 impl Host {
     fn new(topology: Topology) -> Result<Self> {
+        topology.host.ip("link set lo up")?;
         let directory = tempfile::tempdir()?;
         let program = env::var("TAPNAT_BIN").context("run with `cargo xtask test`")?;
         let configuration = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/tapnat.toml");

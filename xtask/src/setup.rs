@@ -15,6 +15,7 @@ mod apt;
 mod bpf_linker;
 mod clean_root;
 mod guest_kernel;
+mod promtool;
 mod requirements;
 
 /// Install what building, linting and testing need
@@ -148,6 +149,11 @@ pub fn clean_root_directory() -> PathBuf {
 /// Where the guest's kernel lies once it is there.
 pub fn guest_kernel_directory() -> PathBuf {
     guest_kernel::directory()
+}
+
+/// Where Prometheus' judge of metrics lies once it is there.
+pub fn promtool() -> PathBuf {
+    promtool::path()
 }
 
 /// Where the kernel of a release of Debian lies; fetches it if it is not there.

@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsString,
+    net::SocketAddr,
     num::NonZeroU32,
     ops::RangeInclusive,
     path::{self, Path, PathBuf},
@@ -28,7 +29,7 @@ use crate::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DeviceName, Firewall, Inside,
         MOST_SESSIONS, OutsideAddresses, PerProtocol, default_guest_max_ports,
         default_guest_max_sessions, parse_destinations, parse_domain, parse_duration,
-        parse_filtering_choice, parse_mapping_choice,
+        parse_endpoint, parse_filtering_choice, parse_mapping_choice,
     },
     daemon::{self, Reread},
     dhcp::Advice,
@@ -214,6 +215,10 @@ pub struct Arguments {
     #[arg(long, requires = "nat_log")]
     log_destinations: bool,
 
+    /// Answer scrapes of Prometheus here, at /metrics: 127.0.0.1:9477
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_endpoint)]
+    metrics: Option<SocketAddr>,
+
     /// Log packets that are not just passed on in a session
     #[arg(short, long)]
     verbose: bool,
@@ -360,6 +365,7 @@ impl Arguments {
             count: self.count,
             nat_log: self.nat_log,
             log_destinations: self.log_destinations,
+            metrics: self.metrics,
             verbose: self.verbose,
             tap_queues: self.tap_queues,
             tap_owner: self.tap_owner,

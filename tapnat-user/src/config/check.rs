@@ -248,6 +248,7 @@ impl Config {
             count,
             nat_log,
             log_destinations,
+            metrics: _,
             verbose,
             tap_queues,
             tap_owner,

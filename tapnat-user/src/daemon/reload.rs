@@ -7,7 +7,7 @@ use super::{
     Daemon, answers, divide_ports, reserved, settings, settle_host_sockets, surroundings,
     wanted_addresses, warn,
 };
-use crate::{config::Config, host::systemd, pool, statics};
+use crate::{config::Config, host::systemd, metrics::scrapes::Scrapes, pool, statics};
 
 /// What begins every refusal.
 const NOTHING: &str = "nothing was applied";
@@ -46,19 +46,40 @@ impl Daemon {
             return Ok(vec!["the file says what it said before".to_owned()]);
         }
         let old = self.config.clone();
-        match self.apply(&new).await {
+        let applied = async {
+            if new.metrics != old.metrics {
+                self.move_scrapes(&new).await?;
+            }
+            self.apply(&new).await
+        };
+        match applied.await {
             Ok(notes) => {
                 self.config = new;
                 self.settle_guests();
                 Ok(notes)
             }
             Err(error) => {
-                if let Err(error) = self.apply(&old).await {
+                let back = async {
+                    if new.metrics != old.metrics {
+                        self.move_scrapes(&old).await?;
+                    }
+                    self.apply(&old).await
+                };
+                if let Err(error) = back.await {
                     warn(&format!("cannot go back to what was before: {error:#}"));
                 }
                 Err(error.context(NOTHING))
             }
         }
+    }
+
+    /// Answers scrapes elsewhere.
+    async fn move_scrapes(&mut self, config: &Config) -> Result<()> {
+        if let Some(answering) = self.scrapes.take() {
+            answering.end().await;
+        }
+        self.answer_scrapes(config.metrics.map(Scrapes::listen).transpose()?);
+        Ok(())
     }
 
     async fn apply(&mut self, config: &Config) -> Result<Vec<String>> {

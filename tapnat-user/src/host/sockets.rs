@@ -137,6 +137,20 @@ pub fn name_owner(message: &str) -> String {
     owner().unwrap_or_else(|| message.to_owned())
 }
 
+/// Who listens where a TCP socket at this address would.
+#[must_use]
+pub fn listener_on(address: SocketAddr) -> Option<Owner> {
+    let listeners = listeners().ok()?;
+    let listener = listeners.iter().find(|it| {
+        let local = it.local.ip().to_canonical();
+        let is_same = local == address.ip().to_canonical();
+        it.protocol == Transport::Tcp
+            && it.local.port() == address.port()
+            && (is_same || local.is_unspecified() || address.ip().is_unspecified())
+    });
+    listener.map(Listener::owner)
+}
+
 /// The sockets of the host that wait for anybody: listening TCP ones, and UDP ones without a peer.
 ///
 /// # Errors

@@ -112,7 +112,10 @@ fn unpack(apt: &mut Apt, directory: &Path) -> Result<()> {
 }
 
 /// The entry of a directory whose name begins so.
-fn only_entry(directory: &Path, beginning: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// When there is none.
+pub fn only_entry(directory: &Path, beginning: &str) -> Result<PathBuf> {
     let entries = fs::read_dir(directory)
         .with_context(|| format!("cannot list {}", directory.display()))?
         .collect::<Result<Vec<_>, _>>()?;

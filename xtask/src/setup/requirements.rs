@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::Group;
 use super::apt::Apt;
-use super::{bpf_linker, clean_root, guest_kernel};
+use super::{bpf_linker, clean_root, guest_kernel, promtool};
 use crate::command::{self, find_program};
 use crate::ebpf_toolchain::{self, EbpfToolchain};
 
@@ -240,6 +240,13 @@ pub const REQUIREMENTS: &[Requirement] = &[
         "dig",
         "asks for names as guests do",
     ),
+    Requirement {
+        name: "promtool",
+        why: "judges the metrics (of Debian's package prometheus, unpacked under target/promtool)",
+        group: Group::Test,
+        check: Check::Machine(|_| promtool::is_present()),
+        install: Install::Action(promtool::install),
+    },
     Requirement::package(Group::Test, &["groff-base"], "groff", "reads the man pages"),
     Requirement::package(
         Group::Test,
