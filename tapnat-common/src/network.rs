@@ -10,6 +10,7 @@ pub(crate) mod ipv6;
 use crate::{
     checksum::Delta,
     frame::{Frame, Header},
+    nat::neighbours::Claim,
     net::{Address, Be16, Be32},
     parse::{Packet, Quoted, Transport},
     verdict::{Complaint, Reason},
@@ -78,6 +79,9 @@ pub trait Network: Address {
     /// Whether the ICMP message keeps a link working, and so is between a guest and
     /// the host.
     fn is_link_upkeep(icmp_type: u8) -> bool;
+
+    /// What a message of that kind claims of its sender.
+    fn claim<F: Frame>(frame: &F, packet: &Packet<Self>) -> Claim<Self>;
 
     /// The type and code of the ICMP error for this.
     fn icmp_error(complaint: Complaint) -> (u8, u8);

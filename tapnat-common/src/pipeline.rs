@@ -185,6 +185,13 @@ pub fn start<A: Network, F: Frame, T: Tables<A>>(
             .load::<LinkAddresses>(0)
             .map(LinkAddresses::source_number)
     };
+    if let Some(device) = device
+        && packet.transport == Transport::IcmpOther
+        && A::is_link_upkeep(packet.icmp_type)
+        && let Err(reason) = nat::neighbours::check(A::claim(frame, packet), device, link, tables)
+    {
+        return Next::Leave(reason);
+    }
     nat::start(packet, device, link, tables, plan)
 }
 

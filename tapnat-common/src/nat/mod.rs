@@ -9,6 +9,7 @@ mod filter;
 pub mod firewall;
 mod fragments;
 pub mod mapping;
+pub mod neighbours;
 mod policy;
 pub mod session;
 mod start;

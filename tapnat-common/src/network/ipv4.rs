@@ -6,6 +6,7 @@ use super::{Network, add};
 use crate::{
     checksum::{self, Delta},
     frame::Frame,
+    nat::neighbours::Claim,
     net::{Be16, Be32, icmp, protocol},
     parse::{Packet, Part, Quoted, Transport, verify_sum},
     verdict::{Complaint, Reason},
@@ -174,6 +175,11 @@ impl Network for Be32 {
     #[inline(always)]
     fn is_link_upkeep(_icmp_type: u8) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn claim<F: Frame>(_frame: &F, _packet: &Packet) -> Claim<Self> {
+        Claim::Nothing
     }
 
     /// RFC 792, RFC 1191, and RFC 5508 REQ-8.

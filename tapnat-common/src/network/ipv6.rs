@@ -6,7 +6,8 @@ use super::{Network, add, pseudo_header};
 use crate::{
     checksum::{self, Delta},
     frame::Frame,
-    net::{Be16, Be32, Be128, icmpv6, protocol},
+    nat::neighbours::Claim,
+    net::{Address as _, Be16, Be32, Be128, icmpv6, protocol},
     parse::{Packet, Part, Quoted, Transport},
     verdict::{Complaint, Reason},
 };
@@ -29,6 +30,9 @@ const LONGEST: u32 = 40 + 144;
 const LENGTH: u32 = 4;
 const SOURCE: u32 = 8;
 const DESTINATION: u32 = 24;
+
+/// Offset of the address in a neighbour advertisement.
+const TARGET: u32 = 8;
 
 /// Offset of the identification in a fragment header.
 const IDENTIFICATION: u32 = 4;
@@ -266,6 +270,24 @@ impl Network for Be128 {
     #[inline(always)]
     fn is_link_upkeep(icmp_type: u8) -> bool {
         matches!(icmp_type, 130..=132 | 143 | icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT)
+    }
+
+    /// An advertisement has its sender's address in it (RFC 4861 section 4.4); whoever
+    /// solicits has it as its source, unless it has none yet.
+    #[inline(always)]
+    fn claim<F: Frame>(frame: &F, packet: &Packet<Self>) -> Claim<Self> {
+        match packet.icmp_type {
+            icmpv6::ROUTER_ADVERTISEMENT | icmpv6::REDIRECT => Claim::Router,
+            icmpv6::NEIGHBOUR_ADVERTISEMENT => frame
+                .load(packet.transport_offset() + TARGET)
+                .map_or(Claim::Nothing, Claim::Address),
+            icmpv6::ROUTER_SOLICITATION | icmpv6::NEIGHBOUR_SOLICITATION
+                if packet.source != Self::UNSPECIFIED =>
+            {
+                Claim::Address(packet.source)
+            }
+            0..=u8::MAX => Claim::Nothing,
+        }
     }
 
     /// RFC 4443.
