@@ -94,6 +94,14 @@ impl World {
         if self.topology.has_ipv4() { V4 } else { V6 }
     }
 
+    /// Those that it has.
+    #[must_use]
+    pub fn families(&self) -> Vec<Family> {
+        let ipv4 = self.topology.has_ipv4().then_some(V4);
+        let ipv6 = self.topology.has_ipv6().then_some(V6);
+        ipv4.into_iter().chain(ipv6).collect()
+    }
+
     /// The guest with this number.
     ///
     /// # Panics
@@ -109,7 +117,16 @@ impl World {
     /// There are fewer guests.
     #[must_use]
     pub fn guest_endpoint(&self, number: usize, port: u16) -> SocketAddr {
-        SocketAddr::new(self.family().address_of(self.guest(number)), port)
+        self.guest_endpoint_in(self.family(), number, port)
+    }
+
+    /// The same in one of the families of a world that has both.
+    ///
+    /// # Panics
+    /// There are fewer guests.
+    #[must_use]
+    pub fn guest_endpoint_in(&self, family: Family, number: usize, port: u16) -> SocketAddr {
+        SocketAddr::new(family.address_of(self.guest(number)), port)
     }
 
     /// A UDP socket of a guest; port 0 chooses a free one.
@@ -117,7 +134,15 @@ impl World {
     /// # Errors
     /// The port is taken.
     pub fn guest_socket(&self, number: usize, port: u16) -> Result<UdpSocket> {
-        let local = self.guest_endpoint(number, port);
+        self.guest_socket_in(self.family(), number, port)
+    }
+
+    /// The same in one of the families of a world that has both.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn guest_socket_in(&self, family: Family, number: usize, port: u16) -> Result<UdpSocket> {
+        let local = self.guest_endpoint_in(family, number, port);
         traffic::udp_socket(&self.guest(number).namespace, local)
     }
 
@@ -127,11 +152,9 @@ impl World {
     /// # Errors
     /// Something does not get through.
     pub fn check_reach(&self) -> Result<()> {
-        if self.topology.has_ipv4() {
-            self.check_reach_in(V4).context("IPv4")?;
-        }
-        if self.topology.has_ipv6() {
-            self.check_reach_in(V6).context("IPv6")?;
+        for family in self.families() {
+            self.check_reach_in(family)
+                .with_context(|| format!("{family:?}"))?;
         }
         Ok(())
     }

@@ -6,9 +6,11 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::packet::{self, Builder};
 use tapnat_tests::{
+    both_families,
     connection::{Connection, Flags},
+    family::Family,
     instance::{Instance, PATIENCE},
-    wires::{Wires, remote, wired},
+    wires::Wires,
     world::World,
 };
 
@@ -26,10 +28,10 @@ struct Bystander<'a> {
 
 impl<'a> Bystander<'a> {
     fn new(wires: &'a Wires) -> Result<Self> {
-        let mut connection = Connection::new(wires, 0, 30_000, remote(0, 80));
+        let mut connection = Connection::new(wires, 0, 30_000, wires.family.remote(0, 80));
         connection.open()?;
         connection.talk()?;
-        wires.map_udp(0, 30_001, remote(0, 53))?;
+        wires.map_udp(0, 30_001, wires.family.remote(0, 53))?;
         Ok(Self {
             wires,
             connection,
@@ -42,14 +44,14 @@ impl<'a> Bystander<'a> {
         let wires = self.wires;
         self.connection.talk().context("its connection")?;
         for port in [30_001, self.next] {
-            let outside = wires.map_udp(0, port, remote(0, 53))?;
-            wires.answer_udp(remote(0, 53), outside, 0, port)?;
+            let outside = wires.map_udp(0, port, wires.family.remote(0, 53))?;
+            wires.answer_udp(wires.family.remote(0, 53), outside, 0, port)?;
         }
-        let mut connection = Connection::new(wires, 0, self.next, remote(1, 80));
+        let mut connection = Connection::new(wires, 0, self.next, wires.family.remote(1, 80));
         connection.open().context("a new connection")?;
         connection.talk()?;
         let inside = wires.inside(0, 0).ip();
-        let ping = packet::echo_request(inside, remote(0, 0).ip(), self.next, 1);
+        let ping = packet::echo_request(inside, wires.family.remote(0, 0).ip(), self.next, 1);
         wires.out(0, &ping.payload(b"ping")).context("a new ping")?;
         self.next += 1;
         Ok(())
@@ -104,37 +106,37 @@ fn check_limits(world: &World, wires: &Wires) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_guest_floods_connections() -> Result<()> {
-    let (world, wires) = wired(2, &SESSIONS)?;
+fn a_guest_floods_connections(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(2, &SESSIONS)?;
     let mut bystander = Bystander::new(&wires)?;
     let syns = (0..FLOOD).map(|number| {
-        let mut connection = Connection::new(&wires, 1, 10_000 + number, remote(0, 80));
+        let mut connection = Connection::new(&wires, 1, 10_000 + number, family.remote(0, 80));
         connection.next = [u32::from(number), 0];
         connection.outward(Flags::Syn, b"")
     });
     flood(&mut bystander, &wires, syns)?;
     check_limits(&world, &wires)
 }
+both_families!(a_guest_floods_connections);
 
-#[test]
-fn a_guest_scans_ports() -> Result<()> {
-    let (world, wires) = wired(2, &SESSIONS)?;
+fn a_guest_scans_ports(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(2, &SESSIONS)?;
     let mut bystander = Bystander::new(&wires)?;
     // Not the port of markers.
-    let scan = (100..100 + FLOOD).map(|port| packet::udp(wires.inside(1, 40_000), remote(0, port)));
+    let scan =
+        (100..100 + FLOOD).map(|port| packet::udp(wires.inside(1, 40_000), family.remote(0, port)));
     flood(&mut bystander, &wires, scan)?;
     check_limits(&world, &wires)
 }
+both_families!(a_guest_scans_ports);
 
-#[test]
-fn a_guest_takes_another_port_each_time() -> Result<()> {
+fn a_guest_takes_another_port_each_time(family: Family) -> Result<()> {
     // Of which it could otherwise have all.
     let arguments = ["--ports", "20000-24095", "--guest-max-sessions", "100000"];
-    let (world, wires) = wired(2, &arguments)?;
+    let (world, wires) = family.wired(2, &arguments)?;
     let mut bystander = Bystander::new(&wires)?;
-    let scan =
-        (0..FLOOD).map(|number| packet::udp(wires.inside(1, 10_000 + number), remote(0, 53)));
+    let scan = (0..FLOOD)
+        .map(|number| packet::udp(wires.inside(1, 10_000 + number), family.remote(0, 53)));
     flood(&mut bystander, &wires, scan)?;
     let refusals = world.instance.count("guest-port-limit")?;
     ensure!(refusals >= u64::from(FLOOD) - 1024, "{refusals} refused");
@@ -146,25 +148,25 @@ fn a_guest_takes_another_port_each_time() -> Result<()> {
     ensure!(world.instance.count("ports-exhausted")? == 0, "exhausted");
     Ok(())
 }
+both_families!(a_guest_takes_another_port_each_time);
 
-#[test]
-fn a_guest_floods_pings() -> Result<()> {
-    let (world, wires) = wired(2, &SESSIONS)?;
+fn a_guest_floods_pings(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(2, &SESSIONS)?;
     let mut bystander = Bystander::new(&wires)?;
-    let ends = (wires.inside(1, 0).ip(), remote(0, 0).ip());
+    let ends = (wires.inside(1, 0).ip(), family.remote(0, 0).ip());
     let pings = (0..FLOOD).map(|number| packet::echo_request(ends.0, ends.1, number, 1));
     flood(&mut bystander, &wires, pings)?;
     check_limits(&world, &wires)
 }
+both_families!(a_guest_floods_pings);
 
 /// Of as many datagrams, each without an end.
-#[test]
-fn a_guest_floods_fragments() -> Result<()> {
-    let (world, wires) = wired(2, &SESSIONS)?;
+fn a_guest_floods_fragments(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(2, &SESSIONS)?;
     let mut bystander = Bystander::new(&wires)?;
     for first in [true, false] {
         for number in 0..FLOOD {
-            let whole = packet::udp(wires.inside(1, 40_000), remote(0, 9000))
+            let whole = packet::udp(wires.inside(1, 40_000), family.remote(0, 9000))
                 .payload(&[0; 100])
                 .identification(number.into());
             wires.guests[1].send_all(&whole, |whole| {
@@ -181,11 +183,12 @@ fn a_guest_floods_fragments() -> Result<()> {
     ensure!(world.instance.count("session-table-full")? == 0, "full");
     Ok(())
 }
+both_families!(a_guest_floods_fragments);
 
 /// A datagram of the bystander's in fragments arrives whole.
 fn check_fragmented(wires: &Wires) -> Result<()> {
     let payload: Vec<u8> = (0..=255).cycle().take(2000).collect();
-    let whole = packet::udp(wires.inside(0, 30_001), remote(0, 53)).payload(&payload);
+    let whole = packet::udp(wires.inside(0, 30_001), wires.family.remote(0, 53)).payload(&payload);
     wires.guests[0].send_all(&whole, |whole| whole.fragments(1000))?;
     let arrived = wires.world.receive_whole()?;
     ensure!(
@@ -195,9 +198,8 @@ fn check_fragmented(wires: &Wires) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_world_scans_the_outside_address() -> Result<()> {
-    let (world, wires) = wired(2, &SESSIONS)?;
+fn the_world_scans_the_outside_address(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(2, &SESSIONS)?;
     let mut bystander = Bystander::new(&wires)?;
     let outside = bystander.connection.outside()?.ip();
     let before = world.instance.ask_json("status")?["tables"]["sessions"]["used"].clone();
@@ -205,8 +207,8 @@ fn the_world_scans_the_outside_address() -> Result<()> {
         let to = std::net::SocketAddr::new(outside, 1024 + number * 16);
         wires
             .world
-            .send(&packet::udp(remote(1, 9), to).payload(b"?"))?;
-        let syn = packet::tcp(remote(1, 9), to).with_tcp(|header| header.syn = true);
+            .send(&packet::udp(family.remote(1, 9), to).payload(b"?"))?;
+        let syn = packet::tcp(family.remote(1, 9), to).with_tcp(|header| header.syn = true);
         wires.world.send(&syn)?;
     }
     wires.arrivals()?;
@@ -216,15 +218,15 @@ fn the_world_scans_the_outside_address() -> Result<()> {
     ensure!(after <= before + 2, "{before} sessions became {after}");
     bystander.check()
 }
+both_families!(the_world_scans_the_outside_address);
 
-#[test]
-fn so_many_sessions_begin_in_a_second() -> Result<()> {
+fn so_many_sessions_begin_in_a_second(family: Family) -> Result<()> {
     const RATE: u64 = 50;
-    let (world, wires) = wired(2, &["--guest-new-sessions", "50"])?;
+    let (world, wires) = family.wired(2, &["--guest-new-sessions", "50"])?;
     let mut bystander = Bystander::new(&wires)?;
     let start = Instant::now();
     for port in 20_000..20_400 {
-        let sent = packet::udp(wires.inside(1, port), remote(0, 53)).payload(b"new");
+        let sent = packet::udp(wires.inside(1, port), family.remote(0, 53)).payload(b"new");
         wires.guests[1].send(&sent)?;
     }
     let begun = world.instance.count("session-started")?;
@@ -248,17 +250,17 @@ fn so_many_sessions_begin_in_a_second() -> Result<()> {
     wires.arrivals()?;
     bystander.check()
 }
+both_families!(so_many_sessions_begin_in_a_second);
 
 /// More guests than the table has room for begin what nobody answers.
-#[test]
-fn for_want_of_room_what_nobody_answers_in_goes_first() -> Result<()> {
-    let (world, wires) = wired(4, &SESSIONS)?;
+fn for_want_of_room_what_nobody_answers_in_goes_first(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(4, &SESSIONS)?;
     let mut bystander = Bystander::new(&wires)?;
     // What tells that all has arrived begins before the flood.
     wires.arrivals()?;
     for guest in 1..4 {
         for number in 0..1024 {
-            let syn = Connection::new(&wires, guest, 10_000 + number, remote(0, 80))
+            let syn = Connection::new(&wires, guest, 10_000 + number, family.remote(0, 80))
                 .outward(Flags::Syn, b"");
             wires.guests[guest].send(&syn)?;
         }
@@ -286,3 +288,4 @@ fn for_want_of_room_what_nobody_answers_in_goes_first() -> Result<()> {
     wires.arrivals()?;
     bystander.check()
 }
+both_families!(for_want_of_room_what_nobody_answers_in_goes_first);

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant as Clock},
 };
@@ -19,7 +19,11 @@ use tapnat_testbed::{
         udp_socket,
     },
 };
-use tapnat_tests::instance::{Instance, PATIENCE};
+use tapnat_tests::{
+    both_families,
+    family::{Family, V4, V6},
+    instance::{Instance, PATIENCE},
+};
 
 /// Long enough for a connection that works, short for one that does not.
 const SHORT: Duration = Duration::from_millis(700);
@@ -27,15 +31,17 @@ const SHORT: Duration = Duration::from_millis(700);
 const ANOTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
 struct Bed {
+    family: Family,
     // The instance goes before its host.
     instance: Instance,
     world: Topology,
 }
 
 impl Bed {
-    fn new() -> Result<Self> {
-        let world = Topology::builder().inside(Inside::Veth).guests(2).build()?;
+    fn new(family: Family) -> Result<Self> {
+        let world = family.topology().inside(Inside::Veth).guests(2).build()?;
         Ok(Self {
+            family,
             instance: Instance::new(&world.host),
             world,
         })
@@ -56,9 +62,31 @@ impl Bed {
         self.instance.start(&arguments)
     }
 
+    /// The words of a line, with a guest's address for its name, also before ports.
+    fn words(&self, line: &str) -> Vec<String> {
+        let word = |word: &str| {
+            let Some(rest) = word.strip_prefix("guest") else {
+                return word.to_owned();
+            };
+            let (number, ports) = rest.split_once(':').unwrap_or((rest, ""));
+            let guest = &self.world.guests[usize::from(number == "1")];
+            match (self.family.address_of(guest), ports) {
+                (address, "") => address.to_string(),
+                (IpAddr::V4(address), ports) => format!("{address}:{ports}"),
+                (IpAddr::V6(address), ports) => format!("[{address}]:{ports}"),
+            }
+        };
+        line.split_whitespace().map(word).collect()
+    }
+
     fn forward(&self, line: &str) -> Result<String> {
-        let words: Vec<_> = line.split_whitespace().collect();
-        self.instance.ask("forward", &words)
+        self.ask("forward", line)
+    }
+
+    fn ask(&self, verb: &str, line: &str) -> Result<String> {
+        let words = self.words(line);
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        self.instance.ask(verb, &words)
     }
 
     /// What a command says that must fail.
@@ -66,7 +94,7 @@ impl Bed {
         let output = self
             .instance
             .command(verb)?
-            .args(line.split_whitespace())
+            .args(self.words(line))
             .output()?;
         ensure!(
             output.status.code() == Some(1) && output.stderr.lines().count() == 1,
@@ -81,60 +109,71 @@ impl Bed {
     }
 }
 
-fn outside(port: u16) -> SocketAddr {
-    SocketAddr::new(HOST_ADDRESS.into(), port)
+fn server(family: Family, guest: &Guest, port: u16) -> SocketAddr {
+    SocketAddr::new(family.address_of(guest), port)
 }
 
-fn server(guest: &Guest, port: u16) -> SocketAddr {
-    SocketAddr::new(guest.address.into(), port)
+/// The address that stands for all of a host's.
+fn any_address(family: Family) -> IpAddr {
+    match family {
+        V4 => Ipv4Addr::UNSPECIFIED.into(),
+        V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// The network of all addresses.
+fn anywhere(family: Family) -> &'static str {
+    match family {
+        V4 => "0.0.0.0/0",
+        V6 => "::/0",
+    }
 }
 
 fn is_refused(namespace: &Namespace, remote: SocketAddr) -> bool {
     connect(namespace, None, remote, SHORT).is_err()
 }
 
-#[test]
-fn the_world_and_other_guests_come_in() -> Result<()> {
-    let bed = Bed::new()?;
+fn the_world_and_other_guests_come_in(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     let _process = bed.start()?;
     let (guest, other) = (bed.guest(0)?, bed.guest(1)?);
-    let tcp = TcpReflector::start(&guest.namespace, server(guest, 80))?;
-    let udp = UdpReflector::start(&guest.namespace, server(guest, 53))?;
-    bed.forward("add tcp 8080 10.0.0.10:80")?;
-    bed.forward("add udp 5353 10.0.0.10:53")?;
+    let tcp = TcpReflector::start(&guest.namespace, server(family, guest, 80))?;
+    let udp = UdpReflector::start(&guest.namespace, server(family, guest, 53))?;
+    bed.forward("add tcp 8080 guest0:80")?;
+    bed.forward("add udp 5353 guest0:53")?;
     // One of the ports that the host keeps for itself, and one below 1024.
-    bed.forward("add tcp 33000 10.0.0.10:80")?;
-    bed.forward("add tcp 81 10.0.0.10:80")?;
+    bed.forward("add tcp 33000 guest0:80")?;
+    bed.forward("add tcp 81 guest0:80")?;
 
     for port in [8080, 33000, 81] {
-        let mut session = TcpSession::open(&bed.world.world, None, outside(port))?;
+        let mut session = TcpSession::open(&bed.world.world, None, family.outside(port))?;
         // The guest sees who it really is.
         ensure!(session.seen() == session.stream().local_addr()?, "{port}");
         session.exchange(&vec![7; 100_000])?;
         // RFC 5382 REQ-8: over the other guest's outside endpoint.
-        let mut session = TcpSession::open(&other.namespace, None, outside(port))?;
+        let mut session = TcpSession::open(&other.namespace, None, family.outside(port))?;
         ensure!(
-            session.seen().ip() == IpAddr::V4(HOST_ADDRESS),
+            session.seen().ip() == family.outside_address(),
             "{}",
             session.seen()
         );
         session.exchange(&vec![8; 100_000])?;
         // Its own, too.
-        let mut session = TcpSession::open(&guest.namespace, None, outside(port))?;
+        let mut session = TcpSession::open(&guest.namespace, None, family.outside(port))?;
         session.exchange(b"myself")?;
     }
-    let socket = udp_socket(&bed.world.world, (WORLD_ADDRESSES[1], 4000).into())?;
-    let seen = reflect_udp(&socket, outside(5353), b"hello")?;
+    let socket = udp_socket(&bed.world.world, family.server(1, 4000))?;
+    let seen = reflect_udp(&socket, family.outside(5353), b"hello")?;
     ensure!(seen == socket.local_addr()?, "{seen}");
-    let socket = udp_socket(&other.namespace, (other.address, 4000).into())?;
-    let seen = reflect_udp(&socket, outside(5353), b"hello")?;
-    ensure!(seen.ip() == IpAddr::V4(HOST_ADDRESS), "{seen}");
+    let socket = udp_socket(&other.namespace, server(family, other, 4000))?;
+    let seen = reflect_udp(&socket, family.outside(5353), b"hello")?;
+    ensure!(seen.ip() == family.outside_address(), "{seen}");
     // What the guest sends from the forwarded port has the forwarded address.
     drop(udp);
-    let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
-    let socket = udp_socket(&guest.namespace, server(guest, 53))?;
+    let mirror = UdpReflector::start(&bed.world.world, family.server(0, 0))?;
+    let socket = udp_socket(&guest.namespace, server(family, guest, 53))?;
     let seen = reflect_udp(&socket, mirror.address(), b"out")?;
-    ensure!(seen == outside(5353), "{seen}");
+    ensure!(seen == family.outside(5353), "{seen}");
 
     let list = bed.json("forward")?;
     let entries = list.as_array().context("not an array")?;
@@ -145,14 +184,17 @@ fn the_world_and_other_guests_come_in() -> Result<()> {
         .context("not listed")?;
     ensure!(web["protocol"] == "tcp", "{web}");
     ensure!(
-        web["outside"] == json!({"address": HOST_ADDRESS, "port": 8080}),
+        web["outside"] == json!({"address": family.outside_address(), "port": 8080}),
         "{web}"
     );
     ensure!(
-        web["inside"] == json!({"address": guest.address, "port": 80}),
+        web["inside"] == json!({"address": family.address_of(guest), "port": 80}),
         "{web}"
     );
-    ensure!(web["from"] == "0.0.0.0/0" && web["ports"] == 1, "{web}");
+    ensure!(
+        web["from"] == anywhere(family) && web["ports"] == 1,
+        "{web}"
+    );
     ensure!(web["made_by"] == "command", "{web}");
     let mappings = bed.instance.ask_json("mappings")?;
     ensure!(
@@ -162,18 +204,18 @@ fn the_world_and_other_guests_come_in() -> Result<()> {
     drop(tcp);
     Ok(())
 }
+both_families!(the_world_and_other_guests_come_in);
 
-#[test]
-fn a_range_of_ports_and_a_part_of_it() -> Result<()> {
-    let bed = Bed::new()?;
+fn a_range_of_ports_and_a_part_of_it(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     let _process = bed.start()?;
     let guest = bed.guest(0)?;
-    let servers =
-        [9000, 9005, 9010].map(|port| TcpReflector::start(&guest.namespace, server(guest, port)));
+    let servers = [9000, 9005, 9010]
+        .map(|port| TcpReflector::start(&guest.namespace, server(family, guest, port)));
     let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
-    bed.forward("add tcp 8000-8010 10.0.0.10:9000-9010")?;
+    bed.forward("add tcp 8000-8010 guest0:9000-9010")?;
     for port in [8000, 8005, 8010] {
-        TcpSession::open(&bed.world.world, None, outside(port))?.exchange(b"x")?;
+        TcpSession::open(&bed.world.world, None, family.outside(port))?.exchange(b"x")?;
     }
     let list = bed.json("forward")?;
     ensure!(
@@ -182,75 +224,94 @@ fn a_range_of_ports_and_a_part_of_it() -> Result<()> {
     );
     ensure!(list.as_array().is_some_and(|it| it.len() == 1), "{list}");
     let table = bed.forward("list")?;
-    ensure!(table.contains("198.51.100.2:8000-8010"), "{table}");
+    ensure!(
+        table.contains(&format!("{}-8010", family.outside(8000))),
+        "{table}"
+    );
     bed.forward("remove tcp 8004-8006")?;
     let list = bed.json("forward")?;
     ensure!(list.as_array().is_some_and(|it| it.len() == 2), "{list}");
-    ensure!(is_refused(&bed.world.world, outside(8005)), "8005 is open");
-    TcpSession::open(&bed.world.world, None, outside(8010))?.exchange(b"x")?;
+    ensure!(
+        is_refused(&bed.world.world, family.outside(8005)),
+        "8005 is open"
+    );
+    TcpSession::open(&bed.world.world, None, family.outside(8010))?.exchange(b"x")?;
     drop(servers);
     Ok(())
 }
+both_families!(a_range_of_ports_and_a_part_of_it);
 
-#[test]
-fn only_those_whom_it_is_for_come_in() -> Result<()> {
-    let bed = Bed::new()?;
+fn only_those_whom_it_is_for_come_in(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     let _process = bed.start()?;
     let guest = bed.guest(0)?;
-    let web = TcpReflector::start(&guest.namespace, server(guest, 80))?;
-    let udp = UdpReflector::start(&guest.namespace, server(guest, 53))?;
-    let [welcome, stranger] = WORLD_ADDRESSES;
-    bed.forward(&format!("add tcp 8080 10.0.0.10:80 --from {welcome}"))?;
-    bed.forward(&format!("add udp 53 10.0.0.10 --from {welcome}/32"))?;
-    let from = |address: Ipv4Addr| Some(SocketAddr::new(address.into(), 0));
-    TcpSession::open(&bed.world.world, from(welcome), outside(8080))?;
+    let web = TcpReflector::start(&guest.namespace, server(family, guest, 80))?;
+    let udp = UdpReflector::start(&guest.namespace, server(family, guest, 53))?;
+    let [welcome, stranger] = [0, 1].map(|number| family.server(number, 0).ip());
+    bed.forward(&format!("add tcp 8080 guest0:80 --from {welcome}"))?;
+    let one = match family {
+        V4 => 32,
+        V6 => 128,
+    };
+    bed.forward(&format!("add udp 53 guest0 --from {welcome}/{one}"))?;
+    let from = |address| Some(SocketAddr::new(address, 0));
+    TcpSession::open(&bed.world.world, from(welcome), family.outside(8080))?;
     ensure!(
-        connect(&bed.world.world, from(stranger), outside(8080), SHORT).is_err(),
+        connect(
+            &bed.world.world,
+            from(stranger),
+            family.outside(8080),
+            SHORT
+        )
+        .is_err(),
         "a stranger came in"
     );
     let socket = udp_socket(&bed.world.world, (welcome, 0).into())?;
-    reflect_udp(&socket, outside(53), b"x")?;
+    reflect_udp(&socket, family.outside(53), b"x")?;
     let socket = udp_socket(&bed.world.world, (stranger, 0).into())?;
     socket.set_read_timeout(Some(SHORT))?;
     ensure!(
-        reflect_udp(&socket, outside(53), b"x").is_err(),
+        reflect_udp(&socket, family.outside(53), b"x").is_err(),
         "a stranger came in"
     );
     ensure!(udp.received().len() == 1, "{:?}", udp.received());
     ensure!(web.peers().len() == 1, "{:?}", web.peers());
     Ok(())
 }
+both_families!(only_those_whom_it_is_for_come_in);
 
-#[test]
-fn they_stay_while_processes_come_and_go() -> Result<()> {
-    let bed = Bed::new()?;
+fn they_stay_while_processes_come_and_go(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     let mut process = bed.start()?;
     let guest = bed.guest(0)?;
-    let _web = TcpReflector::start(&guest.namespace, server(guest, 80))?;
-    bed.forward("add tcp 8080 10.0.0.10:80")?;
-    let mut session = TcpSession::open(&bed.world.world, None, outside(8080))?;
+    let _web = TcpReflector::start(&guest.namespace, server(family, guest, 80))?;
+    bed.forward("add tcp 8080 guest0:80")?;
+    let mut session = TcpSession::open(&bed.world.world, None, family.outside(8080))?;
     process.signal(Signal::SIGKILL)?;
     process.wait(PATIENCE)?;
     session.exchange(b"without a process")?;
     // Commands work without a process, too.
-    bed.forward("add tcp 8081 10.0.0.10:80")?;
+    bed.forward("add tcp 8081 guest0:80")?;
     for port in [8080, 8081] {
-        TcpSession::open(&bed.world.world, None, outside(port))?.exchange(b"x")?;
+        TcpSession::open(&bed.world.world, None, family.outside(port))?.exchange(b"x")?;
     }
     let mut process = bed.start()?;
     session.exchange(b"with another process")?;
     for port in [8080, 8081] {
-        TcpSession::open(&bed.world.world, None, outside(port))?.exchange(b"x")?;
+        TcpSession::open(&bed.world.world, None, family.outside(port))?.exchange(b"x")?;
     }
     // A connection outlives the forward that it came in by.
     bed.forward("remove tcp 8080")?;
-    ensure!(is_refused(&bed.world.world, outside(8080)), "8080 is open");
+    ensure!(
+        is_refused(&bed.world.world, family.outside(8080)),
+        "8080 is open"
+    );
     session.exchange(b"goes on")?;
     // And the port can be another guest's at once.
     let other = bed.guest(1)?;
-    let _other_web = TcpReflector::start(&other.namespace, server(other, 80))?;
-    bed.forward("add tcp 8080 10.0.1.10:80")?;
-    TcpSession::open(&bed.world.world, None, outside(8080))?.exchange(b"x")?;
+    let _other_web = TcpReflector::start(&other.namespace, server(family, other, 80))?;
+    bed.forward("add tcp 8080 guest1:80")?;
+    TcpSession::open(&bed.world.world, None, family.outside(8080))?.exchange(b"x")?;
     session.exchange(b"still goes on")?;
     drop(session);
     ensure!(
@@ -261,14 +322,15 @@ fn they_stay_while_processes_come_and_go() -> Result<()> {
     ensure!(!bed.instance.run_directory().exists(), "something is left");
     Ok(())
 }
+both_families!(they_stay_while_processes_come_and_go);
 
 #[test]
 fn they_move_with_the_uplinks_address() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     let process = bed.start()?;
     let guest = bed.guest(0)?;
-    let _web = TcpReflector::start(&guest.namespace, server(guest, 80))?;
-    bed.forward("add tcp 8080 10.0.0.10:80")?;
+    let _web = TcpReflector::start(&guest.namespace, server(V4, guest, 80))?;
+    bed.forward("add tcp 8080 guest0:80")?;
     let host = &bed.world.host;
     host.ip("address flush dev uplink0")?;
     host.ip(&format!("address add {ANOTHER}/24 dev uplink0"))?;
@@ -284,15 +346,13 @@ fn they_move_with_the_uplinks_address() -> Result<()> {
 
 #[test]
 fn what_contradicts_is_refused_and_changes_nothing() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     let _process = bed.start()?;
     let (guest, other) = (bed.guest(0)?, bed.guest(1)?);
-    bed.forward("add tcp 8080 10.0.0.10:80")?;
+    bed.forward("add tcp 8080 guest0:80")?;
     // Saying it twice is no contradiction.
     let again = bed.instance.command("forward")?;
-    let again = again
-        .args(["add", "tcp", "8080", "10.0.0.10:80"])
-        .output()?;
+    let again = again.args(bed.words("add tcp 8080 guest0:80")).output()?;
     ensure!(
         again.status.success() && again.stderr.contains("there already"),
         "{again:?}"
@@ -306,9 +366,9 @@ fn what_contradicts_is_refused_and_changes_nothing() -> Result<()> {
         Ok(())
     };
 
-    let line = "add tcp 8080 10.0.1.10:80";
+    let line = "add tcp 8080 guest1:80";
     refused("forward", line, &["8080", "leads to 10.0.0.10 already"])?;
-    refused("forward", "add tcp 8070-8090 10.0.1.10", &["port 8080"])?;
+    refused("forward", "add tcp 8070-8090 guest1", &["port 8080"])?;
     refused(
         "forward",
         "add tcp 8081 10.9.9.9:80",
@@ -318,42 +378,38 @@ fn what_contradicts_is_refused_and_changes_nothing() -> Result<()> {
     refused("forward", "add tcp 8081 10.0.0.255:80", &["no guest"])?;
     refused(
         "forward",
-        "add tcp 8000-8010 10.0.0.10:80",
+        "add tcp 8000-8010 guest0:80",
         &["10.0.0.10:80-90"],
     )?;
     refused("forward", "remove tcp 9999", &["there is tcp 8080"])?;
-    let line = format!("add {HOST_ADDRESS} 10.0.0.10");
+    let line = format!("add {HOST_ADDRESS} guest0");
     refused("static", &line, &["all guests", "another address"])?;
 
     // The host's own programs are named.
     let _tcp = tcp_listener(&bed.world.host, (Ipv4Addr::UNSPECIFIED, 8088).into())?;
     let _udp = udp_socket(&bed.world.host, (HOST_ADDRESS, 8088).into())?;
     let process = format!("(process {})", std::process::id());
-    refused("forward", "add tcp 8080-8100 10.0.1.10", &["port 8080"])?;
-    refused(
-        "forward",
-        "add tcp 8081-8100 10.0.1.10",
-        &["8088", &process],
-    )?;
-    refused("forward", "add udp 8088 10.0.1.10", &["8088", &process])?;
+    refused("forward", "add tcp 8080-8100 guest1", &["port 8080"])?;
+    refused("forward", "add tcp 8081-8100 guest1", &["8088", &process])?;
+    refused("forward", "add udp 8088 guest1", &["8088", &process])?;
 
     // A guest that has the port at this time, too.
     let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
-    let socket = udp_socket(&guest.namespace, server(guest, 7000))?;
+    let socket = udp_socket(&guest.namespace, server(V4, guest, 7000))?;
     ensure!(
-        reflect_udp(&socket, mirror.address(), b"x")? == outside(7000),
+        reflect_udp(&socket, mirror.address(), b"x")? == V4.outside(7000),
         "the guest got another port"
     );
-    refused("forward", "add udp 7000 10.0.1.10", &["10.0.0.10"])?;
+    refused("forward", "add udp 7000 guest1", &["10.0.0.10"])?;
     ensure!(bed.json("forward")? == before, "something was changed");
     // But to that guest it can lead, and then stays.
-    bed.forward("add udp 7000 10.0.0.10")?;
+    bed.forward("add udp 7000 guest0")?;
     ensure!(
-        reflect_udp(&socket, mirror.address(), b"x")? == outside(7000),
+        reflect_udp(&socket, mirror.address(), b"x")? == V4.outside(7000),
         "the guest lost its port"
     );
-    let stranger = udp_socket(&other.namespace, server(other, 0))?;
-    stranger.send_to(b"knock", outside(7000))?;
+    let stranger = udp_socket(&other.namespace, server(V4, other, 0))?;
+    stranger.send_to(b"knock", V4.outside(7000))?;
     let mut buffer = [0; 16];
     let (length, _) = socket.recv_from(&mut buffer)?;
     ensure!(&buffer[..length] == b"knock", "something else came");
@@ -361,89 +417,99 @@ fn what_contradicts_is_refused_and_changes_nothing() -> Result<()> {
 }
 
 /// What a guest's socket has, becomes the operator's, and counts on the guest no more.
-#[test]
-fn a_forwarded_port_is_none_of_those_that_a_guest_holds() -> Result<()> {
-    let bed = Bed::new()?;
+fn a_forwarded_port_is_none_of_those_that_a_guest_holds(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     let mut process = bed.start()?;
     let guest = bed.guest(0)?;
-    let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+    let mirror = UdpReflector::start(&bed.world.world, family.server(0, 0))?;
     let held = || -> Result<u64> {
         let status = bed.instance.ask_json("status")?;
         status["guests"][0]["ports"].as_u64().context("no guest")
     };
-    let sockets = [7000, 7001].map(|port| udp_socket(&guest.namespace, server(guest, port)));
+    let sockets =
+        [7000, 7001].map(|port| udp_socket(&guest.namespace, server(family, guest, port)));
     for socket in sockets {
         reflect_udp(&socket?, mirror.address(), b"x")?;
     }
     ensure!(held()? == 2, "{} ports", held()?);
-    bed.forward("add udp 7000 10.0.0.10")?;
+    bed.forward("add udp 7000 guest0")?;
     ensure!(held()? == 1, "{} ports", held()?);
     process.signal(Signal::SIGKILL)?;
     process.wait(PATIENCE)?;
-    bed.forward("add udp 7001 10.0.0.10")?;
+    bed.forward("add udp 7001 guest0")?;
     ensure!(held()? == 0, "{} ports", held()?);
     bed.forward("remove udp 7000-7001")?;
     ensure!(held()? == 0, "{} ports", held()?);
     Ok(())
 }
+both_families!(a_forwarded_port_is_none_of_those_that_a_guest_holds);
 
-#[test]
-fn guests_never_get_a_forwarded_port() -> Result<()> {
-    let bed = Bed::new()?;
+fn guests_never_get_a_forwarded_port(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     let _process = bed.start()?;
     let other = bed.guest(1)?;
-    bed.forward("add udp 7000 10.0.0.10")?;
-    let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
-    let socket = udp_socket(&other.namespace, server(other, 7000))?;
+    bed.forward("add udp 7000 guest0")?;
+    let mirror = UdpReflector::start(&bed.world.world, family.server(0, 0))?;
+    let socket = udp_socket(&other.namespace, server(family, other, 7000))?;
     let seen = reflect_udp(&socket, mirror.address(), b"x")?;
-    ensure!(seen != outside(7000), "it was handed out");
+    ensure!(seen != family.outside(7000), "it was handed out");
     Ok(())
 }
+both_families!(guests_never_get_a_forwarded_port);
 
-#[test]
-fn an_address_of_ones_own() -> Result<()> {
-    let bed = Bed::new()?;
+fn an_address_of_ones_own(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     let mut process = bed.start()?;
     let (guest, other) = (bed.guest(0)?, bed.guest(1)?);
+    let another = family.uplink_host(7);
     bed.world
         .host
-        .ip(&format!("address add {ANOTHER}/32 dev uplink0"))?;
+        .ip(&format!("address add {another} dev uplink0"))?;
     // A program of the host that would take what is not the guest's.
-    let _host = tcp_listener(&bed.world.host, (Ipv4Addr::UNSPECIFIED, 80).into())?;
-    let own = ANOTHER.to_string();
-    bed.instance.ask("static", &["add", &own, "10.0.0.10"])?;
+    let any = any_address(family);
+    let _host = tcp_listener(&bed.world.host, (any, 80).into())?;
+    let own = another.to_string();
+    bed.ask("static", &format!("add {own} guest0"))?;
 
     let check = || -> Result<()> {
-        let web = TcpReflector::start(&guest.namespace, server(guest, 80))?;
-        let udp = UdpReflector::start(&guest.namespace, server(guest, 53))?;
-        let mut session = TcpSession::open(&bed.world.world, None, (ANOTHER, 80).into())?;
+        let web = TcpReflector::start(&guest.namespace, server(family, guest, 80))?;
+        let udp = UdpReflector::start(&guest.namespace, server(family, guest, 53))?;
+        let mut session = TcpSession::open(&bed.world.world, None, (another, 80).into())?;
         ensure!(session.seen() == session.stream().local_addr()?, "TCP in");
         session.exchange(&vec![1; 100_000])?;
-        let socket = udp_socket(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
-        reflect_udp(&socket, (ANOTHER, 53).into(), b"x")?;
-        bed.world.world.exec(&format!("ping -c 1 -W 5 {ANOTHER}"))?;
+        let socket = udp_socket(&bed.world.world, family.server(0, 0))?;
+        reflect_udp(&socket, (another, 53).into(), b"x")?;
+        bed.world.world.exec(&format!("ping -c 1 -W 5 {another}"))?;
         // Another guest comes in, too, with the address that it has outside.
-        let mut session = TcpSession::open(&other.namespace, None, (ANOTHER, 80).into())?;
-        ensure!(session.seen().ip() == HOST_ADDRESS, "{}", session.seen());
+        let mut session = TcpSession::open(&other.namespace, None, (another, 80).into())?;
+        ensure!(
+            session.seen().ip() == family.outside_address(),
+            "{}",
+            session.seen()
+        );
         session.exchange(&vec![2; 100_000])?;
         drop((web, udp));
         // Outwards it keeps its ports, and pings with its own address.
-        let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
-        let socket = udp_socket(&guest.namespace, server(guest, 0))?;
+        let mirror = UdpReflector::start(&bed.world.world, family.server(0, 0))?;
+        let socket = udp_socket(&guest.namespace, server(family, guest, 0))?;
         let seen = reflect_udp(&socket, mirror.address(), b"x")?;
         ensure!(
-            seen == (ANOTHER, socket.local_addr()?.port()).into(),
+            seen == (another, socket.local_addr()?.port()).into(),
             "UDP out: {seen}"
         );
-        let mirror = TcpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+        let mirror = TcpReflector::start(&bed.world.world, family.server(0, 0))?;
         let session = TcpSession::open(&guest.namespace, None, mirror.address())?;
-        ensure!(session.seen().ip() == ANOTHER, "{}", session.seen());
+        ensure!(session.seen().ip() == another, "{}", session.seen());
         guest
             .namespace
-            .exec(&format!("ping -c 1 -W 5 {}", WORLD_ADDRESSES[0]))?;
+            .exec(&format!("ping -c 1 -W 5 {}", family.server(0, 0).ip()))?;
         // The others go on as before.
         let session = TcpSession::open(&other.namespace, None, mirror.address())?;
-        ensure!(session.seen().ip() == HOST_ADDRESS, "{}", session.seen());
+        ensure!(
+            session.seen().ip() == family.outside_address(),
+            "{}",
+            session.seen()
+        );
         Ok(())
     };
     check()?;
@@ -456,63 +522,69 @@ fn an_address_of_ones_own() -> Result<()> {
     let list = bed.json("static")?;
     ensure!(
         list == json!([{
-            "outside": ANOTHER, "inside": guest.address, "from": "0.0.0.0/0", "made_by": "command",
+            "outside": another, "inside": family.address_of(guest), "from": anywhere(family), "made_by": "command",
         }]),
         "{list}"
     );
-    let line = format!("add tcp 8080 10.0.1.10:80 --outside-address {own}");
+    let line = format!("add tcp 8080 guest1:80 --outside-address {own}");
     let said = bed.refusal("forward", &line)?;
     ensure!(said.contains("one guest's alone"), "{said}");
     bed.instance.ask("static", &["remove", &own])?;
-    let mirror = TcpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
+    let mirror = TcpReflector::start(&bed.world.world, family.server(0, 0))?;
     let session = TcpSession::open(&guest.namespace, None, mirror.address())?;
-    ensure!(session.seen().ip() == HOST_ADDRESS, "{}", session.seen());
+    ensure!(
+        session.seen().ip() == family.outside_address(),
+        "{}",
+        session.seen()
+    );
     Ok(())
 }
+both_families!(an_address_of_ones_own);
 
 /// Programs of the host that are led to guests.
 fn pinned_host_programs(bed: &Bed) -> usize {
     fs::read_dir(bed.instance.pins().join("host")).map_or(0, Iterator::count)
 }
 
-#[test]
-fn the_host_itself_comes_in() -> Result<()> {
-    let bed = Bed::new()?;
+fn the_host_itself_comes_in(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     let mut process = bed.start()?;
     let (host, guest) = (&bed.world.host, bed.guest(0)?);
-    let tcp = TcpReflector::start(&guest.namespace, server(guest, 80))?;
-    let udp = UdpReflector::start(&guest.namespace, server(guest, 53))?;
-    ensure!(is_refused(host, outside(8080)), "who answers?");
+    let tcp = TcpReflector::start(&guest.namespace, server(family, guest, 80))?;
+    let udp = UdpReflector::start(&guest.namespace, server(family, guest, 53))?;
+    ensure!(is_refused(host, family.outside(8080)), "who answers?");
     ensure!(pinned_host_programs(&bed) == 0, "for what?");
-    bed.forward("add tcp 8080 10.0.0.10:80")?;
-    bed.forward("add udp 5353 10.0.0.10:53")?;
+    bed.forward("add tcp 8080 guest0:80")?;
+    bed.forward("add udp 5353 guest0:53")?;
 
     let check = || -> Result<()> {
-        let mut session = TcpSession::open(host, None, outside(8080))?;
+        let mut session = TcpSession::open(host, None, family.outside(8080))?;
         session.exchange(&pattern(100_000))?;
         // It talks to whom it asked for, as far as it can tell.
-        ensure!(session.stream().peer_addr()? == outside(8080));
-        let mapped = SocketAddr::new(HOST_ADDRESS.to_ipv6_mapped().into(), 8080);
-        let mapped = host.run(|| Ok(TcpStream::connect_timeout(&mapped, PATIENCE)?))?;
-        ensure!(mapped.peer_addr()?.ip().to_canonical() == IpAddr::from(HOST_ADDRESS));
-        ensure!(mapped.peer_addr()?.port() == 8080);
+        ensure!(session.stream().peer_addr()? == family.outside(8080));
+        if family == V4 {
+            let mapped = SocketAddr::new(HOST_ADDRESS.to_ipv6_mapped().into(), 8080);
+            let mapped = host.run(|| Ok(TcpStream::connect_timeout(&mapped, PATIENCE)?))?;
+            ensure!(mapped.peer_addr()?.ip().to_canonical() == IpAddr::from(HOST_ADDRESS));
+            ensure!(mapped.peer_addr()?.port() == 8080);
+        }
 
-        let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        let any = SocketAddr::new(any_address(family), 0);
         let socket = udp_socket(host, any)?;
         // The answer comes from whom it sent to.
-        reflect_udp(&socket, outside(5353), b"who am I?")?;
-        socket.connect(outside(5353))?;
-        ensure!(socket.peer_addr()? == outside(5353));
+        reflect_udp(&socket, family.outside(5353), b"who am I?")?;
+        socket.connect(family.outside(5353))?;
+        ensure!(socket.peer_addr()? == family.outside(5353));
         socket.send(b"and now?")?;
         let mut answer = [0; 100];
-        ensure!(socket.recv_from(&mut answer)?.1 == outside(5353));
+        ensure!(socket.recv_from(&mut answer)?.1 == family.outside(5353));
         Ok(())
     };
     check().context("at first")?;
     ensure!(
         tcp.peers()
             .iter()
-            .all(|peer| peer.ip() == IpAddr::from([10, 0, 0, 1])),
+            .all(|peer| peer.ip() == family.gateway_of(guest)),
         "{:?}",
         tcp.peers()
     );
@@ -531,15 +603,19 @@ fn the_host_itself_comes_in() -> Result<()> {
     );
 
     bed.forward("remove tcp 8080")?;
-    ensure!(is_refused(host, outside(8080)), "it still leads there");
+    ensure!(
+        is_refused(host, family.outside(8080)),
+        "it still leads there"
+    );
     bed.forward("remove udp 5353")?;
     ensure!(pinned_host_programs(&bed) == 0, "for what?");
-    bed.forward("add tcp 8080 10.0.0.10:80")?;
-    check_tcp(host, outside(8080)).context("again")?;
+    bed.forward("add tcp 8080 guest0:80")?;
+    check_tcp(host, family.outside(8080)).context("again")?;
     process.terminate(PATIENCE)?;
-    ensure!(is_refused(host, outside(8080)), "something is left");
+    ensure!(is_refused(host, family.outside(8080)), "something is left");
     Ok(())
 }
+both_families!(the_host_itself_comes_in);
 
 fn check_tcp(namespace: &Namespace, remote: SocketAddr) -> Result<()> {
     TcpSession::open(namespace, None, remote)?.exchange(&pattern(1000))
@@ -547,29 +623,28 @@ fn check_tcp(namespace: &Namespace, remote: SocketAddr) -> Result<()> {
 
 #[test]
 fn the_host_comes_in_where_it_may_and_other_hosts_are_left_alone() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     let _process = bed.start()?;
     let (host, guest) = (&bed.world.host, bed.guest(0)?);
-    let _tcp = TcpReflector::start(&guest.namespace, server(guest, 80))?;
-    bed.forward("add tcp 8080 10.0.0.10:80")?;
-    bed.forward("add tcp 8081 10.0.0.10:80 --from 192.0.2.0/24")?;
-    bed.forward("add tcp 8082 10.0.0.10:80 --from 198.51.100.0/24")?;
-    bed.instance
-        .ask("static", &["add", &ANOTHER.to_string(), "10.0.0.10"])?;
-    check_tcp(host, outside(8080))?;
-    ensure!(is_refused(host, outside(8081)), "the host is let in");
-    check_tcp(host, outside(8082))?;
+    let _tcp = TcpReflector::start(&guest.namespace, server(V4, guest, 80))?;
+    bed.forward("add tcp 8080 guest0:80")?;
+    bed.forward("add tcp 8081 guest0:80 --from 192.0.2.0/24")?;
+    bed.forward("add tcp 8082 guest0:80 --from 198.51.100.0/24")?;
+    bed.ask("static", &format!("add {ANOTHER} guest0"))?;
+    check_tcp(host, V4.outside(8080))?;
+    ensure!(is_refused(host, V4.outside(8081)), "the host is let in");
+    check_tcp(host, V4.outside(8082))?;
     check_tcp(host, SocketAddr::new(ANOTHER.into(), 80)).context("1:1")?;
-    ensure!(is_refused(host, outside(80)), "no forward has port 80");
+    ensure!(is_refused(host, V4.outside(80)), "no forward has port 80");
 
     // The same addresses on another host.
     let elsewhere = Topology::builder().inside(Inside::Veth).build()?;
     elsewhere.set_inside_addresses()?;
     let guest = &elsewhere.guests[0];
-    let _tcp = TcpReflector::start(&guest.namespace, server(guest, 80))?;
-    check_tcp(&elsewhere.host, server(guest, 80))?;
+    let _tcp = TcpReflector::start(&guest.namespace, server(V4, guest, 80))?;
+    check_tcp(&elsewhere.host, server(V4, guest, 80))?;
     ensure!(
-        is_refused(&elsewhere.host, outside(8080)),
+        is_refused(&elsewhere.host, V4.outside(8080)),
         "another host's sockets are led"
     );
     Ok(())

@@ -44,7 +44,7 @@ const TESTS: [(&str, &str, bool); 8] = [
         "no_packet_is_lost_while_processes_are_killed_and_replaced",
         true,
     ),
-    ("forwards", "the_host_itself_comes_in", false),
+    ("forwards", "the_host_itself_comes_in::v4", false),
     (
         "trace",
         "packets_are_told_as_they_come_and_as_they_leave",

@@ -1,5 +1,5 @@
 //! Guests reach the world, whatever joins them to the host and the host to the
-//! world, and every packet that arrives anywhere is right.
+//! world, in both families of IP, and every packet that arrives anywhere is right.
 
 use std::{
     collections::BTreeSet,
@@ -13,14 +13,19 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tapnat_testbed::{
     capture::{Capture, Direction, Packets, Partial},
     topology::{
-        Builder, GATEWAY, GUEST_DEVICE, HOST_ADDRESS, Inside, Tap, TapMaker, Topology, Uplink,
+        Builder, GATEWAY, GATEWAY6, GUEST_DEVICE, HOST_ADDRESS, HOST_ADDRESS6, Inside, Tap,
+        TapMaker, Topology, Uplink,
     },
     traffic::{
         self, Amount, HttpServer, TcpReflector, TcpSession, UdpReflector, curl, iperf3, ping,
         reflect_udp,
     },
 };
-use tapnat_tests::world::{OUTSIDE, World, server};
+use tapnat_tests::{
+    both_families,
+    family::{Family, V4, V6},
+    world::World,
+};
 
 /// Set in an emulated machine, which is slow.
 const EMULATED: &str = "TAPNAT_EMULATED";
@@ -34,8 +39,14 @@ fn is_emulated() -> bool {
     env::var_os(EMULATED).is_some()
 }
 
+/// A world in both families.
+fn both() -> Builder {
+    // Until the program speaks IPv6.
+    Topology::builder()
+}
+
 fn tap(tap: Tap) -> Builder {
-    Topology::builder().inside(Inside::Tap(tap))
+    both().inside(Inside::Tap(tap))
 }
 
 /// Checks everything, and that unsegmented packets stay so, both ways.
@@ -47,23 +58,28 @@ fn check_traffic(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// The list that every kind of link is put to: [`check_bulk`], [`check_errors`]
-/// and [`check_hairpins`].
+/// The list that every kind of link is put to in both families: [`check_bulk`],
+/// [`check_errors`] and [`check_hairpins`].
 ///
 /// Returns how long a payload came in one packet, both ways and on both sides.
 fn check_everything(world: &World) -> Result<usize> {
-    let longest = check_bulk(world).context("traffic")?;
-    for guest in 0..world.topology.guests.len() {
-        check_errors(world, guest).context("errors")?;
+    let mut longest = usize::MAX;
+    for family in world.families() {
+        let said = |what| format!("{what}, {family:?}");
+        let its = check_bulk(world, family).with_context(|| said("traffic"))?;
+        longest = longest.min(its);
+        for guest in 0..world.topology.guests.len() {
+            check_errors(world, family, guest).with_context(|| said("errors"))?;
+        }
+        check_hairpins(world, family).with_context(|| said("hairpins"))?;
     }
-    check_hairpins(world).context("hairpins")?;
     Ok(longest)
 }
 
 /// Ping, UDP, TCP, HTTP and bulk from every guest, whole, in fragments both ways
 /// and unsegmented, in captures on both sides of the host of which every
 /// checksum is verified.
-fn check_bulk(world: &World) -> Result<usize> {
+fn check_bulk(world: &World, family: Family) -> Result<usize> {
     let mut longest = usize::MAX;
     let Topology {
         guests,
@@ -71,29 +87,32 @@ fn check_bulk(world: &World) -> Result<usize> {
         ..
     } = &world.topology;
     let udp = [
-        UdpReflector::start(outer, server(0, 3478))?,
-        UdpReflector::start(outer, server(1, 3479))?,
+        UdpReflector::start(outer, family.server(0, 3478))?,
+        UdpReflector::start(outer, family.server(1, 3479))?,
     ];
-    let tcp = TcpReflector::start(outer, server(1, 7))?;
-    let http = HttpServer::start(outer, server(0, 80))?;
+    let tcp = TcpReflector::start(outer, family.server(1, 7))?;
+    let http = HttpServer::start(outer, family.server(0, 80))?;
     let payload = traffic::pattern(200_000);
     let (peer, device) = world.topology.uplink_peer();
-    for guest in guests {
+    for (number, guest) in guests.iter().enumerate() {
         let captures = [
             Capture::start(peer, device)?,
             Capture::start(&guest.namespace, GUEST_DEVICE)?,
         ];
-        let local = SocketAddr::new(guest.address.into(), 40_000);
-        let socket = traffic::udp_socket(&guest.namespace, local)?;
+        let local = world.guest_endpoint_in(family, number, 40_000);
+        let socket = world.guest_socket_in(family, number, 40_000)?;
         for server in &udp {
             for length in [0, 1, 2, 1464, 1465, 1472, 1473, 5000, 20_000] {
                 let seen = reflect_udp(&socket, server.address(), &payload[..length]);
-                ensure!(seen?.ip() == OUTSIDE, "translated to another address");
+                ensure!(
+                    seen?.ip() == family.outside_address(),
+                    "translated to another address"
+                );
             }
         }
         let mut session = TcpSession::open(&guest.namespace, Some(local), tcp.address())?;
         ensure!(
-            session.seen().ip() == OUTSIDE,
+            session.seen().ip() == family.outside_address(),
             "translated to another address"
         );
         session.exchange(&payload)?;
@@ -101,20 +120,20 @@ fn check_bulk(world: &World) -> Result<usize> {
         let url = format!("http://{}", http.address());
         let seen = curl(&guest.namespace, &format!("{url}/"))?;
         ensure!(
-            seen.parse::<SocketAddr>()?.ip() == OUTSIDE,
+            seen.parse::<SocketAddr>()?.ip() == family.outside_address(),
             "seen as {seen}"
         );
         let body = curl(&guest.namespace, &format!("{url}/bytes/{}", payload.len()))?;
         ensure!(body.as_bytes() == payload, "the body is corrupt");
         for size in ["0", "56", "1472", "1473", "9000"] {
-            let ping = ping(&guest.namespace, server(0, 0).ip(), 3, &["-s", size])?;
+            let ping = ping(&guest.namespace, family.server(0, 0).ip(), 3, &["-s", size])?;
             ensure!(ping.received == 3, "{}", ping.output);
         }
         for options in [&[][..], &["-R"]] {
             let bulk = iperf3(
                 &guest.namespace,
                 outer,
-                server(0, 5201),
+                family.server(0, 5201),
                 Amount::Bytes(bulk()),
                 options,
             )?;
@@ -129,7 +148,7 @@ fn check_bulk(world: &World) -> Result<usize> {
 
 /// ICMP errors that the host makes, that come from the world, and that a guest
 /// sends, with right checksums.
-fn check_errors(world: &World, number: usize) -> Result<()> {
+fn check_errors(world: &World, family: Family, number: usize) -> Result<()> {
     let Topology {
         guests,
         world: outer,
@@ -141,19 +160,23 @@ fn check_errors(world: &World, number: usize) -> Result<()> {
         Capture::start(peer, device)?,
         Capture::start(guest, GUEST_DEVICE)?,
     ];
-    let late = ping(guest, server(0, 0).ip(), 1, &["-t", "1"])?;
+    let late = ping(guest, family.server(0, 0).ip(), 1, &["-t", "1"])?;
+    let told = match family {
+        V4 => "Time to live exceeded",
+        V6 => "Time exceeded: Hop limit",
+    };
     ensure!(
-        late.received == 0 && late.output.contains("Time to live exceeded"),
+        late.received == 0 && late.output.contains(told),
         "{}",
         late.output
     );
     // Nobody listens there.
-    let asker = world.guest_socket(number, 0)?;
-    let refused = send_and_wait(&asker, server(0, 9999))?;
+    let asker = world.guest_socket_in(family, number, 0)?;
+    let refused = send_and_wait(&asker, family.server(0, 9999))?;
     ensure!(refused == ErrorKind::ConnectionRefused, "{refused}");
     // Nor here any more.
-    let server = traffic::udp_socket(outer, server(1, 0))?;
-    let asker = world.guest_socket(number, 0)?;
+    let server = traffic::udp_socket(outer, family.server(1, 0))?;
+    let asker = world.guest_socket_in(family, number, 0)?;
     asker.send_to(b"I leave", server.local_addr()?)?;
     let (_, seen) = server.recv_from(&mut [0; 10])?;
     drop(asker);
@@ -175,12 +198,12 @@ fn send_and_wait(socket: &UdpSocket, to: SocketAddr) -> Result<ErrorKind> {
 
 /// The first guest and the last, who may be the same, talk over their outside
 /// endpoints, whole and in fragments.
-fn check_hairpins(world: &World) -> Result<()> {
+fn check_hairpins(world: &World, family: Family) -> Result<()> {
     let numbers = [0, world.topology.guests.len() - 1];
-    let server = UdpReflector::start(&world.topology.world, server(0, 7))?;
+    let server = UdpReflector::start(&world.topology.world, family.server(0, 7))?;
     let mut ends = Vec::new();
     for (number, port) in numbers.into_iter().zip([40_100, 40_101]) {
-        let socket = world.guest_socket(number, port)?;
+        let socket = world.guest_socket_in(family, number, port)?;
         let outside = reflect_udp(&socket, server.address(), b"where?")?;
         ends.push((socket, outside));
     }
@@ -297,19 +320,19 @@ fn guests_with_an_old_card_without_offloads() -> Result<()> {
 
 #[test]
 fn guests_on_veths() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Veth).guests(2);
+    let builder = both().inside(Inside::Veth).guests(2);
     check_traffic(&World::start(builder, &[])?)
 }
 
 #[test]
 fn guests_on_a_bridge() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Bridge).guests(2);
+    let builder = both().inside(Inside::Bridge).guests(2);
     check_traffic(&World::start(builder, &[])?)
 }
 
 #[test]
 fn guests_on_tuns() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Tun);
+    let builder = both().inside(Inside::Tun);
     check_traffic(&World::start(builder, &[])?)
 }
 
@@ -320,25 +343,25 @@ fn an_uplink_without_ethernet() -> Result<()> {
 
 #[test]
 fn no_ethernet_anywhere() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Tun).uplink(Uplink::Tun);
+    let builder = both().inside(Inside::Tun).uplink(Uplink::Tun);
     check_traffic(&World::start(builder, &[])?)
 }
 
 #[test]
 fn guests_on_a_bridge_and_an_uplink_without_ethernet() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Bridge).guests(2);
+    let builder = both().inside(Inside::Bridge).guests(2);
     check_traffic(&World::start(builder.uplink(Uplink::Tun), &[])?)
 }
 
 #[test]
 fn guests_on_veths_and_an_uplink_without_ethernet() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Veth).guests(2);
+    let builder = both().inside(Inside::Veth).guests(2);
     check_traffic(&World::start(builder.uplink(Uplink::Tun), &[])?)
 }
 
 #[test]
 fn clsact_in_place_of_tcx_without_ethernet() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Tun).uplink(Uplink::Tun);
+    let builder = both().inside(Inside::Tun).uplink(Uplink::Tun);
     check_traffic(&World::start(builder, &["--attach", "clsact"])?)
 }
 
@@ -349,7 +372,8 @@ fn clsact_in_place_of_tcx() -> Result<()> {
 
 #[test]
 fn a_bridge_as_uplink() -> Result<()> {
-    let topology = Topology::builder().build()?;
+    let topology = both().build()?;
+    let host = &topology.host;
     for line in [
         "link add br1 type bridge",
         "address flush dev uplink0",
@@ -358,20 +382,23 @@ fn a_bridge_as_uplink() -> Result<()> {
         "link set br1 up",
         &format!("route add default via {GATEWAY} dev br1"),
     ] {
-        topology.host.ip(line)?;
+        host.ip(line)?;
+    }
+    if topology.has_ipv6() {
+        host.ip(&format!("address add {HOST_ADDRESS6}/64 dev br1"))?;
+        host.ip(&format!("-6 route add default via {GATEWAY6} dev br1"))?;
     }
     check_traffic(&World::start_in(topology, &[])?)
 }
 
 /// Two processors choose an outside port for the same inside port at once, and
 /// open sessions to the same remote.
-#[test]
-fn guests_that_begin_at_the_same_time_do_not_get_the_same_ports() -> Result<()> {
+fn guests_that_begin_at_the_same_time_do_not_get_the_same_ports(family: Family) -> Result<()> {
     const SESSIONS: u16 = 300;
-    let world = World::start(Topology::builder().inside(Inside::Veth).guests(2), &[])?;
+    let world = World::start(family.topology().inside(Inside::Veth).guests(2), &[])?;
     let outer = &world.topology.world;
-    let udp = UdpReflector::start(outer, server(0, 7))?;
-    let tcp = TcpReflector::start(outer, server(0, 7))?;
+    let udp = UdpReflector::start(outer, family.server(0, 7))?;
+    let tcp = TcpReflector::start(outer, family.server(0, 7))?;
     let (world, udp, tcp) = (&world, &udp, &tcp);
     let run = |number: usize| -> Result<Vec<[SocketAddr; 2]>> {
         let mut sessions = Vec::new();
@@ -406,3 +433,4 @@ fn guests_that_begin_at_the_same_time_do_not_get_the_same_ports() -> Result<()> 
     }
     Ok(())
 }
+both_families!(guests_that_begin_at_the_same_time_do_not_get_the_same_ports);

@@ -23,6 +23,8 @@ struct Requirement {
     number: String,
     level: String,
     asks: String,
+    /// What of it holds for IPv6, in tables of what IPv4 and IPv6 have in common.
+    ipv6: Option<String>,
     proof: Proof,
 }
 
@@ -266,10 +268,14 @@ fn line(one: &Requirement, verdict: Verdict, widths: &Widths, coloured: bool) ->
     let tests: Vec<_> = tests_of(one)
         .map(|test| format!("{}::{}", test.program, test.name))
         .collect();
+    let ipv6 = match &one.ipv6 {
+        Some(ipv6) if !tests.is_empty() => format!("; IPv6: {ipv6}"),
+        _ => String::new(),
+    };
     let tests = if tests.is_empty() {
         String::new()
     } else {
-        format!("({})", tests.join(", "))
+        format!("({}{ipv6})", tests.join(", "))
     };
     let line = format!(
         "{:rfc$}  {:number$}  {:level$}  {colour}{:8}{end}  {:asks$}  {tests}",
@@ -306,6 +312,7 @@ fn parse(text: &str) -> Result<Vec<Requirement>> {
     let mut heading = String::new();
     let mut in_heading = false;
     let mut row: Vec<String> = Vec::new();
+    let mut columns = 0;
     let mut tests = Vec::new();
     for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
         match event {
@@ -329,12 +336,13 @@ fn parse(text: &str) -> Result<Vec<Requirement>> {
                 }
             }
             Event::Code(code) => {
-                if row.len() == COLUMNS {
+                if row.len() == columns {
                     tests.push(Test::read(&code)?);
                 } else if let Some(cell) = row.last_mut() {
                     *cell += &code;
                 }
             }
+            Event::End(TagEnd::TableHead) => columns = row.len(),
             Event::End(TagEnd::TableRow) if heading.starts_with("RFC ") => {
                 requirements.push(requirement(&heading, &row, &tests)?);
             }
@@ -344,12 +352,12 @@ fn parse(text: &str) -> Result<Vec<Requirement>> {
     Ok(requirements)
 }
 
-/// Number, level, what it asks for, what is done, tests.
-const COLUMNS: usize = 5;
-
+/// From number, level, what it asks for, what is done, perhaps what of it holds for IPv6, and tests.
 fn requirement(heading: &str, row: &[String], tests: &[Test]) -> Result<Requirement> {
-    let [number, level, asks, _, last] = row else {
-        bail!("a row of {heading} has other columns: {row:?}");
+    let (number, level, asks, ipv6, last) = match row {
+        [number, level, asks, _, last] => (number, level, asks, None, last),
+        [number, level, asks, _, ipv6, last] => (number, level, asks, Some(ipv6), last),
+        _ => bail!("a row of {heading} has other columns: {row:?}"),
     };
     let proof = match (last.trim(), tests) {
         ("does not apply", []) => Proof::DoesNotApply,
@@ -363,6 +371,7 @@ fn requirement(heading: &str, row: &[String], tests: &[Test]) -> Result<Requirem
         number: number.clone(),
         level: level.clone(),
         asks: asks.clone(),
+        ipv6: ipv6.map(|cell| cell.trim().to_owned()),
         proof,
     })
 }
@@ -373,11 +382,17 @@ mod tests {
 
     use super::*;
 
+    /// Of a row whose tests all run for IPv6, too.
+    const THE_SAME: &str = "same";
+
     const TEXT: &str = "# Rows\n\n| a | b |\n|-|-|\n| not | one |\n\n## RFC 4787: UDP\n\n\
         | | level | asks | how | tests |\n|-|-|-|-|-|\n\
         | REQ-1 | MUST | one `endpoint` | always | `rfc4787::one`, `host::two` |\n\
         | REQ-5a | MAY | shorter | no use | not done |\n\
-        | REQ-7 | MUST | a DHCP server | there is none | does not apply |\n";
+        | REQ-7 | MUST | a DHCP server | there is none | does not apply |\n\n\
+        ## RFC 5508: ICMP\n\n\
+        | | level | asks | how | IPv6 | tests |\n|-|-|-|-|-|-|\n\
+        | REQ-1 | MUST | two | with `--this` | same | `rfc5508::two` |\n";
 
     fn test(text: &str) -> Test {
         Test::read(text).unwrap()
@@ -388,9 +403,15 @@ mod tests {
         let rows = parse(TEXT).unwrap();
         let proofs: Vec<_> = rows.iter().map(|row| &row.proof).collect();
         let tests = Proof::Tests(vec![test("rfc4787::one"), test("host::two")]);
-        assert_eq!(proofs, [&tests, &Proof::NotDone, &Proof::DoesNotApply]);
+        let other = Proof::Tests(vec![test("rfc5508::two")]);
+        assert_eq!(
+            proofs,
+            [&tests, &Proof::NotDone, &Proof::DoesNotApply, &other]
+        );
         assert_eq!(rows[0].rfc, "RFC 4787");
         assert_eq!(rows[0].asks, "one endpoint");
+        assert_eq!(rows[0].ipv6, None);
+        assert_eq!(rows[3].ipv6.as_deref(), Some(THE_SAME));
     }
 
     #[test]
@@ -435,14 +456,15 @@ mod tests {
         assert_eq!(without_family("one::v5"), "one::v5");
     }
 
-    /// The tests in a file.
-    fn tests_in(path: &Path) -> Vec<Test> {
+    /// The tests in a file, and whether they run for both families.
+    fn tests_in(path: &Path) -> Vec<(Test, bool)> {
         let program = path.file_stem().unwrap().to_string_lossy();
         let text = fs::read_to_string(path).unwrap();
         let mut found = Vec::new();
         let mut is_test = false;
         for line in text.lines() {
-            let name = if let Some(rest) = line.strip_prefix("both_families!(") {
+            let of_both = line.strip_prefix("both_families!(");
+            let name = if let Some(rest) = of_both {
                 rest.strip_suffix(");")
             } else if let Some(function) = line.strip_prefix("fn ").filter(|_| is_test) {
                 function.split('(').next()
@@ -450,13 +472,14 @@ mod tests {
                 None
             };
             is_test = name.is_none() && (is_test || line == "#[test]");
-            found.extend(name.map(|name| test(&format!("{program}::{name}"))));
+            let named = name.map(|name| test(&format!("{program}::{name}")));
+            found.extend(named.map(|test| (test, of_both.is_some())));
         }
         found
     }
 
-    /// The tests in a directory, by the files' names.
-    fn tests_under(directory: &str) -> BTreeSet<Test> {
+    /// The tests in a directory, by the files' names, and whether they run for both families.
+    fn tests_under(directory: &str) -> BTreeMap<Test, bool> {
         let entries = fs::read_dir(workspace().join(directory)).unwrap();
         let paths = entries.map(|entry| entry.unwrap().path());
         let files = paths.filter(|path| path.is_file());
@@ -474,8 +497,8 @@ mod tests {
                 Event::Start(Tag::TableRow) => traps += 1,
                 Event::Code(name) if name.contains("::") && !name.ends_with("::") => {
                     let exists = match name.strip_prefix("datapath::") {
-                        Some(name) => decisions.contains(&test(name)),
-                        None => programs.contains(&test(&name)),
+                        Some(name) => decisions.contains_key(&test(name)),
+                        None => programs.contains_key(&test(&name)),
                     };
                     assert!(exists, "there is no test {name}");
                 }
@@ -490,11 +513,32 @@ mod tests {
         let all = tests_under("tests/tests");
         let requirements = read().unwrap();
         let named: BTreeSet<_> = requirements.iter().flat_map(tests_of).cloned().collect();
-        let missing: Vec<_> = named.difference(&all).collect();
+        let missing: Vec<_> = named
+            .iter()
+            .filter(|test| !all.contains_key(test))
+            .collect();
         assert!(missing.is_empty(), "{DOCUMENT} names {missing:?}");
-        let of_rfcs = all.iter().filter(|test| test.program.starts_with("rfc"));
+        let of_rfcs = all.keys().filter(|test| test.program.starts_with("rfc"));
         let forgotten: Vec<_> = of_rfcs.filter(|test| !named.contains(test)).collect();
         assert!(forgotten.is_empty(), "{DOCUMENT} lacks {forgotten:?}");
+        for one in &requirements {
+            let Some(ipv6) = &one.ipv6 else { continue };
+            let are_of_both = tests_of(one).all(|test| all[test]);
+            let has_tests = matches!(one.proof, Proof::Tests(_));
+            assert_eq!(
+                has_tests && are_of_both,
+                ipv6 == THE_SAME,
+                "{}, {}: `{ipv6}`",
+                one.rfc,
+                one.number
+            );
+            assert!(
+                !(has_tests && ipv6.is_empty()),
+                "{}, {}",
+                one.rfc,
+                one.number
+            );
+        }
         let numbers: BTreeSet<_> = requirements
             .iter()
             .map(|one| (&one.rfc, &one.number))
