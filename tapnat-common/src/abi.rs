@@ -137,6 +137,11 @@ pub mod maps {
         host_sockets: "HOST_SOCKETS6",
     };
 
+    /// The [`crate::embed::Prefix`] of NAT64 at index 0, if there is one. Written by user
+    /// space only.
+    pub const NAT64: &str = "NAT64";
+    /// IPv4 addresses that are on no wire to [`super::StandIn`]s.
+    pub const STAND_INS: &str = "STAND_INS";
     /// [`crate::ports::Reserved`], one per port class. Written by user space only.
     pub const RESERVED: &str = "RESERVED";
     /// A per-CPU [`super::Counter`] for each [`crate::verdict::Reason`].
@@ -153,7 +158,9 @@ pub mod maps {
     pub const STAGES: &str = "STAGES";
 
     /// Every pinned map that serves both IP versions.
-    pub const SHARED: [&str; 6] = [
+    pub const SHARED: [&str; 8] = [
+        NAT64,
+        STAND_INS,
         RESERVED,
         COUNTERS,
         XDP_DEVICES,
@@ -257,6 +264,10 @@ pub mod stages {
     /// Packets that may be of a session that is there; with IPv4 that is
     /// [`EXCEPTIONAL`]'s, too.
     pub const RESUME: u32 = 12;
+    /// Of IPv6: packets for the world's IPv4. Of IPv4: packets to a stand-in.
+    pub const TRANSLATE: u32 = 13;
+    /// The same, ICMP errors.
+    pub const TRANSLATE_ERROR: u32 = 14;
     /// Places in the table.
     pub const COUNT: u32 = 32;
 
@@ -290,6 +301,14 @@ pub mod stages {
         (SIX + RELEASE, "release6"),
         (SIX + ASK, "ask6"),
     ];
+    /// The same for NAT64.
+    pub const NAT64: [(u32, &str); 5] = [
+        (ESTABLISHED, "established4"),
+        (SIX + TRANSLATE, "translate6"),
+        (SIX + TRANSLATE_ERROR, "translate_error6"),
+        (TRANSLATE, "translate4"),
+        (TRANSLATE_ERROR, "translate_error4"),
+    ];
     const _: () = assert!(<Be32 as Family>::OFFSET == 0);
 }
 
@@ -303,6 +322,8 @@ pub mod globals {
     pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
     /// `u8`: non-zero where `bpf_l4_csum_replace` knows `BPF_F_IPV6` (>= 6.16).
     pub const IPV6_CHECKSUMS: &str = "IPV6_CHECKSUMS";
+    /// `u8`: non-zero where there is NAT64.
+    pub const NAT64: &str = "HAS_NAT64";
     /// `u64`: the cookie of the network namespace whose sockets are the host's.
     /// 0 is nobody's.
     pub const NETNS_COOKIE: &str = "NETNS_COOKIE";
@@ -625,6 +646,16 @@ impl<A: Address> Mapping<A> {
             self.inside
         }
     }
+}
+
+/// A guest that an IPv4 address stands in for, the value of [`maps::STAND_INS`]. The
+/// datapath adds them; user space removes those without sessions.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct StandIn {
+    pub address: Be128,
+    /// The inside device's interface index.
+    pub device: u32,
 }
 
 /// The key of [`maps::Names::host_sockets`]: a socket of the host, and the inside
@@ -1105,6 +1136,7 @@ const _: () = {
     assert!(size_of::<HeldKey>() == 20);
     assert!(size_of::<HeldKey<Be128>>() == 44);
     assert!(size_of::<Sweep>() == 16);
+    assert!(size_of::<StandIn>() == 20);
     assert!(size_of::<Guest>() == 32);
     assert!(size_of::<Device>() == 12);
     assert!(size_of::<Device<Be128>>() == 36);
@@ -1116,7 +1148,8 @@ const _: () = {
 mod pod {
     use super::{
         Arrival, Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held,
-        HeldKey, Mapping, Permission, PermissionKey, Session, Settings, Sweep, Unsolicited,
+        HeldKey, Mapping, Permission, PermissionKey, Session, Settings, StandIn, Sweep,
+        Unsolicited,
     };
     use crate::net::{Be32, Be128};
 
@@ -1146,8 +1179,10 @@ mod pod {
         Fragment,
         Guest,
         Permission,
+        StandIn,
         Sweep,
         Unsolicited,
+        crate::embed::Prefix,
         crate::ports::PortSet,
         crate::ports::Reserved,
     );

@@ -37,6 +37,10 @@ pub trait Address: Copy + Default + Eq + Hash + fmt::Debug + 'static {
     /// 2.5.6). IPv4's are forwarded here like any other.
     fn is_link_local(self) -> bool;
 
+    /// Whether the address stands in for a guest that has none of this family (see
+    /// [`crate::nat::nat64`]).
+    fn is_stand_in(self) -> bool;
+
     /// The sum of the address' words of 16 bits, as the machine reads them, for
     /// checksums. At most 2^19.
     fn sum(self) -> u32;
@@ -230,6 +234,11 @@ impl Address for Be32 {
     }
 
     #[inline(always)]
+    fn is_stand_in(self) -> bool {
+        crate::nat::nat64::is_stand_in(self)
+    }
+
+    #[inline(always)]
     fn sum(self) -> u32 {
         self.sum()
     }
@@ -411,6 +420,11 @@ impl Address for Be128 {
     #[inline(always)]
     fn is_link_local(self) -> bool {
         self.beginning() & 0xffc0 == 0xfe80
+    }
+
+    #[inline(always)]
+    fn is_stand_in(self) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -55,6 +55,9 @@ pub trait Network: Address {
     /// is, of a whole packet of TCP or UDP. Returns whether it is.
     fn read_plain<F: Frame>(frame: &F, network_offset: u32, packet: &mut Packet<Self>) -> bool;
 
+    /// Whom a packet of this version is for, if that can be looked at.
+    fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self>;
+
     /// Who sent a packet of this version, if that can be looked at.
     fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self>;
 

@@ -40,7 +40,7 @@ pub fn may_answer<A: Network>(packet: &Packet<A>) -> bool {
     !about_error
         && !packet.destination.is_multicast()
         && !matches!(packet.part, Part::Later)
-        && !packet.source.is_unroutable()
+        && (packet.source.is_stand_in() || !packet.source.is_unroutable())
 }
 
 /// How many errors one sender was told lately (RFC 1812 section 4.3.2.8, RFC 5508

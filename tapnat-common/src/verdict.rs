@@ -146,6 +146,9 @@ reasons! {
     SourceRouted = Drop "source-routed",
     /// An IPv6 fragment that is the whole packet.
     AtomicFragment = Drop "atomic-fragment",
+    /// Between IPv4 and IPv6, and without a counterpart there: a length, a checksum or a
+    /// fragment that the other version cannot say.
+    NotTranslatable = Drop "not-translatable",
     /// A router advertisement or a redirect from a guest.
     SpoofedRouter = Drop "spoofed-router",
     /// Neighbour discovery from a guest about an address that is somebody else's.
@@ -305,6 +308,8 @@ impl<A: Network> Default for Opening<A> {
 pub struct Plan<A = Be32> {
     /// The host's firewall has accepted the packet: set before the plan begins.
     pub accepted: bool,
+    /// The packet is from a guest's stand-in: set before the plan begins.
+    pub stands_in: bool,
     /// For [`Outcome::Forward`].
     pub rewrite: Rewrite<A>,
     /// For [`Reason::FirewallAsked`]: the destination that the firewall is to see.
@@ -334,6 +339,7 @@ impl<A: Network> Default for Plan<A> {
     fn default() -> Self {
         Self {
             accepted: false,
+            stands_in: false,
             rewrite: Rewrite::default(),
             asked: EndpointKey::default(),
             quoted: Quoted::default(),

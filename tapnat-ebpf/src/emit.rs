@@ -2,7 +2,7 @@
 //! of a device.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_INGRESS, TC_ACT_OK, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{BPF_ANY, BPF_F_INGRESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::generated::{
         bpf_clone_redirect, bpf_csum_diff, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
         bpf_skb_change_head, bpf_skb_change_tail,
@@ -17,7 +17,6 @@ use tapnat_common::{
     parse::{Packet, Part, Transport},
     refusal::{self, Budget, Refusal},
     time::Instant,
-    verdict::Plan,
 };
 
 use crate::{
@@ -93,23 +92,19 @@ pub fn hold<A: Maps>(skb: &Skb, key: &HeldKey<A>) {
     }
 }
 
-/// Sends a first fragment on, or up to the host, and lets those that waited for it
-/// come by again.
+/// Lets the fragments come by again that waited for this first one, which is about to
+/// leave.
 #[inline(always)]
-pub fn release<A: Maps>(skb: &mut Skb, plan: &Plan<A>, datagram: FragmentKey<A>) -> Option<i32> {
+pub fn release<A: Maps>(skb: &mut Skb, count: u32, datagram: FragmentKey<A>) -> Option<()> {
     let whole = maps::WHOLE.get_ptr_mut(0)?;
     // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
     let whole = unsafe { &mut *whole };
     let length = skb.length();
     if length <= MAX_FRAME && skb.read_into(whole, length).is_some() {
-        come_again(skb, datagram, plan.held);
+        come_again(skb, datagram, count);
         skb.replace_with(whole, length)?;
     }
-    let next_hop = &plan.rewrite.next_hop;
-    if next_hop.device == 0 {
-        return Some(TC_ACT_OK);
-    }
-    forward::<A>(skb, next_hop, plan.rewrite.resolve)
+    Some(())
 }
 
 /// Lets held fragments come by again, as clones of this skb, into which they are
@@ -224,6 +219,16 @@ fn sum(whole: &mut Whole, start: u32, length: u32) -> Option<u32> {
         sum = u32::try_from(result).ok()?;
     }
     Some(sum)
+}
+
+/// The sum of so many bytes of the packet, of 8 KiB at most.
+#[inline(always)]
+pub fn sum_of(skb: &Skb, offset: u32, length: u32) -> Option<u32> {
+    let whole = maps::WHOLE.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
+    let whole = unsafe { &mut *whole };
+    skb.read_into(whole, offset + length)?;
+    sum(whole, offset, length)
 }
 
 /// Whether this sender was not told of too many errors lately.

@@ -29,6 +29,7 @@ mod maps;
 mod nat_log;
 mod skb;
 mod tables;
+mod translate;
 mod xdp;
 
 use core::num::NonZeroU32;
@@ -46,13 +47,18 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use tapnat_common::{
     abi::{
-        EndpointKey, Family, FlowKey, HeldKey, PermissionKey, Sweep, stages, sweep_key_bytes,
-        sweep_tables,
+        EndpointKey, Family, FlowKey, HeldKey, NextHop, PermissionKey, Sweep, stages,
+        sweep_key_bytes, sweep_tables,
     },
     cut,
     frame::{Frame as _, Header},
-    nat::{self, Tables as _, firewall::Forwarded},
+    nat::{
+        self, Tables as _,
+        firewall::Forwarded,
+        nat64::{self, TO_STAND_IN},
+    },
     net::{Address, Be32, Be128},
+    network::Network as _,
     parse::{self, Packet, Part},
     pipeline::{self, Quick},
     refusal::Refusal,
@@ -66,6 +72,7 @@ use crate::{
     maps::{Maps, Scratch},
     skb::Skb,
     tables::{Kernel, Routed, workspace},
+    translate::{translate, translate_error as translate_icmp_error},
     xdp::Buffer,
 };
 
@@ -79,6 +86,8 @@ const RAW: u32 = 0;
 static COUNT_TRAFFIC: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static NAT_LOG_LEVEL: Global<u8> = Global::new(0);
+#[unsafe(no_mangle)]
+static HAS_NAT64: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static COARSE_CLOCK: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
@@ -225,6 +234,13 @@ macro_rules! stages {
 stages! {
     /// IPv6 packets, from any device.
     established6 = established_elsewhere::<Be128>;
+    /// Packets that stand-ins have sent.
+    established4 = established_elsewhere::<Be32>;
+    /// Packets from guests with IPv6 to the world's IPv4, and what goes back to them.
+    translate6 = translate::<Be128>;
+    translate4 = translate::<Be32>;
+    translate_error6 = translate_icmp_error::<Be128>;
+    translate_error4 = translate_icmp_error::<Be32>;
     /// Packets that are not of an established session.
     exceptional = be_exceptional::<Be32>;
     exceptional6 = be_exceptional::<Be128>;
@@ -262,10 +278,21 @@ fn established_elsewhere<A: Routed>(context: &TcContext) -> i32 {
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
+    if HAS_NAT64.load() != 0 && A::VERSION == Be128::VERSION && is_for_ipv4(&skb) {
+        return go_on::<A>(context, stages::TRANSLATE);
+    }
     match quick::<A>(&mut skb, device) {
         Some(action) => action,
         None => go_on::<A>(context, stages::EXCEPTIONAL),
     }
+}
+
+/// Whether an IPv6 packet is for the world's IPv4.
+#[inline(always)]
+fn is_for_ipv4(skb: &Skb) -> bool {
+    let destination = Be128::read_destination(skb, skb.link_length());
+    let kernel = Kernel::<Be128>::new(skb.context(), now());
+    destination.is_some_and(|destination| nat64::is_for(destination, &kernel))
 }
 
 #[inline(always)]
@@ -351,7 +378,14 @@ fn release_fragments<A: Routed>(context: &TcContext) -> i32 {
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
     let datagram = nat::datagram_key(&scratch.packet, device);
-    emit::release(&mut skb, &scratch.plan, datagram).unwrap_or_else(|| lose(&skb))
+    if emit::release(&mut skb, scratch.plan.held, datagram).is_none() {
+        return lose(&skb);
+    }
+    let rewrite = &scratch.plan.rewrite;
+    if rewrite.next_hop.device == 0 {
+        return TC_ACT_OK;
+    }
+    send::<A>(&mut skb, &rewrite.next_hop, rewrite.resolve)
 }
 
 /// What the host sends out of a device. See `tapnat_common::nat::firewall`.
@@ -516,12 +550,12 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
         return action;
     }
     if parse::is::<Be128, _>(&skb) {
-        hand_over::<Be128>(device, link_length);
+        hand_over::<Be128>(device, link_length, false);
         // Without its programs IPv6 is something that is not IP.
         // SAFETY: nothing here waits for its drop.
         unsafe { maps::STAGES.tail_call(context, <Be128 as Family>::OFFSET + stages::ESTABLISHED) };
     }
-    hand_over::<Be32>(device, link_length);
+    hand_over::<Be32>(device, link_length, false);
     go_on::<Be32>(context, stages::EXCEPTIONAL)
 }
 
@@ -534,22 +568,41 @@ fn quick<A: Routed>(skb: &mut Skb, device: Option<NonZeroU32>) -> Option<i32> {
             if kernel.counts_traffic() {
                 count(Reason::Translated, skb.length());
             }
-            let sent = emit::forward::<A>(skb, &next_hop, resolve);
-            Some(sent.unwrap_or_else(|| lose(skb)))
+            Some(send::<A>(skb, &next_hop, resolve))
         }
         Quick::Not => None,
         Quick::Broken => Some(lose(skb)),
     }
 }
 
-/// Notes where a packet arrived for the programs that go on with it.
+/// Sends the rewritten packet on, across to the other IP version if it is for a stand-in.
 #[inline(always)]
-fn hand_over<A: Routed>(device: Option<NonZeroU32>, link_length: u32) {
+fn send<A: Routed>(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> i32 {
+    if resolve && HAS_NAT64.load() != 0 && next_hop.link == TO_STAND_IN {
+        return cross_over::<A>(skb);
+    }
+    emit::forward::<A>(skb, next_hop, resolve).unwrap_or_else(|| lose(skb))
+}
+
+/// Goes on to the other IP version.
+#[inline(always)]
+fn cross_over<A: Routed>(skb: &Skb) -> i32 {
+    if let Some(scratch) = scratch::<A>() {
+        scratch.link_length = skb.link_length();
+    }
+    go_on::<A>(&TcContext::new(skb.context()), stages::TRANSLATE)
+}
+
+/// Notes where a packet arrived for the programs that go on with it, and whether a
+/// stand-in has sent it.
+#[inline(always)]
+fn hand_over<A: Routed>(device: Option<NonZeroU32>, link_length: u32, stands_in: bool) {
     // Without it they drop the packet.
     if let Some(scratch) = scratch::<A>() {
         scratch.device = device.map_or(0, NonZeroU32::get);
         scratch.link_length = link_length;
         scratch.plan.accepted = false;
+        scratch.plan.stands_in = stands_in;
     }
 }
 
@@ -605,7 +658,11 @@ fn leave<A: Routed>(
         Outcome::Drop => TC_ACT_SHOT,
         Outcome::Refuse => match refusal(reason, packet, device, kernel, plan.mtu) {
             Some(refusal) if emit::may_tell(packet.source, kernel.now()) => {
-                A::refuse(context.skb.skb, &raw const refusal).cast_signed()
+                let told = A::refuse(context.skb.skb, &raw const refusal).cast_signed();
+                if HAS_NAT64.load() != 0 && plan.stands_in && told != TC_ACT_SHOT {
+                    return cross_over::<A>(skb);
+                }
+                told
             }
             Some(_) | None => TC_ACT_SHOT,
         },
@@ -625,8 +682,7 @@ fn leave<A: Routed>(
             if plan.excess != 0 && skb.shorten_segments(plan.excess).is_none() {
                 return lose(skb);
             }
-            emit::forward::<A>(skb, &plan.rewrite.next_hop, plan.rewrite.resolve)
-                .unwrap_or_else(|| lose(skb))
+            send::<A>(skb, &plan.rewrite.next_hop, plan.rewrite.resolve)
         }
     }
 }

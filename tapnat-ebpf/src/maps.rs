@@ -11,14 +11,17 @@ use aya_ebpf::{
 use tapnat_common::{
     abi::{
         Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
-        HostSocketKey, Mapping, Permission, PermissionKey, Session, Settings, Unsolicited, stages,
+        HostSocketKey, Mapping, Permission, PermissionKey, Session, Settings, StandIn, Unsolicited,
+        stages,
     },
     cut::MAX_FRAME,
+    embed::Prefix,
     nat_log::Record,
     net::{Be32, Be128},
     parse::Packet,
     ports::{CLASSES, PortSet, Reserved, SETS},
     refusal::Budget,
+    siit::error,
     verdict::{Plan, Reason},
 };
 
@@ -121,6 +124,15 @@ maps! {
 /// is longer than a stack.
 #[btf_map]
 pub static NO_FRAGMENT: Array<Fragment, 1> = Array::new();
+#[btf_map]
+pub static NAT64: Array<Prefix, 1> = Array::new();
+#[btf_map]
+pub static STAND_INS: HashMap<Be32, StandIn, MOST_GUESTS> = HashMap::new();
+/// What becomes of an ICMP error of the other version.
+#[btf_map]
+pub static ERROR_TO_IPV4: PerCpuArray<error::Translation<Be32>, 1> = PerCpuArray::new();
+#[btf_map]
+pub static ERROR_TO_IPV6: PerCpuArray<error::Translation<Be128>, 1> = PerCpuArray::new();
 /// A frame on its way into [`Maps::held`].
 #[btf_map]
 pub static FRAME: PerCpuArray<Held, 1> = PerCpuArray::new();

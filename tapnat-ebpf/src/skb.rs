@@ -130,6 +130,26 @@ impl Skb {
         (result == 0).then_some(())
     }
 
+    /// Copies `length` bytes of these, from `start` on, to an offset in the packet. None of
+    /// them lies behind `most`, which is less than half of the bytes.
+    #[inline(always)]
+    pub fn store_part(
+        &mut self,
+        from: &Whole,
+        start: u32,
+        to: u32,
+        length: u32,
+        most: u32,
+    ) -> Option<()> {
+        let start = within(start, most)?;
+        let length = within(length, most)?;
+        let from = from.as_ptr().cast_mut().wrapping_add(start as usize);
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: the helper checks the offset and reads `length` bytes.
+        let result = unsafe { bpf_skb_store_bytes(self.context, to, from.cast(), length, flags) };
+        (result == 0).then_some(())
+    }
+
     /// Whether a device is to complete the checksum of the transport header at this
     /// offset. Shortens the packet if not.
     ///

@@ -25,7 +25,10 @@ use tapnat_common::{
         PermissionKey, Session, Settings, Unsolicited,
     },
     frame::LinkAddresses,
-    nat::{Fate, HalfInsert, Insert, Route, Tables},
+    nat::{
+        Fate, HalfInsert, Insert, Route, Tables,
+        nat64::{GROWTH, TO_STAND_IN},
+    },
     nat_log::events,
     net::{Be32, Be128, protocol},
     parse::Packet,
@@ -118,6 +121,21 @@ impl<A: Apart> Kernel<A> {
 }
 
 impl<A: Routed> Kernel<A> {
+    /// The way to a guest that a stand-in is for, which is on this device.
+    #[inline(always)]
+    fn route_to_stand_in(&self, device: u32) -> Route {
+        let mtu = self.device(device).map_or(0, |device| device.mtu);
+        Route {
+            fate: Fate::Onward,
+            next_hop: NextHop {
+                device,
+                link: TO_STAND_IN,
+            },
+            linked: false,
+            mtu: mtu.saturating_sub(GROWTH),
+        }
+    }
+
     /// Asks the kernel's routing, as for a packet that came in on `device`, or
     /// with `BPF_FIB_LOOKUP_OUTPUT` that goes out of it.
     #[inline(always)]
@@ -196,7 +214,7 @@ pub fn workspace<'a, A: Maps>() -> Option<&'a mut Workspace<A>> {
 }
 
 #[inline(always)]
-const fn inserted(result: Result<(), i32>) -> Insert {
+pub const fn inserted(result: Result<(), i32>) -> Insert {
     match result {
         Ok(()) => Insert::Done,
         Err(EEXIST) => Insert::Exists,
@@ -487,6 +505,9 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn route_on(&self, device: u32, source: A, destination: A) -> Route {
+        if destination.is_stand_in() {
+            return self.route_to_stand_in(device);
+        }
         let Some(workspace) = workspace::<A>() else {
             return Route::default();
         };

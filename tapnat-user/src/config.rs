@@ -12,9 +12,10 @@ use std::{
 
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use tapnat_common::{
     abi::{Filtering, MAX_OUTSIDE_ADDRESSES, MappingMode, Timeouts},
+    embed::{Prefix, PrefixError},
     time::Ticks,
 };
 
@@ -104,6 +105,8 @@ pub struct Config {
     pub deny: Vec<Ipv4Net>,
     /// What guests reach under their own addresses.
     pub untranslated: Vec<Ipv4Net>,
+    /// Behind which guests with IPv6 reach the world's IPv4.
+    pub nat64: Option<Nat64Prefix>,
     /// Keep guests from the host, and from networks that are not behind the uplink.
     pub deny_host: bool,
     /// Keep guests from each other.
@@ -148,6 +151,12 @@ impl Config {
         self.insides
             .iter()
             .any(|inside| inside.networks.ipv6.is_some())
+    }
+
+    /// Whether any guest may have IPv6, if only because its device has it already.
+    #[must_use]
+    pub fn has_ipv6_networks(&self) -> bool {
+        self.speaks_ipv6() || self.insides.iter().any(|inside| inside.networks.is_empty())
     }
 
     /// Whom guests ask for names.
@@ -388,6 +397,41 @@ impl FromStr for OutsideAddresses {
             ensure!(is_unicast(*address), "{address} cannot be a host's address");
         }
         Ok(Self(addresses))
+    }
+}
+
+/// The prefix of NAT64 (RFC 6052).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Nat64Prefix {
+    pub net: Ipv6Net,
+    /// As the datapath has it.
+    pub prefix: Prefix,
+}
+
+impl FromStr for Nat64Prefix {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let net: Ipv6Net = text.parse().map_err(|_| {
+            anyhow!("'{text}' is not an IPv6 prefix: write 64:ff9b::/96, or one of your own")
+        })?;
+        let prefix = Prefix::new(net.addr().into(), net.prefix_len()).map_err(|error| match error {
+            PrefixError::Length => anyhow!(
+                "no IPv4 addresses can be embedded in {net} (RFC 6052 section 2.2): give it a length \
+                 of 96, or of 32, 40, 48, 56 or 64"
+            ),
+            PrefixError::HostBits => anyhow!(
+                "{net} is an address within a prefix: write {}",
+                net.trunc()
+            ),
+            PrefixError::ReservedBits => anyhow!(
+                "in {net} bits 64 to 71 are not zero (RFC 6052 section 2.2): choose another prefix"
+            ),
+            PrefixError::Unroutable => anyhow!(
+                "nothing can be sent to {net}: choose 64:ff9b::/96, or a prefix of your own"
+            ),
+        })?;
+        Ok(Self { net, prefix })
     }
 }
 

@@ -541,7 +541,7 @@ impl Daemon {
                 }
                 () = six_due(self.six.as_ref()) => {
                     if let Some(six) = &mut self.six
-                        && let Err(error) = six.step(&self.datapath)
+                        && let Err(error) = six.step(&self.tables, &self.datapath)
                     {
                         warn(&format!("{error:#}"));
                     }
@@ -876,7 +876,12 @@ fn forwarded<'a>(config: &Config, plan: &'a Plan) -> impl Iterator<Item = (&'a s
             IpNet::V4(_) => Family::Ipv4,
             IpNet::V6(_) => Family::Ipv6,
         });
-        families.map(|family| (inside.device_name(), family))
+        // Guests that reach the world's IPv4 by IPv6 do so by the routes of IPv4.
+        let nat64 =
+            (config.nat64.is_some() && inside.networks.ipv4.is_none()).then_some(Family::Ipv4);
+        families
+            .chain(nat64)
+            .map(|family| (inside.device_name(), family))
     });
     let uplink = uplink.map(|name| (name, Family::Ipv4));
     uplink.into_iter().chain(insides)

@@ -620,6 +620,7 @@ fn constants(config: &Config, ipv6: bool, host_sockets: &HostSockets) -> Result<
         coarse: u8::from(kernel_is_at_least(5, 11)),
         ipv6_checksums: u8::from(kernel_is_at_least(6, 16)),
         ipv6,
+        nat64: ipv6 && config.nat64.is_some(),
         verbose: if config.verbose {
             Level::Debug as u8
         } else {

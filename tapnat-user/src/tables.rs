@@ -18,8 +18,9 @@ use aya::{
 use tapnat_common::{
     abi::{
         ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Permission,
-        PermissionKey, Session, Settings, Unsolicited, maps,
+        PermissionKey, Session, Settings, StandIn, Unsolicited, maps,
     },
+    embed::Prefix,
     net::Be32,
     ports::{Class, PortSet, Reserved, SETS, set_index},
     verdict::Reason,
@@ -86,6 +87,8 @@ pub struct PinnedTables<A: IpFamily = Be32> {
     devices: HashMap<MapData, u32, Device<A>>,
     ports: Array<MapData, PortSet>,
     reserved: Array<MapData, Reserved>,
+    nat64: Array<MapData, Prefix>,
+    stand_ins: HashMap<MapData, Be32, StandIn>,
     counters: PerCpuArray<MapData, Counter>,
 }
 
@@ -125,8 +128,44 @@ impl<A: IpFamily> PinnedTables<A> {
             devices: open(directory, A::MAPS.devices)?,
             ports: open(directory, A::MAPS.ports)?,
             reserved: open(directory, maps::RESERVED)?,
+            nat64: open(directory, maps::NAT64)?,
+            stand_ins: open(directory, maps::STAND_INS)?,
             counters: open(directory, maps::COUNTERS)?,
         })
+    }
+
+    /// Sets the prefix of NAT64, which no prefix turns off.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_nat64(&mut self, prefix: Option<Prefix>) -> Result<()> {
+        self.nat64
+            .set(0, prefix.unwrap_or_default(), 0)
+            .context("cannot write the prefix of NAT64")
+    }
+
+    /// Who has which stand-in.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn stand_ins(&self) -> Result<Vec<(Be32, StandIn)>> {
+        let mut stand_ins = Vec::new();
+        for_each(self.stand_ins.map(), |address, guest| {
+            stand_ins.push((*address, *guest));
+            Ok(())
+        })?;
+        Ok(stand_ins)
+    }
+
+    /// Gives a stand-in back.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn forget_stand_in(&mut self, address: Be32) -> Result<()> {
+        gone_is_fine(self.stand_ins.remove(&address)).context("cannot write the table of stand-ins")
     }
 
     /// What the operator set.

@@ -9,6 +9,7 @@ mod filter;
 pub mod firewall;
 mod fragments;
 pub mod mapping;
+pub mod nat64;
 pub mod neighbours;
 mod policy;
 pub mod session;
@@ -31,7 +32,7 @@ use crate::{
     cut,
     net::Be32,
     network::Network,
-    parse::{Packet, Transport, tcp_flags},
+    parse::{Packet, Part, Transport, tcp_flags},
     ports::{PortSet, Reserved},
     rewrite::Rewrite,
     time::{Instant, Ticks},
@@ -410,13 +411,15 @@ pub fn resume<A: Network, T: Tables<A>>(
     if session.tcp & tcp_state::TO_ASK != 0 {
         session.generation = settings.generation.wrapping_sub(1);
     }
-    Next::Leave(match check_size(packet, session.mtu, plan) {
-        Ok(()) => {
-            plan.rewrite = Rewrite::of(session, confirm);
-            Reason::Translated
-        }
-        Err(reason) => reason,
-    })
+    Next::Leave(
+        match check_size(packet, session.mtu, session.destination, plan) {
+            Ok(()) => {
+                plan.rewrite = Rewrite::of(session, confirm);
+                Reason::Translated
+            }
+            Err(reason) => reason,
+        },
+    )
 }
 
 /// Looks the session's next hop up again and caches it.
@@ -462,17 +465,34 @@ fn renew_next_hop<A: Network, T: Tables<A>>(
     }
 }
 
-/// Whether the packet fits the way out (RFC 4787 REQ-13, RFC 1191).
+/// Whether the packet fits the way out to this destination (RFC 4787 REQ-13, RFC 1191).
 #[inline(always)]
-fn check_size<A: Network>(packet: &Packet<A>, mtu: u16, plan: &mut Plan<A>) -> Result<(), Reason> {
+fn check_size<A: Network>(
+    packet: &Packet<A>,
+    mtu: u16,
+    destination: A,
+    plan: &mut Plan<A>,
+) -> Result<(), Reason> {
     plan.mtu = mtu;
-    if packet.wire_length <= u32::from(mtu) {
+    // A fragment becomes longer still on the way to IPv6.
+    let of_fragments = if destination.is_stand_in() {
+        mtu.saturating_sub(nat64::FRAGMENT_GROWTH)
+    } else {
+        mtu
+    };
+    let most = if packet.part == Part::Whole {
+        mtu
+    } else {
+        of_fragments
+    };
+    if packet.wire_length <= u32::from(most) {
         return Ok(());
     }
     if packet.dont_fragment {
         return Err(Reason::FragmentationNeeded);
     }
-    if cut::is_possible(packet, mtu) {
+    if cut::is_possible(packet, of_fragments) {
+        plan.mtu = of_fragments;
         return Err(Reason::Fragmented);
     }
     if let Some(excess) = cut::excess(packet, mtu) {

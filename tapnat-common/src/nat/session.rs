@@ -3,7 +3,7 @@
 //! The pure functions ([`state`], [`timeout`], [`last_kept`]) are what user space
 //! shows and sweeps by, too.
 
-use super::{HalfInsert, Insert, STAMP_AFTER, Tables, filter, mapping, policy};
+use super::{HalfInsert, Insert, STAMP_AFTER, Tables, filter, mapping, nat64::TO_STAND_IN, policy};
 use crate::{
     abi::{
         EndpointKey, FlowKey, Session, Settings, Timeouts, mapping_flags, session_flags,
@@ -499,6 +499,10 @@ pub(super) fn set_halves<A: Network>(plan: &mut Plan<A>, packet: &Packet<A>, now
     if let Some(device) = key.arrival.device() {
         back.flags |= session_flags::TO_INSIDE;
         back.next_hop.device = device.get();
+    }
+    if key.source.is_stand_in() {
+        // An error about the first packet goes this way, too.
+        back.next_hop.link = TO_STAND_IN;
     }
     *back_key = forward.twin_key(key);
 }

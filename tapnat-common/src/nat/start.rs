@@ -71,7 +71,7 @@ fn from_inside<A: Network, T: Tables<A>>(
     let (Some(settings), Some(inside)) = (tables.settings(), tables.device(device.get())) else {
         return Err(Reason::NoMapping);
     };
-    check_ends(packet, inside, settings, tables)?;
+    check_ends(packet, inside, settings, plan.stands_in, tables)?;
     // To a guest behind an outside endpoint (RFC 4787 REQ-9), or to the world.
     // An outside address without a mapping is the host's: it is its own, too.
     let mut destination = key.destination_endpoint();
@@ -114,7 +114,7 @@ fn from_inside<A: Network, T: Tables<A>>(
     }
     may_be_first(packet, key)?;
     // What is cut comes by again and pays then.
-    check_size(packet, route.mtu, plan)?;
+    check_size(packet, route.mtu, destination.address, plan)?;
     may_have_more(key, link, settings, tables, plan)?;
     if firewall::asks(settings, plan) {
         return Err(firewall::ask(destination, plan));
@@ -194,6 +194,7 @@ fn check_ends<A: Network, T: Tables<A>>(
     packet: &Packet<A>,
     inside: &Device<A>,
     settings: &Settings<A>,
+    stands_in: bool,
     tables: &T,
 ) -> Result<(), Reason> {
     // Between the guest and the host only.
@@ -203,9 +204,11 @@ fn check_ends<A: Network, T: Tables<A>>(
     if packet.source.is_link_local() || packet.destination.is_link_local() {
         return Err(policy::to_host(packet, Reason::LinkLocal, settings));
     }
-    let is_guest = packet.source.same_network(inside.address, inside.mask)
-        && packet.source.is_host(inside.mask)
-        && packet.source != inside.address;
+    // Who stands behind a stand-in was looked at before.
+    let is_guest = stands_in
+        || packet.source.same_network(inside.address, inside.mask)
+            && packet.source.is_host(inside.mask)
+            && packet.source != inside.address;
     if !is_guest {
         return Err(Reason::SpoofedSource);
     }
@@ -401,7 +404,7 @@ fn from_outside<A: Network, T: Tables<A>>(
         Fate::Local => return Err(Reason::NoRoute),
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
-    check_size(packet, route.mtu, plan)?;
+    check_size(packet, route.mtu, target.inside.address, plan)?;
     if firewall::asks(settings, plan) {
         let destination = inside_of(target, &destination);
         return Err(firewall::ask(destination, plan));

@@ -26,6 +26,7 @@ const IDENTIFICATION: u32 = 4;
 const TIME_TO_LIVE: u32 = 8;
 const CHECKSUM: u32 = 10;
 const SOURCE: u32 = 12;
+const DESTINATION: u32 = 16;
 
 /// Precedence 6 of what used to be the type of service (RFC 1812 section 4.3.2.5).
 const INTERNETWORK_CONTROL: u8 = 0xc0;
@@ -118,6 +119,11 @@ impl Network for Be32 {
             0..=u8::MAX => return false,
         };
         length >= HEADER
+    }
+
+    #[inline(always)]
+    fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
+        frame.load(network_offset + DESTINATION)
     }
 
     #[inline(always)]

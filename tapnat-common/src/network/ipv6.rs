@@ -211,6 +211,11 @@ impl Network for Be128 {
     }
 
     #[inline(always)]
+    fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
+        frame.load(network_offset + DESTINATION)
+    }
+
+    #[inline(always)]
     fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
         frame.load(network_offset + SOURCE)
     }

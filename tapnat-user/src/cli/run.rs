@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DeviceName, Firewall, Inside,
-        MOST_SESSIONS, OutsideAddresses, PerProtocol, default_guest_max_ports,
+        MOST_SESSIONS, Nat64Prefix, OutsideAddresses, PerProtocol, default_guest_max_ports,
         default_guest_max_sessions, parse_destinations, parse_domain, parse_duration,
         parse_endpoint, parse_filtering_choice, parse_mapping_choice,
     },
@@ -169,6 +169,11 @@ pub struct Arguments {
         value_parser = parse_destinations
     )]
     untranslated: Vec<Ipv4Net>,
+
+    /// Let guests with IPv6 only reach the world's IPv4, whose addresses they see behind this prefix:
+    /// 64:ff9b::/96, or one of your own. Give them a resolver with DNS64
+    #[arg(long, value_name = "PREFIX")]
+    nat64: Option<Nat64Prefix>,
 
     /// Keep guests from the host itself, but for DHCP and answers, and from networks that are not
     /// behind the uplink
@@ -354,6 +359,7 @@ impl Arguments {
             answer_unsolicited: !self.no_unsolicited_answer,
             deny: self.deny,
             untranslated: self.untranslated,
+            nat64: self.nat64,
             deny_host: self.deny_host,
             isolate: self.isolate,
             roaming: self.roaming,

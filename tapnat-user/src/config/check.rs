@@ -79,6 +79,22 @@ impl Config {
                 )?;
             }
         }
+        if self.nat64.is_some() && self.firewall == crate::config::Firewall::Ask {
+            refuse(
+                About::Option("nat64"),
+                "the firewall cannot be asked about guests without IPv4, whom no rule of its can \
+                 name: leave out nat64, or set firewall = \"bypass\""
+                    .to_owned(),
+            )?;
+        }
+        if self.nat64.is_some() && !self.has_ipv6_networks() {
+            refuse(
+                About::Option("nat64"),
+                "no guest has IPv6: give an inside device an IPv6 network, such as \
+                 tap0=fd00:7a70::1/64, or leave out nat64"
+                    .to_owned(),
+            )?;
+        }
         self.check_dns()?;
         for (position, forward) in self.forwards.iter().enumerate() {
             self.check_forward(position, forward)?;
@@ -238,6 +254,7 @@ impl Config {
             pass_unsolicited: _,
             deny: _,
             untranslated: _,
+            nat64,
             deny_host: _,
             isolate: _,
             roaming: _,
@@ -260,6 +277,7 @@ impl Config {
         [
             ("inside", *insides != new.insides),
             ("uplink", *uplink != new.uplink),
+            ("nat64", *nat64 != new.nat64),
             ("max-sessions", *max_sessions != new.max_sessions),
             ("firewall", *firewall != new.firewall),
             ("count", *count != new.count),

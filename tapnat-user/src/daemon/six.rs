@@ -1,8 +1,12 @@
 //! What an instance has for IPv6 besides what serves both families: its tables, and the network as
 //! the datapath was told of it. Its outside address is the uplink's.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use tapnat_common::{abi::Settings, net::Be128, ports::Class};
+
+use tokio::time::Instant as Timer;
 
 use super::{Surroundings, devices, now, pressure::Pressure, reserved, set_outside, settings};
 use crate::{
@@ -16,11 +20,16 @@ use crate::{
     tables::{PinnedTables, Unusable},
 };
 
+/// How often stand-ins are given back that have no sessions, at most.
+const STAND_INS_PERIOD: Duration = Duration::from_secs(60);
+
 pub(super) struct Six {
     pub tables: PinnedTables<Be128>,
     pub known: Surroundings<Be128>,
     sweep: Sweep<Be128>,
     pressure: Pressure,
+    /// When stand-ins are looked at next.
+    stand_ins_at: Timer,
     /// What the tables said before this process came.
     left: Settings<Be128>,
 }
@@ -44,11 +53,14 @@ impl Six {
             known,
             sweep: Sweep::new(config.sweep_interval),
             pressure: Pressure::default(),
+            stand_ins_at: Timer::now() + STAND_INS_PERIOD,
         })
     }
 
     /// Has packets translated.
     pub fn begin(&mut self, config: &Config) -> Result<()> {
+        self.tables
+            .set_nat64(config.nat64.map(|nat64| nat64.prefix))?;
         self.tables
             .set_settings(&settings(config, &self.known.outside, &self.left))
     }
@@ -58,9 +70,23 @@ impl Six {
         self.sweep.due().await;
     }
 
-    /// Gives back what is over.
-    pub fn step(&mut self, datapath: &Datapath) -> Result<()> {
-        self.sweep.step(&self.tables, datapath, now())
+    /// Gives back what is over. `four` are the tables in which stand-ins are guests.
+    pub fn step(&mut self, four: &PinnedTables, datapath: &Datapath) -> Result<()> {
+        self.sweep.step(&self.tables, datapath, now())?;
+        if self.stand_ins_at > Timer::now() {
+            return Ok(());
+        }
+        self.stand_ins_at = Timer::now() + STAND_INS_PERIOD;
+        for (address, _) in self.tables.stand_ins()? {
+            let is_used = four
+                .guest(address)?
+                .is_some_and(|guest| guest.sessions != 0 || guest.ports != 0);
+            // One whose packet is under way gets the same one again.
+            if !is_used {
+                self.tables.forget_stand_in(address)?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks how full the table is.

@@ -46,6 +46,8 @@ pub(super) struct Constants {
     pub ipv6_checksums: u8,
     /// Whether there are programs for IPv6, and room in its tables.
     pub ipv6: bool,
+    /// Whether there are programs for NAT64.
+    pub nat64: bool,
     pub verbose: u8,
     pub log_bytes: u32,
     pub halves: u32,
@@ -57,7 +59,8 @@ impl Constants {
     /// The programs that others go on to, with their places in the table.
     fn stages(&self) -> impl Iterator<Item = (u32, &'static str)> {
         let ipv6 = if self.ipv6 { &stages::IPV6[..] } else { &[] };
-        stages::IPV4.iter().chain(ipv6).copied()
+        let nat64 = if self.nat64 { &stages::NAT64[..] } else { &[] };
+        stages::IPV4.iter().chain(ipv6).chain(nat64).copied()
     }
 
     /// How the names of generations begin whose programs were made of this.
@@ -185,12 +188,14 @@ impl Generation {
             coarse,
             ipv6_checksums,
             ipv6,
+            nat64,
             verbose,
             log_bytes,
             halves,
             mappings,
             permissions,
         } = &self.constants;
+        let nat64 = u8::from(*nat64);
         let own = names_in(&self.directory.join(TABLES))?;
         let mut loader = EbpfLoader::new();
         loader
@@ -200,6 +205,7 @@ impl Generation {
             .override_global(globals::COARSE_CLOCK, coarse, true)
             .override_global(aya_log::LEVEL, verbose, true)
             .override_global(globals::IPV6_CHECKSUMS, ipv6_checksums, true)
+            .override_global(globals::NAT64, &nat64, true)
             .map_max_entries(maps::NAT_LOG, *log_bytes);
         for (names, has_room) in [(&maps::IPV4, true), (&maps::IPV6, *ipv6)] {
             if !has_room {
@@ -402,6 +408,7 @@ mod tests {
             coarse: 1,
             ipv6_checksums: 1,
             ipv6: false,
+            nat64: false,
             verbose: 0,
             log_bytes: 4096,
             halves: 200,
@@ -421,6 +428,7 @@ mod tests {
             other(|it| it.coarse = 0),
             other(|it| it.ipv6_checksums = 0),
             other(|it| it.ipv6 = true),
+            other(|it| it.nat64 = true),
             other(|it| it.verbose = 4),
             other(|it| it.log_bytes = 8192),
             other(|it| it.halves = 100),
