@@ -306,12 +306,12 @@ impl Be128 {
     #[inline(always)]
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        let (words, _) = bytes.as_chunks();
         Self([
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([e, f, g, h]),
-            u32::from_ne_bytes([i, j, k, l]),
-            u32::from_ne_bytes([m, n, o, p]),
+            u32::from_ne_bytes(words[0]),
+            u32::from_ne_bytes(words[1]),
+            u32::from_ne_bytes(words[2]),
+            u32::from_ne_bytes(words[3]),
         ])
     }
 
@@ -355,9 +355,9 @@ impl PartialEq for Be128 {
     // Without a call, as an array's would be.
     #[inline(always)]
     fn eq(&self, other: &Self) -> bool {
-        let [a, b, c, d] = self.0;
-        let [e, f, g, h] = other.0;
-        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+        let (own, others) = (self.0, other.0);
+        (own[0] ^ others[0]) | (own[1] ^ others[1]) | (own[2] ^ others[2]) | (own[3] ^ others[3])
+            == 0
     }
 }
 
@@ -386,23 +386,23 @@ impl Address for Be128 {
 
     #[inline(always)]
     fn same_network(self, other: Self, mask: Self) -> bool {
-        let [a, b, c, d] = self.0;
-        let [e, f, g, h] = other.0;
-        let [i, j, k, l] = mask.0;
-        ((a ^ e) & i) | ((b ^ f) & j) | ((c ^ g) & k) | ((d ^ h) & l) == 0
+        let (own, others, mask) = (self.0, other.0, mask.0);
+        let differs = |word: usize| (own[word] ^ others[word]) & mask[word];
+        differs(0) | differs(1) | differs(2) | differs(3) == 0
     }
 
     /// The subnet-router anycast address is not (RFC 4291 section 2.6.1), but in
     /// networks of two hosts or one (RFC 6164).
     #[inline(always)]
     fn is_host(self, mask: Self) -> bool {
-        let [a, b, c, d] = self.0;
-        let [i, j, k, l] = mask.0;
-        let host = (a & !i) | (b & !j) | (c & !k) | (d & !l);
-        host != 0 || (i & j & k == u32::MAX && u32::from_be(l) >= u32::MAX - 1)
+        let (own, mask) = (self.0, mask.0);
+        let host = |word: usize| own[word] & !mask[word];
+        let is_short =
+            mask[0] & mask[1] & mask[2] == u32::MAX && u32::from_be(mask[3]) >= u32::MAX - 1;
+        host(0) | host(1) | host(2) | host(3) != 0 || is_short
     }
 
-    /// ::, ::1, what is mapped from IPv4 (RFC 4291 section 2.5.5.2, RFC 4942 section
+    /// `::`, `::1`, what is mapped from IPv4 (RFC 4291 section 2.5.5.2, RFC 4942 section
     /// 2.2), and all multicast.
     #[inline(always)]
     fn is_unroutable(self) -> bool {

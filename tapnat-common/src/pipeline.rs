@@ -133,7 +133,7 @@ pub fn exceptional<A: Network, F: Frame, T: Tables<A>>(
     if packet.transport == Transport::IcmpError {
         return Next::Error;
     }
-    if A::BITS > u32::BITS as u8 {
+    if u32::from(A::BITS) > u32::BITS {
         // With addresses so long a stack has no room for more.
         return Next::Resume;
     }

@@ -243,7 +243,7 @@ fn count(counter: &mut u32, more: bool) {
 /// The key, where a stack has no room for it.
 #[inline(always)]
 fn wide_endpoint<A: Maps>(key: &EndpointKey<A>) -> Option<&EndpointKey<A>> {
-    if A::BITS <= u32::BITS as u8 {
+    if u32::from(A::BITS) <= u32::BITS {
         return Some(key);
     }
     let workspace = workspace::<A>()?;
@@ -254,7 +254,7 @@ fn wide_endpoint<A: Maps>(key: &EndpointKey<A>) -> Option<&EndpointKey<A>> {
 /// See [`wide_endpoint`].
 #[inline(always)]
 fn wide_permission<A: Maps>(key: &PermissionKey<A>) -> Option<&PermissionKey<A>> {
-    if A::BITS <= u32::BITS as u8 {
+    if u32::from(A::BITS) <= u32::BITS {
         return Some(key);
     }
     let workspace = workspace::<A>()?;

@@ -723,13 +723,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     let drivers = Drivers::open()?;
     let chosen = choose_hook(config, &plan.uplink, drivers.as_ref(), &facts.links)?;
     let pins = Pins::new(&config.instance, &bpffs_or_mount()?);
-    let left = match pins.adoptable()? {
-        Some(tables) => {
-            check_capacity(config, &tables)?;
-            Some(tables.settings()?)
-        }
-        None => None,
-    };
+    let left = left_settings(config, &pins)?;
     for warning in &plan.warnings {
         warn(warning);
     }
@@ -755,12 +749,10 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         pins.clear()?;
     }
     let left = left.unwrap_or_default();
-    // Kernels before 5.11 count tables as locked memory.
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    let _ = setrlimit(Resource::Memlock, unlimited);
+    if ipv6 {
+        six::forget_small_tables(&pins)?;
+    }
+    allow_tables();
     let mut datapath = Datapath::open(pins.clone(), config, ipv6, &hooks)?;
     let logs = config
         .verbose
@@ -772,12 +764,9 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     tables.set_denied(&config.deny)?;
     tables.set_untranslated(&config.untranslated)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
-    let mut six = if ipv6 {
-        let six = Six::open(&pins, config, six::surroundings(&plan, &own), &withheld);
-        Some(six?)
-    } else {
-        None
-    };
+    let mut six = ipv6
+        .then(|| Six::open(&pins, config, six::surroundings(&plan, &own), &withheld))
+        .transpose()?;
     let mut settings = settings(config, &known.outside, &left);
     settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
     // Before anything is shown to the firewall, which may be at once.
@@ -788,9 +777,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         attach(&datapath, hook, host, journal).await?;
     }
     tables.set_settings(&settings)?;
-    if let Some(six) = &mut six {
-        six.begin(config)?;
-    }
+    six.as_mut().map_or(Ok(()), |six| six.begin(config))?;
     datapath.set_xdp_devices(&xdp_devices(chosen, &plan, drivers.as_ref()))?;
     for note in statics::follow(&mut tables)? {
         warn(&note);
@@ -807,10 +794,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     for (name, family) in forwarded(config, &plan) {
         set_forwarding(name, family, host, journal).await?;
     }
-    tell_firewall(config, &mut tables, &datapath)?;
-    if let Some(six) = &mut six {
-        tell_firewall(config, &mut six.tables, &datapath)?;
-    }
+    tell_firewall(config, &mut tables, six.as_mut(), &datapath)?;
     let wanted = wanted_addresses(config, &tables)?;
     for note in pool::settle(&wanted, &[], &plan.uplink.device(), host, journal).await? {
         warn(&note);
@@ -836,8 +820,38 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     })
 }
 
+/// What the tables say that an earlier process left, if this one can go on with them.
+fn left_settings(config: &Config, pins: &Pins) -> Result<Option<Settings>> {
+    let Some(tables) = pins.adoptable()? else {
+        return Ok(None);
+    };
+    check_capacity(config, &tables)?;
+    tables.settings().map(Some)
+}
+
+/// Kernels before 5.11 count tables as locked memory.
+fn allow_tables() {
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let _ = setrlimit(Resource::Memlock, unlimited);
+}
+
 /// Has the firewall asked about sessions that began without it.
-fn tell_firewall<A: IpFamily>(
+fn tell_firewall(
+    config: &Config,
+    tables: &mut PinnedTables,
+    six: Option<&mut Six>,
+    datapath: &Datapath,
+) -> Result<()> {
+    tell_firewall_of(config, tables, datapath)?;
+    six.map_or(Ok(()), |six| {
+        tell_firewall_of(config, &mut six.tables, datapath)
+    })
+}
+
+fn tell_firewall_of<A: IpFamily>(
     config: &Config,
     tables: &mut PinnedTables<A>,
     datapath: &Datapath,

@@ -648,6 +648,7 @@ mod tests {
             pass_unsolicited: false,
             deny: Vec::new(),
             untranslated: Vec::new(),
+            nat64: None,
             deny_host: false,
             isolate: false,
             roaming: false,

@@ -319,9 +319,11 @@ impl Network for Be128 {
         let offset = network_offset + LENGTH;
         let [length_high, length_low, next, _] = frame.load::<[u8; 4]>(offset)?;
         let first = Be32::from_bytes([length_high, length_low, next, time_to_live]);
-        let [a, b, c, d] = source.words();
-        let [e, f, g, h] = destination.words();
-        frame.store(offset, &[first, a, b, c, d, e, f, g, h])
+        let (from, to) = (source.words(), destination.words());
+        let words = [
+            first, from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3],
+        ];
+        frame.store(offset, &words)
     }
 
     #[inline(always)]

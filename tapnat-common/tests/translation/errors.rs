@@ -179,8 +179,8 @@ fn pointers() {
     }
 }
 
-/// RFC 7915 section 4.2: `max(1280, min(MTU + 20, MTU of the IPv6 way, MTU of the IPv4 way
-/// + 20))`; without an MTU, what is likely (RFC 1191 section 7).
+/// RFC 7915 section 4.2: 1280 at least, and the least of what was told and 20 more, of the
+/// IPv6 way's, and of the IPv4 way's and 20 more; without an MTU, what is likely (RFC 1191 section 7).
 #[test]
 fn mtus_from_ipv4() {
     let found = |mtu: u16, mtus| {

@@ -171,7 +171,7 @@ pub struct Arguments {
     untranslated: Vec<Ipv4Net>,
 
     /// Let guests with IPv6 only reach the world's IPv4, whose addresses they see behind this prefix:
-    /// 64:ff9b::/96, or one of your own. Give them a resolver with DNS64
+    /// `64:ff9b::/96`, or one of your own. Give them a resolver with DNS64
     #[arg(long, value_name = "PREFIX")]
     nat64: Option<Nat64Prefix>,
 
@@ -308,7 +308,7 @@ impl Arguments {
         let reread = path.map(|path| -> Reread {
             Box::new(move || read(&typed, Some(&path)).map(|(config, _)| config))
         });
-        daemon::run(&config, options, reread).await
+        Box::pin(daemon::run(&config, options, reread)).await
     }
 
     /// The configuration file, if there is one to read.

@@ -1,10 +1,15 @@
 //! What an instance has for IPv6 besides what serves both families: its tables, and the network as
 //! the datapath was told of it. Its outside address is the uplink's.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use anyhow::Result;
-use tapnat_common::{abi::Settings, net::Be128, ports::Class};
+use anyhow::{Context as _, Result};
+use aya::maps::MapInfo;
+use tapnat_common::{
+    abi::{Settings, maps},
+    net::Be128,
+    ports::Class,
+};
 
 use tokio::time::Instant as Timer;
 
@@ -21,7 +26,7 @@ use crate::{
 };
 
 /// How often stand-ins are given back that have no sessions, at most.
-const STAND_INS_PERIOD: Duration = Duration::from_secs(60);
+const STAND_INS_PERIOD: Duration = Duration::from_mins(1);
 
 pub(super) struct Six {
     pub tables: PinnedTables<Be128>,
@@ -127,6 +132,24 @@ impl Six {
         self.sweep.hurry();
         Ok(())
     }
+}
+
+/// Forgets the tables that an earlier process without IPv6 left, which have no room for anything.
+///
+/// # Errors
+///
+/// When they cannot be removed.
+pub(super) fn forget_small_tables(pins: &Pins) -> Result<()> {
+    let directory = pins.tables();
+    let sessions = MapInfo::from_pin(directory.join(maps::IPV6.sessions));
+    if !sessions.is_ok_and(|sessions| sessions.max_entries() <= 1) {
+        return Ok(());
+    }
+    for name in maps::IPV6.all() {
+        let path = directory.join(name);
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// What the datapath has to know of the network as `links` shows it.
