@@ -49,7 +49,12 @@ pub fn occupy_elsewhere() -> Result<()> {
     become_real_time()
 }
 
-fn become_real_time() -> Result<()> {
+/// Lets nothing ordinary interrupt the calling thread and the processes that it starts.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn become_real_time() -> Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: the parameters outlive the call, and 0 is the calling thread.
     let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };

@@ -1,5 +1,6 @@
 //! How long tapnat takes to start, to take over what a killed one left, and to deal with a million
-//! flows: on the clock, and of the processor.
+//! flows: on the clock, and of the processor. What starts is a real-time process, as it would
+//! have the clock to itself on a machine that does nothing else.
 
 use std::{
     fs, thread,
@@ -20,6 +21,7 @@ use super::Run;
 use crate::{
     contender::{self, Contender, Stand, Tapnat, Wish},
     packets::Protocol,
+    processor::{become_real_time, in_thread},
     report::Facts,
     rig::{Direction, Flows, Rig},
     statistics::{median, quantile},
@@ -152,9 +154,12 @@ fn with_flows(
 
 /// Milliseconds until an instance that has ended is ready again.
 fn start(tapnat: &mut Tapnat) -> Result<f64> {
-    let begin = Instant::now();
-    tapnat.process = contender::start(&tapnat.instance, &tapnat.arguments)?;
-    Ok(begin.elapsed().as_secs_f64() * 1e3)
+    in_thread(|| {
+        become_real_time()?;
+        let begin = Instant::now();
+        tapnat.process = contender::start(&tapnat.instance, &tapnat.arguments)?;
+        Ok(begin.elapsed().as_secs_f64() * 1e3)
+    })
 }
 
 /// Kills the process and starts another, while packets go through: milliseconds until it is ready,
