@@ -1,7 +1,15 @@
 //! Those who are compared: how each is set up on a host. Everything but the world itself, whose
 //! guests and cables are the scenario's.
 
-use std::{fmt, net::Ipv4Addr, ops::RangeInclusive, path::Path, thread, time::Duration};
+use std::{
+    fmt,
+    net::Ipv4Addr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -25,6 +33,9 @@ use crate::{
 /// Connections that the kernel tracks unless told otherwise, on a machine like this.
 const USUAL_CONNECTIONS: u32 = 262_144;
 
+/// Another build of tapnat to compare this one with, if there is one.
+pub static OTHER_BUILD: OnceLock<PathBuf> = OnceLock::new();
+
 /// A way for packets from the guest to the world and back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contender {
@@ -40,6 +51,8 @@ pub enum Contender {
     IptablesNft,
     Nft,
     Tapnat,
+    /// The tapnat that is [`OTHER_BUILD`].
+    OtherBuild,
 }
 
 /// What is asked of a NAT.
@@ -74,8 +87,33 @@ impl Contender {
             Self::Redirect | Self::RedirectAgain | Self::Forwarding | Self::ForwardingAgain => {
                 false
             }
-            Self::IptablesLegacy | Self::IptablesNft | Self::Nft | Self::Tapnat => true,
+            Self::IptablesLegacy
+            | Self::IptablesNft
+            | Self::Nft
+            | Self::Tapnat
+            | Self::OtherBuild => true,
         }
+    }
+
+    /// These; or where there is another build to compare with, the limit and the two builds.
+    #[must_use]
+    pub fn among(these: &[Self]) -> Vec<Self> {
+        if OTHER_BUILD.get().is_none() {
+            return these.to_vec();
+        }
+        these
+            .iter()
+            .flat_map(|it| match it {
+                Self::Redirect | Self::RedirectAgain => vec![*it],
+                Self::Tapnat => vec![Self::OtherBuild, Self::Tapnat],
+                Self::Forwarding
+                | Self::ForwardingAgain
+                | Self::IptablesLegacy
+                | Self::IptablesNft
+                | Self::Nft
+                | Self::OtherBuild => vec![],
+            })
+            .collect()
     }
 
     /// Sets it up on a host between the uplink and this inside device, whose address is of a /24.
@@ -102,8 +140,17 @@ impl Contender {
         wish: &Wish,
     ) -> Result<Installed> {
         let mut installed = Installed::default();
-        if self == Self::Tapnat {
-            installed.tapnat = Some(Tapnat::start(host, device, address, wish)?);
+        let program = match self {
+            Self::Tapnat => Some(None),
+            Self::OtherBuild => Some(OTHER_BUILD.get()),
+            _ => None,
+        };
+        if let Some(program) = program {
+            let mut instance = Instance::new(host);
+            if let Some(program) = program {
+                instance.use_program(program);
+            }
+            installed.tapnat = Some(Tapnat::start(instance, device, address, wish)?);
             return Ok(installed);
         }
         host.ip(&format!("link set {device} up"))?;
@@ -125,7 +172,7 @@ impl Contender {
                     installed.settings = more_connections(wish.max_sessions)?;
                 }
             }
-            Self::Tapnat => {}
+            Self::Tapnat | Self::OtherBuild => {}
         }
         Ok(installed)
     }
@@ -180,6 +227,7 @@ impl fmt::Display for Contender {
             Self::IptablesNft => "iptables (nft)",
             Self::Nft => "nft masquerade",
             Self::Tapnat => "tapnat",
+            Self::OtherBuild => "tapnat, other build",
         })
     }
 }
@@ -237,7 +285,7 @@ pub struct Tapnat {
 }
 
 impl Tapnat {
-    fn start(host: &Namespace, device: &str, address: Ipv4Addr, wish: &Wish) -> Result<Self> {
+    fn start(instance: Instance, device: &str, address: Ipv4Addr, wish: &Wish) -> Result<Self> {
         let mut arguments = vec![
             format!("--uplink={UPLINK}"),
             format!("--inside={device}={address}/24"),
@@ -254,7 +302,6 @@ impl Tapnat {
         for address in &wish.outside {
             arguments.push(format!("--outside-address={address}"));
         }
-        let instance = Instance::new(host);
         let process = start(&instance, &arguments)?;
         // What the daemon does once after its start is not to be measured.
         thread::sleep(Duration::from_millis(500));

@@ -19,7 +19,7 @@ mod statistics;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser;
 
 use rounds::Effort;
@@ -39,6 +39,11 @@ struct Options {
     /// Only cases whose title contains this, such as `30000`
     #[arg(long, default_value = "", hide_default_value = true)]
     case: String,
+
+    /// Compare with this program, another build of tapnat, in place of all others (`established`,
+    /// `new-flows`, `program`)
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
 
     /// Where to write the JSON and the drawings
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
@@ -61,6 +66,11 @@ fn run(options: &Options) -> Result<()> {
     } else {
         &options.scenarios
     };
+    if let Some(program) = &options.against {
+        let program = program.canonicalize();
+        let program = program.context("cannot find the other build of tapnat")?;
+        contender::OTHER_BUILD.get_or_init(|| program);
+    }
     let effort = Effort::new(options.quick);
     for scenario in scenarios {
         scenario

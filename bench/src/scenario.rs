@@ -14,7 +14,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::{
-    contender::Stand,
+    contender::{Contender, Stand},
     report::{Comparison, Contestant, Report},
     rounds::Effort,
     statistics::Better,
@@ -115,17 +115,28 @@ fn comparison(
     stands: &[Stand],
     series: Vec<&'static str>,
     rounds: Vec<Vec<Vec<f64>>>,
-    references: &[&str],
+    references: &[Contender],
     control: Option<[&str; 2]>,
 ) -> Comparison {
-    let names = stands.iter().map(|stand| stand.contender.to_string());
+    let contenders: Vec<_> = stands.iter().map(|stand| stand.contender).collect();
+    let names = contenders.iter().map(ToString::to_string);
     Comparison {
         title,
         unit: "ns a packet",
         better: Better::Lower,
         series,
         contenders: contestants(names, rounds),
-        references: references.iter().map(ToString::to_string).collect(),
+        references: reference_names(&contenders, references),
         control: control.map(|names| names.map(str::to_owned)),
     }
+}
+
+/// Those of the `references` that are there, and another build of tapnat if it is.
+fn reference_names(contenders: &[Contender], references: &[Contender]) -> Vec<String> {
+    references
+        .iter()
+        .chain(&[Contender::OtherBuild])
+        .filter(|it| contenders.contains(it))
+        .map(ToString::to_string)
+        .collect()
 }

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 use tapnat_testbed::topology::HOST_ADDRESS;
 
-use super::{Run, comparison, contestants};
+use super::{Run, comparison, contestants, reference_names};
 use crate::{
     contender::{Contender, Stand, Wish},
     packets::{FIRST_PORT, Order, Packets, Protocol, Vary},
@@ -54,19 +54,20 @@ fn flags(protocol: Protocol) -> u8 {
 /// own: netfilter finds every port free at once with a single address; tapnat, whose mappings do not
 /// depend on the remote, gets a pool of addresses and finds most of them free.
 fn with_ports_in_plenty(run: &mut Run<'_>, title: String, protocol: Protocol) -> Result<()> {
-    let contenders = [
+    let contenders = Contender::among(&[
         Contender::Redirect,
         Contender::Forwarding,
         Contender::Nft,
         Contender::IptablesLegacy,
         Contender::Tapnat,
         Contender::RedirectAgain,
-    ];
+    ]);
     let [a, b, c, _] = HOST_ADDRESS.octets();
     let pool = (2..18).map(|last| Ipv4Addr::new(a, b, c, last)).collect();
     let wish = Wish {
         outside: pool,
-        max_sessions: 262_144,
+        // Half as many mappings, and each of these flows has one to itself.
+        max_sessions: 524_288,
         ..Wish::default()
     };
     let mut stands = Stand::build_all(&contenders, &wish)?;
@@ -90,7 +91,7 @@ fn with_ports_in_plenty(run: &mut Run<'_>, title: String, protocol: Protocol) ->
         &stands,
         vec!["out"],
         rounds,
-        &["bare redirect", "nft masquerade"],
+        &[Contender::Redirect, Contender::Nft],
         Some(["bare redirect", "bare redirect again"]),
     ));
     Ok(())
@@ -100,6 +101,7 @@ fn with_ports_in_plenty(run: &mut Run<'_>, title: String, protocol: Protocol) ->
 /// taken 19 of 20 ports, evenly spread; the others want ports that are nearly all taken.
 fn with_few_ports_left(run: &mut Run<'_>, title: String, protocol: Protocol) -> Result<()> {
     let contenders = [Contender::Nft, Contender::IptablesLegacy, Contender::Tapnat];
+    let contenders = Contender::among(&contenders);
     let mut all = vec![vec![Vec::new()]; contenders.len()];
     for _ in 0..run.effort.rounds.div_ceil(FEW_TURNS) {
         let mut stands = contenders
@@ -121,7 +123,7 @@ fn with_few_ports_left(run: &mut Run<'_>, title: String, protocol: Protocol) -> 
         better: Better::Lower,
         series: vec!["out"],
         contenders: contestants(names, all),
-        references: vec![Contender::Nft.to_string()],
+        references: reference_names(&contenders, &[Contender::Nft]),
         control: None,
     });
     Ok(())

@@ -25,7 +25,7 @@ const NEW: u32 = 2048;
 
 pub fn run(run: &mut Run<'_>) -> Result<()> {
     let _counting = enable_stats(Stats::RunTime).context("cannot count the programs' time")?;
-    let contenders = [Contender::Redirect, Contender::Tapnat];
+    let contenders = Contender::among(&[Contender::Redirect, Contender::Tapnat]);
     for count in [1, 30_000] {
         for protocol in [Protocol::Udp, Protocol::Tcp] {
             let title = format!("program: {} of {count} established flows", protocol.label());
