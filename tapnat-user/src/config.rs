@@ -153,6 +153,16 @@ impl Config {
             .any(|inside| inside.networks.ipv6.is_some())
     }
 
+    /// Whether any guest is to reach the world's IPv4.
+    #[must_use]
+    pub fn speaks_ipv4(&self) -> bool {
+        self.nat64.is_some()
+            || self
+                .insides
+                .iter()
+                .any(|inside| inside.networks.ipv4.is_some() || inside.networks.is_empty())
+    }
+
     /// Whether any guest may have IPv6, if only because its device has it already.
     #[must_use]
     pub fn has_ipv6_networks(&self) -> bool {

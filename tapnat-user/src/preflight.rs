@@ -37,7 +37,7 @@ pub struct Facts {
 pub struct Plan {
     /// As it was when it was last there.
     pub uplink: Link,
-    /// In the order of preference, never empty.
+    /// In the order of preference, never empty if any guest is to reach the world's IPv4.
     pub outside_addresses: Vec<Ipv4Addr>,
     /// Of a plan for a running instance, those that are there.
     pub insides: Vec<PlannedInside>,
@@ -302,6 +302,11 @@ impl Facts {
         let first = || uplink.primary_ipv4().map(|net| net.addr());
         match source.or_else(first) {
             Some(address) => Ok(vec![address]),
+            None if !config.speaks_ipv4() && uplink.primary_ipv6().is_some() => Ok(Vec::new()),
+            None if !config.speaks_ipv4() => bail!(
+                "uplink {} has no IPv6 address that is valid in the world: give it one",
+                uplink.name
+            ),
             None => bail!(
                 "uplink {} has no IPv4 address: give it one, or pass --outside-address",
                 uplink.name
@@ -430,6 +435,14 @@ impl Facts {
         if !uplink.carrier {
             warnings.push(format!(
                 "uplink {} has no carrier: is it plugged in?",
+                uplink.name
+            ));
+        }
+        let has_ipv6 = insides.iter().any(|inside| inside.networks.ipv6.is_some());
+        if has_ipv6 && uplink.primary_ipv6().is_none() {
+            warnings.push(format!(
+                "uplink {} has no IPv6 address that is valid in the world: by IPv6 guests do not get \
+                 out until it has one",
                 uplink.name
             ));
         }

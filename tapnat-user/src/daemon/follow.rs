@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
-use tapnat_common::ports::Class;
+use tapnat_common::{net::Be128, ports::Class};
 
 use super::{
     Daemon, Surroundings, attach, choose_hook, claims, facts, forwarded, hooks, prepare_inside,
@@ -40,7 +40,7 @@ impl Daemon {
         let own = pool::without_ours(links, &plan.uplink.device(), &self.journal);
         let known = surroundings(&self.config, &plan, &own);
         let known_six = six::surroundings(&plan, &own);
-        self.tell(&plan, &known, &own);
+        self.tell(&plan, &known, &known_six, &own);
         if !known.outside.is_empty() {
             // What the uplink has is not given up for another one that it had before.
             plan.outside_addresses = known.outside.iter().copied().map(Ipv4Addr::from).collect();
@@ -101,7 +101,13 @@ impl Daemon {
     }
 
     /// Says what is different from before.
-    fn tell(&mut self, plan: &Plan, known: &Surroundings, links: &[Link]) {
+    fn tell(
+        &mut self,
+        plan: &Plan,
+        known: &Surroundings,
+        known_six: &Surroundings<Be128>,
+        links: &[Link],
+    ) {
         for warning in &plan.warnings {
             if !self.told.contains(warning) {
                 warn(warning);
@@ -128,6 +134,15 @@ impl Daemon {
         let name = &plan.uplink.name;
         if plan.uplink.index != self.plan.uplink.index {
             tell(&format!("the uplink is {name} now"));
+        }
+        let lost_ipv6 = self
+            .six
+            .as_ref()
+            .is_some_and(|six| !six.known.outside.is_empty() && known_six.outside.is_empty());
+        if lost_ipv6 && links.iter().any(|link| link.index == plan.uplink.index) {
+            warn(&format!(
+                "uplink {name} lost its IPv6 address: no new sessions of IPv6 until it has one"
+            ));
         }
         if known.outside.is_empty() && !self.known.outside.is_empty() {
             let is_there = links.iter().any(|link| link.index == plan.uplink.index);

@@ -111,7 +111,7 @@ impl Daemon {
         } else if let Some(six) = &mut self.six {
             six.apply(config, None)?;
         }
-        if known.outside.is_empty() {
+        if known.outside.is_empty() && config.speaks_ipv4() {
             notes.push("the uplink has no address: no new sessions until it has one".to_owned());
         }
         self.sweep.set_interval(config.sweep_interval);

@@ -283,17 +283,26 @@ impl Netlink {
         neighbours.context("cannot list the neighbours")
     }
 
-    /// The IPv4 default route with the smallest metric of the main table. Of a route with several
-    /// next hops, the first counts.
+    /// The default route with the smallest metric of the main table, of IPv6 where IPv4 has none. Of
+    /// a route with several next hops, the first counts.
     ///
     /// # Errors
     ///
     /// When the kernel refuses to list the routes.
     pub async fn default_route(&self) -> Result<Option<DefaultRoute>> {
+        let ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        if let Some(route) = self.default_route_of(ipv4).await? {
+            return Ok(Some(route));
+        }
+        let ipv6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        self.default_route_of(ipv6).await
+    }
+
+    async fn default_route_of(&self, family: RouteMessage) -> Result<Option<DefaultRoute>> {
         let routes: Vec<_> = self
             .handle
             .route()
-            .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
+            .get(family)
             .execute()
             .try_collect()
             .await
