@@ -115,6 +115,7 @@ pub struct Builder {
     router: bool,
     ipv4: bool,
     ipv6: bool,
+    ipv4_guests: bool,
     inside_mtu: Option<u32>,
     uplink_mtu: Option<u32>,
     path_mtu: Option<u32>,
@@ -129,6 +130,7 @@ impl Default for Builder {
             router: false,
             ipv4: true,
             ipv6: false,
+            ipv4_guests: true,
             inside_mtu: None,
             uplink_mtu: None,
             path_mtu: None,
@@ -172,11 +174,18 @@ impl Builder {
         self
     }
 
+    /// Gives hosts addresses of both families, and guests only IPv6 ones.
+    #[must_use]
+    pub fn ipv6_guests(mut self) -> Self {
+        self.ipv4_guests = false;
+        self.ipv6()
+    }
+
     /// Gives hosts and guests IPv6 addresses, and no others.
     #[must_use]
     pub fn ipv6_only(mut self) -> Self {
         self.ipv4 = false;
-        self.ipv6()
+        self.ipv6_guests()
     }
 
     /// MTU in bytes of the guests' link, at both its ends.
@@ -223,7 +232,7 @@ impl Builder {
             router,
             guests: Vec::new(),
             inside: self.inside,
-            ipv4: self.ipv4,
+            ipv4: self.ipv4_guests,
             ipv6: self.ipv6,
             uplink_cable: None,
         };
@@ -360,7 +369,7 @@ impl Builder {
         let guest = Guest {
             address: Ipv4Addr::new(10, 0, network, host_part),
             gateway: Ipv4Addr::new(10, 0, network, 1),
-            has_ipv4: self.ipv4,
+            has_ipv4: self.ipv4_guests,
             ipv6: self.ipv6.then(|| {
                 let network = u16::from(network);
                 let address =
@@ -392,7 +401,7 @@ impl Tap {
 pub struct Guest {
     /// Where its side of the link is.
     pub namespace: Namespace,
-    /// Its address, of a /24. (In a world with IPv6 only, no device has it.)
+    /// Its address, of a /24. (With IPv6 only, it has it not.)
     pub address: Ipv4Addr,
     /// Its default route: the address that the host's inside device is to get.
     pub gateway: Ipv4Addr,
@@ -479,7 +488,7 @@ impl Topology {
         Builder::default()
     }
 
-    /// Whether hosts and guests have IPv4 addresses.
+    /// Whether guests have IPv4 addresses.
     #[must_use]
     pub fn has_ipv4(&self) -> bool {
         self.ipv4
