@@ -1,13 +1,17 @@
 //! NAT64 (RFC 6146, 7915): guests with IPv6 only reach the world's IPv4. Packets byte by byte as
 //! the guest and the world would send them, and real connections.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
     packet::{self, Parsed},
+    qemu::{Kernel, Machine, Model},
     topology::{Inside, Tap, Topology},
-    traffic::{self, TcpReflector, TcpSession},
+    traffic::{self, HttpServer, TcpReflector, TcpSession},
 };
 use tapnat_tests::{
     family::{V4, V6},
@@ -17,6 +21,8 @@ use tapnat_tests::{
 
 /// For local use (RFC 8215): the well-known one must not hold the addresses of these worlds.
 const PREFIX: &str = "64:ff9b:1::/96";
+/// Emulation is slow, and the machine may be busy.
+const PATIENCE: Duration = Duration::from_mins(1);
 const ARGUMENTS: [&str; 2] = ["--nat64", PREFIX];
 
 /// As a guest sees an address of the world.
@@ -317,6 +323,46 @@ fn connections_through_a_tap_with_offloads() -> Result<()> {
     session.exchange(&traffic::pattern(4_000_000))?;
     let ping = traffic::ping(guest, seen(V4.server(1, 0)).ip(), 3, &[])?;
     ensure!(ping.received == 3, "{}", ping.output);
+    Ok(())
+}
+
+/// A real guest that has IPv6 and nothing else pings a server that has IPv4 and nothing else, and
+/// fetches from it.
+#[test]
+fn a_qemu_guest_with_ipv6_only_reaches_a_server_with_ipv4_only() -> Result<()> {
+    let topology = Topology::builder().ipv6().guests(0).build()?;
+    let http = HttpServer::start(&topology.world, V4.server(0, 80))?;
+    let inside = ["--inside", "tap0=fd00:7a70::1/64"];
+    let world = World::start_in(topology, &[inside, ARGUMENTS].concat())?;
+    let machine =
+        Machine::new(Kernel::installed()?)
+            .ipv6()
+            .card_with_queues("tap0", Model::Virtio, 2);
+    let mut guest = machine.boot(&world.topology.host)?;
+    guest.run(
+        "/bin/ip link set eth0 up && /bin/ip address add fd00:7a70::10/64 dev eth0 nodad && \
+         /bin/ip route add default via fd00:7a70::1",
+    )?;
+    let server = seen(V4.server(0, http.address().port()));
+    let said = guest.run_within(&format!("ping -c 3 -W 5 {}", server.ip()), PATIENCE)?;
+    ensure!(said.contains("3 packets received"), "{said}");
+    let seen = guest.run_within(
+        &format!("/bin/curl -sS --max-time 50 http://{server}/"),
+        PATIENCE,
+    )?;
+    let seen: SocketAddr = seen.parse().with_context(|| seen.clone())?;
+    ensure!(seen.ip() == V4.outside_address(), "seen as {seen}");
+    let sum = guest.run_within(
+        &format!("/bin/curl -sS --max-time 50 http://{server}/bytes/300000 | md5sum"),
+        PATIENCE,
+    )?;
+    let expected = world
+        .topology
+        .host
+        .command("md5sum")
+        .stdin(traffic::pattern(300_000))
+        .run()?;
+    ensure!(sum == expected, "{sum} and not {expected}");
     Ok(())
 }
 
