@@ -16,6 +16,7 @@ mod qemu;
 mod reload;
 mod revalidate;
 mod run;
+mod saved;
 mod static_address;
 mod status;
 mod top;

@@ -12,6 +12,8 @@ use std::{
     fs,
     io::{self, IsTerminal as _, Write as _},
     net::{IpAddr, Ipv4Addr},
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -85,7 +87,11 @@ pub struct Options {
 }
 
 /// Reads the configuration again, where there is a file that it came from.
-pub type Reread = Box<dyn Fn() -> Result<Config>>;
+pub struct Reread {
+    /// The file.
+    pub path: PathBuf,
+    pub read: Box<dyn Fn() -> Result<Config>>,
+}
 
 /// Runs an instance until a signal ends it. SIGHUP makes it read its configuration again, if it can.
 ///
@@ -276,10 +282,18 @@ pub fn warn(message: &str) {
     tell(&format!("warning: {message}"));
 }
 
-/// Says what the user should know, on the standard error.
+/// What `journalctl -t` asks for.
+const IDENTIFIER: &str = "tapnat";
+
+/// Says what the user should know, on the standard error, or in systemd's journal when that is closed:
+/// who started the process, such as QEMU's script, may be gone.
 pub fn tell(message: &str) {
-    // There is nobody else to tell.
-    let _ = writeln!(io::stderr(), "tapnat: {message}");
+    if writeln!(io::stderr(), "tapnat: {message}").is_err()
+        && let Ok(journal) = systemd::Journal::open(IDENTIFIER)
+    {
+        // There is nobody else to tell.
+        let _ = journal.write(message);
+    }
 }
 
 /// What a signal asks for.
@@ -420,6 +434,7 @@ impl Daemon {
             }
             let control = Control::listen(instance)?;
             let prepared = prepare(config, &host, &mut journal).await?;
+            note_configuration(instance, reread.as_ref())?;
             Ok((control, scrapes, prepared))
         };
         match prepared.await {
@@ -474,7 +489,9 @@ impl Daemon {
             pins_elsewhere: pins.is_some_and(|path| bpffs::is_elsewhere(&path)),
         };
         capabilities::give_up(circumstances, || {
-            self.reread.as_ref().is_none_or(|reread| reread().is_ok())
+            self.reread
+                .as_ref()
+                .is_none_or(|reread| (reread.read)().is_ok())
         })
     }
 
@@ -911,6 +928,18 @@ async fn set_forwarding(
         Family::Ipv4 => set_sysctl(&family.forwarding(device), "1", host, journal).await,
         Family::Ipv6 => ipv6::set_forwarding(device, host, journal).await,
     }
+}
+
+/// Says for commands where the configuration came from.
+fn note_configuration(instance: &InstanceName, reread: Option<&Reread>) -> Result<()> {
+    let note = instance.configuration_note();
+    let Some(Reread { path, .. }) = reread else {
+        // There may have been one before.
+        let _ = fs::remove_file(note);
+        return Ok(());
+    };
+    fs::write(&note, path.as_os_str().as_bytes())
+        .with_context(|| format!("cannot write {}", note.display()))
 }
 
 /// Begins to write the NAT log, if there is to be one, and says where for `tapnat who`.

@@ -84,7 +84,8 @@ impl Ports {
         self.first..=self.last
     }
 
-    fn overlaps(self, other: Self) -> bool {
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
 }
@@ -204,7 +205,7 @@ impl Forward {
         let inside_ports = inside.ports.unwrap_or(outside);
         ensure!(
             inside_ports.count() == outside.count(),
-            "{outside} are {} ports and {inside_ports} {}: write {}:{}-{}",
+            "{outside} has {} ports, {inside_ports} has {}: write {}:{}-{}",
             outside.count(),
             inside_ports.count(),
             inside.address,

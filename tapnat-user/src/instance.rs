@@ -48,6 +48,12 @@ impl InstanceName {
         self.run_directory().join("nat-log")
     }
 
+    /// The file that says where the configuration of the running process came from, if from a file.
+    #[must_use]
+    pub fn configuration_note(&self) -> PathBuf {
+        self.run_directory().join("configuration")
+    }
+
     /// Where the instance's maps and links are pinned in the BPF file system mounted at `bpffs`.
     #[must_use]
     pub fn pin_directory(&self, bpffs: &Path) -> PathBuf {

@@ -100,6 +100,10 @@ impl Facts {
             insides,
             warnings: Vec::new(),
         };
+        let new = plan.insides.iter().filter(|inside| inside.link.is_none());
+        plan.warnings = new
+            .filter_map(|inside| self.mistyped(inside.name.as_str()))
+            .collect();
         self.add_included(config, &mut plan);
         plan.warnings.extend(self.warnings(&plan));
         Ok(plan)
@@ -425,6 +429,24 @@ impl Facts {
         } else {
             format!("there is {}", names.join(", "))
         }
+    }
+
+    /// What may have been meant by a name that no device has yet. That one is called `tap0` and one
+    /// `tap1` is no mistake.
+    fn mistyped(&self, name: &str) -> Option<String> {
+        let kind = |name: &str| {
+            name.trim_end_matches(|it: char| it.is_ascii_digit())
+                .to_owned()
+        };
+        let mut near = self.links.iter().filter(|link| {
+            kind(&link.name) != kind(name) && strsim::damerau_levenshtein(name, &link.name) < NEAR
+        });
+        let known = self.links.iter().any(|link| kind(&link.name) == kind(name));
+        let meant = &near.next().filter(|_| !known)?.name;
+        Some(format!(
+            "there is no {name}, so it is created, as a tap: if {meant} was meant, end this and write \
+             that"
+        ))
     }
 
     fn warnings(&self, plan: &Plan) -> Vec<String> {
@@ -970,5 +992,18 @@ mod tests {
         facts.links.retain(|link| !link.name.starts_with("tap"));
         let plan = facts.replan(&asked, &plan);
         assert_eq!(names(&plan), ["virbr9"]);
+    }
+
+    #[test]
+    fn a_tap_with_a_name_that_is_nearly_another_ones_is_told() {
+        let warnings = |inside: &str| facts().plan(&config(&[inside])).unwrap().warnings;
+        let told = warnings("vent0=10.0.0.1/24");
+        assert!(
+            told.len() == 1 && told[0].contains("if vnet0 was meant"),
+            "{told:?}"
+        );
+        for new in ["vnet1=10.0.0.1/24", "tap0=10.0.0.1/24"] {
+            assert!(warnings(new).is_empty(), "{new}");
+        }
     }
 }

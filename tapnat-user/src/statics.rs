@@ -206,14 +206,23 @@ pub fn remove(
         .filter(|outside| selector.selects(*outside))
         .collect();
     if remove.is_empty() {
+        let is_meant = |forward: &Forward| match selector {
+            Selector::Ports { .. } => forward.share != Share::Everything,
+            Selector::Address(_) => forward.share == Share::Everything,
+        };
         let names: Vec<_> = standing(&there)
             .iter()
+            .filter(|it| is_meant(&it.forward))
             .map(|it| it.forward.name())
             .collect();
+        let what = match selector {
+            Selector::Ports { .. } => "there is no such forward",
+            Selector::Address(_) => "no guest has this address for itself",
+        };
         if names.is_empty() {
-            bail!("there is no such forward: there is none at all");
+            bail!("{what}: there is none at all");
         }
-        bail!("there is no such forward: there is {}", names.join(", "));
+        bail!("{what}: there is {}", names.join(", "));
     }
     let change = Change {
         remove,
@@ -279,9 +288,14 @@ fn plan(
                 }
                 ensure!(
                     replaced(old),
-                    "{} leads to {} already: take that away first, or choose another port",
+                    "{} leads to {} already: take that away first, or choose another {}",
                     describe(outside),
-                    Ipv4Addr::from(old.inside.address)
+                    Ipv4Addr::from(old.inside.address),
+                    if outside.is_whole() {
+                        "address"
+                    } else {
+                        "port"
+                    }
                 );
                 kept.insert(outside);
                 change.insert.push((outside, mapping));

@@ -298,6 +298,7 @@ runs! {
     cloud_hypervisor "cloud-hypervisor" None, a_guest
     docker "docker" None, no_guest
     forwards "forward" None, no_guest
+    saved_forwards "forward-saved" None, no_guest
     wireguard "wireguard" Some(a_tunnel), no_guest
     several_uplinks "uplinks" Some(another_uplink), no_guest
     several_addresses "pool" None, no_guest

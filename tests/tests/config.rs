@@ -386,6 +386,112 @@ fn what_cannot_be_taken_in_leaves_everything_as_it_was() -> Result<()> {
 }
 
 #[test]
+fn forwards_are_saved_in_the_file_and_taken_out_of_it() -> Result<()> {
+    let bed = Bed::new()?;
+    let comment = "# Mine, and it stays.\n";
+    bed.write(&format!(
+        "{comment}\n# The web.\n[[forward]]\nprotocol = \"tcp\"\nport = 8080\nto = \"10.0.0.10:80\"\n"
+    ))?;
+    let before = fs::read_to_string(&bed.file)?;
+    let mut process = bed.start()?;
+    let (_web, _other) = (bed.web(0)?, bed.web(1)?);
+    let ask = |line: &str| {
+        let (verb, rest) = line.split_once(' ').context("a verb alone")?;
+        let words: Vec<_> = rest.split(' ').collect();
+        bed.instance.ask(verb, &words)
+    };
+    let text = || fs::read_to_string(&bed.file);
+    let world = &bed.world.world;
+
+    ask("forward add tcp 8081 10.0.1.10:80 --save")?;
+    ask("forward add udp 5000-5010 10.0.0.10 --from 203.0.113.0/24 --save")?;
+    ask("static add 203.0.113.77 10.0.1.10 --save")?;
+    let saved = text()?;
+    ensure!(saved.starts_with(&before), "{saved}");
+    TcpSession::open(world, None, outside(8081))?.exchange(b"x")?;
+    ensure!(
+        bed.forwards()?
+            .as_array()
+            .is_some_and(|list| list.len() == 3 && list.iter().all(|it| it["made_by"] == "config")),
+        "{}",
+        bed.forwards()?
+    );
+
+    // What cannot be leaves the file as it is.
+    let listener = tcp_listener(&bed.world.host, outside(8082))?;
+    for wrong in [
+        "add tcp 8082 10.0.0.10",
+        "add tcp 8081 10.0.0.10",
+        "add tcp 8083 10.9.9.9",
+        "remove udp 5000",
+        "remove udp 1",
+    ] {
+        let command = bed.instance.command("forward")?;
+        let output = command.args(wrong.split(' ')).arg("--save").output()?;
+        ensure!(
+            output.status.code() == Some(1) && output.stderr.lines().count() == 1,
+            "{wrong}: {output:?}"
+        );
+        ensure!(text()? == saved, "{wrong}: {}", text()?);
+    }
+    drop(listener);
+
+    // After a new start it is as it was.
+    process.terminate(PATIENCE)?;
+    let _process = bed.start()?;
+    TcpSession::open(world, None, outside(8081))?.exchange(b"x")?;
+    ask("forward remove tcp 8081 --save")?;
+    ask("forward remove udp 5000-5010 --save")?;
+    ask("static remove 203.0.113.77 --save")?;
+    ensure!(text()? == before, "{}", text()?);
+    ensure!(bed.is_closed(8081), "it still leads there");
+    Ok(())
+}
+
+#[test]
+fn a_forward_is_saved_for_a_start_to_come() -> Result<()> {
+    let bed = Bed::new()?;
+    bed.write("")?;
+    let mut process = bed.start()?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    let output = bed
+        .instance
+        .command("forward")?
+        .args(["add", "tcp", "8081", "10.0.1.10:80", "--save"])
+        .output()?;
+    ensure!(
+        output.status.success() && output.stderr.contains("reads it when it starts"),
+        "{output:?}"
+    );
+    let _web = bed.web(1)?;
+    let _process = bed.start()?;
+    TcpSession::open(&bed.world.world, None, outside(8081))?.exchange(b"x")?;
+    Ok(())
+}
+
+#[test]
+fn without_a_file_there_is_nowhere_to_save() -> Result<()> {
+    let bed = Bed::new()?;
+    let inside = bed.guest(0)?.inside();
+    let _process = bed.instance.start(&["--inside", &inside])?;
+    let output = bed
+        .instance
+        .command("forward")?
+        .args(["add", "tcp", "8081", "10.0.0.10:80", "--save"])
+        .output()?;
+    ensure!(
+        output.status.code() == Some(1)
+            && output
+                .stderr
+                .contains("started without a configuration file"),
+        "{output:?}"
+    );
+    ensure!(bed.forwards()? == json!([]), "{}", bed.forwards()?);
+    Ok(())
+}
+
+#[test]
 fn without_a_file_there_is_nothing_to_reload() -> Result<()> {
     let bed = Bed::new()?;
     let mut process = bed.instance.start(&["--inside", "veth0=10.0.0.1/24"])?;

@@ -300,6 +300,20 @@ fn removing_ends_what_runs_and_keeps_what_was_configured() -> Result<()> {
     let mut session = TcpSession::open(guest, None, reflector.address())?;
     session.exchange(&pattern(1000))?;
 
+    // What it says when the script has ended.
+    topology
+        .host
+        .ip("address delete 198.51.100.2/24 dev uplink0")?;
+    wait_for(|| {
+        let said = machine.run("journalctl --output cat -t tapnat").ok()?;
+        said.contains("no address").then_some(())
+    })
+    .context("what it says is lost")?;
+    topology
+        .host
+        .ip("address add 198.51.100.2/24 dev uplink0")?;
+    topology.host.ip("route add default via 198.51.100.1")?;
+
     machine.run("dpkg --remove tapnat")?;
     let after = Snapshot::take(&topology.host, &machine.pins())?;
     if let Some(difference) = before.difference(&after) {

@@ -61,7 +61,13 @@ fn an_instance_that_runs_is_joined_and_left() -> Result<()> {
     let output = script(&instance, "qemu-ifdown", &["tap0"])?;
     ensure!(output.status.success(), "{output:?}");
     check_reach(&topology.guests[0].namespace)?;
+    let output = script(&instance, "qemu-ifup", &["tap7"])?;
+    ensure!(
+        !output.status.success() && output.stderr.contains("there is no device tap7"),
+        "{output:?}"
+    );
     // One that it does not serve.
+    topology.host.ip("tuntap add tap7 mode tap")?;
     let output = script(&instance, "qemu-ifup", &["tap7"])?;
     ensure!(
         !output.status.success() && output.stderr.contains("does not serve tap7"),

@@ -32,9 +32,9 @@ const NEAR: usize = 3;
 
 /// Options that are of one invocation and not of an instance.
 const NO_KEYS: [&str; 5] = ["config", "instance", "fresh", "help", "version"];
-const FORWARD: &str = "forward";
+pub(super) const FORWARD: &str = "forward";
 const FORWARD_KEYS: [&str; 5] = ["protocol", "port", "to", "from", "outside-address"];
-const STATIC: &str = "static";
+pub(super) const STATIC: &str = "static";
 const STATIC_KEYS: [&str; 3] = ["outside", "inside", "from"];
 
 /// Where the configuration of an instance is looked for.
@@ -129,6 +129,12 @@ impl File {
             }
         })
     }
+}
+
+/// The forwards that the text of a file asks for, in its order.
+pub(super) fn forwards(path: &Path, text: &str) -> Result<Vec<Forward>> {
+    let (_, forwards) = parse(text).map_err(|mistake| anyhow!("{}:{mistake}", path.display()))?;
+    Ok(forwards.into_iter().map(|(_, forward)| forward).collect())
 }
 
 fn run_command() -> Command {

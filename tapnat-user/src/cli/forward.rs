@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use ipnet::Ipv4Net;
 use serde::Serialize;
 
-use super::{Format, Instance, Shown, print::Column};
+use super::{Format, Instance, Shown, print::Column, saved::Saved};
 use crate::{
     config::parse_outside_address,
     control::{self, Request},
@@ -70,6 +70,18 @@ struct Add {
     /// at the time]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_outside_address)]
     outside_address: Option<Ipv4Addr>,
+
+    #[command(flatten)]
+    save: Save,
+}
+
+/// Whether a change is to last.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Save {
+    /// Change it in the configuration file, too, which the instance then reads again, as `tapnat
+    /// reload` has it do. Without, it is for as long as the instance is up
+    #[arg(long)]
+    save: bool,
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +96,9 @@ struct Remove {
     /// Only those on this outside address
     #[arg(long, value_name = "ADDRESS", value_parser = parse_outside_address)]
     outside_address: Option<Ipv4Addr>,
+
+    #[command(flatten)]
+    save: Save,
 }
 
 #[derive(Debug, Args)]
@@ -95,8 +110,14 @@ struct Show {
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
         match self.verb {
-            Verb::Add(arguments) => change(&self.instance, &arguments.request()?).await,
-            Verb::Remove(arguments) => change(&self.instance, &arguments.request()).await,
+            Verb::Add(arguments) => {
+                let save = arguments.save;
+                add(&self.instance, arguments.forward()?, save).await
+            }
+            Verb::Remove(arguments) => {
+                let save = arguments.save;
+                remove(&self.instance, arguments.selector(), save).await
+            }
             Verb::List(Show { format }) => list(
                 &Shown {
                     instance: self.instance,
@@ -111,7 +132,7 @@ impl Arguments {
 }
 
 impl Add {
-    fn request(self) -> Result<Request> {
+    fn forward(self) -> Result<Forward> {
         Forward::of_ports(
             self.protocol,
             self.outside,
@@ -119,17 +140,16 @@ impl Add {
             self.from.unwrap_or_else(anywhere),
             self.outside_address,
         )
-        .map(Request::AddForward)
     }
 }
 
 impl Remove {
-    fn request(self) -> Request {
-        Request::RemoveForward(Selector::Ports {
+    fn selector(self) -> Selector {
+        Selector::Ports {
             protocol: self.protocol,
             ports: self.outside,
             outside_address: self.outside_address,
-        })
+        }
     }
 }
 
@@ -175,6 +195,32 @@ pub(super) fn list<T: Serialize>(
         list.entry(&view, &cells)?;
     }
     list.end()
+}
+
+/// Lets in, for as long as the instance is up or from now on.
+pub(super) async fn add(instance: &Instance, forward: Forward, save: Save) -> Result<()> {
+    if !save.save {
+        return change(instance, &Request::AddForward(forward)).await;
+    }
+    let mut saved = Saved::of(&instance.name)?;
+    saved.add(&forward)?;
+    saved.store(&instance.name).await
+}
+
+/// Takes away, from the file as well if that is asked for.
+pub(super) async fn remove(instance: &Instance, selector: Selector, save: Save) -> Result<()> {
+    let request = Request::RemoveForward(selector);
+    if !save.save {
+        return change(instance, &request).await;
+    }
+    let mut saved = Saved::of(&instance.name)?;
+    if !saved.remove(&selector)? {
+        return change(instance, &request).await;
+    }
+    saved.store(&instance.name).await?;
+    // What a command had added beside it may be left. Mostly nothing is.
+    let _ = control::ask(&instance.name, &request, || instance.tables()).await;
+    Ok(())
 }
 
 /// Has the instance change something, and says what it says.

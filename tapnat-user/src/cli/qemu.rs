@@ -59,6 +59,11 @@ pub struct Down {
 impl Up {
     pub async fn execute(self) -> Result<()> {
         let instance = &self.instance.name;
+        ensure!(
+            Netlink::open()?.link(&self.tap).await?.is_some(),
+            "there is no device {}: this is for QEMU to call, when it has made the tap",
+            self.tap
+        );
         if Lock::holder(instance).is_none() {
             self.start().await?;
         }

@@ -305,8 +305,9 @@ impl Arguments {
         let typed: Vec<_> = env::args_os().collect();
         let path = self.file()?;
         let (config, options) = read(&typed, path.as_deref())?;
-        let reread = path.map(|path| -> Reread {
-            Box::new(move || read(&typed, Some(&path)).map(|(config, _)| config))
+        let reread = path.map(|path| Reread {
+            path: path.clone(),
+            read: Box::new(move || read(&typed, Some(&path)).map(|(config, _)| config)),
         });
         Box::pin(daemon::run(&config, options, reread)).await
     }

@@ -8,12 +8,11 @@ use ipnet::Ipv4Net;
 
 use super::{
     Format, Instance, Shown,
-    forward::{change, from_cell, list},
+    forward::{Save, add, from_cell, list, remove},
     print::Column,
 };
 use crate::{
     config::parse_outside_address,
-    control::Request,
     forwards::{Forward, Share, Standing, anywhere, parse_from},
     statics::Selector,
     view::StaticView,
@@ -60,6 +59,9 @@ struct Add {
     /// The network, or the one address, that may come in [default: everybody]
     #[arg(long, value_name = "NETWORK", value_parser = parse_from)]
     from: Option<Ipv4Net>,
+
+    #[command(flatten)]
+    save: Save,
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +69,9 @@ struct Remove {
     /// The outside address
     #[arg(value_parser = parse_outside_address)]
     outside: Ipv4Addr,
+
+    #[command(flatten)]
+    save: Save,
 }
 
 #[derive(Debug, Args)]
@@ -78,8 +83,13 @@ struct Show {
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
         match self.verb {
-            Verb::Add(arguments) => change(&self.instance, &arguments.request()).await,
-            Verb::Remove(arguments) => change(&self.instance, &arguments.request()).await,
+            Verb::Add(arguments) => {
+                let save = arguments.save;
+                add(&self.instance, arguments.forward(), save).await
+            }
+            Verb::Remove(Remove { outside, save }) => {
+                remove(&self.instance, Selector::Address(outside), save).await
+            }
             Verb::List(Show { format }) => list(
                 &Shown {
                     instance: self.instance,
@@ -94,15 +104,9 @@ impl Arguments {
 }
 
 impl Add {
-    fn request(self) -> Request {
+    fn forward(self) -> Forward {
         let from = self.from.unwrap_or_else(anywhere);
-        Request::AddForward(Forward::of_address(self.outside, self.inside, from))
-    }
-}
-
-impl Remove {
-    fn request(self) -> Request {
-        Request::RemoveForward(Selector::Address(self.outside))
+        Forward::of_address(self.outside, self.inside, from)
     }
 }
 

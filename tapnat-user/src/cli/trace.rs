@@ -89,6 +89,9 @@ fn parse_protocol(text: &str) -> Result<u8> {
         .with_context(|| format!("'{text}' is no protocol: write tcp, udp, icmp or a number"))
 }
 
+/// From 0 (nothing in common) to 1.
+const ALIKE: f64 = 0.7;
+
 fn parse_reason(text: &str) -> Result<Reason> {
     let reasons = Reason::ALL.iter();
     if let Some(reason) = reasons.clone().find(|reason| reason.label() == text) {
@@ -97,9 +100,9 @@ fn parse_reason(text: &str) -> Result<Reason> {
     let similar = reasons
         .map(|reason| (strsim::jaro(reason.label(), text), reason.label()))
         .max_by(|(one, _), (other, _)| one.total_cmp(other));
-    match similar {
+    match similar.filter(|(likeness, _)| *likeness > ALIKE) {
         Some((_, label)) => bail!("there is no reason '{text}': did you mean {label}?"),
-        None => bail!("there is no reason '{text}'"),
+        None => bail!("there is no reason '{text}': `tapnat status --json` names all"),
     }
 }
 

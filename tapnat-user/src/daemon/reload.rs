@@ -35,7 +35,7 @@ impl Daemon {
         let Some(reread) = &self.reread else {
             bail!("{NOTHING}: the instance was started without a file; start it with --config");
         };
-        let new = reread().context(NOTHING)?;
+        let new = (reread.read)().context(NOTHING)?;
         let restart = self.config.needs_restart(&new);
         ensure!(
             restart.is_empty(),

@@ -4,20 +4,16 @@ use std::{
     fmt, fs,
     fs::{File, OpenOptions},
     io::{self, Write as _},
-    os::unix::{
-        fs::{MetadataExt as _, OpenOptionsExt as _},
-        net::UnixDatagram,
-    },
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{self, Path, PathBuf},
     str::FromStr,
 };
 
-use anyhow::{Context as _, Error, Result, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, ensure};
 
 use super::Line;
+use crate::host::systemd::Journal;
 
-/// <https://systemd.io/JOURNAL_NATIVE_PROTOCOL>
-const JOURNAL: &str = "/run/systemd/journal/socket";
 /// What `journalctl -t` asks for.
 const IDENTIFIER: &str = "tapnat-nat";
 
@@ -57,7 +53,7 @@ impl fmt::Display for Target {
 
 /// A target that is open.
 pub enum Sink {
-    Journald(UnixDatagram),
+    Journald(Journal),
     Output,
     File { file: File, path: PathBuf },
 }
@@ -66,13 +62,8 @@ impl Sink {
     pub fn open(target: &Target) -> Result<Self> {
         Ok(match target {
             Target::Journald => {
-                let socket = UnixDatagram::unbound().and_then(|socket| {
-                    socket.connect(JOURNAL)?;
-                    Ok(socket)
-                });
-                Self::Journald(socket.with_context(|| {
-                    format!("cannot reach systemd's journal at {JOURNAL}: name a file instead")
-                })?)
+                let journal = Journal::open(IDENTIFIER);
+                Self::Journald(journal.map_err(|error| anyhow!("{error:#}: name a file instead"))?)
             }
             Target::Output => Self::Output,
             Target::File(path) => Self::File {
@@ -93,16 +84,11 @@ impl Sink {
         }
         let all = || texts.join("\n") + "\n";
         match self {
-            Self::Journald(socket) => {
-                for text in &texts {
-                    let message =
-                        format!("MESSAGE={text}\nPRIORITY=6\nSYSLOG_IDENTIFIER={IDENTIFIER}\n");
-                    socket
-                        .send(message.as_bytes())
-                        .context("cannot write the NAT log to systemd's journal")?;
-                }
-                Ok(())
-            }
+            Self::Journald(journal) => texts.iter().try_for_each(|text| {
+                journal
+                    .write(text)
+                    .context("cannot write the NAT log to systemd's journal")
+            }),
             Self::Output => {
                 let mut output = io::stdout().lock();
                 output
