@@ -20,7 +20,6 @@ use tapnat_common::{
 };
 
 use crate::{
-    dhcp::Advice,
     dns::{Resolver, Resolvers},
     forwards::Forward,
     host::tap::{Owner, Queues},
@@ -133,8 +132,12 @@ pub struct Config {
     pub attach: Attach,
     /// Where the world's packets meet the first program.
     pub uplink_hook: UplinkHook,
-    /// What guests that ask for an address are told; None leaves them without an answer.
-    pub dhcp: Option<Advice>,
+    /// Answer guests that ask for an address.
+    pub dhcp: bool,
+    /// Tell guests of IPv6 networks that the host is their router.
+    pub router_advertisements: bool,
+    /// The domain that guests are told.
+    pub domain: Option<String>,
     /// Whom guests ask for names. None given leaves that to what is found.
     pub dns: Vec<Resolver>,
     /// What is always let in from outside.

@@ -41,7 +41,7 @@ use crate::{
     config::{Config, Firewall},
     control::{self, Control, Request},
     datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
-    dhcp::{Advice, Served, Servers},
+    dhcp,
     dns::Names,
     family::IpFamily,
     host::{
@@ -66,6 +66,7 @@ use crate::{
     pool,
     ports::{Division, PortSet, parse_ephemeral},
     preflight::{Facts, Plan, PlannedInside},
+    router::{self, Routers},
     statics,
     sweep::{Sweep, ask_again},
     tables::PinnedTables,
@@ -105,7 +106,7 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
     // From here on a signal waits until the start is done, and then ends what was started.
     let mut signals = Signals::new(reread.is_some())?;
     let (mut daemon, scrapes) = Daemon::start(config, options.fresh, reread).await?;
-    daemon.settle_guests();
+    daemon.settle_guests().await;
     if let Err(error) = daemon.give_up_privileges() {
         if let Err(error) = daemon.end().await {
             warn(&format!("{error:#}"));
@@ -367,7 +368,8 @@ struct Daemon {
     pressure: Pressure,
     answers: Option<Answers>,
     nat_log: Option<NatLog>,
-    dhcp: Servers,
+    dhcp: dhcp::Servers,
+    routers: Routers,
     names: Arc<Names>,
     scrapes: Option<Answering>,
     known: Surroundings,
@@ -456,7 +458,8 @@ impl Daemon {
                     pressure: Pressure::default(),
                     answers: answers(config),
                     nat_log: prepared.nat_log,
-                    dhcp: Servers::default(),
+                    dhcp: dhcp::Servers::default(),
+                    routers: Routers::default(),
                     names: Arc::default(),
                     scrapes: None,
                     known: prepared.known,
@@ -592,33 +595,60 @@ impl Daemon {
     }
 
     /// Serves the guests of the devices that there are.
-    fn settle_guests(&mut self) {
+    async fn settle_guests(&mut self) {
         let mtu_of = |index| {
             let mut devices = self.known.devices.iter();
             devices
                 .find(|(known, device)| *known == index && device.ethernet != 0)
                 .map(|(_, device)| device.mtu)
         };
-        let served: Vec<_> = self
-            .plan
-            .insides
-            .iter()
-            .filter_map(|inside| {
-                let link = inside.link.as_ref()?;
-                Some(Served {
+        let insides = || {
+            let insides = self.plan.insides.iter();
+            insides.filter_map(|inside| Some((inside.link.as_ref()?, inside.networks)))
+        };
+        let mut hosts: Vec<_> = insides()
+            .filter_map(|(link, networks)| {
+                Some(dhcp::Served {
                     name: link.name.clone(),
                     index: link.index,
-                    address: inside.networks.ipv4?,
+                    address: networks.ipv4?,
                     mtu: mtu_of(link.index)?,
                 })
             })
             .collect();
+        let mut routers: Vec<_> = insides()
+            .filter_map(|(link, networks)| {
+                Some(router::Served {
+                    name: link.name.clone(),
+                    index: link.index,
+                    address: networks.ipv6?,
+                    link_local: link.link_local()?,
+                    link_address: link.mac,
+                    mtu: link.mtu,
+                })
+            })
+            .collect();
         let (config, names) = (&self.config, &self.names);
-        let mut notes = names.settle(&served, &config.resolvers(), &config.deny);
-        notes.extend(match &config.dhcp {
-            Some(advice) => self.dhcp.settle(&served, advice, names),
-            None => self.dhcp.settle(&[], &Advice::default(), names),
-        });
+        let gateways: Vec<_> = hosts
+            .iter()
+            .map(dhcp::Served::gateway)
+            .chain(routers.iter().map(router::Served::gateway))
+            .collect();
+        let mut notes = names.settle(&gateways, &config.resolvers(), &config.deny);
+        if !config.dhcp {
+            hosts.clear();
+        }
+        if !config.router_advertisements {
+            routers.clear();
+        }
+        let domain = config.domain.as_deref();
+        notes.extend(self.dhcp.settle(&hosts, domain, names).await);
+        let advice = router::Advice {
+            domain: config.domain.clone(),
+            managed: false,
+            nat64: config.nat64.map(|nat64| nat64.net),
+        };
+        notes.extend(self.routers.settle(&routers, &advice, names).await);
         for note in notes {
             warn(&note);
         }
@@ -670,6 +700,7 @@ impl Daemon {
         {
             warn(&format!("{error:#}"));
         }
+        self.routers.end().await;
         // Nothing may hold the programs and tables when their pins go.
         drop((self.datapath, self.tables, self.six, self.logs));
         let everyone = Lock::all_instances()?;

@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::AsRawFd as _,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -18,10 +18,13 @@ use smoltcp::wire::{
     DhcpPacket, DhcpRepr,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::UdpSocket, task::JoinHandle};
+use tokio::net::UdpSocket;
 
 use self::leases::{LinkAddress, Pool};
-use crate::dns::Names;
+use crate::{
+    dns::{Gateway, Names},
+    services::PerDevice,
+};
 
 mod leases;
 
@@ -35,12 +38,6 @@ const MOST: u32 = 100;
 const OPTION_MTU: u8 = 26;
 const OPTION_DOMAIN: u8 = 15;
 
-/// What guests are told, beside what their device says and whom to ask for names.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Advice {
-    pub domain: Option<String>,
-}
-
 /// A device whose guests are served.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Served {
@@ -53,94 +50,49 @@ pub struct Served {
 }
 
 impl Served {
+    /// Whom its guests know as their router.
+    #[must_use]
+    pub fn gateway(&self) -> Gateway {
+        Gateway {
+            device: self.name.clone(),
+            index: self.index,
+            address: self.address.addr().into(),
+        }
+    }
+
     /// Whether there is room for a guest.
     fn has_room(&self) -> bool {
         self.address.prefix_len() <= 30
     }
 }
 
-#[derive(Debug)]
-struct Running {
-    device: Served,
-    advice: Advice,
-    task: JoinHandle<()>,
-}
+/// Guests of several devices may share a network.
+type Pools = HashMap<Ipv4Net, Arc<Mutex<Pool>>>;
 
 /// The servers of one instance, one for each device.
 #[derive(Debug, Default)]
 pub struct Servers {
-    running: Vec<Running>,
-    /// Notes that need no repeating.
-    told: Vec<String>,
-    /// Guests of several devices may share a network.
-    pools: HashMap<Ipv4Net, Arc<Mutex<Pool>>>,
+    running: PerDevice<(Served, Option<String>), ()>,
+    pools: Pools,
 }
 
 impl Servers {
-    /// Serves these devices, and no others. Returns what is to be told of those that cannot be
-    /// served. Must be called within a tokio runtime.
-    pub fn settle(
+    /// Serves these devices, and no others, and tells guests this domain. Returns what is to be told
+    /// of those that cannot be served. Must be called within a tokio runtime.
+    pub async fn settle(
         &mut self,
         devices: &[Served],
-        advice: &Advice,
+        domain: Option<&str>,
         names: &Arc<Names>,
     ) -> Vec<String> {
-        self.running.retain(|running| {
-            let stays = devices.contains(&running.device)
-                && running.advice == *advice
-                && !running.task.is_finished();
-            if !stays {
-                running.task.abort();
-            }
-            stays
-        });
-        let mut notes = Vec::new();
-        for device in devices.iter().filter(|device| device.has_room()) {
-            if self.running.iter().any(|it| it.device == *device) {
-                continue;
-            }
-            match self.serve(device, advice, names) {
-                Ok(task) => self.running.push(Running {
-                    device: device.clone(),
-                    advice: advice.clone(),
-                    task,
-                }),
-                Err(error) => notes.push(format!("{error:#}")),
-            }
-        }
-        let told = std::mem::replace(&mut self.told, notes.clone());
-        notes.retain(|note| !told.contains(note));
-        notes
-    }
-
-    fn serve(
-        &mut self,
-        device: &Served,
-        advice: &Advice,
-        names: &Arc<Names>,
-    ) -> Result<JoinHandle<()>> {
-        let socket = listen(&device.name).map_err(|error| explain(&device.name, error))?;
-        let network = device.address.trunc();
-        let pool = self.pools.entry(network).or_insert_with(|| {
-            let pool = Pool::new(device.address);
-            Arc::new(Mutex::new(pool))
-        });
-        let server = Server {
-            socket,
-            device: device.clone(),
-            pool: pool.clone(),
-            advice: advice.clone(),
-            names: names.clone(),
+        let Self { running, pools } = self;
+        let wanted = devices.iter().filter(|device| device.has_room());
+        let wanted = wanted.map(|device| (device.clone(), domain.map(str::to_owned)));
+        let start = |(device, domain): &(Served, Option<String>)| {
+            let server = Server::open(device.clone(), domain.clone(), pools, names.clone())?;
+            Ok((tokio::spawn(server.run()), ()))
         };
-        Ok(tokio::spawn(server.run()))
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        for running in &self.running {
-            running.task.abort();
-        }
+        running.settle(wanted.collect(), start).await.notes
     }
 }
 
@@ -196,7 +148,7 @@ struct Server {
     socket: UdpSocket,
     device: Served,
     pool: Arc<Mutex<Pool>>,
-    advice: Advice,
+    domain: Option<String>,
     names: Arc<Names>,
 }
 
@@ -208,6 +160,26 @@ struct Answer {
 }
 
 impl Server {
+    fn open(
+        device: Served,
+        domain: Option<String>,
+        pools: &mut Pools,
+        names: Arc<Names>,
+    ) -> Result<Self> {
+        let socket = listen(&device.name).map_err(|error| explain(&device.name, error))?;
+        let pool = pools.entry(device.address.trunc()).or_insert_with(|| {
+            let pool = Pool::new(device.address);
+            Arc::new(Mutex::new(pool))
+        });
+        Ok(Self {
+            socket,
+            pool: pool.clone(),
+            device,
+            domain,
+            names,
+        })
+    }
+
     async fn run(self) {
         let mut buffer = vec![0; LONGEST];
         let mut since = Instant::now();
@@ -276,6 +248,16 @@ impl Server {
         }
     }
 
+    /// Whom guests are to ask for names.
+    fn resolvers(&self) -> Vec<Ipv4Addr> {
+        let resolvers = self.names.for_guests_of(&self.device.gateway());
+        let ipv4 = resolvers.into_iter().filter_map(|address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        });
+        ipv4.collect()
+    }
+
     fn reply(
         &self,
         asked: &DhcpRepr<'_>,
@@ -293,7 +275,7 @@ impl Server {
                 kind: OPTION_MTU,
                 data: &mtu,
             });
-            if let Some(domain) = &self.advice.domain {
+            if let Some(domain) = &self.domain {
                 options.push(DhcpOption {
                     kind: OPTION_DOMAIN,
                     data: domain.as_bytes(),
@@ -303,7 +285,7 @@ impl Server {
         let resolvers = if refused {
             Vec::new()
         } else {
-            self.names.for_guests_of(&self.device)
+            self.resolvers()
         };
         let reply = DhcpRepr {
             message_type,
@@ -326,8 +308,8 @@ impl Server {
             server_identifier: Some(gateway),
             parameter_request_list: None,
             dns_servers: (!resolvers.is_empty()).then(|| {
-                let told = resolvers.iter().take(DHCP_MAX_DNS_SERVER_COUNT);
-                told.copied().collect()
+                let told = resolvers.into_iter().take(DHCP_MAX_DNS_SERVER_COUNT);
+                told.collect()
             }),
             max_size: None,
             lease_duration: leased,

@@ -1,22 +1,23 @@
 //! Names for guests. They are told of the host's resolvers where they reach these themselves. Where
 //! they do not, as with systemd-resolved, which listens on the host's loopback only, the host asks for
 //! them: a [`forwarder`] listens on the host's address on their device. Decides who asks whom;
-//! [`crate::host::resolvers`] knows whom there is to ask, and [`crate::dhcp`] tells guests.
+//! [`crate::host::resolvers`] knows whom there is to ask, and [`crate::dhcp`] and [`crate::router`]
+//! tell guests.
 
 use std::{
     collections::HashMap,
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Error, Result, anyhow};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use tokio::task::JoinHandle;
 
 use self::{forwarder::Forwarder, room::Rooms};
-use crate::{dhcp::Served, host::resolvers};
+use crate::host::resolvers;
 
 mod forwarder;
 mod room;
@@ -26,7 +27,15 @@ mod room;
 pub enum Resolver {
     /// The host, which asks its own.
     Host,
-    Address(Ipv4Addr),
+    Address(IpAddr),
+}
+
+/// The host's address on a device that guests are behind. They are told of resolvers of its family.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Gateway {
+    pub device: String,
+    pub index: u32,
+    pub address: IpAddr,
 }
 
 /// How [`Resolver::Host`] is written.
@@ -40,9 +49,7 @@ impl FromStr for Resolver {
             return Ok(Self::Host);
         }
         text.parse().map(Self::Address).map_err(|_| {
-            anyhow!(
-                "'{text}' is no IPv4 address: write 192.0.2.53, or {FORWARD} to have the host ask"
-            )
+            anyhow!("'{text}' is no address: write 192.0.2.53, or {FORWARD} to have the host ask")
         })
     }
 }
@@ -58,7 +65,7 @@ pub enum Resolvers {
     /// The host, which asks its own.
     Host,
     /// These.
-    Given(Vec<Ipv4Addr>),
+    Given(Vec<IpAddr>),
 }
 
 impl Resolvers {
@@ -97,24 +104,18 @@ struct State {
     /// Where guests must not send to.
     denied: Vec<Ipv4Net>,
     rooms: Arc<Rooms>,
-    /// By the device's index.
-    forwarders: HashMap<u32, Running>,
+    /// By the device's index and the host's address on it.
+    forwarders: HashMap<(u32, IpAddr), JoinHandle<()>>,
     /// Notes that need no repeating.
     told: Vec<String>,
 }
 
-#[derive(Debug)]
-struct Running {
-    gateway: Ipv4Addr,
-    task: JoinHandle<()>,
-}
-
 impl Names {
-    /// Goes by this from now on, for these devices and no others. Returns what the operator should
+    /// Goes by this from now on, for the guests behind these and no others. Returns what the operator should
     /// know. Must be called within a tokio runtime.
     pub fn settle(
         &self,
-        devices: &[Served],
+        gateways: &[Gateway],
         resolvers: &Resolvers,
         denied: &[Ipv4Net],
     ) -> Vec<String> {
@@ -125,21 +126,19 @@ impl Names {
             Resolvers::Automatic | Resolvers::Host => true,
             Resolvers::NotHost | Resolvers::Given(_) => false,
         };
-        state.forwarders.retain(|index, running| {
-            let is_wanted = |device: &Served| {
-                device.index == *index && device.address.addr() == running.gateway
-            };
-            let stays = may_forward && devices.iter().any(is_wanted) && !running.task.is_finished();
+        state.forwarders.retain(|key, task| {
+            let is_wanted = gateways.iter().any(|gateway| gateway.key() == *key);
+            let stays = may_forward && is_wanted && !task.is_finished();
             if !stays {
-                running.task.abort();
+                task.abort();
             }
             stays
         });
         let mut notes = Vec::new();
-        if state.host_asks() {
-            for device in devices {
-                notes.extend(state.listen(device).err().map(|error| {
-                    let note = explain(device, error);
+        for gateway in gateways {
+            if state.host_asks(gateway) {
+                notes.extend(state.listen(gateway).err().map(|error| {
+                    let note = explain(gateway, error);
                     format!("{note:#}")
                 }));
             }
@@ -149,18 +148,21 @@ impl Names {
         notes
     }
 
-    /// Whom the guests of a device are to ask, at this time. Must be called within a tokio runtime.
+    /// Whom the guests behind an address are to ask, at this time: addresses of its family. Must be
+    /// called within a tokio runtime.
     #[must_use]
-    pub fn for_guests_of(&self, device: &Served) -> Vec<Ipv4Addr> {
+    pub fn for_guests_of(&self, gateway: &Gateway) -> Vec<IpAddr> {
         let mut state = self.state();
         if let Resolvers::Given(addresses) = &state.resolvers {
-            return addresses.clone();
+            let mut addresses = addresses.clone();
+            addresses.retain(|address| gateway.is_alike(address));
+            return addresses;
         }
         // The host may be in another network than when it was last looked at.
-        if state.host_asks() && state.answers(device) {
-            vec![device.address.addr()]
+        if state.host_asks(gateway) && state.answers(gateway) {
+            vec![gateway.address]
         } else {
-            state.within_reach()
+            state.within_reach(gateway)
         }
     }
 
@@ -171,19 +173,31 @@ impl Names {
 
 impl Drop for Names {
     fn drop(&mut self) {
-        for running in self.state().forwarders.values() {
-            running.task.abort();
+        for task in self.state().forwarders.values() {
+            task.abort();
         }
     }
 }
 
+impl Gateway {
+    fn key(&self) -> (u32, IpAddr) {
+        (self.index, self.address)
+    }
+
+    /// Whether an address is of the same family.
+    fn is_alike(&self, address: &IpAddr) -> bool {
+        self.address.is_ipv4() == address.is_ipv4()
+    }
+}
+
 impl State {
-    /// Whether the host has to ask for guests.
-    fn host_asks(&self) -> bool {
+    /// Whether the host has to ask for the guests behind this address.
+    fn host_asks(&self, gateway: &Gateway) -> bool {
         match self.resolvers {
             Resolvers::Host => true,
             Resolvers::Automatic => {
-                self.allowed(resolvers::beyond_loopback()).is_empty()
+                self.allowed(gateway, resolvers::beyond_loopback())
+                    .is_empty()
                     && !resolvers::of_host().is_empty()
             }
             Resolvers::NotHost | Resolvers::Given(_) => false,
@@ -191,53 +205,57 @@ impl State {
     }
 
     /// The host's resolvers that guests can ask themselves.
-    fn within_reach(&self) -> Vec<Ipv4Addr> {
-        let own = self.allowed(resolvers::beyond_loopback());
+    fn within_reach(&self, gateway: &Gateway) -> Vec<IpAddr> {
+        let own = self.allowed(gateway, resolvers::beyond_loopback());
         if own.is_empty() {
-            self.allowed(resolvers::behind_stub())
+            self.allowed(gateway, resolvers::behind_stub())
         } else {
             own
         }
     }
 
-    fn allowed(&self, mut addresses: Vec<Ipv4Addr>) -> Vec<Ipv4Addr> {
-        addresses.retain(|address| !self.denied.iter().any(|net| net.contains(address)));
+    fn allowed(&self, gateway: &Gateway, mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+        let is_denied = |address: &IpAddr| {
+            let mut nets = self.denied.iter();
+            nets.any(|net| IpNet::V4(*net).contains(address))
+        };
+        addresses.retain(|address| gateway.is_alike(address) && !is_denied(address));
         addresses
     }
 
     /// Whether somebody answers guests at the host's address on their device: a forwarder, or
     /// another program of the host.
-    fn answers(&mut self, device: &Served) -> bool {
-        match self.listen(device) {
+    fn answers(&mut self, gateway: &Gateway) -> bool {
+        match self.listen(gateway) {
             Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::AddrInUse,
         }
     }
 
-    fn listen(&mut self, device: &Served) -> io::Result<()> {
+    fn listen(&mut self, gateway: &Gateway) -> io::Result<()> {
         if self
             .forwarders
-            .get(&device.index)
-            .is_some_and(|running| !running.task.is_finished())
+            .get(&gateway.key())
+            .is_some_and(|task| !task.is_finished())
         {
             return Ok(());
         }
-        let forwarder = Forwarder::listen(device, self.rooms.clone())?;
-        let running = Running {
-            gateway: device.address.addr(),
-            task: tokio::spawn(forwarder.run()),
-        };
-        self.forwarders.insert(device.index, running);
+        let forwarder = Forwarder::listen(gateway.clone(), self.rooms.clone())?;
+        let task = tokio::spawn(forwarder.run());
+        self.forwarders.insert(gateway.key(), task);
         Ok(())
     }
 }
 
-fn explain(device: &Served, error: io::Error) -> Error {
-    let Served { name, address, .. } = device;
-    let gateway = address.addr();
+fn explain(gateway: &Gateway, error: io::Error) -> Error {
+    let Gateway {
+        device: name,
+        address,
+        ..
+    } = gateway;
     let what = match error.kind() {
         io::ErrorKind::AddrInUse => format!(
-            "another program of the host has port 53 of {gateway}: guests of {name} are told to ask \
+            "another program of the host has port 53 of {address}: guests of {name} are told to ask \
              that for names; pass --dns with a resolver's address if it does not answer them"
         ),
         io::ErrorKind::PermissionDenied => format!(
@@ -257,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_operators_choice_goes_before_what_is_found() {
-        let address = Ipv4Addr::new(192, 0, 2, 53);
+        let address = IpAddr::from([192, 0, 2, 53]);
         let given = [Resolver::Address(address)];
         assert_eq!(Resolvers::choose(&[], false), Resolvers::Automatic);
         assert_eq!(Resolvers::choose(&[], true), Resolvers::NotHost);
@@ -273,7 +291,7 @@ mod tests {
         assert_eq!("forward".parse::<Resolver>().unwrap(), Resolver::Host);
         assert_eq!(
             "192.0.2.53".parse::<Resolver>().unwrap(),
-            Resolver::Address(Ipv4Addr::new(192, 0, 2, 53))
+            Resolver::Address(IpAddr::from([192, 0, 2, 53]))
         );
         for wrong in ["", "host", "192.0.2", "192.0.2.53:53", "dns.example.org"] {
             let error = wrong.parse::<Resolver>().unwrap_err().to_string();
@@ -281,13 +299,34 @@ mod tests {
         }
     }
 
+    fn gateway(address: &str) -> Gateway {
+        Gateway {
+            device: "tap0".to_owned(),
+            index: 7,
+            address: address.parse().unwrap(),
+        }
+    }
+
     #[test]
-    fn resolvers_that_guests_must_not_reach_are_not_theirs() {
+    fn resolvers_that_guests_do_not_reach_are_not_theirs() {
         let state = State {
             denied: vec!["192.168.0.0/16".parse().unwrap()],
             ..State::default()
         };
-        let [denied, other] = [[192, 168, 1, 1], [192, 0, 2, 53]].map(Ipv4Addr::from);
-        assert_eq!(state.allowed(vec![denied, other]), [other]);
+        let all: Vec<IpAddr> = ["192.168.1.1", "192.0.2.53", "2001:db8::53"]
+            .iter()
+            .map(|address| address.parse().unwrap())
+            .collect();
+        assert_eq!(state.allowed(&gateway("10.0.0.1"), all.clone()), [all[1]]);
+        assert_eq!(state.allowed(&gateway("fd00::1"), all.clone()), [all[2]]);
+    }
+
+    #[test]
+    fn guests_are_told_of_what_was_given_in_their_family() {
+        let names = Names::default();
+        let given = ["192.0.2.53", "2001:db8::53"].map(|address| address.parse().unwrap());
+        names.settle(&[], &Resolvers::Given(given.to_vec()), &[]);
+        assert_eq!(names.for_guests_of(&gateway("10.0.0.1")), [given[0]]);
+        assert_eq!(names.for_guests_of(&gateway("fd00::1")), [given[1]]);
     }
 }

@@ -23,6 +23,8 @@ pub mod nat_log;
 pub mod pool;
 pub mod ports;
 pub mod preflight;
+pub mod router;
+pub mod services;
 pub mod statics;
 pub mod sweep;
 pub mod tables;

@@ -452,6 +452,8 @@ impl Guest {
             ))?;
         }
         if let Some((address, gateway)) = self.ipv6 {
+            // Its addresses are set by hand, whatever a router says.
+            namespace.sysctl(&format!("net.ipv6.conf.{GUEST_DEVICE}.accept_ra"), "0")?;
             namespace.ip(&format!(
                 "address add {address}/64 dev {GUEST_DEVICE} nodad"
             ))?;
@@ -460,6 +462,21 @@ impl Guest {
             ))?;
         }
         Ok(())
+    }
+
+    /// Takes its IPv6 addresses and routes away and has its kernel configure
+    /// it by what a router says, which it asks for.
+    ///
+    /// # Errors
+    /// It has no IPv6.
+    pub fn forget_ipv6(&self) -> Result<()> {
+        let Self { namespace, .. } = self;
+        namespace.ip(&format!("link set {GUEST_DEVICE} down"))?;
+        namespace.ip(&format!("-6 address flush dev {GUEST_DEVICE}"))?;
+        namespace.sysctl(&format!("net.ipv6.conf.{GUEST_DEVICE}.accept_ra"), "1")?;
+        namespace
+            .ip(&format!("link set {GUEST_DEVICE} up"))
+            .map(drop)
     }
 }
 

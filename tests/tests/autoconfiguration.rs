@@ -2,20 +2,33 @@
 //! inside devices, and on no other; what it tells them is true.
 
 use std::{
-    net::Ipv6Addr,
+    fs,
+    net::{Ipv6Addr, SocketAddrV6},
+    os::fd::AsRawFd as _,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use etherparse::{Icmpv6Type, PacketBuilder, icmpv6::RouterAdvertisementHeader};
+use etherparse::{
+    Icmpv6Type, PacketBuilder,
+    icmpv6::{NdpOptionsIterator, RouterAdvertisementHeader},
+};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, socket,
+};
 use tapnat_testbed::{
     Namespace,
+    capture::{Capture, Captured, Options},
+    packet::Ip,
     snapshot::Snapshot,
-    topology::{Inside, Topology, UPLINK},
+    topology::{GUEST_DEVICE, Guest, Inside, Tap, TapMaker, Topology, UPLINK},
     traffic::{self, FrameSender},
 };
-use tapnat_tests::instance::{Instance, PATIENCE};
+use tapnat_tests::{
+    instance::{Instance, PATIENCE},
+    world::World,
+};
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_LINK: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -48,28 +61,121 @@ fn has_address(namespace: &Namespace, device: &str, beginning: &str) -> Result<(
     until(namespace, &line, |said| said.contains(beginning)).map(drop)
 }
 
-/// Says, as a router of the world would, that it is the host's way out.
-fn advertise(world: &Namespace, device: &str) -> Result<()> {
-    let source = link_local(world, device)?;
-    let mac = world.mac_address(device)?;
+/// The Ethernet address of a device.
+fn mac(namespace: &Namespace, device: &str) -> Result<[u8; 6]> {
+    let mac = namespace.mac_address(device)?;
     let mac: Vec<u8> = mac
         .split(':')
         .map(|byte| u8::from_str_radix(byte, 16))
         .collect::<Result<_, _>>()?;
-    let advertisement = RouterAdvertisementHeader {
+    Ok(mac.as_slice().try_into()?)
+}
+
+/// The option that says which link address a sender has.
+fn link_address(mac: [u8; 6]) -> Vec<u8> {
+    [&[1, 1], &mac[..]].concat()
+}
+
+/// A message of neighbour discovery to everybody on a link.
+fn frame(from: [u8; 6], source: Ipv6Addr, kind: Icmpv6Type, rest: &[u8]) -> Result<Vec<u8>> {
+    let builder = PacketBuilder::ethernet2(from, ALL_NODES_LINK)
+        .ipv6(source.octets(), ALL_NODES.octets(), 255)
+        .icmpv6(kind);
+    let mut frame = Vec::new();
+    builder.write(&mut frame, rest)?;
+    Ok(frame)
+}
+
+/// Says, as a router of the world would, that it is the host's way out.
+fn advertise(world: &Namespace, device: &str) -> Result<()> {
+    let advertisement = Icmpv6Type::RouterAdvertisement(RouterAdvertisementHeader {
         cur_hop_limit: 64,
         managed_address_config: false,
         other_config: false,
         router_lifetime: 1800,
-    };
-    let mac: [u8; 6] = mac.as_slice().try_into()?;
-    let builder = PacketBuilder::ethernet2(mac, ALL_NODES_LINK)
-        .ipv6(source.octets(), ALL_NODES.octets(), 255)
-        .icmpv6(Icmpv6Type::RouterAdvertisement(advertisement));
+    });
     let timers = [0; 8];
-    let mut frame = Vec::new();
-    builder.write(&mut frame, &timers)?;
+    let source = link_local(world, device)?;
+    let frame = frame(mac(world, device)?, source, advertisement, &timers)?;
     FrameSender::open(world, device)?.send(&frame)
+}
+
+/// What a router said.
+#[derive(Debug)]
+struct Advertisement {
+    header: RouterAdvertisementHeader,
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    hop_limit: u8,
+    /// By their kinds.
+    options: Vec<(u8, Vec<u8>)>,
+}
+
+impl Advertisement {
+    fn read(packet: &Captured) -> Option<Self> {
+        let packet = packet.parse().ok()?;
+        let Icmpv6Type::RouterAdvertisement(header) = packet.icmpv6()?.icmp_type else {
+            return None;
+        };
+        let Ip::V6(ip, _) = &packet.ip else {
+            return None;
+        };
+        let options = NdpOptionsIterator::from_slice(packet.payload.get(8..)?);
+        let options = options.map(|option| {
+            let option = option.ok()?;
+            Some((option.option_type().0, option.as_bytes().to_vec()))
+        });
+        Some(Self {
+            header,
+            source: ip.source_addr(),
+            destination: ip.destination_addr(),
+            hop_limit: ip.hop_limit,
+            options: options.collect::<Option<_>>()?,
+        })
+    }
+
+    fn option(&self, kind: u8) -> Result<&[u8]> {
+        let option = self.options.iter().find(|(other, _)| *other == kind);
+        let (_, bytes) = option.with_context(|| format!("no option {kind}: {self:?}"))?;
+        Ok(bytes)
+    }
+}
+
+/// A capture in which neighbour discovery is no chatter.
+fn listen(guest: &Guest) -> Result<Capture> {
+    let options = Options {
+        chatter: true,
+        ..Options::default()
+    };
+    Capture::start_with(&guest.namespace, GUEST_DEVICE, options)
+}
+
+fn advertisement(
+    capture: &Capture,
+    matches: impl Fn(&Advertisement) -> bool,
+) -> Result<Advertisement> {
+    let is_meant = |packet: &Captured| Advertisement::read(packet).is_some_and(|it| matches(&it));
+    let packet = capture.wait_for(PATIENCE, is_meant)?;
+    Advertisement::read(&packet).context("it was read before")
+}
+
+/// Waits until a guest has configured itself, and has it reach its router by both addresses.
+fn check_guest(guest: &Guest) -> Result<()> {
+    let (address, gateway) = guest.ipv6.context("there is IPv6")?;
+    let beginning: Vec<_> = address.segments()[..4]
+        .iter()
+        .map(|segment| format!("{segment:x}"))
+        .collect();
+    let beginning = beginning.join(":").replace(":0:0", ":");
+    has_address(&guest.namespace, GUEST_DEVICE, &beginning)?;
+    let route = until(&guest.namespace, "-6 route show default", |said| {
+        said.contains("proto ra")
+    })?;
+    let router = route.split_whitespace().nth(2).context("no router")?;
+    let ping = traffic::ping(&guest.namespace, gateway.into(), 1, &[])?;
+    ensure!(ping.received == 1, "{}", ping.output);
+    let line = format!("ping -6 -c 1 -W 5 {router}%{GUEST_DEVICE}");
+    guest.namespace.exec(&line).map(drop)
 }
 
 #[test]
@@ -147,5 +253,279 @@ fn the_host_keeps_the_way_out_that_a_router_told_it() -> Result<()> {
         thread::sleep(Duration::from_millis(20));
     }
     same("with a device that came later")?;
+    Ok(())
+}
+
+#[test]
+fn a_guest_needs_nothing_else() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).ipv6().guests(2);
+    let topology = topology.inside_mtu(1400).build()?;
+    let capture = listen(&topology.guests[0])?;
+    let arguments = [
+        "--dns",
+        "198.51.100.53,2001:db8::53,2001:db8::54",
+        "--domain",
+        "lan.example",
+        "--nat64",
+        "64:ff9b::/96",
+    ];
+    let world = World::start_in(topology, &arguments)?;
+    let told = advertisement(&capture, |_| true)?;
+    let packets = capture.stop()?;
+    for guest in &world.topology.guests {
+        guest.forget_ipv6()?;
+        check_guest(guest)?;
+    }
+    let guest = world.guest(0);
+    let mtu = format!("net.ipv6.conf.{GUEST_DEVICE}.mtu");
+    ensure!(guest.namespace.read_sysctl(&mtu)? == "1400");
+    // Its own, so that its neighbours are reached directly.
+    let routes = guest.namespace.ip("-6 route show")?;
+    ensure!(
+        routes.contains("fd00:7a70::/64 dev lan0 proto kernel"),
+        "{routes}"
+    );
+
+    let host = &world.topology.host;
+    ensure!(told.source == link_local(host, "veth0")? && told.hop_limit == 255);
+    ensure!(told.header.router_lifetime == 3600 && told.header.cur_hop_limit == 64);
+    ensure!(told.option(1)? == link_address(mac(host, "veth0")?));
+    ensure!(told.option(5)?[4..] == 1400_u32.to_be_bytes());
+    let servers: Vec<_> = told.option(25)?[8..]
+        .chunks_exact(16)
+        .map(|bytes| Ipv6Addr::from(<[u8; 16]>::try_from(bytes).unwrap_or_default()))
+        .collect();
+    let expected: [Ipv6Addr; 2] = ["2001:db8::53".parse()?, "2001:db8::54".parse()?];
+    ensure!(servers == expected, "{servers:?}");
+    ensure!(told.option(31)?[8..] == *b"\x03lan\x07example\0\0\0\0");
+    // For an hour, in units of eight seconds; then a code for 96 bits, and these.
+    let pref64 = [
+        38, 2, 0x0e, 0x10, 0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    ensure!(told.option(38)? == pref64);
+
+    // Another reader than ours.
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("ra.pcap");
+    packets.write_pcap(&file)?;
+    let file = file.to_str().context("a path")?;
+    let said = world
+        .topology
+        .host
+        .exec(&format!("tcpdump -vv -n -r {file} icmp6[icmp6type]==134"))?;
+    for words in [
+        "router lifetime 3600s",
+        "mtu option (5), length 8 (1):  1400",
+        "fd00:7a70::/64, Flags [onlink, auto], valid time 7200s, pref. time 3600s",
+        "rdnss option (25), length 40 (5):  lifetime 3600s, addr: 2001:db8::53 addr: 2001:db8::54",
+        "dnssl option (31), length 24 (3):  lifetime 3600s, domain(s): lan.example.",
+        "[icmp6 sum ok]",
+    ] {
+        ensure!(said.contains(words), "no '{words}' in {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn guests_of_a_bridge_and_of_an_l3_device_configure_themselves() -> Result<()> {
+    for inside in [Inside::Bridge, Inside::Tun] {
+        let topology = Topology::builder()
+            .inside(inside)
+            .ipv6()
+            .guests(2)
+            .build()?;
+        let capture = listen(&topology.guests[0])?;
+        let world = World::start_in(topology, &[])?;
+        let expected = match inside {
+            Inside::Tun => [5, 3].as_slice(),
+            _ => &[1, 5, 3],
+        };
+        let told = advertisement(&capture, |_| true)?;
+        let kinds: Vec<_> = told.options.iter().map(|(kind, _)| *kind).collect();
+        ensure!(kinds.starts_with(expected), "{inside:?}: {told:?}");
+        for guest in &world.topology.guests {
+            guest.forget_ipv6()?;
+            check_guest(guest).with_context(|| format!("{inside:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guest_whose_cable_is_plugged_in_later_is_told() -> Result<()> {
+    let tap = Tap {
+        made_by: TapMaker::Program,
+        ..Tap::default()
+    };
+    let topology = Topology::builder()
+        .inside(Inside::Tap(tap))
+        .ipv6()
+        .build()?;
+    topology.guests[0].forget_ipv6()?;
+    let world = World::start_in(topology, &[])?;
+    check_guest(world.guest(0))
+}
+
+#[test]
+fn each_solicitation_is_answered() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).ipv6();
+    let world = World::start(topology, &[])?;
+    let guest = world.guest(0);
+    let capture = listen(guest)?;
+    let own = link_local(&guest.namespace, GUEST_DEVICE)?;
+    let mac = mac(&guest.namespace, GUEST_DEVICE)?;
+    let sender = FrameSender::open(&guest.namespace, GUEST_DEVICE)?;
+    let ask = |source, rest: &[u8]| {
+        sender.send(&frame(mac, source, Icmpv6Type::RouterSolicitation, rest)?)
+    };
+    // By itself, as it has an address.
+    ask(own, &link_address(mac))?;
+    advertisement(&capture, |it| it.destination == own)?;
+    drop(capture);
+    // With all others, as it has none.
+    let capture = listen(guest)?;
+    ask(Ipv6Addr::UNSPECIFIED, &[])?;
+    advertisement(&capture, |it| it.destination == ALL_NODES)?;
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_solicitations_is_answered_in_measure() -> Result<()> {
+    const MOST_EACH: u64 = 32;
+    let topology = Topology::builder().inside(Inside::Veth).ipv6();
+    let world = World::start(topology, &[])?;
+    let guest = world.guest(0);
+    let sender = FrameSender::open(&guest.namespace, GUEST_DEVICE)?;
+    let mac = mac(&guest.namespace, GUEST_DEVICE)?;
+    let capture = listen(guest)?;
+    let start = Instant::now();
+    let mut sent = 0_u16;
+    while start.elapsed() < Duration::from_secs(4) {
+        sent = sent.wrapping_add(1);
+        // No more than the kernel remembers neighbours, of all namespaces together.
+        let source = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xf, sent % 200);
+        let source = if sent.is_multiple_of(3) {
+            Ipv6Addr::UNSPECIFIED
+        } else {
+            source
+        };
+        // Some say where they are, so that they can be answered by themselves.
+        let rest = if sent.is_multiple_of(3) {
+            Vec::new()
+        } else {
+            link_address(mac)
+        };
+        let solicitation = frame(mac, source, Icmpv6Type::RouterSolicitation, &rest)?;
+        // What the queue has no room for is lost, as for any guest.
+        let _ = sender.send(&solicitation);
+    }
+    let seconds = start.elapsed().as_secs() + 1;
+    let packets = capture.stop()?;
+    let told: Vec<_> = packets
+        .list
+        .iter()
+        .filter_map(Advertisement::read)
+        .collect();
+    let everybody = told.iter().filter(|it| it.destination == ALL_NODES).count() as u64;
+    let each = told.len() as u64 - everybody;
+    ensure!(
+        (1..=seconds / 3 + 2).contains(&everybody)
+            && (1..=seconds * MOST_EACH + MOST_EACH).contains(&each),
+        "{everybody} for everybody and {each} in {seconds} s, of {}",
+        packets.list.len()
+    );
+    // Who is left is answered.
+    guest.forget_ipv6()?;
+    check_guest(guest)
+}
+
+#[test]
+fn guests_are_told_when_it_is_over() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).ipv6().build()?;
+    let inside = topology.guests[0].inside();
+    let instance = Instance::new(&topology.host);
+    topology.guests[0].forget_ipv6()?;
+    let mut process = instance.start(&["--inside", &inside])?;
+    check_guest(&topology.guests[0])?;
+    let capture = listen(&topology.guests[0])?;
+    let status = process.terminate(PATIENCE)?;
+    ensure!(status.success(), "{}", process.stderr());
+    let last = advertisement(&capture, |it| it.header.router_lifetime == 0)?;
+    ensure!(last.destination == ALL_NODES);
+    let namespace = &topology.guests[0].namespace;
+    until(namespace, "-6 route show default", str::is_empty)?;
+    let line = format!("-6 address show dev {GUEST_DEVICE} scope global");
+    until(namespace, &line, |said| said.contains("deprecated"))?;
+
+    // What goes on without the process goes on for guests, too.
+    let mut process = instance.start(&["--inside", &inside, "--keep"])?;
+    check_guest(&topology.guests[0])?;
+    let capture = listen(&topology.guests[0])?;
+    let status = process.terminate(PATIENCE)?;
+    ensure!(status.success(), "{}", process.stderr());
+    // What it sent before its end has arrived.
+    let packets = capture.stop()?;
+    let told: Vec<_> = packets
+        .list
+        .iter()
+        .filter_map(Advertisement::read)
+        .collect();
+    let is_last = |it: &Advertisement| it.header.router_lifetime == 0;
+    ensure!(!told.iter().any(is_last), "{told:?}");
+    check_guest(&topology.guests[0])
+}
+
+/// Sockets that hear or speak ICMPv6 on a host.
+fn raw_sockets(host: &Namespace) -> Result<usize> {
+    let table = host.run(|| Ok(fs::read_to_string("/proc/thread-self/net/raw6")?))?;
+    Ok(table.lines().skip(1).count())
+}
+
+#[test]
+fn nobody_is_told_who_is_not_to_be() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).ipv6();
+    let mut world = World::start(topology, &["--no-ra"])?;
+    ensure!(raw_sockets(&world.topology.host)? == 0);
+    world.restart(&[])?;
+    ensure!(raw_sockets(&world.topology.host)? == 1);
+    Ok(())
+}
+
+#[test]
+fn another_router_of_the_host_is_left_its_guests() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).ipv6();
+    let mut world = World::start(topology, &[])?;
+    let host = world.topology.host.clone();
+    let index = host.device_index("veth0")?.context("no veth0")?;
+    let advertisement = [134, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    host.run(|| {
+        let another = socket(
+            AddressFamily::Inet6,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::IcmpV6,
+        )?;
+        nix::sys::socket::setsockopt(&another, nix::sys::socket::sockopt::Ipv6MulticastHops, &255)?;
+        let everybody = SockaddrIn6::from(SocketAddrV6::new(ALL_NODES, 0, 0, index));
+        sendto(
+            another.as_raw_fd(),
+            &advertisement,
+            &everybody,
+            MsgFlags::empty(),
+        )?;
+        Ok(())
+    })?;
+    let start = Instant::now();
+    while !world.said().contains("advertises it as a router on veth0") {
+        ensure!(start.elapsed() < PATIENCE, "{}", world.said());
+        thread::sleep(Duration::from_millis(20));
+    }
+    // A guest that says it is a router has no such word.
+    world.restart(&[])?;
+    let guest = world.guest(0);
+    advertise(&guest.namespace, GUEST_DEVICE)?;
+    guest.forget_ipv6()?;
+    check_guest(guest)?;
+    ensure!(!world.said().contains("advertises"), "{}", world.said());
     Ok(())
 }

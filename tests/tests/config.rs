@@ -200,6 +200,15 @@ fn what_is_wrong_is_told_with_its_line() -> Result<()> {
         ),
         ("inside = [\"tap0=fd00::1\"]\n", "write fd00::1/64"),
         (
+            "no-dhcp = true\ninside = [\"tap0=fd00::1/127\"]\n",
+            ":2: in the inside network fd00::1/127 of tap0 no guest can configure itself: write \
+             fd00::1/64",
+        ),
+        (
+            "no-dhcp = true\nno-ra = true\ndomain = \"lan\"\ninside = [\"tap0=fd00::1/127\"]\n",
+            ":3: with no-dhcp nobody tells guests the domain",
+        ),
+        (
             "uplink = \"eth0\"\ninside = [\"eth0=10.0.0.1/24\"]\n",
             ":2: eth0 is both",
         ),

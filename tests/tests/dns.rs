@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Write as _,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
-    topology::{GUEST_DEVICE, Inside, Topology},
+    topology::{Builder, GUEST_DEVICE, Inside, Topology},
     traffic,
 };
 use tapnat_tests::{
@@ -31,7 +31,11 @@ struct Host {
 impl Host {
     /// With these resolvers in its /etc/resolv.conf.
     fn new(inside: Inside, guests: u8, resolvers: &[&str]) -> Result<Self> {
-        let topology = Topology::builder().inside(inside).guests(guests).build()?;
+        Self::of(Topology::builder().inside(inside).guests(guests), resolvers)
+    }
+
+    fn of(topology: Builder, resolvers: &[&str]) -> Result<Self> {
+        let topology = topology.build()?;
         topology.host.ip("link set lo up")?;
         let host = Self {
             directory: tempfile::tempdir()?,
@@ -56,10 +60,14 @@ impl Host {
 
 /// Asks as a guest, once.
 fn answer(world: &World, guest: usize, arguments: &[&str]) -> Result<String> {
-    let guest = world.guest(guest);
-    let command = guest.namespace.command("dig");
+    let gateway = world.guest(guest).gateway.into();
+    answer_of(gateway, world, guest, arguments)
+}
+
+fn answer_of(resolver: IpAddr, world: &World, guest: usize, arguments: &[&str]) -> Result<String> {
+    let command = world.guest(guest).namespace.command("dig");
     command
-        .arg(format!("@{}", guest.gateway))
+        .arg(format!("@{resolver}"))
         .args(["+tries=1", "+time=20"])
         .args(arguments)
         .timeout(PATIENCE)
@@ -121,6 +129,24 @@ fn the_host_asks_where_its_resolver_is_a_stub() -> Result<()> {
             &[&["large.example", "TXT", "+short"], how].concat(),
         )?;
         ensure!(said.lines().count() == resolver::LARGE, "{how:?}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn guests_of_an_ipv6_network_ask_the_host_there() -> Result<()> {
+    let host = Host::of(Topology::builder().inside(Inside::Veth).ipv6(), &[STUB])?;
+    let _resolver = resolver::start(&host.topology.host, STUB)?;
+    let (world, _directory) = host.start(&[])?;
+    let (_, gateway) = world.guest(0).ipv6.context("there is IPv6")?;
+    for how in ["+notcp", "+tcp"] {
+        let said = answer_of(
+            gateway.into(),
+            &world,
+            0,
+            &["server.example", "+short", how],
+        )?;
+        ensure!(said == "203.0.113.1\n", "{how}: {said}");
     }
     Ok(())
 }

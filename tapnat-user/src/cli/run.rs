@@ -32,7 +32,6 @@ use crate::{
         parse_endpoint, parse_filtering_choice, parse_mapping_choice,
     },
     daemon::{self, Reread},
-    dhcp::Advice,
     dns::Resolver,
     forwards::Forward,
     host::tap::{Owner, Queues},
@@ -198,13 +197,17 @@ pub struct Arguments {
     #[arg(long)]
     no_dhcp: bool,
 
+    /// Do not tell guests that the host is their IPv6 router
+    #[arg(long)]
+    no_ra: bool,
+
     /// Resolvers that guests are told of; `forward`: this host, which asks its own for them [default:
     /// the host's where guests reach them, else forward]
     #[arg(long, value_name = "ADDRESS|forward", value_delimiter = ',')]
     dns: Vec<Resolver>,
 
     /// The domain that guests are told
-    #[arg(long, value_name = "NAME", value_parser = parse_domain, conflicts_with = "no_dhcp")]
+    #[arg(long, value_name = "NAME", value_parser = parse_domain)]
     domain: Option<String>,
 
     /// Count packets and bytes of each session
@@ -365,9 +368,9 @@ impl Arguments {
             isolate: self.isolate,
             roaming: self.roaming,
             firewall: self.firewall,
-            dhcp: (!self.no_dhcp).then_some(Advice {
-                domain: self.domain,
-            }),
+            dhcp: !self.no_dhcp,
+            router_advertisements: !self.no_ra,
+            domain: self.domain,
             dns: self.dns,
             count: self.count,
             nat_log: self.nat_log,

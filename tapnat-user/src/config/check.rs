@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::{IpNet, Ipv4Net};
 use tapnat_common::abi::MAX_OUTSIDE_ADDRESSES;
 
-use super::{Config, Devices, Inside};
+use super::{Config, Devices, Inside, overlap};
 use crate::{
     dns::Resolver,
     forwards::{Forward, Share},
@@ -14,6 +14,8 @@ use crate::{
 
 /// The size of the datapath's table.
 const MOST_PREFIXES: usize = 4096;
+/// An IPv6 network with a longer one has no two addresses besides the routers' and the host's.
+const LONGEST_PREFIX_TO_CONFIGURE: u8 = 126;
 
 /// What a contradiction is about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -96,6 +98,7 @@ impl Config {
             )?;
         }
         self.check_dns()?;
+        self.check_domain()?;
         for (position, forward) in self.forwards.iter().enumerate() {
             self.check_forward(position, forward)?;
         }
@@ -110,12 +113,25 @@ impl Config {
         } else if host && self.deny_host {
             "with deny-host guests do not reach the host, which dns = forward has them ask: give \
              dns the address of a resolver, or leave out deny-host"
-        } else if others && self.dhcp.is_none() {
+        } else if others && !self.tells_guests() {
             "with no-dhcp nobody tells guests of these resolvers: leave out no-dhcp, or dns"
         } else {
             return Ok(());
         };
         refuse(About::Option("dns"), message.to_owned())
+    }
+
+    fn check_domain(&self) -> Checked {
+        if self.domain.is_none() || self.tells_guests() {
+            return Ok(());
+        }
+        let message = "with no-dhcp nobody tells guests the domain: leave out no-dhcp, or domain";
+        refuse(About::Option("domain"), message.to_owned())
+    }
+
+    /// Whether guests are told anything.
+    fn tells_guests(&self) -> bool {
+        self.dhcp || self.router_advertisements && self.has_ipv6_networks()
     }
 
     fn check_inside(&self, inside: &Inside, earlier: &[Inside]) -> Checked {
@@ -150,7 +166,30 @@ impl Config {
                 ),
             )?;
         }
+        if let Some(ipv6) = inside.networks.ipv6
+            && ipv6.prefix_len() > LONGEST_PREFIX_TO_CONFIGURE
+            && (self.dhcp || self.router_advertisements)
+        {
+            refuse(
+                about,
+                format!(
+                    "in the inside network {ipv6} of {name} no guest can configure itself: write \
+                     {}/64, or give guests their addresses yourself, with no-ra and no-dhcp",
+                    ipv6.addr()
+                ),
+            )?;
+        }
         for network in inside.networks.iter().map(|it| it.trunc()) {
+            if let Some(nat64) = self.nat64.filter(|nat64| overlap(nat64.net, network)) {
+                refuse(
+                    About::Option("nat64"),
+                    format!(
+                        "the inside network {network} of {name} overlaps {}, which stands for IPv4 \
+                         addresses: give nat64 another prefix",
+                        nat64.net
+                    ),
+                )?;
+            }
             if let Some(other) = earlier
                 .iter()
                 .find(|other| other.networks.overlapping(network).is_some())
@@ -261,6 +300,8 @@ impl Config {
             firewall,
             answer_unsolicited: _,
             dhcp: _,
+            router_advertisements: _,
+            domain: _,
             dns: _,
             count,
             nat_log,

@@ -58,7 +58,7 @@ impl Daemon {
         if forgotten {
             self.let_go().await?;
         }
-        self.settle_guests();
+        self.settle_guests().await;
         for note in self.settle_addresses().await? {
             warn(&note);
         }

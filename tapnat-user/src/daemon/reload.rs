@@ -55,7 +55,7 @@ impl Daemon {
         match applied.await {
             Ok(notes) => {
                 self.config = new;
-                self.settle_guests();
+                self.settle_guests().await;
                 Ok(notes)
             }
             Err(error) => {

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,8 +18,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::room::{Place, Rooms};
-use crate::{dhcp::Served, host::resolvers};
+use super::{
+    Gateway,
+    room::{Place, Rooms},
+};
+use crate::host::resolvers;
 
 const DNS: u16 = 53;
 /// The longest that UDP carries.
@@ -42,24 +45,27 @@ type Query = Message<Vec<u8>>;
 pub(super) struct Forwarder {
     questions: Arc<UdpSocket>,
     connections: TcpListener,
-    device: u32,
-    gateway: Ipv4Addr,
+    gateway: Gateway,
     rooms: Arc<Rooms>,
 }
 
 impl Forwarder {
     /// Listens on the host's address on a device, for what arrives there.
-    pub fn listen(device: &Served, rooms: Arc<Rooms>) -> io::Result<Self> {
-        let gateway = device.address.addr();
+    pub fn listen(gateway: Gateway, rooms: Arc<Rooms>) -> io::Result<Self> {
+        let here = SocketAddr::from((gateway.address, DNS));
         let open = |kind, protocol| {
-            let socket = Socket::new(Domain::IPV4, kind, Some(protocol))?;
-            socket.bind_device(Some(device.name.as_bytes()))?;
+            let socket = Socket::new(Domain::for_address(here), kind, Some(protocol))?;
+            socket.bind_device(Some(gateway.device.as_bytes()))?;
             // The address may be about to come back.
-            socket.set_freebind_v4(true)?;
+            if here.is_ipv4() {
+                socket.set_freebind_v4(true)?;
+            } else {
+                socket.set_freebind_v6(true)?;
+            }
             socket.set_nonblocking(true)?;
             Ok::<_, io::Error>(socket)
         };
-        let here = SocketAddr::from((gateway, DNS)).into();
+        let here = here.into();
         let questions = open(Type::DGRAM, Protocol::UDP)?;
         questions.bind(&here)?;
         let connections = open(Type::STREAM, Protocol::TCP)?;
@@ -70,7 +76,6 @@ impl Forwarder {
         Ok(Self {
             questions: Arc::new(UdpSocket::from_std(questions.into())?),
             connections: TcpListener::from_std(connections.into())?,
-            device: device.index,
             gateway,
             rooms,
         })
@@ -121,16 +126,13 @@ impl Forwarder {
         guest: SocketAddr,
         room: impl Fn(&Rooms) -> &Arc<super::room::Room>,
     ) -> Option<Place> {
-        match guest.ip() {
-            IpAddr::V4(address) => room(&self.rooms).enter(self.device, address),
-            IpAddr::V6(_) => None,
-        }
+        room(&self.rooms).enter(self.gateway.index, guest.ip())
     }
 
     /// Whom to ask. Never this forwarder itself, which the host may have for a resolver.
     fn resolvers(&self) -> Vec<SocketAddr> {
         let mut resolvers = resolvers::of_host();
-        resolvers.retain(|resolver| resolver.ip() != IpAddr::V4(self.gateway));
+        resolvers.retain(|resolver| resolver.ip() != self.gateway.address);
         resolvers
     }
 }

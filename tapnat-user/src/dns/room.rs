@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -51,7 +51,7 @@ impl Default for Rooms {
 pub(super) struct Room {
     limits: Limits,
     /// By the device's index and the guest's address. Who has nothing is not in it.
-    taken: Mutex<HashMap<(u32, Ipv4Addr), usize>>,
+    taken: Mutex<HashMap<(u32, IpAddr), usize>>,
 }
 
 impl Room {
@@ -63,7 +63,7 @@ impl Room {
     }
 
     /// A place for a guest, if there is one for it.
-    pub fn enter(self: &Arc<Self>, device: u32, guest: Ipv4Addr) -> Option<Place> {
+    pub fn enter(self: &Arc<Self>, device: u32, guest: IpAddr) -> Option<Place> {
         let mut taken = self.taken();
         let all: usize = taken.values().sum();
         let of_device = taken
@@ -84,7 +84,7 @@ impl Room {
         })
     }
 
-    fn taken(&self) -> MutexGuard<'_, HashMap<(u32, Ipv4Addr), usize>> {
+    fn taken(&self) -> MutexGuard<'_, HashMap<(u32, IpAddr), usize>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -93,7 +93,7 @@ impl Room {
 #[derive(Debug)]
 pub(super) struct Place {
     room: Arc<Room>,
-    holder: (u32, Ipv4Addr),
+    holder: (u32, IpAddr),
 }
 
 impl Drop for Place {
@@ -112,11 +112,11 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    fn guest(number: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 0, 0, number)
+    fn guest(number: u8) -> IpAddr {
+        [10, 0, 0, number].into()
     }
 
-    fn fill(room: &Arc<Room>, device: u32, guest: Ipv4Addr) -> Vec<Place> {
+    fn fill(room: &Arc<Room>, device: u32, guest: IpAddr) -> Vec<Place> {
         std::iter::from_fn(|| room.enter(device, guest)).collect()
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
     path::Path,
 };
 
@@ -26,24 +26,26 @@ pub fn of_host() -> Vec<SocketAddr> {
     resolvers
 }
 
-/// Those of [`of_host`] that others than the host can ask: IPv4 ones that are not on its loopback.
+/// Those of [`of_host`] that others than the host can ask: not those on its loopback, nor those that
+/// are known by an address on one link only.
 #[must_use]
-pub fn beyond_loopback() -> Vec<Ipv4Addr> {
+pub fn beyond_loopback() -> Vec<IpAddr> {
     others(&read(Path::new(OWN)))
 }
 
 /// The same of those that systemd-resolved asks.
 #[must_use]
-pub fn behind_stub() -> Vec<Ipv4Addr> {
+pub fn behind_stub() -> Vec<IpAddr> {
     others(&read(Path::new(BEHIND_STUB)))
 }
 
-fn others(resolvers: &[SocketAddr]) -> Vec<Ipv4Addr> {
-    let addresses = resolvers.iter().filter_map(|resolver| match resolver.ip() {
-        IpAddr::V4(address) if !address.is_loopback() => Some(address),
-        IpAddr::V4(_) | IpAddr::V6(_) => None,
-    });
-    addresses.collect()
+fn others(resolvers: &[SocketAddr]) -> Vec<IpAddr> {
+    let is_shared = |address: &IpAddr| match address {
+        IpAddr::V4(address) => !address.is_loopback(),
+        IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+    };
+    let addresses = resolvers.iter().map(SocketAddr::ip);
+    addresses.filter(is_shared).collect()
 }
 
 /// A file that is not there, or is wrong, names nobody.
@@ -86,7 +88,10 @@ mod tests {
         ];
         let expected: Vec<SocketAddr> = expected.iter().map(|it| it.parse().unwrap()).collect();
         assert_eq!(resolvers, expected);
-        assert_eq!(others(&resolvers), [Ipv4Addr::new(192, 0, 2, 53)]);
+        let shared: Vec<IpAddr> = ["192.0.2.53", "2001:db8::53"]
+            .map(|it| it.parse().unwrap())
+            .to_vec();
+        assert_eq!(others(&resolvers), shared);
     }
 
     #[test]
