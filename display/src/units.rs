@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers and addresses as people read them.
 
 /// A count with its thousands apart: `12,345`. From a million on it has a prefix: `1.23 M`.
 #[must_use]
@@ -54,6 +54,21 @@ fn scale(number: u64, unit: &str) -> String {
     format!("{number:.digits$} {prefix}{unit}")
 }
 
+/// A text that takes no more than so many columns: what is longer lacks its middle, as addresses of
+/// one network differ at the end.
+#[must_use]
+pub fn shortened(text: &str, columns: usize) -> String {
+    let letters: Vec<_> = text.chars().collect();
+    if letters.len() <= columns {
+        return text.to_owned();
+    }
+    let kept = columns.saturating_sub(1);
+    let (head, tail) = (kept / 2, kept.div_ceil(2));
+    let head = letters.iter().take(head);
+    let tail = letters.iter().skip(letters.len() - tail);
+    head.chain([&'…']).chain(tail).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,5 +104,14 @@ mod tests {
         }
         assert_eq!(rate(9_810_000_000), "9.81 Gbit/s");
         assert_eq!(rate(12), "12 bit/s");
+    }
+
+    #[test]
+    fn long_addresses_keep_both_ends() {
+        let address = "fd00:7a70::5054:ff:fe12:3456";
+        assert_eq!(shortened(address, 28), address);
+        assert_eq!(shortened(address, 15), "fd00:7a…12:3456");
+        assert_eq!(shortened("10.0.0.1", 15), "10.0.0.1");
+        assert_eq!(shortened(address, 1), "…");
     }
 }

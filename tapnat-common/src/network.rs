@@ -16,6 +16,8 @@ use crate::{
     verdict::{Complaint, Reason},
 };
 
+pub(crate) use self::ipv6::behind_extensions;
+
 /// An IP version, named by its addresses.
 pub trait Network: Address {
     /// The two bytes before the header in an Ethernet frame.

@@ -6,7 +6,8 @@
 //! [`crate::abi`].
 
 use crate::{
-    net::{Be16, Be32, icmp, protocol},
+    net::{Address as _, Be16, Be32, Be128, icmp, icmpv6, protocol},
+    network,
     verdict::{Outcome, Reason},
 };
 
@@ -52,14 +53,51 @@ pub mod actions {
     pub const NEXT: u32 = u32::MAX;
 }
 
+/// A set of [`Reason`]s, by their numbers.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reasons([u64; 2]);
+
+impl Reasons {
+    const NONE: Self = Self([0; 2]);
+
+    /// These and one more.
+    #[must_use]
+    pub const fn with(self, reason: Reason) -> Self {
+        let Self([low, high]) = self;
+        let number = reason as u32;
+        let bit = 1 << (number & 63);
+        if number < u64::BITS {
+            Self([low | bit, high])
+        } else {
+            Self([low, high | bit])
+        }
+    }
+
+    #[inline(always)]
+    const fn has(self, number: u32) -> bool {
+        let Self([low, high]) = self;
+        let word = if number < u64::BITS { low } else { high };
+        number < Reason::COUNT && word >> (number & 63) & 1 != 0
+    }
+
+    #[inline(always)]
+    const fn is_empty(self) -> bool {
+        let Self([low, high]) = self;
+        low | high == 0
+    }
+}
+
+const _: () = assert!(Reason::COUNT <= 2 * u64::BITS, "Reasons has a bit for each");
+
 /// Which packets are wanted; 0 stands for any.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// A bit for each [`Reason`].
-    pub reasons: u64,
-    pub guest: Be32,
-    pub remote: Be32,
+    pub reasons: Reasons,
+    /// Of either family: see [`Address::mapped`](crate::net::Address::mapped).
+    pub guest: Be128,
+    pub remote: Be128,
     /// The index of the device that they arrived on.
     pub device: u32,
     pub port: Be16,
@@ -100,63 +138,102 @@ pub struct Side {
     pub link: u32,
 }
 
-/// The ends of a packet, as far as it is IPv4; all 0 where it is not.
+/// The ends of a packet, as far as it is IP; all 0 where it is not. Addresses of IPv4 are mapped.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ends {
-    pub source: Be32,
-    pub destination: Be32,
+    pub source: Be128,
+    pub destination: Be128,
     pub source_port: Be16,
     pub destination_port: Be16,
     pub protocol: u32,
 }
 
 impl Ends {
-    /// Reads them off the first 20 bytes of an IP packet; `transport` reads the first
-    /// eight bytes at this offset.
+    /// Reads them off the first 20 bytes of an IP packet; `address` reads 16 bytes at this
+    /// offset, and `part` eight.
     #[inline(always)]
     #[must_use]
-    pub fn read(header: &[u8; 20], transport: impl FnOnce(u32) -> Option<[u8; 8]>) -> Self {
+    pub fn read(
+        header: &[u8; 20],
+        address: impl Fn(u32) -> Option<[u8; 16]>,
+        part: impl Fn(u32) -> Option<[u8; 8]>,
+    ) -> Self {
         let mut ends = Self::default();
-        let (first, number) = (header[0], header[9]);
-        if first >> 4 != 4 {
-            return ends;
-        }
-        ends.source = Be32::from_bytes([header[12], header[13], header[14], header[15]]);
-        ends.destination = Be32::from_bytes([header[16], header[17], header[18], header[19]]);
-        ends.protocol = u32::from(number);
-        let is_later_fragment = header[6] & 0x1f != 0 || header[7] != 0;
-        if is_later_fragment {
-            return ends;
-        }
-        let Some(first_bytes) = transport(u32::from(first & 15) * 4) else {
-            return ends;
+        let transport = match header[0] >> 4 {
+            4 => ends.read_ipv4(header),
+            6 => ends.read_ipv6(header, address, &part),
+            0..=u8::MAX => None,
         };
-        match number {
-            protocol::TCP | protocol::UDP | protocol::UDP_LITE => {
-                ends.source_port = Be16::from_bytes([first_bytes[0], first_bytes[1]]);
-                ends.destination_port = Be16::from_bytes([first_bytes[2], first_bytes[3]]);
-            }
-            // An identifier, where the type has one.
-            protocol::ICMP
-                if matches!(
-                    first_bytes[0],
-                    icmp::ECHO_REPLY
-                        | icmp::ECHO_REQUEST
-                        | icmp::TIMESTAMP_REQUEST
-                        | icmp::TIMESTAMP_REPLY
-                ) =>
-            {
-                ends.source_port = Be16::from_bytes([first_bytes[4], first_bytes[5]]);
-                ends.destination_port = ends.source_port;
-            }
-            _ => {}
+        if let Some(first_bytes) = transport.and_then(part) {
+            ends.read_ports(first_bytes);
         }
         ends
     }
 
+    /// Returns where the transport header is, if there is one.
     #[inline(always)]
-    fn have_address(&self, address: Be32) -> bool {
+    fn read_ipv4(&mut self, header: &[u8; 20]) -> Option<u32> {
+        let word = |at: usize| {
+            Be32::from_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        self.source = word(12).mapped();
+        self.destination = word(16).mapped();
+        self.protocol = u32::from(header[9]);
+        let is_later_fragment = header[6] & 0x1f != 0 || header[7] != 0;
+        (!is_later_fragment).then_some(u32::from(header[0] & 15) * 4)
+    }
+
+    #[inline(always)]
+    fn read_ipv6(
+        &mut self,
+        header: &[u8; 20],
+        address: impl Fn(u32) -> Option<[u8; 16]>,
+        part: impl Fn(u32) -> Option<[u8; 8]>,
+    ) -> Option<u32> {
+        self.source = Be128::from_bytes(address(8)?);
+        self.destination = Be128::from_bytes(address(24)?);
+        self.protocol = u32::from(header[6]);
+        let (number, transport) = network::behind_extensions(header[6], part)?;
+        self.protocol = u32::from(number);
+        transport
+    }
+
+    #[inline(always)]
+    fn read_ports(&mut self, bytes: [u8; 8]) {
+        let [source @ .., _, _, _, _, _, _] = bytes;
+        let [_, _, destination @ .., _, _, _, _] = bytes;
+        let [kind, _, _, _, identifier @ .., _, _] = bytes;
+        const TCP: u32 = protocol::TCP as u32;
+        const UDP: u32 = protocol::UDP as u32;
+        const UDP_LITE: u32 = protocol::UDP_LITE as u32;
+        const ICMP: u32 = protocol::ICMP as u32;
+        const ICMPV6: u32 = protocol::ICMPV6 as u32;
+        // An identifier, where the type has one.
+        let is_query = match self.protocol {
+            TCP | UDP | UDP_LITE => {
+                self.source_port = Be16::from_bytes(source);
+                self.destination_port = Be16::from_bytes(destination);
+                false
+            }
+            ICMP => matches!(
+                kind,
+                icmp::ECHO_REPLY
+                    | icmp::ECHO_REQUEST
+                    | icmp::TIMESTAMP_REQUEST
+                    | icmp::TIMESTAMP_REPLY
+            ),
+            ICMPV6 => matches!(kind, icmpv6::ECHO_REQUEST | icmpv6::ECHO_REPLY),
+            _ => false,
+        };
+        if is_query {
+            self.source_port = Be16::from_bytes(identifier);
+            self.destination_port = self.source_port;
+        }
+    }
+
+    #[inline(always)]
+    fn have_address(&self, address: Be128) -> bool {
         self.source == address || self.destination == address
     }
 
@@ -172,9 +249,9 @@ impl Wanted {
     #[must_use]
     pub fn admits(&self, before: &Ends, after: &Ends, device: u32, reason: u32) -> bool {
         let has_address = |address| {
-            address == Be32::ZERO || before.have_address(address) || after.have_address(address)
+            address == Be128::ZERO || before.have_address(address) || after.have_address(address)
         };
-        (self.reasons == 0 || (reason < 64 && self.reasons >> reason & 1 != 0))
+        (self.reasons.is_empty() || self.reasons.has(reason))
             && (self.device == 0 || self.device == device)
             && (self.protocol == 0 || u32::from(self.protocol) == before.protocol)
             && has_address(self.guest)
@@ -185,23 +262,19 @@ impl Wanted {
     }
 }
 
-/// A bit for each reason to forward.
-const FORWARDS: u64 = {
-    let mut bits = 0;
+/// The reasons to forward.
+const FORWARDS: Reasons = {
+    let mut reasons = Reasons::NONE;
     let mut number = 0;
     while number < Reason::ALL.len() {
-        if matches!(Reason::ALL[number].outcome(), Outcome::Forward) {
-            bits |= 1 << number;
+        let reason = Reason::ALL[number];
+        if matches!(reason.outcome(), Outcome::Forward) {
+            reasons = reasons.with(reason);
         }
         number += 1;
     }
-    bits
+    reasons
 };
-
-const _: () = assert!(
-    Reason::COUNT <= u64::BITS,
-    "Wanted::reasons has a bit for each"
-);
 
 /// The number of the reason for which a packet left, of what the datapath noted and
 /// did: it notes none for packets of steady sessions, nor for those that it had no
@@ -209,7 +282,7 @@ const _: () = assert!(
 #[inline(always)]
 #[must_use]
 pub const fn reason(noted: u32, action: u32) -> u32 {
-    let forwards = noted >= Reason::COUNT || FORWARDS >> noted & 1 != 0;
+    let forwards = noted >= Reason::COUNT || FORWARDS.has(noted);
     if forwards && action == actions::SHOT {
         Reason::RewriteFailed as u32
     } else if noted >= Reason::COUNT {
@@ -234,16 +307,16 @@ mod tests {
     ];
 
     fn ends(header: &[u8; 20]) -> Ends {
-        Ends::read(header, |offset| {
-            (offset == 24).then_some([0x9c, 0x40, 0, 80, 0x12, 0x34, 0, 0])
-        })
+        let ports = |offset| (offset == 24).then_some([0x9c, 0x40, 0, 80, 0x12, 0x34, 0, 0]);
+        Ends::read(header, |_| None, ports)
     }
 
     #[test]
     fn ends_are_read_as_far_as_they_are_there() {
         let tcp = ends(&TCP);
-        assert_eq!(tcp.source, Be32::from_bytes([10, 0, 0, 10]));
-        assert_eq!(tcp.destination, Be32::from_bytes([203, 0, 113, 1]));
+        assert_eq!(tcp.source, Be32::from_bytes([10, 0, 0, 10]).mapped());
+        let destination = Be32::from_bytes([203, 0, 113, 1]);
+        assert_eq!(tcp.destination, destination.mapped());
         assert_eq!(
             (tcp.source_port.get(), tcp.destination_port.get()),
             (40000, 80)
@@ -251,22 +324,71 @@ mod tests {
         let mut fragment = TCP;
         fragment[7] = 1;
         assert_eq!(ends(&fragment).source_port, Be16::ZERO);
-        let mut ipv6 = TCP;
-        ipv6[0] = 0x60;
-        assert_eq!(ends(&ipv6), Ends::default());
+        let mut neither = TCP;
+        neither[0] = 0x50;
+        assert_eq!(ends(&neither), Ends::default());
         let mut ping = TCP;
         ping[9] = protocol::ICMP;
-        let read = Ends::read(&ping, |_| Some([8, 0, 0, 0, 0x12, 0x34, 0, 1]));
+        let read = Ends::read(&ping, |_| None, |_| Some([8, 0, 0, 0, 0x12, 0x34, 0, 1]));
         assert_eq!(read.source_port.get(), 0x1234);
-        let error = Ends::read(&ping, |_| Some([3, 0, 0, 0, 0x12, 0x34, 0, 1]));
+        let error = Ends::read(&ping, |_| None, |_| Some([3, 0, 0, 0, 0x12, 0x34, 0, 1]));
         assert_eq!(error.source_port, Be16::ZERO);
+    }
+
+    #[test]
+    fn ipv6_is_read_behind_its_extension_headers() {
+        let address = |last| {
+            let mut address = [0; 16];
+            (address[0], address[15]) = (0xfd, last);
+            address
+        };
+        let read = |first, parts: &[(u32, [u8; 8])]| {
+            let mut header = [0; 20];
+            (header[0], header[6]) = (0x60, first);
+            Ends::read(
+                &header,
+                |offset| match offset {
+                    8 => Some(address(1)),
+                    24 => Some(address(2)),
+                    _ => None,
+                },
+                |offset| parts.iter().find(|(at, _)| *at == offset).map(|it| it.1),
+            )
+        };
+        let ports = [0x9c, 0x40, 0, 80, 0, 0, 0, 0];
+        let udp = read(protocol::UDP, &[(40, ports)]);
+        assert_eq!(udp.source, Be128::from_bytes(address(1)));
+        assert_eq!(udp.destination, Be128::from_bytes(address(2)));
+        assert_eq!(udp.destination_port.get(), 80);
+        let options = [protocol::TCP, 1, 0, 0, 0, 0, 0, 0];
+        let tcp = read(protocol::DESTINATION_OPTIONS, &[(40, options), (56, ports)]);
+        assert_eq!((tcp.protocol, tcp.source_port.get()), (6, 40000));
+        let later = [protocol::UDP, 0, 0, 8, 0, 0, 0, 1];
+        let fragment = read(protocol::FRAGMENT, &[(40, later), (48, ports)]);
+        assert_eq!((fragment.protocol, fragment.source_port.get()), (17, 0));
+        let ping = [128, 0, 0, 0, 0x12, 0x34, 0, 1];
+        let ping = read(protocol::ICMPV6, &[(40, ping)]);
+        assert_eq!(ping.source_port.get(), 0x1234);
+        let cut = read(protocol::DESTINATION_OPTIONS, &[]);
+        assert_eq!(cut.source, udp.source);
+    }
+
+    #[test]
+    fn every_reason_has_a_place_of_its_own() {
+        for one in Reason::ALL {
+            let set = Reasons::NONE.with(*one);
+            for other in Reason::ALL {
+                assert_eq!(set.has(*other as u32), one == other);
+            }
+            assert!(!set.has(NO_REASON) && !set.is_empty());
+        }
     }
 
     #[test]
     fn what_is_wanted_is_admitted_by_either_side() {
         let before = ends(&TCP);
         let mut after = before;
-        after.source = Be32::from_bytes([198, 51, 100, 2]);
+        after.source = Be32::from_bytes([198, 51, 100, 2]).mapped();
         let reason = Reason::SessionStarted as u32;
         let admits = |wanted: Wanted| wanted.admits(&before, &after, 7, reason);
         assert!(admits(Wanted::default()));
@@ -277,7 +399,7 @@ mod tests {
                     ..Wanted::default()
                 },
                 Wanted {
-                    guest: Be32::new(1),
+                    guest: Be128::new(1),
                     ..Wanted::default()
                 },
             ),
@@ -287,7 +409,7 @@ mod tests {
                     ..Wanted::default()
                 },
                 Wanted {
-                    remote: Be32::new(1),
+                    remote: Be128::new(1),
                     ..Wanted::default()
                 },
             ),
@@ -323,11 +445,11 @@ mod tests {
             ),
             (
                 Wanted {
-                    reasons: 1 << reason,
+                    reasons: Reasons::NONE.with(Reason::SessionStarted),
                     ..Wanted::default()
                 },
                 Wanted {
-                    reasons: 1,
+                    reasons: Reasons::NONE.with(Reason::ALL[0]),
                     ..Wanted::default()
                 },
             ),

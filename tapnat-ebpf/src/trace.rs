@@ -32,8 +32,10 @@ use aya_ebpf::{
     macros::{btf_map, classifier},
     programs::TcContext,
 };
-use tapnat_common::trace::{
-    self, Ends, MOST_BYTES, NO_REASON, REASON_WORD, Record, Side, Wanted, actions, names,
+use tapnat_common::{
+    net::{Be32, Be128},
+    network::Network as _,
+    trace::{self, Ends, MOST_BYTES, NO_REASON, REASON_WORD, Record, Side, Wanted, actions, names},
 };
 
 use self::bounds::within;
@@ -241,7 +243,11 @@ impl Skb {
     #[inline(always)]
     fn ends(self, link: u32) -> Ends {
         match self.read(link) {
-            Some(header) => Ends::read(&header, |offset| self.read(link + offset)),
+            Some(header) => Ends::read(
+                &header,
+                |offset| self.read(link + offset),
+                |offset| self.read(link + offset),
+            ),
             None => Ends::default(),
         }
     }
@@ -250,12 +256,13 @@ impl Skb {
     /// one where it leaves by a device that has them.
     #[inline(always)]
     fn link_after(self, before: Side, link: u32) -> u32 {
-        const IPV4: [u8; 2] = [0x08, 0x00];
         let is_longer = self.length() == before.length + ETHERNET;
-        if link == RAW && is_longer && self.read(ETHERNET - 2) == Some(IPV4) {
-            ETHERNET
-        } else {
-            link
+        if link != RAW || !is_longer {
+            return link;
+        }
+        match self.read(ETHERNET - 2) {
+            Some(Be32::ETHERTYPE | Be128::ETHERTYPE) => ETHERNET,
+            Some(_) | None => link,
         }
     }
 }

@@ -2,25 +2,28 @@
 //! between two looks. What `tapnat top`, `tapnat map`, `tapnat status` and `tapnat metrics` show is
 //! made here; how it is drawn is theirs.
 
-use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr, time::Instant as Clock};
+use std::{cmp::Reverse, collections::HashMap, net::IpAddr, time::Instant as Clock};
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use procfs::net::dev_status;
 use serde::Serialize;
 use tapnat_common::{
-    abi::{Counter, Device, FlowKey, Session, session_flags, setting_flags},
+    abi::{Counter, FlowKey, Session, session_flags, setting_flags},
+    net::{Be32, Be128},
     ports::{Class, set_index},
 };
 
 use crate::{
     daemon::now,
+    family::IpFamily,
     host::namespace::NetworkNamespace,
     instance::{InstanceName, Lock},
     journal::Journal,
-    tables::{PinnedTables, Usage},
+    tables::{BothTables, PinnedTables, Usage},
     view::{
-        DeviceView, Directions, Flow, GuestView, ReasonView, SCHEMA, Status, StatusSource,
-        TablesView, UsageView,
+        DeviceView, Directions, FamiliesView, Flow, GuestView, ReasonView, SCHEMA, Status,
+        StatusSource, TablesView, UsageView,
     },
 };
 
@@ -48,19 +51,48 @@ pub struct Passed {
 /// What sessions have carried, where they are counted.
 #[derive(Debug, Default)]
 struct Traffic {
-    /// Each half.
-    halves: HashMap<FlowKey, Counter>,
+    ipv4: Halves<Be32>,
+    ipv6: Halves<Be128>,
     /// Their sums.
-    guests: HashMap<Ipv4Addr, Passed>,
+    guests: HashMap<IpAddr, Passed>,
+}
+
+/// What each half of a session has carried.
+type Halves<A> = HashMap<FlowKey<A>, Counter>;
+
+/// A family whose halves are a part of the traffic.
+trait Part: IpFamily {
+    fn part(traffic: &Traffic) -> &Halves<Self>;
+    fn part_mut(traffic: &mut Traffic) -> &mut Halves<Self>;
+}
+
+impl Part for Be32 {
+    fn part(traffic: &Traffic) -> &Halves<Self> {
+        &traffic.ipv4
+    }
+
+    fn part_mut(traffic: &mut Traffic) -> &mut Halves<Self> {
+        &mut traffic.ipv4
+    }
+}
+
+impl Part for Be128 {
+    fn part(traffic: &Traffic) -> &Halves<Self> {
+        &traffic.ipv6
+    }
+
+    fn part_mut(traffic: &mut Traffic) -> &mut Halves<Self> {
+        &mut traffic.ipv6
+    }
 }
 
 impl Traffic {
-    fn add(&mut self, key: &FlowKey, half: &Session) {
+    fn add<A: Part>(&mut self, key: &FlowKey<A>, half: &Session<A>) {
         let counter = Counter {
             packets: half.packets,
             bytes: half.bytes,
         };
-        self.halves.insert(*key, counter);
+        A::part_mut(self).insert(*key, counter);
         if key.arrival.device().is_some() {
             let guest = self.guests.entry(key.source.into()).or_default();
             add(&mut guest.outbound, counter);
@@ -82,20 +114,31 @@ fn add(sum: &mut Counter, more: Counter) {
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn status(name: &InstanceName, tables: &PinnedTables) -> Result<Status> {
-    status_with(name, tables, tables.session_usage()?)
+pub fn status(name: &InstanceName, tables: &BothTables) -> Result<Status> {
+    let families = FamiliesView {
+        ipv4: usage(&tables.ipv4, tables.ipv4.session_usage()?)?,
+        ipv6: match &tables.ipv6 {
+            Some(tables) => Some(usage(tables, tables.session_usage()?)?),
+            None => None,
+        },
+    };
+    status_with(name, tables, families)
 }
 
-/// The devices that an instance translates on, with their names as far as this host knows them, and
-/// their indices.
+fn usage<A: IpFamily>(tables: &PinnedTables<A>, sessions: Usage) -> Result<TablesView> {
+    Ok(TablesView {
+        sessions: sessions.into(),
+        mappings: tables.mapping_usage()?.into(),
+        guests: tables.guest_usage()?.into(),
+    })
+}
+
+/// The devices that an instance translates on, with their names as far as this host knows them.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn devices(
-    name: &InstanceName,
-    tables: &PinnedTables,
-) -> Result<Vec<(Option<String>, u32, Device)>> {
+pub fn devices(name: &InstanceName, tables: &BothTables) -> Result<Vec<DeviceView>> {
     // Only for the names; what the datapath does is in the tables alone.
     let journal = Journal::load(name).unwrap_or(None);
     let name_of = |index| {
@@ -103,30 +146,73 @@ pub fn devices(
         let claim = claims.iter().find(|claim| claim.device.index == index)?;
         Some(claim.device.name.clone())
     };
-    let devices = tables.devices()?.into_iter();
+    let ipv6 = match &tables.ipv6 {
+        Some(tables) => tables.devices()?,
+        None => Vec::new(),
+    };
+    let devices = tables.ipv4.devices()?.into_iter();
     Ok(devices
-        .map(|(index, device)| (name_of(index), index, device))
+        .map(|(index, device)| {
+            let ipv6 = ipv6.iter().find(|(known, _)| *known == index);
+            let ipv6 = ipv6.map(|(_, device)| device);
+            DeviceView::new(name_of(index), index, &device, ipv6)
+        })
         .collect())
 }
 
-fn status_with(name: &InstanceName, tables: &PinnedTables, sessions: Usage) -> Result<Status> {
+/// What the tables of each family say.
+struct Said {
+    outside_addresses: Vec<IpAddr>,
+    denied: Vec<IpNet>,
+    untranslated: Vec<IpNet>,
+    guests: Vec<GuestView>,
+}
+
+impl Said {
+    fn add<A: IpFamily>(&mut self, tables: &PinnedTables<A>) -> Result<()> {
+        self.outside_addresses.extend(outside_addresses(tables)?);
+        self.denied
+            .extend(tables.denied()?.into_iter().map(Into::into));
+        self.untranslated
+            .extend(tables.untranslated()?.into_iter().map(Into::into));
+        let (guests, _) = tables.guests()?;
+        self.guests.extend(
+            guests
+                .iter()
+                .map(|(address, guest)| GuestView::new(*address, guest)),
+        );
+        Ok(())
+    }
+}
+
+fn outside_addresses<A: IpFamily>(tables: &PinnedTables<A>) -> Result<Vec<IpAddr>> {
+    let settings = tables.settings()?;
+    let addresses = settings.outside.into_iter().map(Into::into);
+    Ok(addresses.take(settings.outside_count as usize).collect())
+}
+
+fn status_with(name: &InstanceName, tables: &BothTables, families: FamiliesView) -> Result<Status> {
+    let mut said = Said {
+        outside_addresses: Vec::new(),
+        denied: Vec::new(),
+        untranslated: Vec::new(),
+        guests: Vec::new(),
+    };
+    said.add(&tables.ipv4)?;
+    if let Some(tables) = &tables.ipv6 {
+        said.add(tables)?;
+    }
     Ok(Status::from(StatusSource {
         instance: name.to_string(),
         process: Lock::holder(name).and_then(|holder| holder.0),
-        settings: tables.settings()?,
-        devices: devices(name, tables)?
-            .into_iter()
-            .map(|(name, index, device)| DeviceView::new(name, index, &device))
-            .collect(),
-        denied: tables.denied()?,
-        untranslated: tables.untranslated()?,
-        tables: TablesView {
-            sessions: sessions.into(),
-            mappings: tables.mapping_usage()?.into(),
-            guests: tables.guest_usage()?.into(),
-        },
-        guests: tables.guests()?.0,
-        counters: tables.counters()?,
+        settings: tables.ipv4.settings()?,
+        outside_addresses: said.outside_addresses,
+        devices: devices(name, tables)?,
+        denied: said.denied,
+        untranslated: said.untranslated,
+        families,
+        guests: said.guests,
+        counters: tables.ipv4.counters()?,
     }))
 }
 
@@ -136,23 +222,18 @@ impl Look {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn take(name: &InstanceName, tables: &PinnedTables) -> Result<Self> {
+    pub fn take(name: &InstanceName, tables: &BothTables) -> Result<Self> {
         let at = Clock::now();
-        let counted = tables.settings()?.flags & setting_flags::COUNTED != 0;
+        let counted = tables.ipv4.settings()?.flags & setting_flags::COUNTED != 0;
         let mut traffic = counted.then(Traffic::default);
-        let mut halves = 0u64;
-        tables.for_each_half(|key, half| {
-            halves += 1;
-            if let Some(traffic) = &mut traffic {
-                traffic.add(key, half);
-            }
-            Ok(())
-        })?;
-        let sessions = Usage {
-            used: halves.div_ceil(2),
-            capacity: tables.session_capacity()?,
+        let families = FamiliesView {
+            ipv4: read_sessions(&tables.ipv4, traffic.as_mut())?,
+            ipv6: match &tables.ipv6 {
+                Some(tables) => Some(read_sessions(tables, traffic.as_mut())?),
+                None => None,
+            },
         };
-        let status = status_with(name, tables, sessions)?;
+        let status = status_with(name, tables, families)?;
         let is_here = Journal::load(name).unwrap_or(None).is_some_and(|journal| {
             NetworkNamespace::current().is_ok_and(|it| it == journal.network_namespace())
         });
@@ -163,7 +244,7 @@ impl Look {
         };
         Ok(Self {
             at,
-            ports: ports_in_use(tables, &status.outside_addresses)?,
+            ports: ports_in_use(tables)?,
             status,
             devices,
             traffic,
@@ -175,7 +256,7 @@ impl Look {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn since(&self, earlier: &Self, tables: &PinnedTables) -> Result<Activity> {
+    pub fn since(&self, earlier: &Self, tables: &BothTables) -> Result<Activity> {
         let seconds = self.at.duration_since(earlier.at).as_secs_f64();
         let span = Span { seconds };
         let status = &self.status;
@@ -217,6 +298,7 @@ impl Look {
             counted: status.counted,
             outside_addresses: status.outside_addresses.clone(),
             tables: status.tables,
+            families: status.families,
             ports: self.ports.clone(),
             devices: devices.collect(),
             guests: guests.collect(),
@@ -236,8 +318,7 @@ impl Look {
         let status = &self.status;
         let devices = || status.devices.iter().filter(|it| it.is_inside());
         let guests = status.guests.iter().map(|guest| {
-            let is_on =
-                |it: &&DeviceView| it.network().is_some_and(|net| net.contains(&guest.address));
+            let is_on = |it: &&DeviceView| it.has_in_network(guest.address);
             let traffic = self.traffic.as_ref();
             let passed =
                 traffic.map(|it| it.guests.get(&guest.address).copied().unwrap_or_default());
@@ -261,6 +342,26 @@ impl Look {
         guests.sort_unstable_by_key(|it| it.guest.address);
         guests
     }
+}
+
+/// Looks at each session of a family, and how full its tables are.
+fn read_sessions<A: Part>(
+    tables: &PinnedTables<A>,
+    mut traffic: Option<&mut Traffic>,
+) -> Result<TablesView> {
+    let mut halves = 0u64;
+    tables.for_each_half(|key, half| {
+        halves += 1;
+        if let Some(traffic) = &mut traffic {
+            traffic.add(key, half);
+        }
+        Ok(())
+    })?;
+    let sessions = Usage {
+        used: halves.div_ceil(2),
+        capacity: tables.session_capacity()?,
+    };
+    usage(tables, sessions)
 }
 
 /// The kernel's counters of these devices, as far as they are there.
@@ -287,14 +388,21 @@ fn device_counters(devices: &[DeviceView]) -> Result<HashMap<u32, Passed>> {
 }
 
 /// Which share of each outside address's ports is taken.
-/// How many ports of the outside addresses are in use.
 ///
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn ports_in_use(tables: &PinnedTables, addresses: &[Ipv4Addr]) -> Result<Vec<PortsView>> {
+pub fn ports_in_use(tables: &BothTables) -> Result<Vec<PortsView>> {
+    let mut ports = ports_in_use_of(&tables.ipv4)?;
+    if let Some(tables) = &tables.ipv6 {
+        ports.extend(ports_in_use_of(tables)?);
+    }
+    Ok(ports)
+}
+
+fn ports_in_use_of<A: IpFamily>(tables: &PinnedTables<A>) -> Result<Vec<PortsView>> {
     (0..)
-        .zip(addresses)
+        .zip(outside_addresses(tables)?)
         .map(|(place, address)| {
             let usage = |class: Class| -> Result<UsageView> {
                 let reserved = tables.reserved(class)?;
@@ -310,7 +418,7 @@ pub fn ports_in_use(tables: &PinnedTables, addresses: &[Ipv4Addr]) -> Result<Vec
                 })
             };
             Ok(PortsView {
-                address: *address,
+                address,
                 tcp: usage(Class::Tcp)?,
                 udp: usage(Class::Udp)?,
                 icmp: usage(Class::Icmp)?,
@@ -324,19 +432,35 @@ fn busiest(
     before: &Traffic,
     after: &Traffic,
     span: Span,
-    tables: &PinnedTables,
+    tables: &BothTables,
 ) -> Result<Vec<FlowActivity>> {
-    let passed = |key: &FlowKey| {
+    let mut flows = busiest_of(before, after, span, &tables.ipv4)?;
+    if let Some(tables) = &tables.ipv6 {
+        flows.extend(busiest_of(before, after, span, tables)?);
+    }
+    flows.sort_by(|one, other| other.rates.bits().total_cmp(&one.rates.bits()));
+    flows.truncate(BUSIEST);
+    Ok(flows)
+}
+
+/// The same of one family, in no order, and some more.
+fn busiest_of<A: Part>(
+    before: &Traffic,
+    after: &Traffic,
+    span: Span,
+    tables: &PinnedTables<A>,
+) -> Result<Vec<FlowActivity>> {
+    let (before, after) = (A::part(before), A::part(after));
+    let passed = |key: &FlowKey<A>| {
         // One that is new began with nothing.
-        let was = before.halves.get(key).copied().unwrap_or_default();
-        let is = after.halves.get(key).copied().unwrap_or_default();
+        let was = before.get(key).copied().unwrap_or_default();
+        let is = after.get(key).copied().unwrap_or_default();
         (was, is)
     };
     let mut halves: Vec<_> = after
-        .halves
         .iter()
         .filter_map(|(key, is)| {
-            let was = before.halves.get(key).copied().unwrap_or_default();
+            let was = before.get(key).copied().unwrap_or_default();
             let more = is.bytes.saturating_sub(was.bytes);
             (more > 0).then_some((Reverse(more), *key))
         })
@@ -349,14 +473,14 @@ fn busiest(
     }
     let settings = tables.settings()?;
     let now = now();
-    let mut flows: HashMap<FlowKey, FlowActivity> = HashMap::new();
+    let mut flows: HashMap<FlowKey<A>, FlowActivity> = HashMap::new();
     for (_, mut key) in halves {
         let Some(mut half) = tables.half(&key)? else {
             continue;
         };
         let mut other_key = half.twin_key(&key);
         let mut other = tables.half(&other_key)?;
-        let is_shown = |key: &FlowKey, half: &Session, other: Option<&Session>| {
+        let is_shown = |key: &FlowKey<A>, half: &Session<A>, other: Option<&Session<A>>| {
             Flow::from_half(key, half, other, &settings, now)
         };
         let mut flow = is_shown(&key, &half, other.as_ref());
@@ -374,10 +498,7 @@ fn busiest(
         let rates = span.rates(before, after);
         flows.insert(key, FlowActivity { flow, rates });
     }
-    let mut flows: Vec<_> = flows.into_values().collect();
-    flows.sort_by(|one, other| other.rates.bits().total_cmp(&one.rates.bits()));
-    flows.truncate(BUSIEST);
-    Ok(flows)
+    Ok(flows.into_values().collect())
 }
 
 /// The time between two looks.
@@ -460,8 +581,11 @@ pub struct Activity {
     pub seconds: f64,
     /// Whether there are rates of guests and sessions.
     pub counted: bool,
-    pub outside_addresses: Vec<Ipv4Addr>,
+    /// As in a [`Status`].
+    pub outside_addresses: Vec<IpAddr>,
+    /// Of both families together.
     pub tables: TablesView,
+    pub families: FamiliesView,
     /// Of each outside address.
     pub ports: Vec<PortsView>,
     pub devices: Vec<DeviceActivity>,
@@ -475,7 +599,7 @@ pub struct Activity {
 /// How many ports (or identifiers) of an outside address stand for guests, and how many can.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct PortsView {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub tcp: UsageView,
     pub udp: UsageView,
     pub icmp: UsageView,
@@ -538,12 +662,16 @@ pub struct FlowActivity {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::{borrow::Cow, num::NonZeroU32};
+    use std::{
+        borrow::Cow,
+        net::{Ipv4Addr, Ipv6Addr},
+        num::NonZeroU32,
+    };
 
     use serde_json::json;
     use tapnat_common::{
         abi::Arrival,
-        net::{Be16, Be32, protocol},
+        net::{Be16, protocol},
     };
 
     use super::*;
@@ -575,8 +703,10 @@ pub(crate) mod tests {
                 name: Some(name.to_owned()),
                 index,
                 role,
-                address: address.into(),
-                prefix_length: 24,
+                address: Some(address.into()),
+                prefix_length: Some(24),
+                ipv6_address: None,
+                ipv6_prefix_length: None,
                 mtu: 1500,
                 link_layer: "ethernet",
             },
@@ -587,7 +717,7 @@ pub(crate) mod tests {
     pub(crate) fn guest(last: u8, sessions: u32, refused: u32, bits: f64) -> GuestActivity {
         GuestActivity {
             guest: GuestView {
-                address: Ipv4Addr::new(10, 0, 0, last),
+                address: Ipv4Addr::new(10, 0, 0, last).into(),
                 link_address: Some(format!("02:00:00:00:00:{last:02x}")),
                 sessions,
                 ports: sessions,
@@ -636,20 +766,25 @@ pub(crate) mod tests {
 
     /// Something of everything.
     pub(crate) fn activity() -> Activity {
+        let tables = TablesView {
+            sessions: usage(12_345, 131_072),
+            mappings: usage(12_000, 131_072),
+            guests: usage(3, 4096),
+        };
         Activity {
             schema: SCHEMA,
             instance: "default".to_owned(),
             process: Some(1234),
             seconds: 2.0,
             counted: true,
-            outside_addresses: vec![Ipv4Addr::new(198, 51, 100, 2)],
-            tables: TablesView {
-                sessions: usage(12_345, 131_072),
-                mappings: usage(12_000, 131_072),
-                guests: usage(3, 4096),
+            outside_addresses: vec![Ipv4Addr::new(198, 51, 100, 2).into()],
+            tables,
+            families: FamiliesView {
+                ipv4: tables,
+                ipv6: None,
             },
             ports: vec![PortsView {
-                address: Ipv4Addr::new(198, 51, 100, 2),
+                address: Ipv4Addr::new(198, 51, 100, 2).into(),
                 tcp: usage(11_000, 27_231),
                 udp: usage(990, 27_231),
                 icmp: usage(10, 65_535),
@@ -733,11 +868,24 @@ pub(crate) mod tests {
         traffic.add(&key, &half);
         key.arrival = Arrival::outside(protocol::UDP);
         traffic.add(&key, &half);
-        let guest = |last| traffic.guests[&Ipv4Addr::new(10, 0, 0, last)];
+        let guest = |last| traffic.guests[&Ipv4Addr::new(10, 0, 0, last).into()];
         let (two, three) = (guest(2), guest(3));
         assert_eq!((two.outbound.bytes, two.inbound.bytes), (200, 0));
         assert_eq!((three.outbound.bytes, three.inbound.packets), (0, 4));
-        assert_eq!((traffic.guests.len(), traffic.halves.len()), (2, 3));
+        assert_eq!((traffic.guests.len(), traffic.ipv4.len()), (2, 3));
+        let other = "fd00:7a70::10".parse::<Ipv6Addr>().unwrap();
+        let key = FlowKey {
+            source: Be128::from(other),
+            arrival: Arrival::inside(NonZeroU32::MIN, protocol::UDP),
+            ..FlowKey::default()
+        };
+        let half = Session {
+            bytes: 60,
+            ..Session::default()
+        };
+        traffic.add(&key, &half);
+        assert_eq!(traffic.guests[&other.into()].outbound.bytes, 60);
+        assert_eq!((traffic.ipv4.len(), traffic.ipv6.len()), (3, 1));
     }
 
     #[test]

@@ -39,7 +39,7 @@ use self::print::{Column, List};
 use crate::{
     host::bpffs,
     instance::InstanceName,
-    tables::{PinnedTables, Unusable},
+    tables::{BothTables, Unusable},
 };
 
 /// NAT for virtual machines on tap devices, in eBPF.
@@ -256,7 +256,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn tables(&self) -> Result<PinnedTables> {
+    fn tables(&self) -> Result<BothTables> {
         self.instance.tables()
     }
 
@@ -332,12 +332,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 impl Instance {
     /// Opens the instance's pinned tables.
-    fn tables(&self) -> Result<PinnedTables> {
+    fn tables(&self) -> Result<BothTables> {
         self.tables_and_pins().map(|(tables, _)| tables)
     }
 
     /// The same, and the directory of the instance's pins.
-    fn tables_and_pins(&self) -> Result<(PinnedTables, PathBuf)> {
+    fn tables_and_pins(&self) -> Result<(BothTables, PathBuf)> {
         let Some(root) = bpffs::find() else {
             bail!(
                 "there is no tapnat instance '{}': no BPF file system is mounted, so there is none \
@@ -347,7 +347,7 @@ impl Instance {
         };
         let pins = self.name.pin_directory(&root);
         let directory = pins.join("maps");
-        match PinnedTables::open(&directory) {
+        match BothTables::open(&directory) {
             Ok(tables) => Ok((tables, pins)),
             Err(Unusable::Missing) => {
                 let others = InstanceName::all_pinned(&root)

@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU32,
     ops::RangeInclusive,
     str::FromStr,
@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tapnat_common::{
     abi::{Filtering, MAX_OUTSIDE_ADDRESSES, MappingMode, Timeouts},
     embed::{Prefix, PrefixError},
@@ -453,12 +453,12 @@ impl FromStr for Nat64Prefix {
 /// # Errors
 ///
 /// When it is neither, or an address within a prefix.
-pub fn parse_prefix(text: &str) -> Result<Ipv4Net> {
-    if let Ok(address) = text.parse::<Ipv4Addr>() {
+pub fn parse_prefix(text: &str) -> Result<IpNet> {
+    if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.into());
     }
-    let net = text.parse::<Ipv4Net>().with_context(|| {
-        format!("'{text}' is not an IPv4 prefix or address: write 192.168.0.0/16")
+    let net = text.parse::<IpNet>().with_context(|| {
+        format!("'{text}' is not a prefix or an address: write 192.168.0.0/16 or fd00::/8")
     })?;
     ensure!(
         net.addr() == net.network(),
@@ -475,7 +475,9 @@ pub fn parse_prefix(text: &str) -> Result<Ipv4Net> {
 ///
 /// When it is neither, or an address within a prefix, or everything.
 pub fn parse_destinations(text: &str) -> Result<Ipv4Net> {
-    let net = parse_prefix(text)?;
+    let IpNet::V4(net) = parse_prefix(text)? else {
+        bail!("'{text}' is not an IPv4 prefix or address: write 192.168.0.0/16")
+    };
     ensure!(
         net.prefix_len() != 0,
         "{text} is everything, and tapnat is not needed where nothing is translated: name less"

@@ -69,7 +69,7 @@ use crate::{
     router::{self, Routers},
     statics,
     sweep::{Sweep, ask_again},
-    tables::PinnedTables,
+    tables::{BothTables, PinnedTables},
     unsolicited::Answers,
     uplink_hook::Chosen,
 };
@@ -663,7 +663,7 @@ impl Daemon {
         let instance = self.config.instance.clone();
         let directory = Pins::new(&instance, &root).tables();
         let text = move || {
-            let tables = PinnedTables::open(&directory)
+            let tables = BothTables::open(&directory)
                 .map_err(|reason| reason.explain(&instance, &directory))?;
             metrics::text(&instance, &tables)
         };

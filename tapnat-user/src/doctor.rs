@@ -850,7 +850,7 @@ fn forwards(tables: &PinnedTables) -> Result<Vec<Finding>> {
         let taken = outside.iter().find_map(|port| {
             let taker = listeners
                 .iter()
-                .find(|listener| listener.takes(protocol, it.outside_address, port))?;
+                .find(|listener| listener.takes(protocol, it.outside_address.into(), port))?;
             Some((port, taker))
         });
         if let Some((port, taker)) = taken {

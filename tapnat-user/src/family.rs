@@ -3,18 +3,21 @@
 
 use std::{fmt::Debug, net::IpAddr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tapnat_common::{
     abi::Family,
     net::{Be32, Be128},
 };
 
-use crate::{config::Networks, host::netlink::Link};
+use crate::{
+    config::Networks,
+    host::{netlink::Link, sysctl::Sysctl},
+};
 
 /// An IP version.
 pub trait IpFamily: Family + Default + Into<IpAddr> {
     /// A prefix of addresses.
-    type Net: Copy + Debug + Ord;
+    type Net: Copy + Debug + Ord + Into<IpNet>;
     /// Its name, in messages.
     const NAME: &str;
 
@@ -24,6 +27,10 @@ pub trait IpFamily: Family + Default + Into<IpAddr> {
     fn parts(net: Self::Net) -> (Self, u8);
     /// The address that was written with a prefix, and its length.
     fn host(net: Self::Net) -> (Self, u8);
+    /// An address, if it is of this version.
+    fn from_ip(address: IpAddr) -> Option<Self>;
+    /// Whether the host forwards what arrives on this device.
+    fn forwarding(device: &str) -> Sysctl;
     /// The host's address on an inside device.
     fn of(networks: &Networks) -> Option<Self::Net>;
     /// The address that a device has for good, or at least as long as it is there.
@@ -51,6 +58,17 @@ impl IpFamily for Be32 {
         (net.addr().into(), net.prefix_len())
     }
 
+    fn from_ip(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(address) => Some(address.into()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn forwarding(device: &str) -> Sysctl {
+        Sysctl::forwarding(device)
+    }
+
     fn of(networks: &Networks) -> Option<Ipv4Net> {
         networks.ipv4
     }
@@ -74,6 +92,17 @@ impl IpFamily for Be128 {
 
     fn host(net: Ipv6Net) -> (Self, u8) {
         (net.addr().into(), net.prefix_len())
+    }
+
+    fn from_ip(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address.into()),
+        }
+    }
+
+    fn forwarding(device: &str) -> Sysctl {
+        Sysctl::forwarding_ipv6(device)
     }
 
     fn of(networks: &Networks) -> Option<Ipv6Net> {

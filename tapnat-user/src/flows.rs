@@ -4,22 +4,20 @@
 use std::{
     cmp::{Ordering, Reverse},
     collections::HashMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     ops::{ControlFlow, RangeInclusive},
 };
 
 use anyhow::Result;
 use clap::ValueEnum;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Serialize;
-use tapnat_common::{
-    abi::{FlowKey, Session, session_flags},
-    net::Be32,
-};
+use tapnat_common::abi::{FlowKey, Session, session_flags};
 
 use crate::{
     daemon::now,
-    tables::{PinnedTables, Walk},
+    family::IpFamily,
+    tables::{BothTables, PinnedTables, Walk},
     view::{Directions, Flow},
 };
 
@@ -27,14 +25,14 @@ use crate::{
 /// every session does.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    pub guests: Vec<Ipv4Net>,
+    pub guests: Vec<IpNet>,
     /// IP protocol numbers.
     pub protocols: Vec<u8>,
     /// As [`Flow::state`].
     pub states: Vec<&'static str>,
     /// Of the guest, of what stands for it, or of the remote.
     pub ports: Vec<RangeInclusive<u16>>,
-    pub remotes: Vec<Ipv4Net>,
+    pub remotes: Vec<IpNet>,
     /// Seconds since the last packet, at least.
     pub older: Option<u64>,
     /// Seconds since the last packet, less than that.
@@ -44,10 +42,10 @@ pub struct Filter {
 impl Filter {
     /// Whether the session of this half is meant as far as one half tells, so that the other need
     /// not be read.
-    fn admits_half(&self, key: &FlowKey, half: &Session) -> bool {
+    fn admits_half<A: IpFamily>(&self, key: &FlowKey<A>, half: &Session<A>) -> bool {
         let to_guest = half.flags & session_flags::TO_INSIDE != 0;
-        let contain = |nets: &[Ipv4Net], address: Be32| {
-            let address = Ipv4Addr::from(address);
+        let contain = |nets: &[IpNet], address: A| {
+            let address: IpAddr = address.into();
             nets.iter().any(|net| net.contains(&address))
         };
         let port = |it: &RangeInclusive<u16>| {
@@ -72,16 +70,28 @@ impl Filter {
     }
 }
 
-/// Calls `visit` with each session that is meant, in no order, until it breaks.
+/// Calls `visit` with each session that is meant, IPv4's first, else in no order, until it breaks.
 ///
 /// # Errors
 ///
 /// When the kernel refuses, or when `visit` fails.
 pub fn for_each(
-    tables: &PinnedTables,
+    tables: &BothTables,
     filter: &Filter,
     mut visit: impl FnMut(Flow) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
+    let goes_on = for_each_of(&tables.ipv4, filter, &mut visit)?.is_continue();
+    if goes_on && let Some(tables) = &tables.ipv6 {
+        let _ = for_each_of(tables, filter, &mut visit)?;
+    }
+    Ok(())
+}
+
+fn for_each_of<A: IpFamily>(
+    tables: &PinnedTables<A>,
+    filter: &Filter,
+    visit: &mut impl FnMut(Flow) -> Result<ControlFlow<()>>,
+) -> Result<ControlFlow<()>> {
     let settings = tables.settings()?;
     let now = now();
     let mut walk = Walk::default();
@@ -95,11 +105,11 @@ pub fn for_each(
                 && filter.admits(&flow)
                 && visit(flow)?.is_break()
             {
-                return Ok(());
+                return Ok(ControlFlow::Break(()));
             }
         }
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
 }
 
 /// What sessions are sorted by.
@@ -283,11 +293,15 @@ impl Sums {
 
 #[cfg(test)]
 mod tests {
-    use std::{borrow::Cow, num::NonZeroU32};
+    use std::{
+        borrow::Cow,
+        net::{Ipv4Addr, Ipv6Addr},
+        num::NonZeroU32,
+    };
 
     use tapnat_common::{
         abi::Arrival,
-        net::{Be16, protocol},
+        net::{Be16, Be32, Be128, protocol},
     };
 
     use super::*;
@@ -312,7 +326,7 @@ mod tests {
         (key, half)
     }
 
-    fn net(text: &str) -> Vec<Ipv4Net> {
+    fn net(text: &str) -> Vec<IpNet> {
         vec![text.parse().unwrap()]
     }
 
@@ -351,6 +365,28 @@ mod tests {
         };
         assert!(admits(protocols(protocol::TCP), &half));
         assert!(!admits(protocols(protocol::UDP), &half));
+    }
+
+    #[test]
+    fn prefixes_are_of_one_family() {
+        let address = |text: &str| Be128::from(text.parse::<Ipv6Addr>().unwrap());
+        let key = FlowKey {
+            source: address("fd00:7a70::10"),
+            destination: address("2001:db8:2::1"),
+            arrival: Arrival::inside(NonZeroU32::MIN, protocol::TCP),
+            ..FlowKey::default()
+        };
+        let admits = |guests, remotes| {
+            let filter = Filter {
+                guests: net(guests),
+                remotes: net(remotes),
+                ..Filter::default()
+            };
+            filter.admits_half(&key, &Session::default())
+        };
+        assert!(admits("fd00:7a70::/64", "::/0"));
+        assert!(!admits("fd00:7a71::/64", "::/0"));
+        assert!(!admits("fd00:7a70::10/128", "0.0.0.0/0"));
     }
 
     fn flow(guest: u8, state: &'static str, idle_seconds: u64, bytes: u64) -> Flow {

@@ -2,7 +2,7 @@
 //! Reads the pinned tables alone, as all that shows something does. How scrapers get it is
 //! [`scrapes`]'.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use prometheus::{
@@ -13,7 +13,7 @@ use prometheus::{
 use crate::{
     activity::{self, PortsView},
     instance::InstanceName,
-    tables::PinnedTables,
+    tables::BothTables,
     view::{GuestView, ReasonView, Status, UsageView},
 };
 
@@ -24,9 +24,9 @@ pub mod scrapes;
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn text(name: &InstanceName, tables: &PinnedTables) -> Result<String> {
+pub fn text(name: &InstanceName, tables: &BothTables) -> Result<String> {
     let status = activity::status(name, tables)?;
-    let ports = activity::ports_in_use(tables, &status.outside_addresses)?;
+    let ports = activity::ports_in_use(tables)?;
     let mut families = families(&status, &ports);
     // Without guests there is nothing to say of them.
     families.retain(|family| !family.get_metric().is_empty());
@@ -169,18 +169,24 @@ fn by_reason(status: &Status, value: fn(&ReasonView) -> u64) -> Vec<(Vec<Label>,
 }
 
 fn by_table(status: &Status, value: fn(&UsageView) -> u64) -> Vec<(Vec<Label>, u64)> {
-    let tables = &status.tables;
-    [
-        ("sessions", tables.sessions),
-        ("mappings", tables.mappings),
-        ("guests", tables.guests),
-    ]
-    .map(|(table, usage)| (vec![("table", table.to_owned())], value(&usage)))
-    .into()
+    let families = status.families.named();
+    families
+        .flat_map(|(family, tables)| {
+            [
+                ("sessions", tables.sessions),
+                ("mappings", tables.mappings),
+                ("guests", tables.guests),
+            ]
+            .map(|(table, usage)| {
+                let labels = vec![("table", table.to_owned()), ("family", family.to_owned())];
+                (labels, value(&usage))
+            })
+        })
+        .collect()
 }
 
 fn by_address(ports: &[PortsView], value: fn(&UsageView) -> u64) -> Vec<(Vec<Label>, u64)> {
-    let of = |address: Ipv4Addr, protocol: &str, usage: &UsageView| {
+    let of = |address: IpAddr, protocol: &str, usage: &UsageView| {
         let labels = vec![
             ("address", address.to_string()),
             ("protocol", protocol.to_owned()),

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tapnat_common::{
     abi::{EndpointKey, mapping_flags, maps},
     nat_log::{Record, events},
+    net::Be128,
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -101,6 +102,8 @@ pub struct Line {
 pub struct NatLog {
     instance: InstanceName,
     ring: RingBuf<MapData>,
+    /// Empty where IPv6 is not translated.
+    ipv6: PinnedTables<Be128>,
     lost: PerCpuArray<MapData, u64>,
     known_lost: u64,
     sink: Sink,
@@ -129,6 +132,8 @@ impl NatLog {
         let mut log = Self {
             instance: instance.clone(),
             ring: open(maps::NAT_LOG)?.try_into()?,
+            ipv6: PinnedTables::open_unfilled(directory)
+                .map_err(|reason| reason.explain(instance, directory))?,
             lost: open(maps::NAT_LOG_LOST)?.try_into()?,
             known_lost: 0,
             sink: Sink::open(target)?,
@@ -215,6 +220,15 @@ impl NatLog {
 
     /// The mappings that there are.
     fn add_present(&self, tables: &PinnedTables, lines: &mut Vec<Line>) -> Result<()> {
+        self.add_present_of(tables, lines)?;
+        self.add_present_of(&self.ipv6, lines)
+    }
+
+    fn add_present_of<A: IpFamily>(
+        &self,
+        tables: &PinnedTables<A>,
+        lines: &mut Vec<Line>,
+    ) -> Result<()> {
         let (time, now) = (Timestamp::now(), now());
         tables.for_each_mapping(|outside, mapping| {
             let stays = mapping.flags & mapping_flags::STATIC != 0;

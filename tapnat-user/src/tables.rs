@@ -3,6 +3,7 @@
 //! [`crate::view`]'s.
 
 mod batch;
+mod both;
 mod mappings;
 
 use std::{io, path::Path};
@@ -26,7 +27,7 @@ use tapnat_common::{
     verdict::Reason,
 };
 
-pub use self::batch::Walk;
+pub use self::{batch::Walk, both::BothTables};
 use self::{batch::for_each, mappings::gone_is_fine};
 use crate::{family::IpFamily, instance::InstanceName};
 

@@ -6,11 +6,11 @@ use std::{
     borrow::Cow,
     cmp::Reverse,
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use tapnat_common::{
     abi::{
@@ -21,13 +21,14 @@ use tapnat_common::{
         STAMP_AFTER,
         session::{Half, last_kept, state, timeout},
     },
-    net::{Be16, Be32, protocol},
+    net::{Address as _, Be16, Be32, Be128, protocol},
     time::{Instant, Ticks},
     verdict::{Outcome, Reason},
 };
 
 use crate::{
     config::{filtering_label, mapping_label},
+    family::IpFamily,
     forwards::{Share, Standing},
     tables::Usage,
     uplink_hook::Chosen,
@@ -112,11 +113,11 @@ impl Flow {
     /// The session that this half belongs to, at `now`. None when the session is shown from its
     /// other half, and when it is past its time and counts as absent.
     #[must_use]
-    pub fn from_half(
-        key: &FlowKey,
-        half: &Session,
-        twin: Option<&Session>,
-        settings: &Settings,
+    pub fn from_half<A: IpFamily>(
+        key: &FlowKey<A>,
+        half: &Session<A>,
+        twin: Option<&Session<A>>,
+        settings: &Settings<A>,
         now: Instant,
     ) -> Option<Self> {
         key.arrival.device()?;
@@ -175,7 +176,11 @@ pub struct MappingView {
 impl MappingView {
     /// The mapping with this outside endpoint, at `now`. None when it is past its time.
     #[must_use]
-    pub fn new(outside: &EndpointKey, mapping: &Mapping, now: Instant) -> Option<Self> {
+    pub fn new<A: IpFamily>(
+        outside: &EndpointKey<A>,
+        mapping: &Mapping<A>,
+        now: Instant,
+    ) -> Option<Self> {
         let stays = mapping.flags & mapping_flags::STATIC != 0;
         if !stays && !now.is_before(mapping.expires_at) {
             return None;
@@ -282,7 +287,8 @@ pub struct Status {
     /// The process of `tapnat run`; null when none runs and the datapath works by itself.
     pub process: Option<i32>,
     pub abi_version: u32,
-    pub outside_addresses: Vec<Ipv4Addr>,
+    /// Of IPv4, then of IPv6.
+    pub outside_addresses: Vec<IpAddr>,
     pub devices: Vec<DeviceView>,
     pub timeouts: TimeoutsView,
     pub filtering: Modes,
@@ -300,7 +306,9 @@ pub struct Status {
     /// Sessions that one guest may begin in a second; null for no limit.
     pub guest_new_sessions: Option<u32>,
     pub policy: PolicyView,
+    /// Of both families together.
     pub tables: TablesView,
+    pub families: FamiliesView,
     /// Every guest that was seen, those with the most refusals first, then those with the most
     /// sessions.
     pub guests: Vec<GuestView>,
@@ -319,9 +327,9 @@ pub struct UplinkHookView {
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct PolicyView {
     /// Prefixes that they must not send to.
-    pub deny: Vec<Ipv4Net>,
+    pub deny: Vec<IpNet>,
     /// Prefixes that they reach under their own addresses.
-    pub untranslated: Vec<Ipv4Net>,
+    pub untranslated: Vec<IpNet>,
     /// Whether they must not reach the host.
     pub deny_host: bool,
     /// Whether they must not reach each other.
@@ -335,6 +343,9 @@ pub struct PolicyView {
 /// [`DeviceView::role`].
 const INSIDE: &str = "inside";
 const UPLINK: &str = "uplink";
+/// [`DeviceView::link_layer`].
+const ETHERNET: &str = "ethernet";
+const WITHOUT_LINK: &str = "none";
 
 /// A device that the datapath works on.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -344,10 +355,13 @@ pub struct DeviceView {
     pub index: u32,
     /// `inside` or `uplink`.
     pub role: &'static str,
-    /// The host's address on it.
-    pub address: Ipv4Addr,
+    /// The host's IPv4 address on it; null if it has none.
+    pub address: Option<Ipv4Addr>,
     /// Of the network that guests have their addresses from.
-    pub prefix_length: u32,
+    pub prefix_length: Option<u8>,
+    /// The same for IPv6.
+    pub ipv6_address: Option<Ipv6Addr>,
+    pub ipv6_prefix_length: Option<u8>,
     /// Bytes.
     pub mtu: u16,
     /// `ethernet`, or `none` where packets begin with the IP header.
@@ -355,11 +369,19 @@ pub struct DeviceView {
 }
 
 impl DeviceView {
-    /// That guests have their addresses from.
+    /// The host's addresses on it, with the lengths of the networks that guests have theirs from.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let ipv4 = self.address.map(IpAddr::V4).zip(self.prefix_length);
+        let ipv6 = self.ipv6_address.map(IpAddr::V6);
+        let ipv6 = ipv6.zip(self.ipv6_prefix_length);
+        let networks = [ipv4, ipv6].into_iter().flatten();
+        networks.filter_map(|(address, length)| IpNet::new(address, length).ok())
+    }
+
+    /// Whether the address is of one of its networks.
     #[must_use]
-    pub fn network(&self) -> Option<Ipv4Net> {
-        let length = u8::try_from(self.prefix_length).ok()?;
-        Some(Ipv4Net::new(self.address, length).ok()?.trunc())
+    pub fn has_in_network(&self, address: IpAddr) -> bool {
+        self.networks().any(|network| network.contains(&address))
     }
 
     /// Whether guests are behind it.
@@ -368,22 +390,44 @@ impl DeviceView {
         self.role == INSIDE
     }
 
+    /// What the tables say of a device: those of IPv4, which has them all, and of IPv6.
     #[must_use]
-    pub fn new(name: Option<String>, index: u32, device: &Device) -> Self {
+    pub fn new(
+        name: Option<String>,
+        index: u32,
+        device: &Device,
+        ipv6: Option<&Device<Be128>>,
+    ) -> Self {
+        let ipv4 = (device.address != Be32::UNSPECIFIED).then_some(device);
+        let ipv6 = ipv6.filter(|it| it.address != Be128::UNSPECIFIED);
         Self {
             name,
             index,
             role: role_label(device.role),
-            address: device.address.into(),
-            prefix_length: device.mask.get().count_ones(),
+            address: ipv4.map(|it| it.address.into()),
+            prefix_length: ipv4.map(|it| prefix_length(&it.mask.bytes())),
+            ipv6_address: ipv6.map(|it| it.address.into()),
+            ipv6_prefix_length: ipv6.map(|it| prefix_length(&it.mask.bytes())),
             mtu: device.mtu,
             link_layer: if device.ethernet == 0 {
-                "none"
+                WITHOUT_LINK
             } else {
-                "ethernet"
+                ETHERNET
             },
         }
     }
+
+    /// Whether frames have an Ethernet header.
+    #[must_use]
+    pub fn is_ethernet(&self) -> bool {
+        self.link_layer == ETHERNET
+    }
+}
+
+fn prefix_length(mask: &[u8]) -> u8 {
+    let ones: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
+    // There are 128 at most.
+    u8::try_from(ones).unwrap_or(u8::MAX)
 }
 
 /// Timeouts in seconds.
@@ -414,11 +458,54 @@ pub struct TablesView {
     pub guests: UsageView,
 }
 
+impl TablesView {
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            sessions: self.sessions.plus(other.sessions),
+            mappings: self.mappings.plus(other.mappings),
+            guests: self.guests.plus(other.guests),
+        }
+    }
+}
+
+/// How full the tables of each family are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct FamiliesView {
+    pub ipv4: TablesView,
+    /// Null where IPv6 is not translated.
+    pub ipv6: Option<TablesView>,
+}
+
+impl FamiliesView {
+    /// Both together.
+    #[must_use]
+    pub fn sum(self) -> TablesView {
+        self.ipv6.map_or(self.ipv4, |ipv6| self.ipv4.plus(ipv6))
+    }
+
+    /// Those that there are, with their names.
+    pub fn named(self) -> impl Iterator<Item = (&'static str, TablesView)> {
+        let ipv6 = self.ipv6.map(|it| ("ipv6", it));
+        std::iter::once(("ipv4", self.ipv4)).chain(ipv6)
+    }
+}
+
 /// How full one table is. What is past its time and not yet collected counts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct UsageView {
     pub used: u64,
     pub capacity: u32,
+}
+
+impl UsageView {
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            used: self.used.saturating_add(other.used),
+            capacity: self.capacity.saturating_add(other.capacity),
+        }
+    }
 }
 
 impl From<Usage> for UsageView {
@@ -433,7 +520,7 @@ impl From<Usage> for UsageView {
 /// A guest, by its inside address.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct GuestView {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Null where it is not known, as on devices without link addresses.
     pub link_address: Option<String>,
     /// Sessions now; what is over and not yet collected counts.
@@ -446,11 +533,11 @@ pub struct GuestView {
 
 impl GuestView {
     #[must_use]
-    pub fn new(address: Be32, guest: &Guest) -> Self {
+    pub fn new(address: impl Into<IpAddr>, guest: &Guest) -> Self {
         let [_, _, link @ ..] = guest.link.to_be_bytes();
         let link = link.map(|byte| format!("{byte:02x}")).join(":");
         Self {
-            address: Ipv4Addr::from(address),
+            address: address.into(),
             link_address: (guest.link != 0).then_some(link),
             sessions: guest.sessions,
             ports: guest.ports,
@@ -486,26 +573,22 @@ impl ReasonView {
 pub struct StatusSource {
     pub instance: String,
     pub process: Option<i32>,
+    /// What is the same for IPv6 is taken from here.
     pub settings: Settings,
+    pub outside_addresses: Vec<IpAddr>,
     pub devices: Vec<DeviceView>,
-    pub denied: Vec<Ipv4Net>,
-    pub untranslated: Vec<Ipv4Net>,
-    pub tables: TablesView,
-    pub guests: Vec<(Be32, Guest)>,
+    pub denied: Vec<IpNet>,
+    pub untranslated: Vec<IpNet>,
+    pub families: FamiliesView,
+    pub guests: Vec<GuestView>,
     pub counters: Vec<(Reason, Counter)>,
 }
 
-fn guest_views(guests: &[(Be32, Guest)]) -> Vec<GuestView> {
-    let mut views: Vec<_> = guests
-        .iter()
-        .map(|(address, guest)| GuestView::new(*address, guest))
-        .collect();
-    views.sort_by_key(|guest| (Reverse((guest.refused, guest.sessions)), guest.address));
-    views
-}
-
 impl From<StatusSource> for Status {
-    fn from(source: StatusSource) -> Self {
+    fn from(mut source: StatusSource) -> Self {
+        source
+            .guests
+            .sort_by_key(|guest| (Reverse((guest.refused, guest.sessions)), guest.address));
         let settings = source.settings;
         let timeouts = settings.timeouts;
         let (tcp, udp) = (protocol::TCP, protocol::UDP);
@@ -515,12 +598,7 @@ impl From<StatusSource> for Status {
             instance: source.instance,
             process: source.process,
             abi_version: settings.abi_version,
-            outside_addresses: settings
-                .outside
-                .iter()
-                .take(settings.outside_count as usize)
-                .map(|address| Ipv4Addr::from(*address))
-                .collect(),
+            outside_addresses: source.outside_addresses,
             devices: source.devices,
             timeouts: TimeoutsView {
                 udp: exact_seconds(timeouts.udp),
@@ -561,8 +639,9 @@ impl From<StatusSource> for Status {
                     "ask"
                 },
             },
-            tables: source.tables,
-            guests: guest_views(&source.guests),
+            tables: source.families.sum(),
+            families: source.families,
+            guests: source.guests,
             reasons: source
                 .counters
                 .into_iter()
@@ -573,7 +652,7 @@ impl From<StatusSource> for Status {
 }
 
 /// The names of IP protocols that have one here.
-const PROTOCOLS: [(u8, &str); 8] = [
+const PROTOCOLS: [(u8, &str); 9] = [
     // Of a mapping for all protocols.
     (0, "all"),
     (protocol::ICMP, "icmp"),
@@ -581,6 +660,7 @@ const PROTOCOLS: [(u8, &str); 8] = [
     (protocol::UDP, "udp"),
     (protocol::GRE, "gre"),
     (protocol::ESP, "esp"),
+    (protocol::ICMPV6, "icmpv6"),
     (protocol::SCTP, "sctp"),
     (protocol::UDP_LITE, "udp-lite"),
 ];
@@ -818,18 +898,24 @@ mod tests {
     #[test]
     fn a_status_says_what_was_set() {
         let mut settings = settings();
-        settings.outside[0] = address("192.0.2.10");
-        settings.outside_count = 1;
         settings.filtering_tcp = 1;
         settings.mapping_udp = 1;
         let usage = UsageView {
             used: 1,
             capacity: 2,
         };
+        let tables = TablesView {
+            sessions: usage,
+            mappings: usage,
+            guests: usage,
+        };
         let status = Status::from(StatusSource {
             instance: "default".to_owned(),
             process: None,
             settings,
+            outside_addresses: ["192.0.2.10", "2001:db8::10"]
+                .map(|it| it.parse().unwrap())
+                .into(),
             devices: vec![DeviceView::new(
                 Some("tap0".to_owned()),
                 TAP,
@@ -840,13 +926,17 @@ mod tests {
                     role: role::INSIDE,
                     ethernet: 1,
                 },
+                Some(&Device {
+                    address: "fd00:7a70::1".parse::<Ipv6Addr>().unwrap().into(),
+                    mask: Be128::mask(64),
+                    ..Device::default()
+                }),
             )],
             denied: Vec::new(),
             untranslated: Vec::new(),
-            tables: TablesView {
-                sessions: usage,
-                mappings: usage,
-                guests: usage,
+            families: FamiliesView {
+                ipv4: tables,
+                ipv6: Some(tables),
             },
             guests: Vec::new(),
             counters: vec![(
@@ -859,8 +949,27 @@ mod tests {
         });
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["schema"], SCHEMA);
-        assert_eq!(json["outside_addresses"], json!(["192.0.2.10"]));
-        assert_eq!(json["devices"][0]["prefix_length"], 24);
+        assert_eq!(
+            json["outside_addresses"],
+            json!(["192.0.2.10", "2001:db8::10"])
+        );
+        let device = &status.devices[0];
+        assert_eq!(
+            (device.prefix_length, device.ipv6_prefix_length),
+            (Some(24), Some(64))
+        );
+        let networks: Vec<_> = device.networks().map(|it| it.to_string()).collect();
+        assert_eq!(networks, ["10.0.0.1/24", "fd00:7a70::1/64"]);
+        assert!(device.has_in_network("fd00:7a70::10".parse().unwrap()));
+        assert!(!device.has_in_network("fd00:7a71::10".parse().unwrap()));
+        assert_eq!(
+            json["tables"]["sessions"],
+            json!({"used": 2, "capacity": 4})
+        );
+        assert_eq!(
+            json["families"]["ipv6"]["guests"],
+            json!({"used": 1, "capacity": 2})
+        );
         assert_eq!(json["timeouts"]["tcp_established"], json!(7440.0));
         assert_eq!(
             json["filtering"],

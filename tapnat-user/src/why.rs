@@ -8,15 +8,15 @@
 mod frame;
 mod tables;
 
-use std::{net::Ipv4Addr, num::NonZeroU32};
+use std::{net::IpAddr, num::NonZeroU32};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use etherparse::PacketBuilder;
 use serde::Serialize;
 use tapnat_common::{
     abi::{Device, role},
     nat::Route,
-    net::{Be32, protocol},
+    net::protocol,
     parse::Packet,
     pipeline::{self, Quick},
     verdict::{Next, Outcome, Plan, Reason},
@@ -24,7 +24,8 @@ use tapnat_common::{
 
 use self::{frame::Bytes, tables::Rehearsal};
 use crate::{
-    explain::explain, tables::PinnedTables, trace::packet::PacketView, view::outcome_label,
+    explain::explain, family::IpFamily, tables::PinnedTables, trace::packet::PacketView,
+    view::outcome_label,
 };
 
 /// Of packets that nobody sent: from Linux.
@@ -36,11 +37,11 @@ pub const ANY_PORT: u16 = 40_000;
 
 /// A packet to be decided about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Question {
-    /// One of `tapnat_common::net::protocol`: TCP (a SYN), UDP or ICMP (a ping).
+pub struct Question<A> {
+    /// One of `tapnat_common::net::protocol`: TCP (a SYN), UDP or the family's ICMP (a ping).
     pub protocol: u8,
-    pub source: (Ipv4Addr, u16),
-    pub destination: (Ipv4Addr, u16),
+    pub source: (A, u16),
+    pub destination: (A, u16),
     /// The index of the device that it would arrive on.
     pub device: u32,
     /// Where the kernel would send it by its routes.
@@ -76,10 +77,10 @@ impl Answer {
 /// # Errors
 ///
 /// When the tables cannot be read.
-pub fn rehearse(
-    question: &Question,
-    tables: &PinnedTables,
-    devices: &[(u32, Device)],
+pub fn rehearse<A: IpFamily>(
+    question: &Question<A>,
+    tables: &PinnedTables<A>,
+    devices: &[(u32, Device<A>)],
 ) -> Result<Answer> {
     let packet = build(question)?;
     let is_inside = devices
@@ -107,7 +108,11 @@ pub fn rehearse(
 }
 
 /// The stages of the datapath, in its order.
-fn decide(frame: &mut Bytes, device: Option<NonZeroU32>, tables: &Rehearsal<'_>) -> Reason {
+fn decide<A: IpFamily>(
+    frame: &mut Bytes,
+    device: Option<NonZeroU32>,
+    tables: &Rehearsal<'_, A>,
+) -> Reason {
     match pipeline::established(frame, device, tables) {
         Quick::Onward(..) => return Reason::Translated,
         Quick::Broken => return Reason::RewriteFailed,
@@ -131,10 +136,20 @@ fn decide(frame: &mut Bytes, device: Option<NonZeroU32>, tables: &Rehearsal<'_>)
 }
 
 /// Such a packet, without a link header.
-fn build(question: &Question) -> Result<Vec<u8>> {
+fn build<A: IpFamily>(question: &Question<A>) -> Result<Vec<u8>> {
     let (source, source_port) = question.source;
     let (destination, destination_port) = question.destination;
-    let builder = PacketBuilder::ipv4(source.octets(), destination.octets(), TIME_TO_LIVE);
+    let builder = match (source.into(), destination.into()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            PacketBuilder::ipv4(source.octets(), destination.octets(), TIME_TO_LIVE)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            PacketBuilder::ipv6(source.octets(), destination.octets(), TIME_TO_LIVE)
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
+            bail!("a packet is of one family")
+        }
+    };
     let mut bytes = Vec::new();
     match question.protocol {
         protocol::TCP => builder
@@ -143,6 +158,9 @@ fn build(question: &Question) -> Result<Vec<u8>> {
             .write(&mut bytes, &[]),
         protocol::UDP => builder
             .udp(source_port, destination_port)
+            .write(&mut bytes, &[]),
+        protocol::ICMPV6 => builder
+            .icmpv6_echo_request(source_port, 1)
             .write(&mut bytes, &[]),
         _ => builder
             .icmpv4_echo_request(source_port, 1)
@@ -154,8 +172,7 @@ fn build(question: &Question) -> Result<Vec<u8>> {
 
 /// The device whose network an address is a guest's of, by its index.
 #[must_use]
-pub fn device_of(guest: Ipv4Addr, devices: &[(u32, Device)]) -> Option<u32> {
-    let guest = Be32::from(guest);
+pub fn device_of<A: IpFamily>(guest: A, devices: &[(u32, Device<A>)]) -> Option<u32> {
     devices
         .iter()
         .find(|(_, device)| {

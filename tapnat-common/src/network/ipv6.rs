@@ -122,6 +122,18 @@ pub(crate) fn walk(first: u8, read: impl Fn(u32) -> Option<[u8; 8]>) -> Result<C
     Err(Reason::BadExtensionHeaders)
 }
 
+/// The protocol behind the extension headers of a packet, and the offset of its header from the IP
+/// header unless that is in an earlier fragment. `None` where they cannot be followed.
+#[inline(always)]
+pub(crate) fn behind_extensions(
+    first: u8,
+    read: impl Fn(u32) -> Option<[u8; 8]>,
+) -> Option<(u8, Option<u32>)> {
+    let chain = walk(first, read).ok()?;
+    let is_later = chain.fragment.is_some_and(|fragment| fragment.offset != 0);
+    Some((chain.next, (!is_later).then_some(chain.length)))
+}
+
 impl Network for Be128 {
     const ETHERTYPE: [u8; 2] = [0x86, 0xdd];
     const VERSION: u8 = 6;

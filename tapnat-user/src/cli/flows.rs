@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum, builder::PossibleValue};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tapnat_common::{abi::setting_flags, nat::session::State, time::Ticks};
 use tapnat_display::units;
 
@@ -22,7 +22,7 @@ use crate::{
     config::{parse_duration, parse_prefix},
     flows::{Common, Filter, Key, Order, Sorted, Sum, Sums, for_each},
     ports::parse_range,
-    tables::PinnedTables,
+    tables::BothTables,
     view::{Directions, Flow, protocol_number},
 };
 
@@ -62,13 +62,13 @@ pub struct Arguments {
 struct Chosen {
     /// Of guests with this address, or in this network
     #[arg(long, value_name = "ADDRESS[/LENGTH]", value_delimiter = ',', value_parser = parse_prefix)]
-    guest: Vec<Ipv4Net>,
+    guest: Vec<IpNet>,
 
     /// With a remote of this address, or in this network
     #[arg(long, value_name = "ADDRESS[/LENGTH]", value_delimiter = ',', value_parser = parse_prefix)]
-    remote: Vec<Ipv4Net>,
+    remote: Vec<IpNet>,
 
-    /// Of this protocol: tcp, udp, icmp, .. or a number
+    /// Of this protocol: tcp, udp, icmp, icmpv6, .. or a number
     #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', value_parser = parse_protocol)]
     protocol: Vec<u8>,
 
@@ -258,7 +258,7 @@ impl Arguments {
     /// Fills a terminal.
     fn fill(
         &self,
-        tables: &PinnedTables,
+        tables: &BothTables,
         interval: Duration,
         output: &mut Vec<u8>,
         room: Room,
@@ -316,7 +316,7 @@ impl Shape {
     /// Prints once what there is. What needs not be sorted or added up is printed as it is read.
     fn show(
         &self,
-        tables: &PinnedTables,
+        tables: &BothTables,
         filter: &Filter,
         json: bool,
         output: impl Write,
@@ -343,7 +343,7 @@ impl Shape {
     }
 
     /// Reads everything, and keeps the first so many.
-    fn find(&self, tables: &PinnedTables, filter: &Filter, limit: usize) -> Result<Found> {
+    fn find(&self, tables: &BothTables, filter: &Filter, limit: usize) -> Result<Found> {
         let counted = is_counted(tables)?;
         ensure!(
             counted || !self.sort.iter().any(|key| key.needs_counts()),
@@ -464,8 +464,8 @@ const fn title(by: Common) -> &'static str {
     }
 }
 
-fn is_counted(tables: &PinnedTables) -> Result<bool> {
-    Ok(tables.settings()?.flags & setting_flags::COUNTED != 0)
+fn is_counted(tables: &BothTables) -> Result<bool> {
+    Ok(tables.ipv4.settings()?.flags & setting_flags::COUNTED != 0)
 }
 
 fn parse_protocol(text: &str) -> Result<u8> {
@@ -499,14 +499,15 @@ mod tests {
     #[test]
     fn conditions_are_read() {
         let filter = read(
-            "--guest 10.0.0.2,10.0.1.0/24 --remote 0.0.0.0/0 --protocol tcp,47 --state closing,reset \
+            "--guest 10.0.0.2,10.0.1.0/24,fd00::/64 --remote 0.0.0.0/0 --protocol tcp,47 --state closing,reset \
              --port 80,1000-2000 --older 5m --newer 90",
         )
         .unwrap()
         .chosen
         .filter();
-        assert_eq!(filter.guests.len(), 2);
+        assert_eq!(filter.guests.len(), 3);
         assert_eq!(filter.guests[0].prefix_len(), 32);
+        assert_eq!(filter.guests[2].prefix_len(), 64);
         assert_eq!(filter.protocols, [6, 47]);
         assert_eq!(filter.states, ["closing", "reset"]);
         assert_eq!(filter.ports, [80..=80, 1000..=2000]);
@@ -517,7 +518,8 @@ mod tests {
     fn mistakes_are_told_with_the_way_out() {
         for (line, said) in [
             ("--guest 10.0.0.2/24", "write 10.0.0.0/24 for all of it"),
-            ("--remote example.org", "is not an IPv4 prefix or address"),
+            ("--guest fd00::1/64", "write fd00::/64 for all of it"),
+            ("--remote example.org", "is not a prefix or an address"),
             ("--protocol tpc", "write tcp, udp, icmp or a number"),
             ("--state open", "one-way"),
             ("--port 90000", "not a port"),

@@ -189,7 +189,7 @@ pub(super) fn list<T: Serialize>(
     view: impl Fn(&Standing) -> Option<T>,
     cells: impl Fn(&T) -> Vec<String>,
 ) -> Result<()> {
-    let tables = shown.tables()?;
+    let tables = shown.tables()?.ipv4;
     let mut list = shown.list(columns)?;
     for view in statics::list(&tables)?.iter().filter_map(view) {
         list.entry(&view, &cells)?;
@@ -225,7 +225,7 @@ pub(super) async fn remove(instance: &Instance, selector: Selector, save: Save) 
 
 /// Has the instance change something, and says what it says.
 pub(super) async fn change(instance: &Instance, request: &Request) -> Result<()> {
-    for note in control::ask(&instance.name, request, || instance.tables()).await? {
+    for note in control::ask(&instance.name, request, || Ok(instance.tables()?.ipv4)).await? {
         tell(&note);
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! `tapnat map`: the picture of the network, with what passes now. Says what stands in it; how it is
 //! drawn is [`tapnat_display`]'s.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, thread, time::Duration};
+use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -18,7 +18,7 @@ use crate::{
     activity::{Activity, DeviceActivity, GuestActivity, Look, Rates, rounded},
     forwards::{Share, Standing},
     statics,
-    tables::PinnedTables,
+    tables::BothTables,
     view::{ForwardView, StaticView},
 };
 
@@ -30,6 +30,8 @@ const WHOLE: usize = 2;
 const MOST_GUESTS: usize = 5;
 const MOST_REMOTES: usize = 4;
 const MOST_ADDRESSES: usize = 4;
+/// Columns of an address where there is little room: as of IPv4's longest.
+const SHORT: usize = 15;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -128,14 +130,28 @@ fn text(lines: &[String]) -> String {
 /// How much is said, where there is not room for all of it.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Detail {
+    /// Without the middle of long ones.
+    ShortAddresses,
     Addresses,
     Networks,
     Remotes,
 }
 
+impl Detail {
+    fn address(self, address: IpAddr, style: &console::Style) -> String {
+        let text = address.to_string();
+        let text = if self == Self::ShortAddresses {
+            units::shortened(&text, SHORT)
+        } else {
+            text
+        };
+        style.apply_to(text).to_string()
+    }
+}
+
 impl Map {
-    fn new(activity: Activity, tables: &PinnedTables) -> Result<Self> {
-        let standing = statics::list(tables)?;
+    fn new(activity: Activity, tables: &BothTables) -> Result<Self> {
+        let standing = statics::list(&tables.ipv4)?;
         let (ports, addresses): (Vec<&Standing>, Vec<&Standing>) = standing
             .iter()
             .partition(|it| matches!(it.forward.share, Share::Ports { .. }));
@@ -148,9 +164,14 @@ impl Map {
 
     /// The lines of the picture, and of what leads to guests.
     fn draw(&self, columns: usize) -> Result<Vec<String>> {
-        let picture = [Detail::Remotes, Detail::Networks, Detail::Addresses]
-            .into_iter()
-            .find_map(|detail| self.picture(detail).draw(columns));
+        let picture = [
+            Detail::Remotes,
+            Detail::Networks,
+            Detail::Addresses,
+            Detail::ShortAddresses,
+        ]
+        .into_iter()
+        .find_map(|detail| self.picture(detail).draw(columns));
         let mut lines = picture.with_context(|| {
             format!(
                 "the picture does not fit {columns} columns: make the terminal wider, or use \
@@ -167,12 +188,14 @@ impl Map {
         let (inside, uplinks): (Vec<_>, Vec<_>) = devices.partition(|it| it.device.is_inside());
         let mut segments: Vec<_> = inside
             .iter()
-            .map(|device| Segment {
-                guests: guests(&self.guests_of(device)),
-                port: Port {
-                    lines: device.rates.map(to_world_first).unwrap_or_default(),
-                    ..port(device, detail, &palette::inside())
-                },
+            .map(|device| {
+                let mut port = port(device, detail, &palette::inside());
+                port.lines
+                    .extend(device.rates.map(to_world_first).unwrap_or_default());
+                Segment {
+                    guests: guests(&self.guests_of(device), detail),
+                    port,
+                }
             })
             .collect();
         if segments.is_empty() {
@@ -209,12 +232,11 @@ impl Map {
 
     /// The guests in a device's network, those with the most to do first.
     fn guests_of(&self, device: &DeviceActivity) -> Vec<&GuestActivity> {
-        let network = device.device.network();
         let mut guests: Vec<_> = self
             .activity
             .guests
             .iter()
-            .filter(|it| network.is_some_and(|net| net.contains(&it.guest.address)))
+            .filter(|it| device.device.has_in_network(it.guest.address))
             .collect();
         guests.sort_by(|one, other| {
             let rate = |it: &GuestActivity| it.rates.map_or(0.0, Rates::bits);
@@ -236,11 +258,12 @@ impl Map {
         }
         let addresses = &self.activity.outside_addresses;
         // The uplink's own is said already, if it is all there is.
-        if *addresses != [uplink.device.address] {
+        let own: Vec<_> = uplink.device.networks().map(|it| it.addr()).collect();
+        if *addresses != own {
             port.lines.push("outside".to_owned());
             let shown = addresses.iter().take(MOST_ADDRESSES);
             port.lines
-                .extend(shown.map(|it| palette::outside().apply_to(it).to_string()));
+                .extend(shown.map(|it| detail.address(*it, &palette::outside())));
             port.lines.extend(more(addresses.len(), MOST_ADDRESSES));
             if addresses.is_empty() {
                 port.lines.push("none".to_owned());
@@ -328,30 +351,32 @@ impl Map {
 
 fn port(device: &DeviceActivity, detail: Detail, style: &console::Style) -> Port {
     let device = &device.device;
-    let address = if detail >= Detail::Networks {
-        format!("{}/{}", device.address, device.prefix_length)
-    } else {
-        device.address.to_string()
-    };
+    let mut addresses = device.networks().map(|network| {
+        if detail >= Detail::Networks {
+            style.apply_to(network).to_string()
+        } else {
+            detail.address(network.addr(), style)
+        }
+    });
     Port {
         name: device
             .name
             .clone()
             .unwrap_or_else(|| format!("#{}", device.index)),
-        address: style.apply_to(address).to_string(),
-        lines: Vec::new(),
+        address: addresses.next().unwrap_or_default(),
+        lines: addresses.collect(),
     }
 }
 
 /// Some guests: a few with all that is known, or more of them by address.
-fn guests(guests: &[&GuestActivity]) -> Vec<String> {
+fn guests(guests: &[&GuestActivity], detail: Detail) -> Vec<String> {
     if guests.is_empty() {
         return vec!["no guest yet".to_owned()];
     }
     let mut lines = Vec::new();
     for it in guests.iter().take(MOST_GUESTS) {
         let guest = &it.guest;
-        lines.push(palette::inside().apply_to(guest.address).to_string());
+        lines.push(detail.address(guest.address, &palette::inside()));
         if guests.len() > WHOLE {
             continue;
         }
@@ -424,7 +449,7 @@ mod tests {
 
     fn two_devices(mut activity: Activity) -> Activity {
         let mut other = guest(10, 12, 0, 4.5e6);
-        other.guest.address = Ipv4Addr::new(10, 0, 1, 10);
+        other.guest.address = Ipv4Addr::new(10, 0, 1, 10).into();
         activity.devices.push(DeviceActivity {
             rates: other.rates,
             ..device("tap1", 4, "inside", [10, 0, 1, 1])
@@ -455,14 +480,17 @@ mod tests {
         let mut wide = two_devices(uncounted());
         for device in &mut wide.devices {
             device.device.name = Some("fifteen-letters".to_owned());
-            device.device.address = Ipv4Addr::new(100, 100, 100, 101);
-            device.device.prefix_length = 30;
+            device.device.address = Some(Ipv4Addr::new(100, 100, 100, 101));
+            device.device.prefix_length = Some(30);
+            device.device.ipv6_address =
+                Some("fd00:1111:2222:3333:4444:5555:6666:7777".parse().unwrap());
+            device.device.ipv6_prefix_length = Some(126);
         }
         for (number, guest) in (100..).zip(&mut wide.guests) {
-            guest.guest.address = Ipv4Addr::new(100, 100, 100, number);
+            guest.guest.address = Ipv4Addr::new(100, 100, 100, number).into();
         }
         wide.outside_addresses = (101..120)
-            .map(|it| Ipv4Addr::new(203, 113, 113, it))
+            .map(|it| Ipv4Addr::new(203, 113, 113, it).into())
             .collect();
         wide.process = None;
         let mut empty = uncounted();
@@ -470,10 +498,7 @@ mod tests {
         empty.guests.clear();
         empty.outside_addresses.clear();
         for (activity, words) in [
-            (
-                wide,
-                ["and 15 more", "without a process", "203.113.113.104"],
-            ),
+            (wide, ["and 15 more", "fd00:11…66:7777", "203.113.113.104"]),
             (empty, ["no device", "no uplink", "12,345 sessions"]),
         ] {
             let text = text(&map(activity).draw(COLUMNS).unwrap());

@@ -3,8 +3,11 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{Shown, print::Column};
-use crate::{daemon::now, view::MappingView};
+use super::{
+    Shown,
+    print::{Column, List},
+};
+use crate::{daemon::now, family::IpFamily, tables::PinnedTables, view::MappingView};
 
 const COLUMNS: [Column; 6] = [
     Column::text("PROTO"),
@@ -25,15 +28,22 @@ impl Arguments {
     pub fn execute(self) -> Result<()> {
         let tables = self.shown.tables()?;
         let mut list = self.shown.list(&COLUMNS)?;
-        let now = now();
-        tables.for_each_mapping(|outside, mapping| {
-            match MappingView::new(outside, mapping, now) {
-                Some(view) => list.entry(&view, cells),
-                None => Ok(()),
-            }
-        })?;
+        print(&tables.ipv4, &mut list)?;
+        if let Some(tables) = &tables.ipv6 {
+            print(tables, &mut list)?;
+        }
         list.end()
     }
+}
+
+fn print<A: IpFamily>(tables: &PinnedTables<A>, list: &mut List) -> Result<()> {
+    let now = now();
+    tables.for_each_mapping(
+        |outside, mapping| match MappingView::new(outside, mapping, now) {
+            Some(view) => list.entry(&view, cells),
+            None => Ok(()),
+        },
+    )
 }
 
 fn cells(mapping: &MappingView) -> Vec<String> {

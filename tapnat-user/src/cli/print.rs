@@ -19,7 +19,8 @@ const SEPARATOR: &str = "  ";
 /// Bytes that are written at once.
 const BUFFER: usize = 1 << 16;
 
-/// A column of a table. A later cell that is wider pushes the rest of its row aside.
+/// A column of a table. A later cell that is wider pushes the rest of its row aside, and those of
+/// the rows below: addresses of IPv6 come after those of IPv4.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     title: &'static str,
@@ -213,7 +214,10 @@ impl<'a> Table<'a> {
     }
 
     fn row(&mut self, cells: Vec<String>, output: &mut impl Write) -> io::Result<()> {
-        if let Some(widths) = &self.widths {
+        if let Some(widths) = &mut self.widths {
+            for (width, cell) in widths.iter_mut().zip(&cells) {
+                *width = cell.len().max(*width);
+            }
             let style = |it: &Column| self.is_coloured.then(|| it.tint.style());
             return write_row(output, self.columns, widths, &cells, style);
         }

@@ -17,12 +17,17 @@ impl Arguments {
     pub fn execute(self) -> Result<()> {
         let name = &self.instance.name;
         let tables = self.instance.tables()?;
-        let asks = tables.settings()?.flags & setting_flags::ASK_FIREWALL != 0;
+        let asks = tables.ipv4.settings()?.flags & setting_flags::ASK_FIREWALL != 0;
         ensure!(
             asks,
             "the tapnat instance '{name}' asks no firewall: start it with `--firewall ask`"
         );
-        sweep::ask_again(&tables, &Pins::find(name)?.remover()?)?;
+        let pins = Pins::find(name)?;
+        let remover = pins.remover()?;
+        sweep::ask_again(&tables.ipv4, &remover)?;
+        if let Some(tables) = &tables.ipv6 {
+            sweep::ask_again(tables, &remover)?;
+        }
         Ok(())
     }
 }

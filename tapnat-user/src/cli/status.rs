@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Shown, print};
 use crate::{
     activity,
-    view::{PolicyView, Status},
+    view::{PolicyView, Status, TablesView, UsageView},
 };
 
 /// At most so many guests are shown to people: those that were refused the most.
@@ -66,13 +66,13 @@ fn describe(status: &Status) -> Result<String> {
     writeln!(text, "instance {}: {process}", status.instance)?;
     for device in &status.devices {
         let fallback = format!("#{}", device.index);
+        let networks: Vec<_> = device.networks().map(|it| it.to_string()).collect();
         writeln!(
             text,
-            "  {:<8} {:<15} {}/{} mtu {}",
+            "  {:<8} {:<15} {} mtu {}",
             device.role,
             device.name.as_ref().unwrap_or(&fallback),
-            device.address,
-            device.prefix_length,
+            networks.join(", "),
             device.mtu
         )?;
     }
@@ -111,13 +111,19 @@ fn describe(status: &Status) -> Result<String> {
         timeouts.other
     )?;
     describe_policy(&status.policy, &mut text)?;
-    let tables = &status.tables;
-    for (name, usage) in [
-        ("sessions", tables.sessions),
-        ("mappings", tables.mappings),
-        ("guests", tables.guests),
-    ] {
-        writeln!(text, "{name}: {} of {}", usage.used, usage.capacity)?;
+    let one_of = |it: UsageView| format!("{} of {}", it.used, it.capacity);
+    let families = status.families;
+    let parts: [(&str, fn(TablesView) -> UsageView); 3] = [
+        ("sessions", |it| it.sessions),
+        ("mappings", |it| it.mappings),
+        ("guests", |it| it.guests),
+    ];
+    for (name, part) in parts {
+        write!(text, "{name}: {}", one_of(part(families.ipv4)))?;
+        if let Some(ipv6) = families.ipv6 {
+            write!(text, "; {} with IPv6", one_of(part(ipv6)))?;
+        }
+        writeln!(text)?;
     }
     let scope = if status.counted {
         ""

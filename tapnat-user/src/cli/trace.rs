@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufWriter, StdoutLock, Write as _},
-    net::Ipv4Addr,
+    net::IpAddr,
     path::PathBuf,
     time::Duration,
 };
@@ -13,9 +13,9 @@ use jiff::{Timestamp, tz::TimeZone};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use tapnat_common::{
-    abi::{Device, role, setting_flags},
-    net::{Be16, Be32},
-    trace::{MOST_BYTES, Wanted},
+    abi::setting_flags,
+    net::{Address as _, Be16, Be32, Be128},
+    trace::{MOST_BYTES, Reasons, Wanted},
     verdict::Reason,
 };
 use tokio::{
@@ -31,7 +31,7 @@ use crate::{
     host::{namespace::NetworkNamespace, netlink},
     journal::{Direction, Journal, Role},
     trace::{Seen, Trace, packet::TraceView, pcap::PcapFile},
-    view::{SCHEMA, protocol_number, role_label},
+    view::{DeviceView, SCHEMA, protocol_number},
 };
 
 /// Headers, and what an ICMP error quotes.
@@ -43,9 +43,9 @@ const RENEWAL: Duration = Duration::from_secs(1);
 pub struct Arguments {
     /// Only of this guest
     #[arg(long, value_name = "ADDRESS")]
-    guest: Option<Ipv4Addr>,
+    guest: Option<IpAddr>,
 
-    /// Only of this protocol: tcp, udp, icmp, or a number
+    /// Only of this protocol: tcp, udp, icmp, icmpv6 or a number
     #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
     protocol: Option<u8>,
 
@@ -55,7 +55,7 @@ pub struct Arguments {
 
     /// Only from or to this address
     #[arg(long, value_name = "ADDRESS")]
-    remote: Option<Ipv4Addr>,
+    remote: Option<IpAddr>,
 
     /// Only what leaves for this reason, as `tapnat status` names it; can be repeated
     #[arg(long, value_name = "REASON", value_parser = parse_reason)]
@@ -106,24 +106,21 @@ fn parse_reason(text: &str) -> Result<Reason> {
     }
 }
 
-/// A device with its name, as far as this host knows it, and its index.
-type Named = (Option<String>, u32, Device);
-
 /// Where the datapath is on these devices.
-fn hooks(devices: &[Named]) -> Vec<Hook> {
-    let hook = |(name, index, device): &Named| {
+fn hooks(devices: &[DeviceView]) -> Vec<Hook> {
+    let hook = |device: &DeviceView| {
         Some(Hook {
             device: netlink::Device {
-                name: name.clone()?,
-                index: *index,
+                name: device.name.clone()?,
+                index: device.index,
             },
-            role: if device.role == role::UPLINK {
-                Role::Uplink
-            } else {
+            role: if device.is_inside() {
                 Role::Inside
+            } else {
+                Role::Uplink
             },
             direction: Direction::Arriving,
-            ethernet: device.ethernet != 0,
+            ethernet: device.is_ethernet(),
             xdp: false,
         })
     };
@@ -147,7 +144,7 @@ enum Output {
 /// What is needed to tell about packets.
 struct Teller {
     output: Output,
-    devices: Vec<Named>,
+    devices: Vec<DeviceView>,
     /// What `CLOCK_MONOTONIC` has to be added to for the time since 1970.
     epoch: Duration,
     zone: TimeZone,
@@ -176,7 +173,7 @@ impl Arguments {
             zone: TimeZone::system(),
             told: 0,
         };
-        if tables.settings()?.flags & setting_flags::XDP != 0 {
+        if tables.ipv4.settings()?.flags & setting_flags::XDP != 0 {
             warn(
                 "packets from the world that go by the uplink's driver are not seen; all go by tc with \
                  `tapnat run --uplink-hook tc`",
@@ -250,25 +247,29 @@ impl Arguments {
         Ok(())
     }
 
-    fn wanted(&self, devices: &[Named]) -> Result<Wanted> {
+    fn wanted(&self, devices: &[DeviceView]) -> Result<Wanted> {
         let mut device = 0;
         if let Some(name) = &self.device {
-            let known = devices.iter().find(|(its, ..)| its.as_ref() == Some(name));
-            let Some((_, index, _)) = known else {
-                let names: Vec<_> = devices.iter().filter_map(|it| it.0.clone()).collect();
+            let known = devices.iter().find(|it| it.name.as_ref() == Some(name));
+            let Some(known) = known else {
+                let names: Vec<_> = devices.iter().filter_map(|it| it.name.clone()).collect();
                 bail!(
                     "the instance does not translate on a device '{name}': it does on {}",
                     names.join(", ")
                 )
             };
-            device = *index;
+            device = known.index;
         }
-        let address = |address: Option<Ipv4Addr>| address.map_or(Be32::ZERO, Be32::from);
+        let address = |address: Option<IpAddr>| match address {
+            Some(IpAddr::V4(address)) => Be32::from(address).mapped(),
+            Some(IpAddr::V6(address)) => address.into(),
+            None => Be128::ZERO,
+        };
         Ok(Wanted {
             reasons: self
                 .reason
                 .iter()
-                .fold(0, |bits, reason| bits | 1 << *reason as u32),
+                .fold(Reasons::default(), |reasons, reason| reasons.with(*reason)),
             guest: address(self.guest),
             remote: address(self.remote),
             device,
@@ -298,12 +299,12 @@ impl Teller {
         let device = self
             .devices
             .iter()
-            .find(|(_, index, _)| *index == seen.record.device);
+            .find(|device| device.index == seen.record.device);
         let view = TraceView::new(
             seen,
             stamp.to_string(),
-            device.and_then(|(name, ..)| name.clone()),
-            device.map(|(.., device)| role_label(device.role)),
+            device.and_then(|device| device.name.clone()),
+            device.map(|device| device.role),
         );
         let fallback = || format!("#{}", seen.record.device);
         let name = view.device.clone().unwrap_or_else(fallback);

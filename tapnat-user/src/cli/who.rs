@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io::{self, BufRead, BufReader, Read},
-    net::Ipv4Addr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -27,7 +27,7 @@ const NOBODY: u8 = 3;
 pub struct Arguments {
     /// The outside endpoint, as the world saw it
     #[arg(value_name = "ADDRESS:PORT", value_parser = parse_endpoint)]
-    outside: (Ipv4Addr, u16),
+    outside: SocketAddr,
 
     /// When: 14:02, '2026-11-23 14:02:11', '10m ago', or by RFC 3339
     #[arg(long, value_name = "TIME", default_value = "now")]
@@ -49,17 +49,25 @@ pub struct Arguments {
     format: Format,
 }
 
-fn parse_endpoint(text: &str) -> Result<(Ipv4Addr, u16)> {
+fn parse_endpoint(text: &str) -> Result<SocketAddr> {
+    const EXAMPLES: &str = "write 203.0.113.5:41234 or [2001:db8::5]:41234";
+    if let Ok(endpoint) = text.parse() {
+        return Ok(endpoint);
+    }
+    if text.parse::<IpAddr>().is_ok() {
+        bail!("'{text}' has no port: {EXAMPLES}");
+    }
     let (address, port) = text
-        .split_once(':')
-        .with_context(|| format!("'{text}' has no port: write 203.0.113.5:41234"))?;
-    let address = address
-        .parse()
-        .with_context(|| format!("'{address}' is not an IPv4 address"))?;
-    let port = port
-        .parse()
-        .with_context(|| format!("'{port}' is not a port"))?;
-    Ok((address, port))
+        .rsplit_once(':')
+        .with_context(|| format!("'{text}' has no port: {EXAMPLES}"))?;
+    let bare = address.trim_start_matches('[').trim_end_matches(']');
+    if bare.parse::<IpAddr>().is_err() {
+        bail!("'{address}' is not an address: {EXAMPLES}");
+    }
+    if port.parse::<u16>().is_err() {
+        bail!("'{port}' is not a port");
+    }
+    bail!("'{text}' lacks its brackets: {EXAMPLES}")
 }
 
 fn parse_protocol(text: &str) -> Result<u8> {
@@ -82,8 +90,8 @@ impl Arguments {
             bail!("{} is not over yet: name a time in the past", self.at);
         }
         let question = Question {
-            address: self.outside.0,
-            port: Some(self.outside.1),
+            address: self.outside.ip(),
+            port: Some(self.outside.port()),
             protocol: self.proto.map(|number| protocol_label(number).into_owned()),
             from,
             until,
@@ -142,10 +150,9 @@ impl Arguments {
         let name = &self.instance.name;
         match fs::read_to_string(name.nat_log_note()) {
             Ok(target) if target == "journald" => bail!(
-                "the log is in systemd's journal: `journalctl -t tapnat-nat -o cat | tapnat who {}:{} \
+                "the log is in systemd's journal: `journalctl -t tapnat-nat -o cat | tapnat who {} \
                  --log - ..`",
-                self.outside.0,
-                self.outside.1
+                self.outside
             ),
             Ok(target) if target != "-" => Ok(target.into()),
             Ok(_) => bail!("the log goes to the standard output of `tapnat run`: pass --log FILE"),

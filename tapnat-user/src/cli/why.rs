@@ -1,14 +1,18 @@
 //! `tapnat why`: what would become of a packet, and what became of those of a guest.
 
-use std::{fmt::Write as _, net::Ipv4Addr, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 use tapnat_common::{
-    abi::{Device, Guest, role},
+    abi::{Device, role},
     nat::{Fate, Route},
-    net::{Be32, protocol},
+    net::protocol,
     verdict::{Outcome, Reason},
 };
 
@@ -16,20 +20,23 @@ use super::{Format, Instance, print};
 use crate::{
     activity,
     explain::explain,
-    host::{netlink::Netlink, sysctl::Sysctl},
-    tables::PinnedTables,
-    view::{GuestView, ReasonView, SCHEMA, protocol_number},
+    family::IpFamily,
+    host::netlink::Netlink,
+    tables::{BothTables, PinnedTables},
+    view::{DeviceView, GuestView, ReasonView, SCHEMA, protocol_number},
     why::{ANY_PORT, Answer, Question, device_of, rehearse},
 };
 
 /// Ends with this when the packet does not get through.
 const REFUSED: u8 = 3;
+/// In examples.
+const INSIDE: &str = "tap0=10.0.0.1/24,fd00:7a70::1/64";
 
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Whose packets [default: the only guest there is]
     #[arg(long, value_name = "ADDRESS")]
-    guest: Option<Ipv4Addr>,
+    guest: Option<IpAddr>,
 
     /// tcp, udp or icmp [default: tcp with a port, else icmp]
     #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
@@ -52,25 +59,34 @@ pub struct Arguments {
 }
 
 /// An address, and a port if one was given.
-type End = (Ipv4Addr, Option<u16>);
+type End = (IpAddr, Option<u16>);
 
 fn parse_end(text: &str) -> Result<End> {
-    let (address, port) = match text.split_once(':') {
-        Some((address, port)) => (address, Some(port)),
-        None => (text, None),
-    };
-    let address = address.parse().with_context(|| {
-        format!("'{text}' does not begin with an IPv4 address: write 1.1.1.1:443")
-    })?;
-    let port: Option<u16> = port
-        .map(str::parse)
-        .transpose()
-        .with_context(|| format!("'{text}' does not end in a port: write {address}:443"))?;
-    Ok((address, port))
+    if let Ok(address) = text.parse() {
+        return Ok((address, None));
+    }
+    if let Ok(end) = text.parse::<SocketAddr>() {
+        return Ok((end.ip(), Some(end.port())));
+    }
+    let address = text.rsplit_once(':').map_or(text, |(address, _)| address);
+    let bare = address.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<IpAddr>() {
+        Ok(address) => bail!(
+            "'{text}' does not end in a port: write {}",
+            SocketAddr::new(address, 443)
+        ),
+        Err(_) => {
+            bail!("'{text}' does not begin with an address: write 1.1.1.1:443 or [2001:db8::1]:443")
+        }
+    }
 }
 
 fn parse_protocol(text: &str) -> Result<u8> {
     protocol_number(text)
+        .map(|number| match number {
+            protocol::ICMPV6 => protocol::ICMP,
+            other => other,
+        })
         .filter(|number| [protocol::TCP, protocol::UDP, protocol::ICMP].contains(number))
         .with_context(|| format!("'{text}' is not tcp, udp or icmp"))
 }
@@ -98,27 +114,27 @@ struct Drops {
 impl Arguments {
     pub async fn execute(self) -> Result<ExitCode> {
         let tables = self.instance.tables()?;
-        let devices = tables.devices()?;
-        let (guests, _) = tables.guests()?;
+        let guests = self.guests(&tables)?;
         let guest = match (self.guest, self.from) {
             (Some(guest), _) => Some(guest),
             (None, Some(_)) => None,
-            (None, None) => Some(only_guest(&guests, &devices)?),
+            (None, None) => Some(self.only_guest(&guests, &tables)?),
         };
-        let packet = match self.to {
-            None => None,
-            Some(to) => {
-                let question = self.question(guest, to, &tables, &devices).await?;
-                Some(rehearse(&question, &tables, &devices)?)
+        let packet = match (self.to, &tables.ipv6) {
+            (None, _) => None,
+            (Some(to), _) if to.0.is_ipv4() => {
+                Some(self.packet(guest, to, &tables.ipv4, &tables).await?)
             }
+            (Some(to), Some(ipv6)) => Some(self.packet(guest, to, ipv6, &tables).await?),
+            (Some((to, _)), None) => bail!(
+                "'{to}' is of IPv6, which the instance does not translate: give a device a network \
+                 of it (`--inside {INSIDE}`)"
+            ),
         };
-        let known = guests
-            .iter()
-            .find(|(address, _)| Some(Ipv4Addr::from(*address)) == guest);
         let report = Report {
             schema: SCHEMA,
-            guest: known.map(|(address, guest)| GuestView::new(*address, guest)),
-            drops: drops(&tables)?,
+            guest: guests.into_iter().find(|it| Some(it.address) == guest),
+            drops: drops(&tables.ipv4)?,
             packet,
         };
         if self.format.json {
@@ -134,13 +150,79 @@ impl Arguments {
         })
     }
 
-    async fn question(
+    /// Who can be meant: guests of both families, or of the one of the packet.
+    fn guests(&self, tables: &BothTables) -> Result<Vec<GuestView>> {
+        let (ipv4, _) = tables.ipv4.guests()?;
+        let mut guests: Vec<_> = ipv4
+            .iter()
+            .map(|(address, guest)| GuestView::new(*address, guest))
+            .collect();
+        if let Some(tables) = &tables.ipv6 {
+            let (ipv6, _) = tables.guests()?;
+            guests.extend(
+                ipv6.iter()
+                    .map(|(address, guest)| GuestView::new(*address, guest)),
+            );
+        }
+        if let Some((to, _)) = self.to {
+            guests.retain(|guest| guest.address.is_ipv4() == to.is_ipv4());
+        }
+        Ok(guests)
+    }
+
+    /// The guest that is meant when none is named. One with both families is one.
+    fn only_guest(&self, guests: &[GuestView], tables: &BothTables) -> Result<IpAddr> {
+        let Some(first) = guests.first() else {
+            let devices = activity::devices(&self.instance.name, tables)?;
+            let networks = devices.iter().filter(|it| it.is_inside());
+            let mut networks = networks.flat_map(DeviceView::networks);
+            let is_meant = |it: IpAddr| self.to.is_none_or(|(to, _)| to.is_ipv4() == it.is_ipv4());
+            let network = networks.find(|it| is_meant(it.addr()));
+            let network = network.map_or("the inside network".to_owned(), |it| {
+                format!("the network of {}", it.addr())
+            });
+            bail!(
+                "no guest has sent anything to the world yet: look whether its packets arrive \
+                 (`tapnat trace`), or name an address of {network} (--guest)"
+            )
+        };
+        let is_first = |guest: &GuestView| {
+            guest.link_address.is_some() && guest.link_address == first.link_address
+        };
+        if guests.iter().skip(1).all(is_first) {
+            return Ok(first.address);
+        }
+        let names: Vec<_> = guests
+            .iter()
+            .take(5)
+            .map(|it| it.address.to_string())
+            .collect();
+        bail!(
+            "there are several guests: pass --guest with one, such as {}",
+            names.join(", ")
+        )
+    }
+
+    /// What would become of the packet, by the tables of its family.
+    async fn packet<A: IpFamily>(
         &self,
-        guest: Option<Ipv4Addr>,
+        guest: Option<IpAddr>,
+        to: End,
+        tables: &PinnedTables<A>,
+        both: &BothTables,
+    ) -> Result<Answer> {
+        let devices = tables.devices()?;
+        let question = self.question(guest, to, both, &devices).await?;
+        rehearse(&question, tables, &devices)
+    }
+
+    async fn question<A: IpFamily>(
+        &self,
+        guest: Option<IpAddr>,
         (to, port): End,
-        tables: &PinnedTables,
-        devices: &[(u32, Device)],
-    ) -> Result<Question> {
+        tables: &BothTables,
+        devices: &[(u32, Device<A>)],
+    ) -> Result<Question<A>> {
         let default = if port.is_some() {
             protocol::TCP
         } else {
@@ -149,8 +231,14 @@ impl Arguments {
         let number = self.proto.unwrap_or(default);
         ensure!(
             number == protocol::ICMP || port.is_some(),
-            "which port? write --to {to}:443"
+            "which port? write --to {}",
+            SocketAddr::new(to, 443)
         );
+        let read = |address| {
+            A::from_ip(address).with_context(|| {
+                format!("a packet to {to} is not from {address}: both are of one family")
+            })
+        };
         let first = |wanted| {
             let mut devices = devices.iter();
             let first = devices.find(|(_, device)| device.role == wanted);
@@ -159,26 +247,30 @@ impl Arguments {
         let (source, device, route) = if let Some((address, port)) = self.from {
             let uplink = first(role::UPLINK).context("the instance has no uplink now")?;
             (
-                (address, port.unwrap_or(ANY_PORT)),
+                (read(address)?, port.unwrap_or(ANY_PORT)),
                 uplink,
                 Route::default(),
             )
         } else {
-            let guest = guest.context("whose packet? pass --guest ADDRESS")?;
+            let guest = read(guest.context("whose packet? pass --guest ADDRESS")?)?;
             let device = device_of(guest, devices).or_else(|| first(role::INSIDE));
             let device = device.context("the instance has no inside device now")?;
-            let names = activity::devices(&self.instance.name, tables)?;
-            let name = names.into_iter().find(|(_, index, _)| *index == device);
-            let route = match name.and_then(|(name, ..)| name) {
+            let known = activity::devices(&self.instance.name, tables)?;
+            let known = known.into_iter().find(|it| it.index == device);
+            let route = match known.and_then(|it| it.name) {
                 Some(name) => route(&name, to, devices).await?,
                 None => bail!("the guest's device is not of this host: run tapnat where it is"),
             };
             ((guest, ANY_PORT), device, route)
         };
         Ok(Question {
-            protocol: number,
+            protocol: if number == protocol::ICMP {
+                A::ICMP
+            } else {
+                number
+            },
             source,
-            destination: (to, port.unwrap_or(0)),
+            destination: (read(to)?, port.unwrap_or(0)),
             device,
             route,
         })
@@ -186,8 +278,12 @@ impl Arguments {
 }
 
 /// Where the kernel sends packets from this inside device.
-async fn route(device: &str, to: Ipv4Addr, devices: &[(u32, Device)]) -> Result<Route> {
-    let forwarding = Sysctl::forwarding(device).read();
+async fn route<A: IpFamily>(
+    device: &str,
+    to: IpAddr,
+    devices: &[(u32, Device<A>)],
+) -> Result<Route> {
+    let forwarding = A::forwarding(device).read();
     if forwarding.is_ok_and(|value| value.trim() == "0") {
         return Ok(Route {
             fate: Fate::Disabled,
@@ -205,36 +301,6 @@ async fn route(device: &str, to: Ipv4Addr, devices: &[(u32, Device)]) -> Result<
     let known = devices.iter().find(|(known, _)| *known == index);
     route.mtu = known.map_or(u16::MAX, |(_, device)| device.mtu);
     Ok(route)
-}
-
-/// The guest that is meant when none is named.
-fn only_guest(guests: &[(Be32, Guest)], devices: &[(u32, Device)]) -> Result<Ipv4Addr> {
-    match guests {
-        [(address, _)] => Ok((*address).into()),
-        [] => {
-            let inside = devices
-                .iter()
-                .find(|(_, device)| device.role == role::INSIDE);
-            let network = inside.map_or("the inside network".to_owned(), |(_, device)| {
-                format!("the network of {}", Ipv4Addr::from(device.address))
-            });
-            bail!(
-                "no guest has sent anything to the world yet: look whether its packets arrive \
-                 (`tapnat trace`), or name an address of {network} (--guest)"
-            )
-        }
-        _ => {
-            let names: Vec<_> = guests
-                .iter()
-                .take(5)
-                .map(|(address, _)| Ipv4Addr::from(*address).to_string())
-                .collect();
-            bail!(
-                "there are several guests: pass --guest with one, such as {}",
-                names.join(", ")
-            )
-        }
-    }
 }
 
 fn drops(tables: &PinnedTables) -> Result<Vec<Drops>> {
@@ -256,7 +322,7 @@ fn drops(tables: &PinnedTables) -> Result<Vec<Drops>> {
     Ok(drops)
 }
 
-fn describe(guest: Option<Ipv4Addr>, report: &Report) -> Result<String> {
+fn describe(guest: Option<IpAddr>, report: &Report) -> Result<String> {
     let mut text = String::new();
     if let Some(answer) = &report.packet {
         writeln!(text, "{}", answer.before.describe())?;

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -321,9 +321,11 @@ impl Netlink {
     /// # Errors
     ///
     /// When the kernel gives no answer.
-    pub async fn route_to(&self, destination: Ipv4Addr) -> Result<Option<u32>> {
-        let question = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(destination, 32)
+    pub async fn route_to(&self, destination: IpAddr) -> Result<Option<u32>> {
+        let length = IpNet::from(destination).prefix_len();
+        let question = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(destination, length)
+            .context("no route can be asked for")?
             .build();
         let mut answers = self.handle.route().get(question).execute();
         let answer = match answers.try_next().await {

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
 };
 
 use anyhow::{Context as _, Result};
@@ -70,11 +70,17 @@ pub struct Listener {
 impl Listener {
     /// Whether it takes what comes to this port of this address.
     #[must_use]
-    pub fn takes(&self, protocol: Transport, address: Ipv4Addr, port: u16) -> bool {
+    pub fn takes(&self, protocol: Transport, address: IpAddr, port: u16) -> bool {
         let local = self.local.ip().to_canonical();
         self.protocol == protocol
             && self.local.port() == port
-            && (local.is_unspecified() || local == IpAddr::V4(address))
+            && (local == address || self.takes_all_of(address))
+    }
+
+    /// Sockets of IPv6 mostly take IPv4, too.
+    fn takes_all_of(&self, address: IpAddr) -> bool {
+        let local = self.local.ip();
+        local.is_unspecified() && (local.is_ipv6() || address.is_ipv4())
     }
 
     /// Whose it is.
@@ -206,7 +212,7 @@ mod tests {
 
     #[test]
     fn names_the_process_that_listens() {
-        let address = Ipv4Addr::new(192, 0, 2, 1);
+        let address = std::net::Ipv4Addr::new(192, 0, 2, 1);
         let tcp = TcpListener::bind("0.0.0.0:0").unwrap();
         let udp = UdpSocket::bind("[::]:0").unwrap();
         let here = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -214,7 +220,7 @@ mod tests {
             listeners()
                 .unwrap()
                 .into_iter()
-                .find(|it| it.takes(protocol, address, local.port()))
+                .find(|it| it.takes(protocol, address.into(), local.port()))
         };
         let found = find(Transport::Tcp, tcp.local_addr().unwrap()).unwrap();
         let process = format!("(process {})", std::process::id());

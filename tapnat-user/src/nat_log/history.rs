@@ -1,10 +1,7 @@
 //! What the lines of a NAT log say of a time in the past: whose an outside endpoint was then, and
 //! whether the log can tell.
 
-use std::{
-    io::BufRead,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{io::BufRead, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail};
 use jiff::{Span, Timestamp, ToSpan as _, Unit, Zoned, civil};
@@ -16,7 +13,7 @@ use crate::view::Endpoint;
 /// Whose an outside endpoint is asked for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Question {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Any, of an address that is one guest's alone.
     pub port: Option<u16>,
     pub protocol: Option<String>,
@@ -141,7 +138,7 @@ fn add(line: &Line, question: &Question, known: &mut Vec<Known>) {
         return;
     };
     let is_whole = protocol == "all";
-    let is_asked = outside.address == IpAddr::V4(question.address)
+    let is_asked = outside.address == question.address
         && (is_whole || question.port.is_none_or(|port| port == outside.port))
         && (is_whole || question.protocol.as_ref().is_none_or(|it| *it == protocol));
     if !is_asked {
@@ -228,10 +225,12 @@ pub fn parse_time(text: &str, now: &Zoned) -> Result<(Timestamp, Timestamp)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use jiff::tz::TimeZone;
 
-    const ADDRESS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 5));
 
     fn at(minute: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + minute * 60).unwrap()

@@ -1,9 +1,10 @@
 //! What a traced packet is to people and to programs: headers in words and in JSON, in one place.
 
-use std::{fmt::Write as _, net::Ipv4Addr};
+use std::{fmt::Write as _, net::IpAddr};
 
 use etherparse::{
-    EtherType, Icmpv4Type, LaxPacketHeaders, LinkHeader, NetHeaders, TcpHeader, TransportHeader,
+    EtherType, Icmpv4Type, Icmpv6Type, LaxPacketHeaders, LinkHeader, NetHeaders, TcpHeader,
+    TransportHeader,
 };
 use serde::Serialize;
 use tapnat_common::verdict::Reason;
@@ -58,9 +59,9 @@ impl TraceView {
 pub struct PacketView {
     /// Bytes, with the link header. Of a GSO packet, which the kernel divides later, as a whole.
     pub length: u32,
-    /// `tcp` and so on; `arp`, `ipv6` or an Ethernet type for what is not IPv4.
+    /// `tcp` and so on; `arp` or an Ethernet type for what is not IP.
     pub protocol: String,
-    /// Null where it is not IPv4.
+    /// Null where it is not IP.
     pub source: Option<Endpoint>,
     pub destination: Option<Endpoint>,
     pub time_to_live: Option<u8>,
@@ -90,17 +91,8 @@ impl PacketView {
                 EtherType(number) => format!("ethertype {number:#06x}"),
             };
         }
-        let ip = match &headers.net {
-            Some(NetHeaders::Ipv4(ip, _)) => ip,
-            Some(NetHeaders::Ipv6(..)) => {
-                "ipv6".clone_into(&mut view.protocol);
-                return view;
-            }
-            _ => return view,
-        };
-        let endpoint = |address: [u8; 4], port| Endpoint {
-            address: Ipv4Addr::from(address).into(),
-            port,
+        let Some(ip) = headers.net.as_ref().and_then(Internet::read) else {
+            return view;
         };
         let (mut ports, mut details) = ([0, 0], String::new());
         match &headers.transport {
@@ -110,24 +102,26 @@ impl PacketView {
             }
             Some(TransportHeader::Udp(udp)) => ports = [udp.source_port, udp.destination_port],
             Some(TransportHeader::Icmpv4(icmp)) => details = describe_icmp(&icmp.icmp_type),
-            Some(TransportHeader::Icmpv6(_) | TransportHeader::Igmp(_)) | None => {}
+            Some(TransportHeader::Icmpv6(icmp)) => details = describe_icmpv6(&icmp.icmp_type),
+            Some(TransportHeader::Igmp(_)) | None => {}
         }
-        if ip.is_fragmenting_payload() {
-            let start = usize::from(ip.fragment_offset.value()) * 8;
-            let more = if ip.more_fragments { "" } else { " (last)" };
+        if let Some(part) = ip.part {
+            let more = if part.more { "" } else { " (last)" };
             if !details.is_empty() {
                 details.push(' ');
             }
             // Writing to a string does not fail.
             let _ = write!(
                 details,
-                "fragment of {} at {start}{more}",
-                ip.identification
+                "fragment of {} at {}{more}",
+                part.identification, part.start
             );
         }
-        view.protocol = protocol_label(ip.protocol.0).into_owned();
-        view.source = Some(endpoint(ip.source, ports[0]));
-        view.destination = Some(endpoint(ip.destination, ports[1]));
+        let [source_port, destination_port] = ports;
+        let endpoint = |address, port| Some(Endpoint { address, port });
+        view.protocol = protocol_label(ip.protocol).into_owned();
+        view.source = endpoint(ip.source, source_port);
+        view.destination = endpoint(ip.destination, destination_port);
         view.time_to_live = Some(ip.time_to_live);
         view.details = details;
         view
@@ -154,6 +148,58 @@ impl PacketView {
             text = format!("{text} ttl {time_to_live}");
         }
         format!("{text} len {}", self.length)
+    }
+}
+
+/// What is told of the header of either version.
+struct Internet {
+    source: IpAddr,
+    destination: IpAddr,
+    time_to_live: u8,
+    /// Behind extension headers.
+    protocol: u8,
+    part: Option<Part>,
+}
+
+/// A part of a packet.
+struct Part {
+    identification: u32,
+    /// In bytes.
+    start: u32,
+    more: bool,
+}
+
+impl Internet {
+    fn read(headers: &NetHeaders) -> Option<Self> {
+        let start = |units: u16| u32::from(units) * 8;
+        match headers {
+            NetHeaders::Ipv4(ip, _) => Some(Self {
+                source: ip.source.into(),
+                destination: ip.destination.into(),
+                time_to_live: ip.time_to_live,
+                protocol: ip.protocol.0,
+                part: ip.is_fragmenting_payload().then(|| Part {
+                    identification: ip.identification.into(),
+                    start: start(ip.fragment_offset.value()),
+                    more: ip.more_fragments,
+                }),
+            }),
+            NetHeaders::Ipv6(ip, extensions) => Some(Self {
+                source: ip.source.into(),
+                destination: ip.destination.into(),
+                time_to_live: ip.hop_limit,
+                protocol: extensions
+                    .next_header(ip.next_header)
+                    .unwrap_or(ip.next_header)
+                    .0,
+                part: extensions.fragment.as_ref().map(|it| Part {
+                    identification: it.identification,
+                    start: start(it.fragment_offset.value()),
+                    more: it.more_fragments,
+                }),
+            }),
+            _ => None,
+        }
     }
 }
 
@@ -184,6 +230,25 @@ fn describe_icmp(kind: &Icmpv4Type) -> String {
         Icmpv4Type::Redirect(_) => "redirect".to_owned(),
         Icmpv4Type::ParameterProblem(_) => "parameter problem".to_owned(),
         Icmpv4Type::Unknown { type_u8, .. } => format!("type {type_u8}"),
+    }
+}
+
+fn describe_icmpv6(kind: &Icmpv6Type) -> String {
+    match kind {
+        Icmpv6Type::EchoRequest(echo) => format!("echo request id {} seq {}", echo.id, echo.seq),
+        Icmpv6Type::EchoReply(echo) => format!("echo reply id {} seq {}", echo.id, echo.seq),
+        Icmpv6Type::DestinationUnreachable(code) => {
+            format!("destination unreachable, code {}", code.code_u8())
+        }
+        Icmpv6Type::PacketTooBig { mtu } => format!("packet too big, mtu {mtu}"),
+        Icmpv6Type::TimeExceeded(code) => format!("time exceeded, code {}", code.code_u8()),
+        Icmpv6Type::ParameterProblem(_) => "parameter problem".to_owned(),
+        Icmpv6Type::RouterSolicitation => "router solicitation".to_owned(),
+        Icmpv6Type::RouterAdvertisement(_) => "router advertisement".to_owned(),
+        Icmpv6Type::NeighborSolicitation => "neighbour solicitation".to_owned(),
+        Icmpv6Type::NeighborAdvertisement(_) => "neighbour advertisement".to_owned(),
+        Icmpv6Type::Redirect => "redirect".to_owned(),
+        Icmpv6Type::Unknown { type_u8, .. } => format!("type {type_u8}"),
     }
 }
 
@@ -235,7 +300,41 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ipv4_has_a_name_at_least() {
+    fn ipv6_is_told_like_ipv4() {
+        let ends = || {
+            let address = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
+            (address("fd00:7a70::10"), address("2001:db8:2::1"))
+        };
+        let (source, destination) = ends();
+        let udp = PacketBuilder::ethernet2(MAC, MAC)
+            .ipv6(source, destination, 64)
+            .udp(40000, 53);
+        assert_eq!(
+            described(udp),
+            "udp [fd00:7a70::10]:40000 > [2001:db8:2::1]:53 ttl 64 len 47"
+        );
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv6(source, destination, 63)
+            .icmpv6_echo_request(5, 1)
+            .write(&mut bytes, b"")
+            .unwrap();
+        assert_eq!(
+            PacketView::read(&bytes, 0, 48).describe(),
+            "icmpv6 fd00:7a70::10 > 2001:db8:2::1 echo request id 5 seq 1 ttl 63 len 48"
+        );
+        // A fragment header before it, the first of several.
+        bytes[6] = 44;
+        bytes.splice(40..40, [58, 0, 0, 1, 0, 0, 0, 7]);
+        bytes[5] += 8;
+        assert!(
+            PacketView::read(&bytes, 0, 56)
+                .describe()
+                .contains("fragment of 7 at 0 ttl"),
+        );
+    }
+
+    #[test]
+    fn what_is_not_ip_has_a_name_at_least() {
         let mut frame = [0; 60];
         frame[12..14].copy_from_slice(&[0x08, 0x06]);
         assert_eq!(PacketView::read(&frame, 14, 60).protocol, "arp");

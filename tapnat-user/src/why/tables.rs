@@ -5,12 +5,12 @@ use std::{
     cell::{Cell, RefCell, UnsafeCell},
     collections::HashMap,
     hash::Hash,
-    net::Ipv4Addr,
+    net::IpAddr,
     num::NonZeroU32,
 };
 
 use anyhow::{Error, Result};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tapnat_common::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
@@ -25,6 +25,7 @@ use tapnat_common::{
 
 use crate::{
     daemon::now,
+    family::IpFamily,
     forwards::Transport,
     host::sockets::{Listener, listeners},
     tables::PinnedTables,
@@ -91,33 +92,33 @@ impl<K: Copy + Eq + Hash, V: Copy> Copies<K, V> {
 }
 
 /// The tables for one packet.
-pub struct Rehearsal<'a> {
-    tables: &'a PinnedTables,
-    settings: Settings,
-    devices: &'a [(u32, Device)],
+pub struct Rehearsal<'a, A: IpFamily> {
+    tables: &'a PinnedTables<A>,
+    settings: Settings<A>,
+    devices: &'a [(u32, Device<A>)],
     reserved: Vec<Reserved>,
-    denied: Vec<Ipv4Net>,
-    untranslated: Vec<Ipv4Net>,
+    denied: Vec<A::Net>,
+    untranslated: Vec<A::Net>,
     listeners: Vec<Listener>,
     /// Of the packet, from the inside device that it arrives on.
     route: Route,
     has_room: [bool; 3],
     now: Instant,
-    sessions: Copies<FlowKey, Session>,
-    mappings: Copies<EndpointKey, Mapping>,
-    inside: Copies<EndpointKey, EndpointKey>,
-    permissions: Copies<PermissionKey, Permission>,
-    fragments: Copies<FragmentKey, Fragment>,
-    guests: Copies<Be32, Guest>,
+    sessions: Copies<FlowKey<A>, Session<A>>,
+    mappings: Copies<EndpointKey<A>, Mapping<A>>,
+    inside: Copies<EndpointKey<A>, EndpointKey<A>>,
+    permissions: Copies<PermissionKey<A>, Permission>,
+    fragments: Copies<FragmentKey<A>, Fragment>,
+    guests: Copies<A, Guest>,
     ports: Copies<u32, PortSet>,
     /// Why an entry could not be read.
     error: Cell<Option<Error>>,
 }
 
-impl<'a> Rehearsal<'a> {
+impl<'a, A: IpFamily> Rehearsal<'a, A> {
     pub fn new(
-        tables: &'a PinnedTables,
-        devices: &'a [(u32, Device)],
+        tables: &'a PinnedTables<A>,
+        devices: &'a [(u32, Device<A>)],
         route: Route,
     ) -> Result<Self> {
         let mut reserved = Vec::new();
@@ -167,23 +168,23 @@ impl<'a> Rehearsal<'a> {
         }
     }
 
-    fn read_session(&self, key: &FlowKey) -> Option<Session> {
+    fn read_session(&self, key: &FlowKey<A>) -> Option<Session<A>> {
         self.read(self.tables.half(key))
     }
 
-    fn read_mapping(&self, outside: EndpointKey) -> Option<Mapping> {
+    fn read_mapping(&self, outside: EndpointKey<A>) -> Option<Mapping<A>> {
         self.read(self.tables.mapping(&outside))
     }
 
-    fn read_inside(&self, inside: EndpointKey) -> Option<EndpointKey> {
+    fn read_inside(&self, inside: EndpointKey<A>) -> Option<EndpointKey<A>> {
         self.read(self.tables.outside_of(&inside))
     }
 
-    fn read_permission(&self, key: &PermissionKey) -> Option<Permission> {
+    fn read_permission(&self, key: &PermissionKey<A>) -> Option<Permission> {
         self.read(self.tables.permission(key))
     }
 
-    fn known(&self, index: u32) -> Option<&Device> {
+    fn known(&self, index: u32) -> Option<&Device<A>> {
         let mut devices = self.devices.iter();
         devices
             .find(|(known, _)| *known == index)
@@ -205,50 +206,51 @@ fn insert_or_full<K: Copy + Eq + Hash, V: Copy>(
     }
 }
 
-fn any_contains(nets: &[Ipv4Net], address: Be32) -> bool {
-    nets.iter()
-        .any(|net| net.contains(&Ipv4Addr::from(address)))
+fn any_contains<A: IpFamily>(nets: &[A::Net], address: A) -> bool {
+    let address: IpAddr = address.into();
+    let mut nets = nets.iter().map(|net| -> IpNet { (*net).into() });
+    nets.any(|net| net.contains(&address))
 }
 
-impl Tables for Rehearsal<'_> {
-    fn settings(&self) -> Option<&Settings> {
+impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
+    fn settings(&self) -> Option<&Settings<A>> {
         Some(&self.settings)
     }
 
-    fn device(&self, index: u32) -> Option<&Device> {
+    fn device(&self, index: u32) -> Option<&Device<A>> {
         self.known(index)
     }
 
-    fn session(&self, key: &FlowKey) -> Option<&mut Session> {
+    fn session(&self, key: &FlowKey<A>) -> Option<&mut Session<A>> {
         self.sessions.get(key, || self.read_session(key))
     }
 
-    fn insert_session(&self, key: &FlowKey, session: &Session) -> Insert {
+    fn insert_session(&self, key: &FlowKey<A>, session: &Session<A>) -> Insert {
         let [has_room, ..] = self.has_room;
         let read = || self.read_session(key);
         insert_or_full(&self.sessions, has_room, key, *session, read)
     }
 
-    fn remove_session(&self, key: &FlowKey) -> bool {
+    fn remove_session(&self, key: &FlowKey<A>) -> bool {
         self.sessions.remove(key, || self.read_session(key))
     }
 
-    fn mapping(&self, outside: &EndpointKey) -> Option<&mut Mapping> {
+    fn mapping(&self, outside: &EndpointKey<A>) -> Option<&mut Mapping<A>> {
         self.mappings.get(outside, || self.read_mapping(*outside))
     }
 
-    fn insert_mapping(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert {
+    fn insert_mapping(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>) -> Insert {
         let [_, has_room, _] = self.has_room;
         let read = || self.read_mapping(*outside);
         insert_or_full(&self.mappings, has_room, outside, *mapping, read)
     }
 
-    fn remove_mapping(&self, outside: &EndpointKey) -> bool {
+    fn remove_mapping(&self, outside: &EndpointKey<A>) -> bool {
         self.mappings
             .remove(outside, || self.read_mapping(*outside))
     }
 
-    fn count_on_mapping(&self, outside: &EndpointKey, more: bool) {
+    fn count_on_mapping(&self, outside: &EndpointKey<A>, more: bool) {
         if let Some(mapping) = self.mapping(outside) {
             let count = mapping.sessions;
             mapping.sessions = if more {
@@ -259,47 +261,47 @@ impl Tables for Rehearsal<'_> {
         }
     }
 
-    fn outside_of(&self, inside: &EndpointKey) -> Option<EndpointKey> {
+    fn outside_of(&self, inside: &EndpointKey<A>) -> Option<EndpointKey<A>> {
         let copy = self.inside.get(inside, || self.read_inside(*inside));
         copy.map(|outside| *outside)
     }
 
-    fn insert_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert {
+    fn insert_outside_of(&self, inside: &EndpointKey<A>, outside: &EndpointKey<A>) -> Insert {
         self.inside
             .insert(inside, *outside, || self.read_inside(*inside))
     }
 
-    fn remove_outside_of(&self, inside: &EndpointKey) {
+    fn remove_outside_of(&self, inside: &EndpointKey<A>) {
         self.inside.remove(inside, || None);
     }
 
-    fn permission(&self, key: &PermissionKey) -> Option<&mut Permission> {
+    fn permission(&self, key: &PermissionKey<A>) -> Option<&mut Permission> {
         self.permissions.get(key, || self.read_permission(key))
     }
 
-    fn remove_permission(&self, key: &PermissionKey) -> bool {
+    fn remove_permission(&self, key: &PermissionKey<A>) -> bool {
         self.permissions.remove(key, || self.read_permission(key))
     }
 
-    fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert {
+    fn set_permission(&self, key: &PermissionKey<A>, permission: &Permission) -> Insert {
         self.permissions.set(*key, *permission);
         Insert::Done
     }
 
-    fn note_unsolicited(&self, _: &FlowKey, _: &Unsolicited) {}
+    fn note_unsolicited(&self, _: &FlowKey<A>, _: &Unsolicited) {}
 
     // The host's firewall is not asked.
-    fn note_asked(&self, _: &FlowKey, _: &EndpointKey) {}
+    fn note_asked(&self, _: &FlowKey<A>, _: &EndpointKey<A>) {}
 
-    fn take_asked(&self, _: &FlowKey) -> Option<EndpointKey> {
+    fn take_asked(&self, _: &FlowKey<A>) -> Option<EndpointKey<A>> {
         None
     }
 
-    fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<&mut Fragment> {
         self.fragments.get(key, || None)
     }
 
-    fn new_fragment(&self, _: &FragmentKey) -> Option<&mut Fragment> {
+    fn new_fragment(&self, _: &FragmentKey<A>) -> Option<&mut Fragment> {
         // The packets here are whole.
         None
     }
@@ -308,11 +310,11 @@ impl Tables for Rehearsal<'_> {
         Be32::ZERO
     }
 
-    fn known_guest(&self, address: Be32) -> Option<&Guest> {
+    fn known_guest(&self, address: A) -> Option<&Guest> {
         self.guest(address).map(|guest| &*guest)
     }
 
-    fn guest(&self, address: Be32) -> Option<&mut Guest> {
+    fn guest(&self, address: A) -> Option<&mut Guest> {
         let [.., has_room] = self.has_room;
         self.guests.get(&address, || {
             let known = self.read(self.tables.guest(address));
@@ -320,19 +322,19 @@ impl Tables for Rehearsal<'_> {
         })
     }
 
-    fn remove_guest(&self, address: Be32) -> bool {
+    fn remove_guest(&self, address: A) -> bool {
         self.guests.remove(&address, || None)
     }
 
-    fn is_denied(&self, destination: Be32) -> bool {
+    fn is_denied(&self, destination: A) -> bool {
         any_contains(&self.denied, destination)
     }
 
-    fn is_untranslated(&self, destination: Be32) -> bool {
+    fn is_untranslated(&self, destination: A) -> bool {
         any_contains(&self.untranslated, destination)
     }
 
-    fn count_on_guest(&self, address: Be32, more: bool) {
+    fn count_on_guest(&self, address: A, more: bool) {
         if let Some(guest) = self.guest(address) {
             let count = guest.sessions;
             guest.sessions = if more {
@@ -343,7 +345,7 @@ impl Tables for Rehearsal<'_> {
         }
     }
 
-    fn count_port_on_guest(&self, address: Be32, more: bool) {
+    fn count_port_on_guest(&self, address: A, more: bool) {
         if let Some(guest) = self.guest(address) {
             let count = guest.ports;
             guest.ports = if more {
@@ -363,11 +365,11 @@ impl Tables for Rehearsal<'_> {
         self.reserved.get(class as usize)
     }
 
-    fn route_from(&self, _: NonZeroU32, _: &Packet) -> Route {
+    fn route_from(&self, _: NonZeroU32, _: &Packet<A>) -> Route {
         self.route
     }
 
-    fn route_on(&self, device: u32, _: Be32, _: Be32) -> Route {
+    fn route_on(&self, device: u32, _: A, _: A) -> Route {
         let Some(known) = self.known(device) else {
             return Route::default();
         };
@@ -382,13 +384,13 @@ impl Tables for Rehearsal<'_> {
         }
     }
 
-    fn host_socket(&self, local: &EndpointKey, _: &EndpointKey) -> bool {
+    fn host_socket(&self, local: &EndpointKey<A>, _: &EndpointKey<A>) -> bool {
         let transport = if local.protocol == protocol::TCP {
             Transport::Tcp
         } else {
             Transport::Udp
         };
-        let address = Ipv4Addr::from(local.address);
+        let address = local.address.into();
         self.listeners
             .iter()
             .any(|listener| listener.takes(transport, address, local.port.get()))

@@ -178,8 +178,10 @@ impl View {
             return;
         };
         let addresses = activity.ports.len().min(MOST_ADDRESSES);
-        let devices = activity.devices.len().min(MOST_DEVICES);
-        let lists = List::ALL.map(|list| self.list(list, activity));
+        let devices = activity.devices.iter().take(MOST_DEVICES);
+        let devices = devices.map(|it| it.device.networks().count().max(1)).sum();
+        let more = area.width - COLUMNS;
+        let lists = List::ALL.map(|list| self.list(list, activity, more));
         let [head, ports, device_list, rest, foot] = Layout::vertical([
             Constraint::Length(3),
             Constraint::Length(1 + length(addresses)),
@@ -255,10 +257,11 @@ impl View {
         frame.render_widget(pace, Rect { height: 1, ..area });
     }
 
-    fn list(&self, list: List, activity: &Activity) -> Listed {
+    /// `more` columns than are needed.
+    fn list(&self, list: List, activity: &Activity, more: u16) -> Listed {
         match list {
-            List::Guests => guests(activity, self.order),
-            List::Sessions => sessions(activity),
+            List::Guests => guests(activity, self.order, more),
+            List::Sessions => sessions(activity, more),
             List::Drops => drops(activity),
         }
     }
@@ -330,61 +333,78 @@ fn right(text: impl Into<String>) -> Cell<'static> {
     Cell::from(Line::from(text.into()).right_aligned())
 }
 
+/// Columns that an area has beyond what is needed. Addresses of IPv6 get them.
+fn more(area: Rect) -> u16 {
+    area.width.saturating_sub(COLUMNS)
+}
+
+/// An address in so many columns.
+fn fitted(address: &impl ToString, columns: u16) -> Cell<'static> {
+    Cell::from(units::shortened(&address.to_string(), columns.into()))
+}
+
 fn draw_ports(activity: &Activity, frame: &mut Frame<'_>, area: Rect) {
-    let more = activity.ports.len().saturating_sub(MOST_ADDRESSES);
-    let title = match more {
+    let hidden = activity.ports.len().saturating_sub(MOST_ADDRESSES);
+    let title = match hidden {
         0 => "PORTS IN USE OF".to_owned(),
         more => format!("PORTS OF ({more} more)"),
     };
     let titles = ["TCP", "UDP", "ICMP"].map(right);
     let header = Row::new(std::iter::once(Cell::from(title)).chain(titles));
+    let width = 20 + more(area);
     let rows = activity.ports.iter().take(MOST_ADDRESSES).map(|ports| {
-        let address = Cell::from(ports.address.to_string()).fg(Color::Green);
+        let address = fitted(&ports.address, width).fg(Color::Green);
         let usage = [ports.tcp, ports.udp, ports.icmp].map(|it| right(share(it)));
         Row::new(std::iter::once(address).chain(usage))
     });
-    let widths = [20, 19, 19, 19].map(Constraint::Length);
+    let widths = [width, 19, 19, 19].map(Constraint::Length);
     let table = Table::new(rows, widths).header(header.style(title_style()));
     frame.render_widget(table, area);
 }
 
 fn draw_devices(activity: &Activity, frame: &mut Frame<'_>, area: Rect) {
-    let more = activity.devices.len().saturating_sub(MOST_DEVICES);
-    let title = match more {
+    let hidden = activity.devices.len().saturating_sub(MOST_DEVICES);
+    let title = match hidden {
         0 => "DEVICE".to_owned(),
         more => format!("DEVICE ({more} more)"),
     };
     let left = [Cell::from(title), Cell::from("ADDRESS")];
     let header = Row::new(left.into_iter().chain(RATE_TITLES.map(right)));
-    let rows = activity.devices.iter().take(MOST_DEVICES).map(|it| {
+    let width = 18 + more(area);
+    let rows = activity.devices.iter().take(MOST_DEVICES).flat_map(|it| {
         let device = &it.device;
         let name = device
             .name
             .clone()
             .unwrap_or_else(|| format!("#{}", device.index));
-        let address = format!("{}/{}", device.address, device.prefix_length);
         let colour = if device.is_inside() {
             Color::Yellow
         } else {
             Color::Green
         };
-        let left = [Cell::from(name), Cell::from(address).fg(colour)];
-        Row::new(left.into_iter().chain(rates(it.rates)))
+        let mut networks = device.networks().map(|it| fitted(&it, width).fg(colour));
+        let first = networks.next().unwrap_or_else(|| Cell::from("-"));
+        let left = [Cell::from(name), first];
+        let first = Row::new(left.into_iter().chain(rates(it.rates)));
+        // What passes is not told by family.
+        let others: Vec<_> = networks.map(|it| Row::new([Cell::from(""), it])).collect();
+        std::iter::once(first).chain(others)
     });
-    let widths = [15, 18, 12, 9, 12, 9].map(Constraint::Length);
+    let widths = [15, width, 12, 9, 12, 9].map(Constraint::Length);
     let table = Table::new(rows, widths).header(header.style(title_style()));
     frame.render_widget(table, area);
 }
 
 const RATE_TITLES: [&str; 4] = ["TO WORLD", "PACKETS/S", "TO GUESTS", "PACKETS/S"];
 
-fn guests(activity: &Activity, order: Order) -> Listed {
+fn guests(activity: &Activity, order: Order, more: u16) -> Listed {
+    let width = 18 + more;
     let mut guests: Vec<_> = activity.guests.iter().collect();
     order.sort(&mut guests);
     let rows = guests.into_iter().map(|it| {
         let guest = &it.guest;
         let left = [
-            Cell::from(guest.address.to_string()).fg(Color::Yellow),
+            fitted(&guest.address, width).fg(Color::Yellow),
             right(units::count(guest.sessions.into())),
             right(units::count(guest.refused.into())),
         ];
@@ -394,20 +414,21 @@ fn guests(activity: &Activity, order: Order) -> Listed {
     Listed {
         name: format!("GUEST by {}", order.label()),
         titles: titles.map(right).collect(),
-        widths: vec![18, 8, 8, 11, 9, 11, 9],
+        widths: vec![width, 8, 8, 11, 9, 11, 9],
         rows: rows.collect(),
         nothing: "no guest has sent anything to the world",
     }
 }
 
-fn sessions(activity: &Activity) -> Listed {
+fn sessions(activity: &Activity, more: u16) -> Listed {
+    let width = 21 + more / 2;
     let rows = activity.busiest.iter().map(|it| {
         let flow = &it.flow;
         let bits = |rate: Rate| right(units::rate(rounded(rate.bits)));
         Row::new([
             Cell::from(flow.protocol.to_string()),
-            Cell::from(flow.inside.to_string()).fg(Color::Yellow),
-            Cell::from(flow.remote.to_string()),
+            fitted(&flow.inside, width).fg(Color::Yellow),
+            fitted(&flow.remote, width),
             bits(it.rates.outbound),
             bits(it.rates.inbound),
         ])
@@ -420,7 +441,7 @@ fn sessions(activity: &Activity) -> Listed {
             right("TO WORLD"),
             right("TO GUEST"),
         ],
-        widths: vec![11, 21, 21, 11, 11],
+        widths: vec![11, width, width, 11, 11],
         rows: rows.collect(),
         nothing: if activity.counted {
             "no session carries anything"
@@ -545,7 +566,7 @@ mod tests {
         let guest = activity.guests[0].clone();
         for number in 100..200 {
             let mut guest = guest.clone();
-            guest.guest.address = Ipv4Addr::new(10, 0, 0, number);
+            guest.guest.address = Ipv4Addr::new(10, 0, 0, number).into();
             activity.guests.push(guest);
         }
         let mut view = view();
