@@ -1,17 +1,18 @@
 //! The NAT log and `tapnat who`: what was given and given back is written down, without destinations
 //! unless they are asked for, also what happened while no process ran.
 
-use std::{fs, path::Path, thread, time::Instant};
+use std::{fs, net::SocketAddr, path::Path, thread, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tapnat_testbed::{
     process::Process,
     topology::{Inside, Topology},
     traffic::{self, UdpReflector},
 };
 use tapnat_tests::{
+    family::V6,
     instance::{Instance, PATIENCE},
     world::{just_over, server},
 };
@@ -141,6 +142,57 @@ fn what_is_given_and_given_back_is_written_without_destinations() -> Result<()> 
     );
     let (said, code) = rig.who(&["198.51.100.2", "--at", "x"])?;
     ensure!(code == 2 && said.contains("has no port"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn endpoints_of_ipv6_are_written_and_found() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).ipv6().build()?;
+    let instance = Instance::new(&topology.host);
+    let directory = tempfile::tempdir()?;
+    let echo = UdpReflector::start(&topology.world, V6.server(0, 7))?;
+    let arguments = ["--inside", "veth0=10.0.0.1/24,fd00:7a70::1/64"];
+    let log = file(directory.path());
+    let run = || instance.start(&[&arguments[..], &["--nat-log", &log]].concat());
+    let mut process = run()?;
+    let guest = &topology.guests[0];
+    let local = SocketAddr::new(V6.address_of(guest), 40_000);
+    let socket = traffic::udp_socket(&guest.namespace, local)?;
+    traffic::reflect_udp(&socket, echo.address(), b"hello")?;
+    // What is there is told by the next process.
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    let _process = run()?;
+    let text = fs::read_to_string(&log)?;
+    let outside = V6.outside(40_000);
+    for event in ["mapping-created", "mapping-present"] {
+        let mut lines = lines(&text)?.into_iter();
+        let line = lines.find(|line| {
+            line["event"] == event && line["outside"]["address"] == json!(outside.ip())
+        });
+        let line = line.with_context(|| format!("no {event} in {text}"))?;
+        ensure!(
+            line["protocol"] == "udp"
+                && line["inside"] == json!({"address": local.ip(), "port": 40_000}),
+            "{line}"
+        );
+    }
+    let said = instance.ask("who", &[&outside.to_string()])?;
+    ensure!(
+        said.starts_with(&format!("udp {outside} was {local} from ")),
+        "{said}"
+    );
+    for (wrong, way_out) in [
+        ("2001:db8:1::2", "has no port: write"),
+        ("[2001:db8::g]:1", "is not an address"),
+        ("[2001:db8:1::2]:x", "is not a port"),
+    ] {
+        let output = instance.command("who")?.arg(wrong).output()?;
+        ensure!(
+            output.status.code() == Some(2) && output.stderr.contains(way_out),
+            "{output:?}"
+        );
+    }
     Ok(())
 }
 

@@ -12,14 +12,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{maps::MapInfo, programs::loaded_programs};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tapnat_common::abi::programs;
 use tapnat_testbed::{
     packet,
     snapshot::Snapshot,
     topology::{Guest, HOST_ADDRESS, Inside, Topology, WORLD_ADDRESSES},
-    traffic::{IpSender, TcpReflector, TcpSession, UdpReflector, reflect_udp, udp_socket},
+    traffic::{IpSender, TcpReflector, TcpSession, UdpReflector, ping, reflect_udp, udp_socket},
 };
-use tapnat_tests::instance::{Instance, PATIENCE};
+use tapnat_tests::{
+    family::{V4, V6},
+    instance::{Instance, PATIENCE},
+    world::World,
+};
 
 const ARGUMENTS: [&str; 2] = ["--inside", "veth0=10.0.0.1/24"];
 
@@ -145,6 +148,133 @@ fn sessions_and_mappings_are_shown_as_they_are_on_the_wire() -> Result<()> {
     process.signal(Signal::SIGKILL)?;
     process.wait(PATIENCE)?;
     check().context("without a process")
+}
+
+#[test]
+fn both_families_are_shown_in_everything() -> Result<()> {
+    const PORT: u16 = 40_000;
+    let builder = Topology::builder().inside(Inside::Veth).ipv6();
+    let world = World::start(builder, &["--count"])?;
+    let (instance, guest) = (&world.instance, world.guest(0));
+    let mut kept = Vec::new();
+    for family in [V4, V6] {
+        let echo = UdpReflector::start(&world.topology.world, family.server(0, 7))?;
+        let local = SocketAddr::new(family.address_of(guest), PORT);
+        let socket = udp_socket(&guest.namespace, local)?;
+        let seen = reflect_udp(&socket, echo.address(), b"hello")?;
+        ensure!(seen == family.outside(PORT), "{seen}");
+        let answer = ping(&guest.namespace, family.server(0, 0).ip(), 1, &[])?;
+        ensure!(answer.received == 1, "{}", answer.output);
+        kept.push(socket);
+    }
+    let (flows, mappings) = (instance.ask_json("flows")?, instance.ask_json("mappings")?);
+    let table = instance.ask("flows", &[])?;
+    for (family, icmp) in [(V4, "icmp"), (V6, "icmpv6")] {
+        let inside = SocketAddr::new(family.address_of(guest), PORT);
+        let is_ours = |it: &&Value| endpoint(&it["inside"]).is_ok_and(|it| it == inside);
+        let udp = of(&flows, "udp")?.into_iter().find(is_ours);
+        let udp = udp.with_context(|| format!("no session of {inside}: {flows}"))?;
+        ensure!(endpoint(&udp["outside"])? == family.outside(PORT), "{udp}");
+        ensure!(endpoint(&udp["remote"])? == family.server(0, 7), "{udp}");
+        ensure!(
+            udp["packets"] == json!({"outbound": 1, "inbound": 1}),
+            "{udp}"
+        );
+        let mapping = of(&mappings, "udp")?.into_iter().find(is_ours);
+        let mapping = mapping.with_context(|| format!("no mapping of {inside}: {mappings}"))?;
+        ensure!(
+            endpoint(&mapping["outside"])? == family.outside(PORT),
+            "{mapping}"
+        );
+        let pings = of(&flows, icmp)?;
+        ensure!(
+            pings.len() == 1 && endpoint(&pings[0]["inside"])?.ip() == inside.ip(),
+            "{flows}"
+        );
+        let cells = [inside, family.outside(PORT), family.server(0, 7)].map(|it| it.to_string());
+        let row = table.lines().find(|row| row.contains(&cells[0]));
+        let row: Vec<_> = row.unwrap_or_default().split_whitespace().collect();
+        ensure!(
+            row.get(1..4) == Some(&cells.each_ref().map(String::as_str)[..]),
+            "{table}"
+        );
+
+        let network = match family {
+            V4 => "10.0.0.0/24",
+            V6 => "fd00:7a70::/64",
+        };
+        let chosen = instance.ask("flows", &["--guest", network, "--protocol", "udp"])?;
+        ensure!(
+            chosen.lines().count() == 2 && chosen.contains(&cells[0]),
+            "{network}: {chosen}"
+        );
+    }
+    let remote = instance.ask("flows", &["--remote", "::/0", "--by", "guest"])?;
+    let inside = V6.address_of(guest).to_string();
+    ensure!(
+        remote.lines().count() == 2 && remote.contains(&inside),
+        "{remote}"
+    );
+
+    let status = instance.ask_json("status")?;
+    ensure!(
+        status["outside_addresses"] == json!([V4.outside_address(), V6.outside_address()]),
+        "{status}"
+    );
+    ensure!(status["tables"]["sessions"]["used"] == 4, "{status}");
+    ensure!(
+        status["families"]["ipv6"]["mappings"]["used"] == 2,
+        "{status}"
+    );
+    let devices = status["devices"].as_array().context("no devices")?;
+    let device = devices.iter().find(|it| it["role"] == "inside");
+    let device = device.with_context(|| format!("no inside device: {status}"))?;
+    ensure!(
+        device["address"] == json!(V4.gateway_of(guest))
+            && device["ipv6_address"] == json!(V6.gateway_of(guest))
+            && device["ipv6_prefix_length"] == 64,
+        "{device}"
+    );
+    let text = instance.ask("status", &[])?;
+    let networks = format!("{}/24, {}/64", V4.gateway_of(guest), V6.gateway_of(guest));
+    ensure!(text.contains(&networks), "{text}");
+
+    let guests = instance.ask_json("guests")?;
+    for (number, family) in [V4, V6].into_iter().enumerate() {
+        let it = &guests[number];
+        ensure!(
+            it["address"] == json!(family.address_of(guest))
+                && it["sessions"] == 2
+                && it["device"] == "veth0"
+                && it["packets"]["outbound"] == 2
+                && it["link_address"] == guests[0]["link_address"],
+            "{guests}"
+        );
+    }
+    let map = instance.ask("map", &["--interval", "0.1"])?;
+    let top = instance.ask_json("top")?;
+    for family in [V4, V6] {
+        let device = format!("{}/", family.gateway_of(guest));
+        ensure!(
+            map.contains(&device) && map.contains(&family.address_of(guest).to_string()),
+            "{map}"
+        );
+        let ports = top["ports"].as_array().context("no ports")?;
+        let ours = ports
+            .iter()
+            .find(|it| it["address"] == json!(family.outside_address()));
+        ensure!(ours.is_some_and(|it| it["udp"]["used"] == 1), "{top}");
+    }
+    let metrics = instance.ask("metrics", &[])?;
+    for family in ["ipv4", "ipv6"] {
+        let line = format!("table=\"sessions\",family=\"{family}\"}} 2\n");
+        ensure!(metrics.contains(&line), "{metrics}");
+    }
+    ensure!(
+        metrics.contains(&format!("guest=\"{inside}\"}} 2\n")),
+        "{metrics}"
+    );
+    Ok(())
 }
 
 #[test]

@@ -21,6 +21,7 @@ use tapnat_testbed::{
     traffic::{self, UdpReflector},
 };
 use tapnat_tests::{
+    family::{V4, V6},
     instance::{Instance, PATIENCE},
     world::{OUTSIDE, World, server},
 };
@@ -115,6 +116,46 @@ fn check_both_ways(builder: Builder, arguments: &[&str], inside: &str, uplink: &
 #[test]
 fn packets_are_told_as_they_come_and_as_they_leave() -> Result<()> {
     check_both_ways(topology(), &[], "veth0", "uplink0")
+}
+
+#[test]
+fn both_families_are_told_and_filtered() -> Result<()> {
+    let world = World::start(topology().ipv6(), &[])?;
+    let guest = world.guest(0);
+    let mut links = Vec::new();
+    for family in [V4, V6] {
+        let echo = UdpReflector::start(&world.topology.world, family.server(0, PORT))?;
+        let local = SocketAddr::new(family.address_of(guest), 40_000);
+        links.push((echo, traffic::udp_socket(&guest.namespace, local)?));
+    }
+    for (family, (_, socket)) in [V4, V6].into_iter().zip(&links) {
+        let inside = family.address_of(guest).to_string();
+        let filter = [
+            "--json", "--count", "2", "--guest", &inside, "--port", "40000",
+        ];
+        let mut process = trace(&world.instance, &filter)?;
+        // The other family's must not be among what is told.
+        for (echo, socket) in &links {
+            reflect(socket, echo)?;
+        }
+        let told = told(&mut process)?;
+        let [out, back] = told.as_slice() else {
+            anyhow::bail!("{told:?}")
+        };
+        let (local, server) = (socket.local_addr()?, family.server(0, PORT));
+        let outside = family.outside(40_000);
+        for (line, from, to) in [(out, local, server), (back, server, outside)] {
+            let before = &line["before"];
+            ensure!(before["protocol"] == "udp", "{line}");
+            ensure!(
+                end(&before["source"])? == from && end(&before["destination"])? == to,
+                "{line}"
+            );
+        }
+        ensure!(end(&out["after"]["source"])? == outside, "{out}");
+        ensure!(end(&back["after"]["destination"])? == local, "{back}");
+    }
+    Ok(())
 }
 
 #[test]

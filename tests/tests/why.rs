@@ -11,6 +11,7 @@ use tapnat_testbed::{
     traffic::{self, UdpReflector},
 };
 use tapnat_tests::{
+    family::{Family, V4, V6},
     instance::{Instance, PATIENCE},
     world::{World, server},
 };
@@ -112,6 +113,74 @@ fn what_it_says_is_what_happens() -> Result<()> {
     ensure!(
         denied["packets"] == 1 && denied["advice"].is_null(),
         "{denied}"
+    );
+    Ok(())
+}
+
+#[test]
+fn packets_of_both_families_are_asked_about() -> Result<()> {
+    let builder = Topology::builder().inside(Inside::Veth).ipv6();
+    let world = World::start(builder, &[])?;
+    let (instance, guest) = (&world.instance, world.guest(0));
+    let tell = |family: Family, name: &str| -> Result<()> {
+        let to = family.server(0, 9).to_string();
+        let address = family.address_of(guest).to_string();
+        let (report, code) = ask(
+            instance,
+            &["--guest", &address, "--proto", "udp", "--to", &to],
+        )?;
+        let packet = &report["packet"];
+        ensure!(code == 0 && packet["reason"] == name, "{report}");
+        let after = &packet["after"]["source"];
+        ensure!(
+            *after == serde_json::json!({"address": family.outside_address(), "port": 40_000}),
+            "{report}"
+        );
+        Ok(())
+    };
+    for family in [V4, V6] {
+        tell(family, "session-started")?;
+        let local = SocketAddr::new(family.address_of(guest), 40_000);
+        let socket = traffic::udp_socket(&guest.namespace, local)?;
+        socket.send_to(b"x", family.server(0, 9))?;
+        let counted = if family == V4 { 1 } else { 2 };
+        instance.until(|_| {
+            instance
+                .count("session-started")
+                .is_ok_and(|it| it == counted)
+        })?;
+        tell(family, "translated")?;
+    }
+    // The only guest there is has an address of each.
+    for (to, protocol) in [("203.0.113.1", "icmp"), ("2001:db8:2::1", "icmpv6")] {
+        let (report, code) = ask(instance, &["--to", to])?;
+        ensure!(
+            code == 0 && report["packet"]["before"]["protocol"] == protocol,
+            "{report}"
+        );
+    }
+    let (report, code) = ask(instance, &["--to", "::1"])?;
+    ensure!(
+        code == PROBLEM && report["packet"]["reason"] == "unroutable-destination",
+        "{report}"
+    );
+    let (report, _) = ask(
+        instance,
+        &[
+            "--from",
+            "[2001:db8:2::1]:5000",
+            "--to",
+            "[2001:db8:1::2]:8080",
+        ],
+    )?;
+    ensure!(report["packet"]["after"].is_null(), "{report}");
+    let mixed = instance.command("why")?;
+    let mixed = mixed
+        .args(["--guest", "10.0.0.10", "--to", "2001:db8:2::1"])
+        .output()?;
+    ensure!(
+        mixed.status.code() == Some(1) && mixed.stderr.contains("of one family"),
+        "{mixed:?}"
     );
     Ok(())
 }
