@@ -1,7 +1,11 @@
 //! Prints what the datapath logs (`tapnat run -v`) to the standard error, with the names of the
 //! numbers in it. What is logged is the datapath's decision.
 
-use std::io::{self, Write as _};
+use std::{
+    borrow::Cow,
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
@@ -34,7 +38,7 @@ impl Log for Lines {
 }
 
 /// A line of the datapath's, which begins with the numbers of a reason and of a protocol, with their
-/// names in place of them.
+/// names in place of them. Endpoints follow, both families' as IPv6 without brackets.
 fn named(line: &str) -> String {
     let mut words = line.splitn(3, ' ');
     if let (Some(reason), Some(protocol), Some(rest)) = (words.next(), words.next(), words.next())
@@ -44,10 +48,25 @@ fn named(line: &str) -> String {
             .and_then(|it: usize| Reason::ALL.get(it))
         && let Ok(protocol) = protocol.parse()
     {
-        format!("{} {} {rest}", reason.label(), protocol_label(protocol))
+        let rest: Vec<_> = rest.split(' ').map(endpoint).collect();
+        format!(
+            "{} {} {}",
+            reason.label(),
+            protocol_label(protocol),
+            rest.join(" ")
+        )
     } else {
         line.to_owned()
     }
+}
+
+/// A word as people write it, if it is an endpoint.
+fn endpoint(word: &str) -> Cow<'_, str> {
+    let end = word.rsplit_once(':').and_then(|(address, port)| {
+        let address: IpAddr = address.parse().ok()?;
+        Some(SocketAddr::new(address.to_canonical(), port.parse().ok()?))
+    });
+    end.map_or(Cow::Borrowed(word), |end| Cow::Owned(end.to_string()))
 }
 
 /// The datapath's log.
@@ -90,8 +109,14 @@ mod tests {
     fn numbers_get_their_names() {
         let reason = Reason::SessionStarted as u32;
         assert_eq!(
-            named(&format!("{reason} 6 10.0.0.10:4000 -> 192.0.2.1:80")),
+            named(&format!(
+                "{reason} 6 ::ffff:10.0.0.10:4000 -> ::ffff:192.0.2.1:80"
+            )),
             "session-started tcp 10.0.0.10:4000 -> 192.0.2.1:80"
+        );
+        assert_eq!(
+            named(&format!("{reason} 17 fd00::10:4000 -> 2001:db8::1:80")),
+            "session-started udp [fd00::10]:4000 -> [2001:db8::1]:80"
         );
         let odd = format!("{} 6 10.0.0.10:4000", Reason::COUNT);
         assert_eq!(named(&odd), odd);

@@ -251,7 +251,7 @@ fn both_families_are_shown_in_everything() -> Result<()> {
             "{guests}"
         );
     }
-    let map = instance.ask("map", &["--interval", "0.1"])?;
+    let map = instance.ask("map", &["--interval", "1"])?;
     let top = instance.ask_json("top")?;
     for family in [V4, V6] {
         let device = format!("{}/", family.gateway_of(guest));
