@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -142,6 +142,12 @@ pub mod maps {
     pub const NAT64: &str = "NAT64";
     /// IPv4 addresses that are on no wire to [`super::StandIn`]s.
     pub const STAND_INS: &str = "STAND_INS";
+    /// [`crate::nptv6::PrefixPair`]s; those that are set come first. Written by user space
+    /// only.
+    pub const PREFIXES: &str = "PREFIXES";
+    /// The inside networks of IPv6 to the interface index of their device, where prefixes
+    /// are translated. Written by user space only.
+    pub const INSIDE_NETWORKS: &str = "INSIDE_NETWORKS";
     /// [`crate::ports::Reserved`], one per port class. Written by user space only.
     pub const RESERVED: &str = "RESERVED";
     /// A per-CPU [`super::Counter`] for each [`crate::verdict::Reason`].
@@ -158,9 +164,11 @@ pub mod maps {
     pub const STAGES: &str = "STAGES";
 
     /// Every pinned map that serves both IP versions.
-    pub const SHARED: [&str; 8] = [
+    pub const SHARED: [&str; 10] = [
         NAT64,
         STAND_INS,
+        PREFIXES,
+        INSIDE_NETWORKS,
         RESERVED,
         COUNTERS,
         XDP_DEVICES,
@@ -268,6 +276,8 @@ pub mod stages {
     pub const TRANSLATE: u32 = 13;
     /// The same, ICMP errors.
     pub const TRANSLATE_ERROR: u32 = 14;
+    /// Of IPv6: packets whose prefix is translated, without sessions.
+    pub const PREFIX: u32 = 15;
     /// Places in the table.
     pub const COUNT: u32 = 32;
 
@@ -309,6 +319,8 @@ pub mod stages {
         (TRANSLATE, "translate4"),
         (TRANSLATE_ERROR, "translate_error4"),
     ];
+    /// The same for the translation of prefixes.
+    pub const PREFIXES: [(u32, &str); 1] = [(SIX + PREFIX, "prefix6")];
     const _: () = assert!(<Be32 as Family>::OFFSET == 0);
 }
 
@@ -324,10 +336,15 @@ pub mod globals {
     pub const IPV6_CHECKSUMS: &str = "IPV6_CHECKSUMS";
     /// `u8`: non-zero where there is NAT64.
     pub const NAT64: &str = "HAS_NAT64";
+    /// `u8`: non-zero where there is something in [`super::maps::PREFIXES`].
+    pub const PREFIXES: &str = "HAS_PREFIXES";
     /// `u64`: the cookie of the network namespace whose sockets are the host's.
     /// 0 is nobody's.
     pub const NETNS_COOKIE: &str = "NETNS_COOKIE";
 }
+
+/// At most this many pairs of prefixes.
+pub const MAX_PREFIX_PAIRS: u32 = 4;
 
 /// At most this many outside addresses in a pool.
 pub const MAX_OUTSIDE_ADDRESSES: usize = 16;
@@ -1183,6 +1200,7 @@ mod pod {
         Sweep,
         Unsolicited,
         crate::embed::Prefix,
+        crate::nptv6::PrefixPair,
         crate::ports::PortSet,
         crate::ports::Reserved,
     );

@@ -129,6 +129,20 @@ impl PrefixPair {
         }
     }
 
+    /// Whether packets from there are translated.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_internal(self, address: Be128) -> bool {
+        self.is_set() && address.same_network(self.internal, Be128::mask(self.length()))
+    }
+
+    /// Whether packets to there are translated.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_external(self, address: Be128) -> bool {
+        self.is_set() && address.same_network(self.external, Be128::mask(self.length()))
+    }
+
     /// The external address of an internal one (RFC 6296 section 3.2).
     ///
     /// # Errors

@@ -10,8 +10,9 @@ use crate::{
     nat::{
         self, Tables,
         firewall::{self, Forwarded},
+        prefixes,
     },
-    net::Be16,
+    net::{Be16, Be128},
     network::Network,
     parse::{self, Packet, Part, Transport},
     rewrite::{self, Rewrite},
@@ -138,6 +139,26 @@ pub fn exceptional<A: Network, F: Frame, T: Tables<A>>(
         return Next::Resume;
     }
     resume(frame, device, tables, packet, plan)
+}
+
+/// Decides about a packet whose prefix may be translated, and translates it. See
+/// [`prefixes`]; the arguments are as for [`exceptional`].
+#[inline(always)]
+pub fn prefix<F: Frame, T: Tables<Be128>>(
+    frame: &mut F,
+    device: Option<NonZeroU32>,
+    tables: &T,
+    packet: &mut Packet<Be128>,
+    plan: &mut Plan<Be128>,
+) -> Next {
+    frame.pull(Be128::ALL_HEADERS);
+    if let Err(reason) = parse::parse(frame, packet) {
+        return Next::Leave(reason);
+    }
+    match prefixes::decide(packet, device, tables, plan) {
+        Ok(pairs) => Next::Leave(prefixes::translate(frame, packet, pairs, tables)),
+        Err(next) => next,
+    }
 }
 
 /// Decides about a packet that may be of a session that is there, and rewrites it if it

@@ -134,6 +134,8 @@ reasons! {
     HairpinStarted = Forward "hairpin-started",
     /// An ICMP error about a packet of a session.
     ErrorTranslated = Forward "icmp-error-translated",
+    /// Of no session: its prefix was translated (RFC 6296).
+    PrefixTranslated = Forward "prefix-translated",
 
     /// The headers end before the packet says.
     Truncated = Drop "truncated",
@@ -196,6 +198,9 @@ reasons! {
     GuestPortLimit = Refuse "guest-port-limit",
     /// To a destination that the operator denies to guests; ICMP 3/13 was sent.
     DeniedDestination = Refuse "denied-destination",
+    /// An address within a translated prefix that has no counterpart, or none in an
+    /// inside network (RFC 6296 sections 3.4 and 3.7); ICMPv6 1/1 was sent.
+    PrefixUntranslatable = Refuse "prefix-untranslatable",
     /// From a guest to another one, and guests are isolated; ICMP 3/13 was sent.
     GuestIsolated = Refuse "guest-isolated",
     /// From a guest to the host, which is denied to guests; ICMP 3/13 was sent.

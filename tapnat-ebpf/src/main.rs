@@ -92,6 +92,8 @@ static HAS_NAT64: Global<u8> = Global::new(0);
 static COARSE_CLOCK: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
 static IPV6_CHECKSUMS: Global<u8> = Global::new(0);
+#[unsafe(no_mangle)]
+static HAS_PREFIXES: Global<u8> = Global::new(0);
 
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: Global<u64> = Global::new(0);
@@ -271,6 +273,23 @@ stages! {
     release6 = release_fragments::<Be128>;
 }
 
+/// IPv6 packets whose prefix is translated.
+#[classifier]
+pub fn prefix6(context: TcContext) -> i32 {
+    stage::<Be128>(&context, |skb, device, kernel, scratch| {
+        scratch.plan.begin();
+        pipeline::prefix(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
+    })
+}
+
+/// Whether the prefix of this IPv6 packet is translated.
+#[inline(always)]
+fn has_prefix(skb: &Skb, device: Option<NonZeroU32>) -> bool {
+    // What is looked at asks for no time.
+    let kernel = Kernel::new(skb.context(), Instant::default());
+    nat::prefixes::concern(skb, device, &kernel)
+}
+
 #[inline(always)]
 fn established_elsewhere<A: Routed>(context: &TcContext) -> i32 {
     let Some(scratch) = scratch::<A>() else {
@@ -280,6 +299,9 @@ fn established_elsewhere<A: Routed>(context: &TcContext) -> i32 {
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
     if HAS_NAT64.load() != 0 && A::VERSION == Be128::VERSION && is_for_ipv4(&skb) {
         return go_on::<A>(context, stages::TRANSLATE);
+    }
+    if HAS_PREFIXES.load() != 0 && A::VERSION == Be128::VERSION && has_prefix(&skb, device) {
+        return go_on::<A>(context, stages::PREFIX);
     }
     match quick::<A>(&mut skb, device) {
         Some(action) => action,

@@ -11,13 +11,14 @@ use aya_ebpf::{
 use tapnat_common::{
     abi::{
         Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
-        HostSocketKey, Mapping, Permission, PermissionKey, Session, Settings, StandIn, Unsolicited,
-        stages,
+        HostSocketKey, MAX_PREFIX_PAIRS, Mapping, Permission, PermissionKey, Session, Settings,
+        StandIn, Unsolicited, stages,
     },
     cut::MAX_FRAME,
     embed::Prefix,
     nat_log::Record,
     net::{Be32, Be128},
+    nptv6::PrefixPair,
     parse::Packet,
     ports::{CLASSES, PortSet, Reserved, SETS},
     refusal::Budget,
@@ -143,6 +144,11 @@ pub static WHOLE: PerCpuArray<Whole, 1> = PerCpuArray::new();
 /// predecessors' on another CPU.
 #[btf_map]
 pub static IDENTIFICATION: Array<u32, 1> = Array::new();
+/// Of IPv6, where prefixes are translated.
+#[btf_map]
+pub static PREFIXES: Array<PrefixPair, { MAX_PREFIX_PAIRS as usize }> = Array::new();
+#[btf_map]
+pub static INSIDE_NETWORKS: LpmTrie<Be128, u32, 1024> = LpmTrie::new();
 #[btf_map]
 pub static RESERVED: Array<Reserved, { CLASSES as usize }> = Array::new();
 /// What a packet out of the ordinary needs, off the stack, which is short.

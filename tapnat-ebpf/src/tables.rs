@@ -30,7 +30,8 @@ use tapnat_common::{
         nat64::{GROWTH, TO_STAND_IN},
     },
     nat_log::events,
-    net::{Be32, Be128, protocol},
+    net::{Address as _, Be32, Be128, protocol},
+    nptv6::PrefixPair,
     parse::Packet,
     ports::{PortSet, Reserved},
     time::Instant,
@@ -487,6 +488,18 @@ impl<A: Routed> Tables<A> for Kernel<A> {
     #[inline(always)]
     fn reserved(&self, class: u32) -> Option<&Reserved> {
         maps::RESERVED.get(class)
+    }
+
+    #[inline(always)]
+    fn prefix_pair(&self, place: u32) -> Option<&PrefixPair> {
+        maps::PREFIXES.get(place)
+    }
+
+    #[inline(always)]
+    fn inside_device(&self, address: A) -> Option<u32> {
+        maps::INSIDE_NETWORKS
+            .get(&Key::new(Be128::BITS.into(), address.mapped()))
+            .copied()
     }
 
     #[inline(always)]

@@ -16,6 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tapnat_common::{
     abi::{Filtering, MAX_OUTSIDE_ADDRESSES, MappingMode, Timeouts},
     embed::{Prefix, PrefixError},
+    nptv6::{LONGEST, PairError, PrefixPair},
     time::Ticks,
 };
 
@@ -106,6 +107,8 @@ pub struct Config {
     pub untranslated: Vec<Ipv4Net>,
     /// Behind which guests with IPv6 reach the world's IPv4.
     pub nat64: Option<Nat64Prefix>,
+    /// Prefixes of IPv6 that are translated without sessions (RFC 6296).
+    pub prefixes: Vec<PrefixPair>,
     /// Keep guests from the host, and from networks that are not behind the uplink.
     pub deny_host: bool,
     /// Keep guests from each other.
@@ -467,6 +470,44 @@ pub fn parse_prefix(text: &str) -> Result<IpNet> {
         net.addr()
     );
     Ok(net)
+}
+
+/// Reads a pair of prefixes, the internal one first.
+///
+/// # Errors
+///
+/// When it is none, or one that cannot be translated.
+pub fn parse_prefix_pair(text: &str) -> Result<PrefixPair> {
+    let example = "write fd00:1::/48=2001:db8:1::/48";
+    let read = |prefix: &str| {
+        let net = prefix
+            .parse::<Ipv6Net>()
+            .with_context(|| format!("'{prefix}' is not an IPv6 prefix: {example}"))?;
+        ensure!(
+            net.addr() == net.network(),
+            "{prefix} is an address within a prefix: write {}",
+            net.trunc()
+        );
+        Ok((net.addr().into(), net.prefix_len()))
+    };
+    let (internal, external) = text
+        .split_once('=')
+        .with_context(|| format!("'{text}' is not two prefixes: {example}"))?;
+    PrefixPair::new(read(internal)?, read(external)?).map_err(|error| match error {
+        PairError::Length => anyhow!(
+            "a prefix in {text} is not 1 to {LONGEST} bits long: behind longer ones no room is left to \
+             keep checksums as they are (RFC 6296)"
+        ),
+        PairError::HostBits => anyhow!("{text} has bits behind a prefix: {example}"),
+        PairError::Unroutable => anyhow!(
+            "{text} has a prefix whose addresses are not forwarded: give a unique local one \
+             (fd00::/8) and a global one"
+        ),
+        PairError::Overlap => anyhow!(
+            "one prefix in {text} lies within the other: what is translated must be told from what \
+             is not"
+        ),
+    })
 }
 
 /// Reads destinations of guests: a prefix, or an address.

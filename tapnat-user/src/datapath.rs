@@ -621,6 +621,7 @@ fn constants(config: &Config, ipv6: bool, host_sockets: &HostSockets) -> Result<
         ipv6_checksums: u8::from(kernel_is_at_least(6, 16)),
         ipv6,
         nat64: ipv6 && config.nat64.is_some(),
+        prefixes: ipv6 && !config.prefixes.is_empty(),
         verbose: if config.verbose {
             Level::Debug as u8
         } else {

@@ -683,6 +683,7 @@ mod tests {
             pass_unsolicited: false,
             deny: Vec::new(),
             untranslated: Vec::new(),
+            prefixes: Vec::new(),
             deny_host: false,
             isolate: false,
             roaming: false,

@@ -6,7 +6,7 @@ mod batch;
 mod both;
 mod mappings;
 
-use std::{io, path::Path};
+use std::{io, iter, path::Path};
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use aya::{
@@ -18,11 +18,12 @@ use aya::{
 };
 use tapnat_common::{
     abi::{
-        ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Permission,
-        PermissionKey, Session, Settings, StandIn, Unsolicited, maps,
+        ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, MAX_PREFIX_PAIRS, Mapping,
+        Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, maps, role,
     },
     embed::Prefix,
-    net::Be32,
+    net::{Be32, Be128},
+    nptv6::PrefixPair,
     ports::{Class, PortSet, Reserved, SETS, set_index},
     verdict::Reason,
 };
@@ -91,6 +92,73 @@ pub struct PinnedTables<A: IpFamily = Be32> {
     nat64: Array<MapData, Prefix>,
     stand_ins: HashMap<MapData, Be32, StandIn>,
     counters: PerCpuArray<MapData, Counter>,
+}
+
+/// The tables of IPv6 that the translation of prefixes has of its own.
+pub struct PrefixTables {
+    pairs: Array<MapData, PrefixPair>,
+    networks: LpmTrie<MapData, Be128, u32>,
+}
+
+impl PrefixTables {
+    /// Opens the tables pinned in `directory`.
+    ///
+    /// # Errors
+    ///
+    /// With the reason why they cannot be used.
+    pub fn open(directory: &Path) -> Result<Self, Unusable> {
+        Ok(Self {
+            pairs: open(directory, maps::PREFIXES)?,
+            networks: open(directory, maps::INSIDE_NETWORKS)?,
+        })
+    }
+
+    /// Makes these the pairs that are translated, [`MAX_PREFIX_PAIRS`] at most.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_pairs(&mut self, pairs: &[PrefixPair]) -> Result<()> {
+        let rest = iter::repeat(PrefixPair::default());
+        let all = pairs.iter().copied().chain(rest);
+        for (place, pair) in (0..MAX_PREFIX_PAIRS).zip(all) {
+            self.pairs
+                .set(place, pair, 0)
+                .context("cannot write the pairs of prefixes")?;
+        }
+        Ok(())
+    }
+
+    /// Makes the networks of the inside devices among these the ones that are known.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_networks(&mut self, devices: &[(u32, Device<Be128>)]) -> Result<()> {
+        let writing = "cannot write the table of inside networks";
+        let mut wanted = Vec::new();
+        for (index, device) in devices {
+            if device.role != role::INSIDE {
+                continue;
+            }
+            let length = device.mask.get().leading_ones();
+            let address = Be128::new(device.address.get() & device.mask.get());
+            let key = Key::new(length, address);
+            self.networks.insert(&key, index, 0).context(writing)?;
+            wanted.push((length, address));
+        }
+        let known: Vec<_> = self
+            .networks
+            .keys()
+            .collect::<Result<_, _>>()
+            .context(writing)?;
+        for key in known {
+            if !wanted.contains(&(key.prefix_len(), key.data())) {
+                self.networks.remove(&key).context(writing)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl<A: IpFamily> PinnedTables<A> {

@@ -12,6 +12,7 @@ pub mod mapping;
 pub mod nat64;
 pub mod neighbours;
 mod policy;
+pub mod prefixes;
 pub mod session;
 mod start;
 pub mod sweep;
@@ -32,6 +33,7 @@ use crate::{
     cut,
     net::Be32,
     network::Network,
+    nptv6::PrefixPair,
     parse::{Packet, Part, Transport, tcp_flags},
     ports::{PortSet, Reserved},
     rewrite::Rewrite,
@@ -174,6 +176,18 @@ pub trait Tables<A: Network = Be32> {
 
     fn ports(&self, index: u32) -> Option<&mut PortSet>;
     fn reserved(&self, class: u32) -> Option<&Reserved>;
+
+    /// The pair of prefixes at this place, of those that are translated. IPv4 has none.
+    #[inline(always)]
+    fn prefix_pair(&self, _place: u32) -> Option<&PrefixPair> {
+        None
+    }
+    /// The index of the inside device whose network has this address, where prefixes
+    /// are translated.
+    #[inline(always)]
+    fn inside_device(&self, _address: A) -> Option<u32> {
+        None
+    }
 
     /// The way of a packet that arrived on the inside `device`.
     fn route_from(&self, device: NonZeroU32, packet: &Packet<A>) -> Route;

@@ -190,7 +190,7 @@ fn has_whole_address<A: Network, T: Tables<A>>(
 
 /// What the ends of a guest's packet must fulfil, whatever it is.
 #[inline(always)]
-fn check_ends<A: Network, T: Tables<A>>(
+pub(super) fn check_ends<A: Network, T: Tables<A>>(
     packet: &Packet<A>,
     inside: &Device<A>,
     settings: &Settings<A>,

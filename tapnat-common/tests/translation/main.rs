@@ -11,6 +11,7 @@
 )]
 
 mod arbitrary;
+mod decisions;
 mod errors;
 mod extensions;
 #[path = "../datapath/support/frame.rs"]

@@ -17,6 +17,7 @@ use clap::{
 use ipnet::Ipv4Net;
 use tapnat_common::{
     abi::{Filtering, MOST_NEW_SESSIONS, MappingMode, Timeouts},
+    nptv6::PrefixPair,
     time::Ticks,
 };
 
@@ -29,7 +30,7 @@ use crate::{
         Attach, Choice, Config, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, DeviceName, Firewall, Inside,
         MOST_SESSIONS, Nat64Prefix, OutsideAddresses, PerProtocol, default_guest_max_ports,
         default_guest_max_sessions, parse_destinations, parse_domain, parse_duration,
-        parse_endpoint, parse_filtering_choice, parse_mapping_choice,
+        parse_endpoint, parse_filtering_choice, parse_mapping_choice, parse_prefix_pair,
     },
     daemon::{self, Reread},
     dns::Resolver,
@@ -158,6 +159,17 @@ pub struct Arguments {
         value_parser = parse_destinations
     )]
     deny: Vec<Ipv4Net>,
+
+    /// Translate the first prefix, which guests have, into the second, which the world knows them by,
+    /// address by address and without sessions (`NPTv6`): `fd00:1::/48=2001:db8:1::/48`. Can be given four
+    /// times
+    #[arg(
+        long = "prefix",
+        value_name = "INTERNAL=EXTERNAL",
+        value_delimiter = ',',
+        value_parser = parse_prefix_pair
+    )]
+    prefixes: Vec<PrefixPair>,
 
     /// Let guests reach these addresses under their own, untranslated: where the world has a route
     /// back to them. Can be given several times
@@ -364,6 +376,7 @@ impl Arguments {
             deny: self.deny,
             untranslated: self.untranslated,
             nat64: self.nat64,
+            prefixes: self.prefixes,
             deny_host: self.deny_host,
             isolate: self.isolate,
             roaming: self.roaming,

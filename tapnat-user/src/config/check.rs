@@ -1,12 +1,15 @@
 //! What of a configuration contradicts itself, whatever the host. What contradicts the host is
 //! [`crate::preflight`]'s.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
-use tapnat_common::abi::MAX_OUTSIDE_ADDRESSES;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tapnat_common::{
+    abi::{MAX_OUTSIDE_ADDRESSES, MAX_PREFIX_PAIRS},
+    net::Be128,
+};
 
-use super::{Config, Devices, Inside, overlap};
+use super::{Config, Devices, Firewall, Inside, overlap};
 use crate::{
     dns::Resolver,
     forwards::{Forward, Share},
@@ -81,7 +84,7 @@ impl Config {
                 )?;
             }
         }
-        if self.nat64.is_some() && self.firewall == crate::config::Firewall::Ask {
+        if self.nat64.is_some() && self.firewall == Firewall::Ask {
             refuse(
                 About::Option("nat64"),
                 "the firewall cannot be asked about guests without IPv4, whom no rule of its can \
@@ -99,8 +102,86 @@ impl Config {
         }
         self.check_dns()?;
         self.check_domain()?;
+        self.check_prefixes()?;
         for (position, forward) in self.forwards.iter().enumerate() {
             self.check_forward(position, forward)?;
+        }
+        Ok(())
+    }
+
+    fn check_prefixes(&self) -> Checked {
+        let about = About::Option("prefix");
+        let most = MAX_PREFIX_PAIRS as usize;
+        if self.prefixes.len() > most {
+            refuse(
+                about,
+                format!(
+                    "{} pairs of prefixes are too many: {most} are the most",
+                    self.prefixes.len()
+                ),
+            )?;
+        }
+        let mut earlier: Vec<Ipv6Net> = Vec::new();
+        for pair in &self.prefixes {
+            let both = [prefix(pair.internal()), prefix(pair.external())];
+            for net in both {
+                if let Some(other) = earlier
+                    .iter()
+                    .find(|other| other.contains(&net) || net.contains(*other))
+                {
+                    refuse(
+                        about,
+                        format!(
+                            "the prefix {net} overlaps {other} of another pair: an address must be \
+                             of one pair at most"
+                        ),
+                    )?;
+                }
+            }
+            let [_, external] = both;
+            if let Some(nat64) = &self.nat64
+                && (nat64.net.contains(&external) || external.contains(&nat64.net))
+            {
+                refuse(
+                    about,
+                    format!(
+                        "the external prefix {external} overlaps that of nat64, {}: an address is \
+                         either a guest's or stands for one of IPv4",
+                        nat64.net
+                    ),
+                )?;
+            }
+            earlier.extend(both);
+        }
+        if self.prefixes.is_empty() {
+            return Ok(());
+        }
+        if self.firewall == Firewall::Ask {
+            refuse(
+                about,
+                "with firewall = ask the host's firewall decides about sessions, and the translation \
+                 of prefixes has none: leave out one of the two"
+                    .to_owned(),
+            )?;
+        }
+        // Where a device has its address already only the host knows.
+        if self.insides.iter().any(|it| it.networks.is_empty()) {
+            return Ok(());
+        }
+        let networks = self.insides.iter().filter_map(|it| it.networks.ipv6);
+        let networks: Vec<_> = networks.map(|net| net.trunc()).collect();
+        for pair in &self.prefixes {
+            let internal = prefix(pair.internal());
+            if !networks.iter().any(|network| internal.contains(network)) {
+                refuse(
+                    about,
+                    format!(
+                        "no inside network lies in the prefix {internal}: give an inside device an \
+                         address there, as in --inside tap0={}/64",
+                        Ipv6Addr::from(u128::from(internal.network()) + 1)
+                    ),
+                )?;
+            }
         }
         Ok(())
     }
@@ -294,6 +375,7 @@ impl Config {
             deny: _,
             untranslated: _,
             nat64,
+            prefixes,
             deny_host: _,
             isolate: _,
             roaming: _,
@@ -320,6 +402,7 @@ impl Config {
             ("uplink", *uplink != new.uplink),
             ("nat64", *nat64 != new.nat64),
             ("max-sessions", *max_sessions != new.max_sessions),
+            ("prefix", *prefixes != new.prefixes),
             ("firewall", *firewall != new.firewall),
             ("count", *count != new.count),
             ("nat-log", *nat_log != new.nat_log),
@@ -337,6 +420,10 @@ impl Config {
         .filter_map(|(name, differs)| differs.then_some(name))
         .collect()
     }
+}
+
+fn prefix((address, length): (Be128, u8)) -> Ipv6Net {
+    Ipv6Net::new_assert(address.into(), length)
 }
 
 fn is_guest(network: Ipv4Net, address: Ipv4Addr) -> bool {

@@ -22,7 +22,7 @@ use crate::{
     ports::PortSet,
     preflight::Plan,
     sweep::Sweep,
-    tables::{PinnedTables, Unusable},
+    tables::{PinnedTables, PrefixTables, Unusable},
 };
 
 /// How often stand-ins are given back that have no sessions, at most.
@@ -30,6 +30,7 @@ const STAND_INS_PERIOD: Duration = Duration::from_mins(1);
 
 pub(super) struct Six {
     pub tables: PinnedTables<Be128>,
+    prefixes: PrefixTables,
     pub known: Surroundings<Be128>,
     sweep: Sweep<Be128>,
     pressure: Pressure,
@@ -51,10 +52,14 @@ impl Six {
         let explain = |reason: Unusable| reason.explain(&config.instance, &pins.tables());
         let mut tables = PinnedTables::<Be128>::open_unfilled(&pins.tables()).map_err(explain)?;
         tables.set_devices(&known.devices)?;
+        let mut prefixes = PrefixTables::open(&pins.tables()).map_err(explain)?;
+        prefixes.set_pairs(&config.prefixes)?;
+        prefixes.set_networks(&known.devices)?;
         tables.set_reserved(&reserved(withheld), &known.outside)?;
         Ok(Self {
             left: tables.settings()?,
             tables,
+            prefixes,
             known,
             sweep: Sweep::new(config.sweep_interval),
             pressure: Pressure::default(),
@@ -104,6 +109,7 @@ impl Six {
         let mut settings = self.tables.settings()?;
         if known != self.known {
             self.tables.set_devices(&known.devices)?;
+            self.prefixes.set_networks(&known.devices)?;
             if known.outside != self.known.outside && !known.outside.is_empty() {
                 // Before the first port of another address is given away.
                 let withheld = self.tables.reserved(Class::Tcp)?;

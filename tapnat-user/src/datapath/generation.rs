@@ -48,6 +48,8 @@ pub(super) struct Constants {
     pub ipv6: bool,
     /// Whether there are programs for NAT64.
     pub nat64: bool,
+    /// Whether prefixes of IPv6 are translated.
+    pub prefixes: bool,
     pub verbose: u8,
     pub log_bytes: u32,
     pub halves: u32,
@@ -60,7 +62,13 @@ impl Constants {
     fn stages(&self) -> impl Iterator<Item = (u32, &'static str)> {
         let ipv6 = if self.ipv6 { &stages::IPV6[..] } else { &[] };
         let nat64 = if self.nat64 { &stages::NAT64[..] } else { &[] };
-        stages::IPV4.iter().chain(ipv6).chain(nat64).copied()
+        let prefixes = if self.prefixes {
+            &stages::PREFIXES[..]
+        } else {
+            &[]
+        };
+        let ipv6 = ipv6.iter().chain(nat64).chain(prefixes);
+        stages::IPV4.iter().chain(ipv6).copied()
     }
 
     /// How the names of generations begin whose programs were made of this.
@@ -189,13 +197,14 @@ impl Generation {
             ipv6_checksums,
             ipv6,
             nat64,
+            prefixes,
             verbose,
             log_bytes,
             halves,
             mappings,
             permissions,
         } = &self.constants;
-        let nat64 = u8::from(*nat64);
+        let (nat64, prefixes) = (u8::from(*nat64), u8::from(*prefixes));
         let own = names_in(&self.directory.join(TABLES))?;
         let mut loader = EbpfLoader::new();
         loader
@@ -206,6 +215,7 @@ impl Generation {
             .override_global(aya_log::LEVEL, verbose, true)
             .override_global(globals::IPV6_CHECKSUMS, ipv6_checksums, true)
             .override_global(globals::NAT64, &nat64, true)
+            .override_global(globals::PREFIXES, &prefixes, true)
             .map_max_entries(maps::NAT_LOG, *log_bytes);
         for (names, has_room) in [(&maps::IPV4, true), (&maps::IPV6, *ipv6)] {
             if !has_room {
@@ -409,6 +419,7 @@ mod tests {
             ipv6_checksums: 1,
             ipv6: false,
             nat64: false,
+            prefixes: false,
             verbose: 0,
             log_bytes: 4096,
             halves: 200,
@@ -429,6 +440,7 @@ mod tests {
             other(|it| it.ipv6_checksums = 0),
             other(|it| it.ipv6 = true),
             other(|it| it.nat64 = true),
+            other(|it| it.prefixes = true),
             other(|it| it.verbose = 4),
             other(|it| it.log_bytes = 8192),
             other(|it| it.halves = 100),
