@@ -27,7 +27,7 @@ use tempfile::TempDir;
 const DOCUMENTS: [&str; 4] = ["tutorial", "recipes", "troubleshooting", "comparison"];
 
 /// Blocks that are not.
-const NOT_RUN: [(&str, &str); 5] = [
+const NOT_RUN: [(&str, &str); 6] = [
     (
         "tutorial-qemu",
         "a stand-in has the tap; `qemu` is the same command",
@@ -44,6 +44,10 @@ const NOT_RUN: [(&str, &str); 5] = [
         "no-systemd",
         "tests/dist.rs runs the unit with a systemd of its own",
     ),
+    (
+        "no-unbound",
+        "the unit is another package's; tests/dns64.rs runs the program with this file",
+    ),
     ("no-tcpdump", "it does not end by itself"),
 ];
 
@@ -51,7 +55,7 @@ const NOT_RUN: [(&str, &str); 5] = [
 const USER: u32 = 65534;
 
 /// Gives a host files of its own. `$1` is a directory for what is written, `$2` the
-/// program.
+/// program, `$3` its configuration, `$4` a directory with unbound's programs.
 const ISOLATE: &str = r#"
 mount --make-rprivate /
 mount -t bpf bpf /sys/fs/bpf
@@ -72,6 +76,9 @@ mkdir -p /usr/lib/tapnat /etc/tapnat
 ln -sf /usr/bin/tapnat /usr/lib/tapnat/qemu-ifup
 ln -sf /usr/bin/tapnat /usr/lib/tapnat/qemu-ifdown
 cp "$3" /etc/tapnat/tapnat.toml
+cp "$4/unbound-checkconf" /usr/sbin/
+mkdir -p /etc/unbound/unbound.conf.d
+grep -q '^unbound:' /etc/passwd || echo 'unbound:x:64056:64056::/:/bin/false' >> /etc/passwd
 printf '#!/bin/sh\nexec "$@"\n' > /usr/bin/sudo
 chmod 755 /usr/bin/sudo
 echo isolated
@@ -146,6 +153,7 @@ impl Host {
         topology.host.ip("link set lo up")?;
         let directory = tempfile::tempdir()?;
         let program = env::var("TAPNAT_BIN").context("run with `cargo xtask test`")?;
+        let unbound = env::var("TAPNAT_UNBOUND").context("run with `cargo xtask test`")?;
         let configuration = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/tapnat.toml");
         let home = directory.path().join("home");
         fs::create_dir(&home)?;
@@ -162,6 +170,7 @@ impl Host {
             .arg(directory.path())
             .arg(program)
             .arg(configuration)
+            .arg(unbound)
             .spawn()?;
         holder.wait_for_line(PATIENCE, |line| line == "isolated")?;
         Ok(Self {
@@ -302,6 +311,7 @@ runs! {
     wireguard "wireguard" Some(a_tunnel), no_guest
     several_uplinks "uplinks" Some(another_uplink), no_guest
     several_addresses "pool" None, no_guest
+    dns64 "dns64" None, no_guest
     metrics "metrics" None, no_guest
     troubleshooting "troubleshooting" None, a_guest
     comparison_with_iptables "iptables" None, no_guest

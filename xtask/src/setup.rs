@@ -15,8 +15,8 @@ mod apt;
 mod bpf_linker;
 mod clean_root;
 mod guest_kernel;
-mod promtool;
 mod requirements;
+mod unpacked;
 
 /// Install what building, linting and testing need
 #[derive(Args)]
@@ -153,7 +153,12 @@ pub fn guest_kernel_directory() -> PathBuf {
 
 /// Where Prometheus' judge of metrics lies once it is there.
 pub fn promtool() -> PathBuf {
-    promtool::path()
+    unpacked::PROMTOOL.directory().join("promtool")
+}
+
+/// Where unbound and the judge of its configuration lie once they are there.
+pub fn unbound_directory() -> PathBuf {
+    unpacked::UNBOUND.directory()
 }
 
 /// Where the kernel of a release of Debian lies; fetches it if it is not there.

@@ -96,6 +96,7 @@ pub fn run(options: &Options) -> Result<()> {
             .args(&options.arguments)
             .env("TAPNAT_BIN", tapnat)
             .env("TAPNAT_PROMTOOL", setup::promtool())
+            .env("TAPNAT_UNBOUND", setup::unbound_directory())
             .env(PROGRAMS, build_programs(IN_GUESTS)?);
         if env::var_os(GUEST_KERNEL).is_none() {
             cargo.env(GUEST_KERNEL, setup::guest_kernel_directory());

@@ -9,7 +9,8 @@ use anyhow::Result;
 
 use super::Group;
 use super::apt::Apt;
-use super::{bpf_linker, clean_root, guest_kernel, promtool};
+use super::unpacked::{PROMTOOL, UNBOUND};
+use super::{bpf_linker, clean_root, guest_kernel};
 use crate::command::{self, find_program};
 use crate::ebpf_toolchain::{self, EbpfToolchain};
 
@@ -244,8 +245,15 @@ pub const REQUIREMENTS: &[Requirement] = &[
         name: "promtool",
         why: "judges the metrics (of Debian's package prometheus, unpacked under target/promtool)",
         group: Group::Test,
-        check: Check::Machine(|_| promtool::is_present()),
-        install: Install::Action(promtool::install),
+        check: Check::Machine(|_| PROMTOOL.is_present()),
+        install: Install::Action(|apt| PROMTOOL.install(apt)),
+    },
+    Requirement {
+        name: "unbound",
+        why: "a resolver with DNS64 (of Debian's package, unpacked under target/unbound)",
+        group: Group::Test,
+        check: Check::Machine(|_| UNBOUND.is_present()),
+        install: Install::Action(|apt| UNBOUND.install(apt)),
     },
     Requirement::package(Group::Test, &["groff-base"], "groff", "reads the man pages"),
     Requirement::package(
