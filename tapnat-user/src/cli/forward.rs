@@ -219,7 +219,7 @@ pub(super) async fn remove(instance: &Instance, selector: Selector, save: Save) 
     }
     saved.store(&instance.name).await?;
     // What a command had added beside it may be left. Mostly nothing is.
-    let _ = control::ask(&instance.name, &request, || instance.tables()).await;
+    let _ = control::ask(&instance.name, &request, || Ok(instance.tables()?.ipv4)).await;
     Ok(())
 }
 
