@@ -201,14 +201,14 @@ impl Ends {
 
     #[inline(always)]
     fn read_ports(&mut self, bytes: [u8; 8]) {
-        let [source @ .., _, _, _, _, _, _] = bytes;
-        let [_, _, destination @ .., _, _, _, _] = bytes;
-        let [kind, _, _, _, identifier @ .., _, _] = bytes;
         const TCP: u32 = protocol::TCP as u32;
         const UDP: u32 = protocol::UDP as u32;
         const UDP_LITE: u32 = protocol::UDP_LITE as u32;
         const ICMP: u32 = protocol::ICMP as u32;
         const ICMPV6: u32 = protocol::ICMPV6 as u32;
+        let [source @ .., _, _, _, _, _, _] = bytes;
+        let [_, _, destination @ .., _, _, _, _] = bytes;
+        let [kind, _, _, _, identifier @ .., _, _] = bytes;
         // An identifier, where the type has one.
         let is_query = match self.protocol {
             TCP | UDP | UDP_LITE => {
