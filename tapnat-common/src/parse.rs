@@ -188,7 +188,7 @@ fn network_offset<A: Network, F: Frame>(frame: &F) -> Option<u32> {
     } else {
         frame
             .load::<[u8; 1]>(offset)
-            .is_none_or(|[first]| first >> 4 == A::VERSION)
+            .is_some_and(|[first]| first >> 4 == A::VERSION)
     };
     is_of_version.then_some(offset)
 }

@@ -26,6 +26,9 @@ use crate::{
     maps::{WHOLE_BYTES, Whole},
 };
 
+/// A mask, too: all ones.
+const LONGEST_LINK_HEADER: u32 = 15;
+
 /// Tells `bpf_l4_csum_replace` that no checksum of the network header makes up for a
 /// change of the addresses (Linux 6.16, `include/uapi/linux/bpf.h`).
 const BPF_F_IPV6: u64 = 1 << 7;
@@ -46,7 +49,9 @@ impl Skb {
     pub const fn new(context: *mut __sk_buff, link_length: u32) -> Self {
         Self {
             context,
-            link_length,
+            // One that comes from a table is no longer than that: on Linux 6.1 what is
+            // known of it is not known of its copies.
+            link_length: link_length & LONGEST_LINK_HEADER,
         }
     }
 

@@ -597,7 +597,7 @@ fn the_host_itself_comes_in(family: Family) -> Result<()> {
     process = bed.start()?;
     check().context("with another process")?;
     ensure!(
-        pinned_host_programs(&bed) == 7,
+        pinned_host_programs(&bed) == 8,
         "{}",
         pinned_host_programs(&bed)
     );

@@ -22,6 +22,7 @@ use tempfile::TempDir;
 /// for whole machines makes. What it starts is found in the directory `$1` first.
 const START: &str = r#"
 for directory in /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt /run; do
+    mkdir -p "$directory"
     mount -t tmpfs libvirt $directory
 done
 for file in passwd group; do

@@ -151,10 +151,7 @@ fn sessions_and_mappings_are_shown_as_they_are_on_the_wire() -> Result<()> {
 }
 
 #[test]
-#[expect(
-    clippy::too_many_lines,
-    reason = "one world is looked at in every way"
-)]
+#[expect(clippy::too_many_lines, reason = "one world is looked at in every way")]
 fn both_families_are_shown_in_everything() -> Result<()> {
     const PORT: u16 = 40_000;
     let builder = Topology::builder().inside(Inside::Veth).ipv6();

@@ -627,11 +627,15 @@ fn remove<A: Network, T: Tables<A>>(key: &FlowKey<A>, session: &Session<A>, tabl
     }
 }
 
-/// The outside endpoint of the mapping that the half counts on, if any.
+/// The outside endpoint of the mapping that the half counts on, if it counts on one.
 #[inline(always)]
-fn outside_of<A: Network>(key: &FlowKey<A>, session: &Session<A>) -> Option<EndpointKey<A>> {
-    (session.flags & session_flags::UNMAPPED == 0)
-        .then(|| EndpointKey::new(session.source, session.source_port, key.arrival.protocol()))
+fn outside_of<A: Network>(key: &FlowKey<A>, session: &Session<A>) -> (bool, EndpointKey<A>) {
+    // Not an option: Linux 6.1 lets nobody read what an option without a value holds, which
+    // the compiler is free to.
+    (
+        session.flags & session_flags::UNMAPPED == 0,
+        EndpointKey::new(session.source, session.source_port, key.arrival.protocol()),
+    )
 }
 
 /// Counts a half on its guest and its mapping.
@@ -645,7 +649,7 @@ fn count<A: Network, T: Tables<A>>(key: &FlowKey<A>, session: &Session<A>, more:
 #[inline(always)]
 fn count_on<A: Network, T: Tables<A>>(
     key: &FlowKey<A>,
-    outside: Option<EndpointKey<A>>,
+    (is_mapped, outside): (bool, EndpointKey<A>),
     more: bool,
     tables: &T,
 ) {
@@ -657,7 +661,7 @@ fn count_on<A: Network, T: Tables<A>>(
     // forward that the operator took away and made anew does not know of
     // the sessions before.
     let inside = key.source_endpoint();
-    if let Some(outside) = outside
+    if is_mapped
         && tables
             .mapping(&outside)
             .is_some_and(|mapping| mapping.inside == inside && (more || mapping.sessions != 0))
