@@ -401,7 +401,8 @@ fn a_kept_datapath_of_another_size_is_only_replaced_when_asked() -> Result<()> {
         !refused.status.success() && refused.stderr.contains("--fresh"),
         "{refused:?}"
     );
-    let capacity = |status: &serde_json::Value| status["tables"]["sessions"]["capacity"].clone();
+    let capacity =
+        |status: &serde_json::Value| status["families"]["ipv4"]["sessions"]["capacity"].clone();
     ensure!(
         capacity(&instance.ask_json("status")?) == 100,
         "the refusal changed something"
