@@ -42,7 +42,8 @@ const TESTS: [(&str, &str, bool); 8] = [
     (
         "lifecycle",
         "no_packet_is_lost_while_processes_are_killed_and_replaced",
-        true,
+        // It has IPv6, whose programs are too much for the verifier of Linux 6.1.
+        false,
     ),
     ("forwards", "the_host_itself_comes_in::v4", false),
     (
