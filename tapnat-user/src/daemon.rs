@@ -66,6 +66,7 @@ use crate::{
     pool,
     ports::{Division, PortSet, parse_ephemeral},
     preflight::{Facts, Plan, PlannedInside},
+    progress::Progress,
     router::{self, Routers},
     statics,
     sweep::{Sweep, ask_again},
@@ -160,6 +161,7 @@ pub async fn down(instance: &InstanceName) -> Result<bool> {
 /// Locks the instance, after ending the process that has the lock. Returns whether one had it.
 async fn end_process(instance: &InstanceName) -> Result<(Lock, bool)> {
     let mut told = false;
+    let _progress = Progress::waiting("the instance's process ends");
     let deadline = tokio::time::Instant::now() + END_TIMEOUT;
     loop {
         let holder = match Lock::instance(instance)? {
@@ -801,7 +803,9 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         six::forget_small_tables(&pins)?;
     }
     allow_tables();
+    let progress = Progress::waiting("the kernel verifies tapnat's programs");
     let mut datapath = Datapath::open(pins.clone(), config, ipv6, &hooks)?;
+    drop(progress);
     let logs = config
         .verbose
         .then(|| Logs::read(&mut datapath.open_object()?))

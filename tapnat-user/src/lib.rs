@@ -23,6 +23,7 @@ pub mod nat_log;
 pub mod pool;
 pub mod ports;
 pub mod preflight;
+pub mod progress;
 pub mod router;
 pub mod services;
 pub mod statics;

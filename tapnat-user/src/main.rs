@@ -79,6 +79,8 @@ mod tests {
         let text = usage_error(&["run", "--inside", "tap0=10.0.0.1/24", "--uplnk", "eth0"]);
         assert!(text.contains("tip:") && text.contains("--uplink"), "{text}");
         assert!(usage_error(&["flow"]).contains("flows"));
+        let text = usage_error(&["who", "203.0.113.5:41234", "--at", "noonish"]);
+        assert!(text.contains("write 14:02"), "{text}");
     }
 
     #[test]

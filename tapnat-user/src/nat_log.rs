@@ -30,6 +30,8 @@ use crate::{
     view::{Endpoint, SCHEMA, protocol_label},
 };
 
+/// In systemd's journal, what `journalctl -t` asks for.
+pub const IDENTIFIER: &str = "tapnat-nat";
 /// How often the ring is read. It has room for what happens meanwhile.
 const PERIOD: Duration = Duration::from_millis(200);
 

@@ -235,11 +235,14 @@ fn the_package_serves_a_guest_through_an_upgrade_and_leaves_nothing() -> Result<
         "the package enables what nobody asked for"
     );
 
-    machine.run("echo '# Mine.' >> /etc/tapnat/tapnat.toml")?;
+    machine.run("printf 'nat-log = \"journald\"\\n# Mine.\\n' >> /etc/tapnat/tapnat.toml")?;
     machine.run("systemctl enable --now tapnat@default || { journalctl -n 30 >&2; false; }")?;
     let reflector = TcpReflector::start(&topology.world, server(0, 7))?;
     let mut session = TcpSession::open(&topology.guests[0].namespace, None, reflector.address())?;
     session.exchange(&pattern(100_000))?;
+    let whose = format!("tapnat who {}", session.seen());
+    let said = wait_for(|| machine.run(&whose).ok()).context("who was it?")?;
+    ensure!(said.contains("was 10.0.0.10:"), "{said}");
 
     // The unit shuts it in; the host's own sockets are led to guests all the same.
     let added = machine

@@ -26,7 +26,9 @@ fn outcome(reason: Reason) -> &'static str {
 fn every_reason_is_explained_under_its_outcome() -> Result<()> {
     let text = operations()?;
     let start = text.find("### Reasons").context("no list of reasons")?;
-    let end = text.find("## The JSON").context("no end of the list")?;
+    let end = text
+        .find("## The JSON and exit codes")
+        .context("no end of the list")?;
     let mut documented = BTreeSet::new();
     let mut heading = "";
     for line in text[start..end].lines() {

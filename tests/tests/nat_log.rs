@@ -1,13 +1,17 @@
 //! The NAT log and `tapnat who`: what was given and given back is written down, without destinations
 //! unless they are asked for, also what happened while no process ran.
 
-use std::{fs, net::SocketAddr, path::Path, thread, time::Instant};
+use std::{fs, io::Write as _, net::SocketAddr, path::Path, thread, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 use serde_json::{Value, json};
 use tapnat_testbed::{
     process::Process,
+    terminal::Terminal,
     topology::{Inside, Topology},
     traffic::{self, UdpReflector},
 };
@@ -283,5 +287,39 @@ fn a_log_that_cannot_be_written_is_refused() -> Result<()> {
         !instance.pins().exists() && !instance.run_directory().exists(),
         "something is left"
     );
+    Ok(())
+}
+
+#[test]
+fn what_takes_long_says_so_on_a_terminal_and_nowhere_else() -> Result<()> {
+    let topology = Topology::builder().guests(0).build()?;
+    let instance = Instance::new(&topology.host);
+    let directory = tempfile::tempdir()?;
+    let log = directory.path().join("log");
+    mkfifo(&log, Mode::S_IRWXU)?;
+    let line = r#"{"schema":1,"time":"2026-11-23T14:02:11Z","instance":"x","event":"log-started"}"#;
+    let command = || {
+        let path = log.to_str().context("a path that is no text")?;
+        let command = instance.command("who")?;
+        Ok::<_, anyhow::Error>(command.args(["203.0.113.5:1", "--log", path]))
+    };
+
+    let mut terminal = Terminal::start(command()?, 80, 10)?;
+    // It is read as far as it goes, and then waited for.
+    let mut writer = fs::OpenOptions::new().write(true).open(&log)?;
+    writeln!(writer, "{line}")?;
+    terminal.wait_for(PATIENCE, |screen| screen.contains("reading the log"))?;
+    drop(writer);
+    let screen = terminal.wait_for(PATIENCE, |screen| screen.contains("nobody"))?;
+    ensure!(screen.trim() == "nobody had it then", "{screen}");
+    ensure!(terminal.process().wait(PATIENCE)?.code() == Some(NOBODY));
+
+    let mut process = command()?.spawn()?;
+    let mut writer = fs::OpenOptions::new().write(true).open(&log)?;
+    writeln!(writer, "{line}")?;
+    thread::sleep(just_over(1));
+    drop(writer);
+    process.wait(PATIENCE)?;
+    ensure!(process.stderr().is_empty(), "{}", process.stderr());
     Ok(())
 }

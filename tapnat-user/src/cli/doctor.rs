@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Format, Instance, file, print, run};
 use crate::{
     doctor::{self, Finding, Level},
+    progress::Progress,
     view::SCHEMA,
 };
 
@@ -44,7 +45,9 @@ impl Arguments {
             Some(path) => Some(run::read(&typed, Some(path))?.0),
             None => None,
         };
+        let progress = Progress::waiting("looking at the host");
         let findings = doctor::examine(&self.instance.name, config.as_ref()).await?;
+        drop(progress);
         if self.format.json {
             print::json(&Report {
                 schema: SCHEMA,

@@ -22,6 +22,7 @@ use crate::{
     config::{parse_duration, parse_prefix},
     flows::{Common, Filter, Key, Order, Sorted, Sum, Sums, for_each},
     ports::parse_range,
+    progress::Progress,
     tables::BothTables,
     view::{Directions, Flow, protocol_number},
 };
@@ -231,12 +232,21 @@ impl Arguments {
     pub fn execute(self) -> Result<()> {
         let Some(interval) = self.watch else {
             let tables = self.instance.tables()?;
+            let width = print::terminal_width();
+            // What comes bit by bit on a terminal is seen.
+            let is_seen = width.is_some() && self.shape.is_printed_at_once();
+            let progress = if is_seen {
+                Progress::silent()
+            } else {
+                Progress::counting("looking at sessions")
+            };
             return self.shape.show(
                 &tables,
                 &self.chosen.filter(),
                 self.format.json,
                 print::standard_output(),
-                print::terminal_width(),
+                width,
+                &progress,
             );
         };
         watch(interval, |output, room| {
@@ -246,8 +256,14 @@ impl Arguments {
                 return self.fill(&tables, interval, output, room);
             }
             let (filter, json) = (self.chosen.filter(), self.format.json);
-            self.shape
-                .show(&tables, &filter, json, &mut *output, None)?;
+            self.shape.show(
+                &tables,
+                &filter,
+                json,
+                &mut *output,
+                None,
+                &Progress::silent(),
+            )?;
             if !json {
                 output.push(b'\n');
             }
@@ -264,7 +280,8 @@ impl Arguments {
         room: Room,
     ) -> Result<()> {
         let rows = room.rows.saturating_sub(HEAD).min(self.shape.limit());
-        let found = self.shape.find(tables, &self.chosen.filter(), rows)?;
+        let filter = self.chosen.filter();
+        let found = (self.shape).find(tables, &filter, rows, &Progress::silent())?;
         let what = match found.rows {
             Rows::Flows(_) => "session",
             Rows::Sums(_) => "sum",
@@ -309,6 +326,11 @@ impl Chosen {
 }
 
 impl Shape {
+    /// Whether each session is printed when it is read.
+    fn is_printed_at_once(&self) -> bool {
+        self.by.is_none() && self.sort.is_empty()
+    }
+
     fn limit(&self) -> usize {
         self.limit.map_or(usize::MAX, NonZeroUsize::get)
     }
@@ -321,16 +343,18 @@ impl Shape {
         json: bool,
         output: impl Write,
         width: Option<usize>,
+        progress: &Progress,
     ) -> Result<()> {
         let counted = is_counted(tables)?;
-        if self.by.is_some() || !self.sort.is_empty() {
-            let found = self.find(tables, filter, self.limit())?;
+        if !self.is_printed_at_once() {
+            let found = self.find(tables, filter, self.limit(), progress)?;
             return found.print(self, counted, json, output, width);
         }
         let (cells, columns) = self.cells(counted, width)?;
         let mut list = List::begin_on(output, json, &columns, self.width(width))?;
         let mut left = self.limit();
         for_each(tables, filter, |flow| {
+            progress.advance(1);
             list.entry(&flow, |flow| row(&cells, flow))?;
             left -= 1;
             Ok(if left == 0 {
@@ -343,7 +367,13 @@ impl Shape {
     }
 
     /// Reads everything, and keeps the first so many.
-    fn find(&self, tables: &BothTables, filter: &Filter, limit: usize) -> Result<Found> {
+    fn find(
+        &self,
+        tables: &BothTables,
+        filter: &Filter,
+        limit: usize,
+        progress: &Progress,
+    ) -> Result<Found> {
         let counted = is_counted(tables)?;
         ensure!(
             counted || !self.sort.iter().any(|key| key.needs_counts()),
@@ -353,6 +383,7 @@ impl Shape {
         if let Some(by) = self.by {
             let mut sums = Sums::new(by);
             for_each(tables, filter, |flow| {
+                progress.advance(1);
                 sums.add(&flow);
                 Ok(ControlFlow::Continue(()))
             })?;
@@ -370,6 +401,7 @@ impl Shape {
         };
         let mut sorted = Sorted::new(order, limit);
         for_each(tables, filter, |flow| {
+            progress.advance(1);
             sorted.add(flow);
             count += 1;
             Ok(ControlFlow::Continue(()))

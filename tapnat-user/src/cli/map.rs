@@ -17,6 +17,7 @@ use super::{Format, Instance, flows::parse_interval, print, watch::watch};
 use crate::{
     activity::{Activity, DeviceActivity, GuestActivity, Look, Rates, rounded},
     forwards::{Share, Standing},
+    progress::Progress,
     statics,
     tables::BothTables,
     view::{ForwardView, StaticView},
@@ -82,7 +83,9 @@ impl Arguments {
         if let Some(interval) = self.watch {
             return self.watch(interval);
         }
+        let progress = Progress::waiting("looking twice, for what passes in between");
         let activity = self.instance.activity(self.interval)?;
+        drop(progress);
         let map = Map::new(activity, &self.instance.tables()?)?;
         if self.format.json {
             return print::json(&map);

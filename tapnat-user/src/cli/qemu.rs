@@ -20,6 +20,7 @@ use crate::{
     host::netlink::{Device, Netlink},
     instance::{InstanceName, Lock},
     journal::{Journal, Role},
+    progress::Progress,
 };
 
 /// In an instance's run directory: it was started for a guest, and ends with the last one.
@@ -67,6 +68,7 @@ impl Up {
         if Lock::holder(instance).is_none() {
             self.start().await?;
         }
+        let _progress = Progress::waiting("tapnat begins to serve the tap");
         let deadline = Instant::now() + PATIENCE;
         while served(instance)?.iter().all(|it| it.name != self.tap) {
             ensure!(

@@ -29,16 +29,15 @@ pub(super) struct Saved {
 impl Saved {
     /// The file that the instance reads, or will when it starts.
     pub(super) fn of(instance: &InstanceName) -> Result<Self> {
-        let path = match fs::read(instance.configuration_note()) {
-            Ok(path) => PathBuf::from(OsString::from_vec(path)),
-            Err(_) => {
-                ensure!(
-                    !control::is_listening(instance),
-                    "the tapnat instance '{instance}' was started without a configuration file: \
-                     start it with --config to save this"
-                );
-                file::default_path(instance)
-            }
+        let path = if let Ok(path) = fs::read(instance.configuration_note()) {
+            PathBuf::from(OsString::from_vec(path))
+        } else {
+            ensure!(
+                !control::is_listening(instance),
+                "the tapnat instance '{instance}' was started without a configuration file: start \
+                 it with --config to save this"
+            );
+            file::default_path(instance)
         };
         // What is a link stays one.
         let path = fs::canonicalize(&path)
@@ -109,7 +108,9 @@ impl Saved {
         self.write(&self.document.to_string())?;
         match self.take_in(instance).await {
             Ok(notes) => {
-                notes.iter().for_each(|note| tell(note));
+                for note in notes {
+                    tell(&note);
+                }
                 Ok(())
             }
             Err(error) => {

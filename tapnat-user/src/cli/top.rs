@@ -21,7 +21,10 @@ use signal_hook::{consts::SIGTERM, low_level::emulate_default_handler};
 
 use self::screen::View;
 use super::{Format, Instance, flows::parse_interval, print};
-use crate::activity::{Activity, Look};
+use crate::{
+    activity::{Activity, Look},
+    progress::Progress,
+};
 
 /// The second look comes as soon as rates make sense.
 const FIRST: Duration = Duration::from_millis(500);
@@ -45,7 +48,10 @@ pub struct Arguments {
 impl Arguments {
     pub fn execute(self) -> Result<()> {
         if self.format.json {
-            return print::json(&self.instance.activity(self.interval)?);
+            let progress = Progress::waiting("looking twice, for what passes in between");
+            let activity = self.instance.activity(self.interval)?;
+            drop(progress);
+            return print::json(&activity);
         }
         ensure!(
             io::stdout().is_terminal() && io::stdin().is_terminal(),

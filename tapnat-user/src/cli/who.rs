@@ -3,23 +3,28 @@
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufReader, Read},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use jiff::{Timestamp, Zoned, tz::TimeZone};
 use serde::Serialize;
 
 use super::{Format, Instance, print};
 use crate::{
-    nat_log::history::{Answer, Question, parse_time, search},
+    nat_log::{
+        IDENTIFIER,
+        history::{Answer, Question, parse_time, search},
+    },
+    progress::Progress,
     view::{SCHEMA, protocol_label, protocol_number},
 };
 
+const READING: &str = "reading the log";
 /// Ends with this when the log is sure that nobody had it.
 const NOBODY: u8 = 3;
 
@@ -30,8 +35,8 @@ pub struct Arguments {
     outside: SocketAddr,
 
     /// When: 14:02, '2026-11-23 14:02:11', '10m ago', or by RFC 3339
-    #[arg(long, value_name = "TIME", default_value = "now")]
-    at: String,
+    #[arg(long, value_name = "TIME", default_value = "now", value_parser = parse_at)]
+    at: At,
 
     /// Only of this protocol
     #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
@@ -70,6 +75,23 @@ fn parse_endpoint(text: &str) -> Result<SocketAddr> {
     bail!("'{text}' lacks its brackets: {EXAMPLES}")
 }
 
+/// From the first to the last moment that is meant.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    from: Timestamp,
+    until: Timestamp,
+}
+
+fn parse_at(text: &str) -> Result<At> {
+    let now = Zoned::now();
+    let (from, until) = parse_time(text, &now)?;
+    ensure!(
+        from <= now.timestamp(),
+        "{text} is not over yet: name a time in the past"
+    );
+    Ok(At { from, until })
+}
+
 fn parse_protocol(text: &str) -> Result<u8> {
     protocol_number(text)
         .with_context(|| format!("'{text}' is no protocol: write tcp, udp, icmp or a number"))
@@ -85,10 +107,7 @@ struct Report<'a> {
 impl Arguments {
     pub fn execute(self) -> Result<ExitCode> {
         let now = Zoned::now();
-        let (from, until) = parse_time(&self.at, &now)?;
-        if from > now.timestamp() {
-            bail!("{} is not over yet: name a time in the past", self.at);
-        }
+        let At { from, until } = self.at;
         let question = Question {
             address: self.outside.ip(),
             port: Some(self.outside.port()),
@@ -96,7 +115,7 @@ impl Arguments {
             from,
             until,
         };
-        let answer = search(self.open()?, &question)?;
+        let answer = self.search(&question)?;
         if self.format.json {
             print::json(&Report {
                 schema: SCHEMA,
@@ -122,17 +141,25 @@ impl Arguments {
         )
     }
 
-    /// All of the log, one file after the other.
-    fn open(&self) -> Result<Box<dyn BufRead>> {
+    /// Looks at all of the log, one file after the other.
+    fn search(&self, question: &Question) -> Result<Answer> {
         let mut paths = self.log.clone();
         if paths.is_empty() {
-            let path = self.default_log()?;
+            let Some(path) = self.default_log()? else {
+                let progress = Progress::reading(READING, None);
+                return search(BufReader::new(progress.wrap(journal()?)), question);
+            };
             let rotated = PathBuf::from(format!("{}.1", path.display()));
             paths = [rotated, path]
                 .into_iter()
                 .filter(|it| it.exists())
                 .collect();
         }
+        let length = |path: &PathBuf| {
+            let it = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+            Some(it.len())
+        };
+        let progress = Progress::reading(READING, paths.iter().map(length).sum());
         let mut all: Box<dyn Read> = Box::new(io::empty());
         for path in paths {
             let next: Box<dyn Read> = if path == Path::new("-") {
@@ -143,18 +170,15 @@ impl Arguments {
             };
             all = Box::new(all.chain(next));
         }
-        Ok(Box::new(BufReader::new(all)))
+        search(BufReader::new(progress.wrap(all)), question)
     }
 
-    fn default_log(&self) -> Result<PathBuf> {
+    /// The file that the instance writes; none if it writes to systemd's journal.
+    fn default_log(&self) -> Result<Option<PathBuf>> {
         let name = &self.instance.name;
         match fs::read_to_string(name.nat_log_note()) {
-            Ok(target) if target == "journald" => bail!(
-                "the log is in systemd's journal: `journalctl -t tapnat-nat -o cat | tapnat who {} \
-                 --log - ..`",
-                self.outside
-            ),
-            Ok(target) if target != "-" => Ok(target.into()),
+            Ok(target) if target == "journald" => Ok(None),
+            Ok(target) if target != "-" => Ok(Some(target.into())),
             Ok(_) => bail!("the log goes to the standard output of `tapnat run`: pass --log FILE"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
                 "the instance '{name}' writes no NAT log: start it with --nat-log FILE, or name one \
@@ -163,6 +187,19 @@ impl Arguments {
             Err(error) => Err(error).context("cannot tell where the log is: run as root"),
         }
     }
+}
+
+/// All that systemd's journal has of NAT logs. Its reader is the one that knows where it is.
+fn journal() -> Result<impl Read> {
+    let arguments = ["--quiet", "--no-pager", "--output=cat", "--identifier"];
+    let child = Command::new("journalctl")
+        .args(arguments)
+        .arg(IDENTIFIER)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("the log is in systemd's journal, and journalctl cannot be started")?;
+    child.stdout.context("journalctl has no output")
 }
 
 fn local(time: Timestamp, zone: &TimeZone) -> String {

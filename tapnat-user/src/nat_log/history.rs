@@ -1,7 +1,7 @@
 //! What the lines of a NAT log say of a time in the past: whose an outside endpoint was then, and
 //! whether the log can tell.
 
-use std::{io::BufRead, net::IpAddr};
+use std::{collections::BTreeMap, io::BufRead, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail};
 use jiff::{Span, Timestamp, ToSpan as _, Unit, Zoned, civil};
@@ -55,58 +55,85 @@ struct Known {
     doubt: Option<Timestamp>,
 }
 
-/// Looks for the owners in lines of a log, in their order. Lines that are none of a log are skipped.
-///
-/// # Errors
-///
-/// When the log cannot be read.
-pub fn search(log: impl BufRead, question: &Question) -> Result<Answer> {
-    let mut known: Vec<Known> = Vec::new();
-    let mut answer = Answer::default();
-    // From the last line before something is missing to the first one after it.
-    let mut gaps: Vec<(Timestamp, Timestamp)> = Vec::new();
-    let mut has_ended = true;
-    for text in log.lines() {
-        let text = text.context("cannot read the NAT log")?;
-        let Ok(line) = serde_json::from_str::<Line>(&text) else {
-            continue;
-        };
-        let before = answer.last.unwrap_or(line.time);
-        answer.first.get_or_insert(line.time);
-        answer.last = Some(before.max(line.time));
+/// What the lines of one instance have told so far.
+#[derive(Default)]
+struct Book {
+    known: Vec<Known>,
+    last: Option<Timestamp>,
+    /// From the last line before something is missing to the first one after it.
+    gaps: Vec<(Timestamp, Timestamp)>,
+    /// Whether lines may still come without a beginning.
+    is_open: bool,
+}
+
+impl Book {
+    fn read(&mut self, line: &Line, question: &Question) {
+        let before = self.last.unwrap_or(line.time);
+        self.last = Some(before.max(line.time));
         match line.event {
             Event::LogStarted | Event::LogResumed | Event::RecordsLost => {
                 let is_new = line.event == Event::LogStarted;
-                if line.count.is_some() || (is_new && !has_ended) {
-                    gaps.push((before, line.time));
+                if line.count.is_some() || (is_new && self.is_open) {
+                    self.gaps.push((before, line.time));
                 }
-                for it in &mut known {
+                for it in &mut self.known {
                     let is_open = it.owner.until.is_none() && it.doubt.is_none();
                     if is_open && (is_new || !it.is_session) {
                         it.doubt = Some(line.time);
                     }
                 }
-                has_ended = false;
+                self.is_open = true;
             }
             Event::LogEnded => {
-                for it in &mut known {
+                for it in &mut self.known {
                     it.owner.until.get_or_insert(it.doubt.unwrap_or(line.time));
                 }
-                has_ended = true;
+                self.is_open = false;
             }
             Event::MappingCreated | Event::SessionCreated | Event::MappingPresent => {
-                add(&line, question, &mut known);
+                add(line, question, &mut self.known);
             }
             Event::MappingRemoved | Event::SessionRemoved => {
-                let same = known.iter_mut().rev().find(|it| is_same(&it.owner, &line));
-                if let Some(it) = same {
+                let same = self.known.iter_mut().rev();
+                if let Some(it) = same.into_iter().find(|it| is_same(&it.owner, line)) {
                     it.owner.until.get_or_insert(line.time);
                     it.doubt = None;
                 }
             }
         }
     }
-    let owners = known.into_iter().map(|it| Owner {
+}
+
+/// Looks for the owners in lines of a log, in their order; of several instances in one log, each has
+/// its own. Lines that are none of a log are skipped.
+///
+/// # Errors
+///
+/// When the log cannot be read.
+pub fn search(log: impl BufRead, question: &Question) -> Result<Answer> {
+    let mut books: BTreeMap<String, Book> = BTreeMap::new();
+    let mut answer = Answer::default();
+    for text in log.lines() {
+        let text = text.context("cannot read the NAT log")?;
+        let Ok(line) = serde_json::from_str::<Line>(&text) else {
+            continue;
+        };
+        answer.first = Some(answer.first.map_or(line.time, |first| first.min(line.time)));
+        answer.last = answer.last.max(Some(line.time));
+        match books.get_mut(&line.instance) {
+            Some(book) => book.read(&line, question),
+            None => books
+                .entry(line.instance.clone())
+                .or_default()
+                .read(&line, question),
+        }
+    }
+    let is_gap =
+        |(start, end): &(Timestamp, Timestamp)| *start <= question.until && *end >= question.from;
+    let is_within = answer.first.is_some_and(|first| first <= question.from);
+    answer.is_complete = is_within && !books.values().any(|book| book.gaps.iter().any(is_gap));
+    let known = books.into_values().flat_map(|book| book.known);
+    let owners = known.map(|it| Owner {
         until: it.owner.until.or(it.doubt),
         ..it.owner
     });
@@ -116,10 +143,6 @@ pub fn search(log: impl BufRead, question: &Question) -> Result<Answer> {
                 && owner.until.is_none_or(|until| until >= question.from)
         })
         .collect();
-    let is_within = answer.first.is_some_and(|first| first <= question.from);
-    let is_gap =
-        |(start, end): &(Timestamp, Timestamp)| *start <= question.until && *end >= question.from;
-    answer.is_complete = is_within && !gaps.iter().any(is_gap);
     Ok(answer)
 }
 
@@ -306,6 +329,20 @@ mod tests {
         assert!(over.is_complete && !ask(&lines, 15).is_complete);
         assert!(guests(&ask(&lines, 31)).is_empty());
         assert_eq!(ask(&[], 3), Answer::default());
+    }
+
+    #[test]
+    fn instances_that_write_one_log_are_told_apart() {
+        let other = |text: String| text.replace("\"x\"", "\"y\"");
+        let lines = [
+            mark(0, "log-started", ""),
+            line(10, "mapping-created", 10, 40_000),
+            other(mark(20, "log-started", "")),
+            other(mark(30, "log-ended", "")),
+        ];
+        let answer = ask(&lines, 35);
+        assert_eq!(guests(&answer), ["10.0.0.10"]);
+        assert!(answer.owners[0].until.is_none() && answer.is_complete);
     }
 
     #[test]

@@ -11,11 +11,8 @@ use std::{
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
 
-use super::Line;
+use super::{IDENTIFIER, Line};
 use crate::host::systemd::Journal;
-
-/// What `journalctl -t` asks for.
-const IDENTIFIER: &str = "tapnat-nat";
 
 /// What the operator named.
 #[derive(Clone, Debug, Eq, PartialEq)]
