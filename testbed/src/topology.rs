@@ -105,6 +105,30 @@ pub enum Uplink {
     Tun,
 }
 
+/// Which families of IP have addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Families {
+    Ipv4,
+    Both,
+    /// Hosts have both, and guests only IPv6.
+    Ipv6Guests,
+    Ipv6,
+}
+
+impl Families {
+    fn have_ipv4(self) -> bool {
+        self != Self::Ipv6
+    }
+
+    fn have_guests_ipv4(self) -> bool {
+        matches!(self, Self::Ipv4 | Self::Both)
+    }
+
+    fn have_ipv6(self) -> bool {
+        self != Self::Ipv4
+    }
+}
+
 /// What to build. Defaults: one guest on a tap that the testbed makes, an
 /// Ethernet uplink, no router, MTU 1500 everywhere, no IPv6.
 #[derive(Debug, Clone)]
@@ -117,9 +141,7 @@ pub struct Builder {
     guests: u8,
     uplink: Uplink,
     router: bool,
-    ipv4: bool,
-    ipv6: bool,
-    ipv4_guests: bool,
+    families: Families,
     inside_mtu: Option<u32>,
     uplink_mtu: Option<u32>,
     path_mtu: Option<u32>,
@@ -132,9 +154,7 @@ impl Default for Builder {
             guests: 1,
             uplink: Uplink::Ethernet,
             router: false,
-            ipv4: true,
-            ipv6: false,
-            ipv4_guests: true,
+            families: Families::Ipv4,
             inside_mtu: None,
             uplink_mtu: None,
             path_mtu: None,
@@ -174,22 +194,22 @@ impl Builder {
     /// Leaves IPv6 on and gives every host IPv6 addresses as well.
     #[must_use]
     pub fn ipv6(mut self) -> Self {
-        self.ipv6 = true;
+        self.families = Families::Both;
         self
     }
 
     /// Gives hosts addresses of both families, and guests only IPv6 ones.
     #[must_use]
     pub fn ipv6_guests(mut self) -> Self {
-        self.ipv4_guests = false;
-        self.ipv6()
+        self.families = Families::Ipv6Guests;
+        self
     }
 
     /// Gives hosts and guests IPv6 addresses, and no others.
     #[must_use]
     pub fn ipv6_only(mut self) -> Self {
-        self.ipv4 = false;
-        self.ipv6_guests()
+        self.families = Families::Ipv6;
+        self
     }
 
     /// MTU in bytes of the guests' link, at both its ends.
@@ -236,8 +256,7 @@ impl Builder {
             router,
             guests: Vec::new(),
             inside: self.inside,
-            ipv4: self.ipv4_guests,
-            ipv6: self.ipv6,
+            families: self.families,
             uplink_cable: None,
         };
         self.build_uplink(&mut topology)
@@ -261,7 +280,7 @@ impl Builder {
     }
 
     fn namespace(&self, role: &str) -> Result<Namespace> {
-        if self.ipv6 {
+        if self.families.have_ipv6() {
             Namespace::with_ipv6(role)
         } else {
             Namespace::new(role)
@@ -282,12 +301,12 @@ impl Builder {
         }
         set_mtu(host, UPLINK, self.uplink_mtu)?;
         set_mtu(far, "downlink0", self.uplink_mtu)?;
-        if self.ipv4 {
+        if self.families.have_ipv4() {
             host.ip(&format!("address add {HOST_ADDRESS}/24 dev {UPLINK}"))?;
             far.ip(&format!("address add {GATEWAY}/24 dev downlink0"))?;
             host.ip(&format!("route add default via {GATEWAY} dev {UPLINK}"))?;
         }
-        if self.ipv6 {
+        if self.families.have_ipv6() {
             host.ip(&format!(
                 "address add {HOST_ADDRESS6}/64 dev {UPLINK} nodad"
             ))?;
@@ -299,12 +318,12 @@ impl Builder {
 
     fn build_world(&self, topology: &Topology) -> Result<()> {
         let world = &topology.world;
-        if self.ipv4 {
+        if self.families.have_ipv4() {
             for address in WORLD_ADDRESSES {
                 world.ip(&format!("address add {address}/32 dev lo"))?;
             }
         }
-        if self.ipv6 {
+        if self.families.have_ipv6() {
             for address in WORLD_ADDRESSES6 {
                 world.ip(&format!("address add {address}/128 dev lo nodad"))?;
             }
@@ -315,7 +334,7 @@ impl Builder {
         router.add_veth("outer0", world, "world0")?;
         set_mtu(router, "outer0", self.path_mtu)?;
         set_mtu(world, "world0", self.path_mtu)?;
-        if self.ipv4 {
+        if self.families.have_ipv4() {
             router.sysctl("net.ipv4.ip_forward", "1")?;
             let [near, far] = ROUTER_LINK;
             router.ip(&format!("address add {near}/24 dev outer0"))?;
@@ -323,7 +342,7 @@ impl Builder {
             router.ip(&format!("route add 203.0.113.0/24 via {far}"))?;
             world.ip(&format!("route add 198.51.100.0/24 via {near}"))?;
         }
-        if self.ipv6 {
+        if self.families.have_ipv6() {
             router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
             let [near, far] = ROUTER_LINK6;
             router.ip(&format!("address add {near}/64 dev outer0 nodad"))?;
@@ -373,8 +392,8 @@ impl Builder {
         let guest = Guest {
             address: Ipv4Addr::new(10, 0, network, host_part),
             gateway: Ipv4Addr::new(10, 0, network, 1),
-            has_ipv4: self.ipv4_guests,
-            ipv6: self.ipv6.then(|| {
+            has_ipv4: self.families.have_guests_ipv4(),
+            ipv6: self.families.have_ipv6().then(|| {
                 let network = u16::from(network);
                 let address =
                     |host: u8| Ipv6Addr::new(0xfd00, 0x7a70, 0, network, 0, 0, 0, u16::from(host));
@@ -498,8 +517,7 @@ pub struct Topology {
     /// The outside.
     pub world: Namespace,
     inside: Inside,
-    ipv4: bool,
-    ipv6: bool,
+    families: Families,
 }
 
 impl Topology {
@@ -512,13 +530,13 @@ impl Topology {
     /// Whether guests have IPv4 addresses.
     #[must_use]
     pub fn has_ipv4(&self) -> bool {
-        self.ipv4
+        self.families.have_guests_ipv4()
     }
 
     /// Whether they have IPv6 addresses.
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
-        self.ipv6
+        self.families.have_ipv6()
     }
 
     /// The values for `--inside`, one for each inside device of the host.
@@ -593,10 +611,10 @@ impl Topology {
     /// As [`set_inside_addresses`](Self::set_inside_addresses).
     pub fn forward_plainly(&self) -> Result<()> {
         self.set_inside_addresses()?;
-        if self.ipv4 {
+        if self.has_ipv4() {
             self.host.sysctl("net.ipv4.ip_forward", "1")?;
         }
-        if self.ipv6 {
+        if self.has_ipv6() {
             self.host.sysctl("net.ipv6.conf.all.forwarding", "1")?;
         }
         let [near, near6] = [ROUTER_LINK[0].to_string(), ROUTER_LINK6[0].to_string()];
@@ -609,10 +627,10 @@ impl Topology {
             hops.push((&self.world, near, near6));
         }
         for (namespace, via, via6) in hops {
-            if self.ipv4 {
+            if self.has_ipv4() {
                 namespace.ip(&format!("route add 10.0.0.0/8 via {via}"))?;
             }
-            if self.ipv6 {
+            if self.has_ipv6() {
                 namespace.ip(&format!("-6 route add fd00:7a70::/32 via {via6}"))?;
             }
         }

@@ -18,7 +18,8 @@ use crate::{
 pub use Family::{V4, V6};
 
 /// Makes two tests of a function that takes the family: `name::v4` and
-/// `name::v6`.
+/// `name::v6`; only the first where something is missing for the second yet,
+/// with what it is.
 #[macro_export]
 macro_rules! both_families {
     ($name:ident) => {
@@ -28,11 +29,17 @@ macro_rules! both_families {
                 super::$name($crate::family::V4)
             }
 
-            // Until the program speaks it.
-            #[cfg(any())]
             #[test]
             fn v6() -> anyhow::Result<()> {
                 super::$name($crate::family::V6)
+            }
+        }
+    };
+    ($name:ident, not_yet: $missing:literal) => {
+        mod $name {
+            #[test]
+            fn v4() -> anyhow::Result<()> {
+                super::$name($crate::family::V4)
             }
         }
     };

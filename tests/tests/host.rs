@@ -100,11 +100,11 @@ fn guests_reach_the_hosts_services(family: Family) -> Result<()> {
     for address in [gateway, family.outside_address()] {
         let pinged = ping(guest, address, 3, &["-s", "4000"])?;
         ensure!(pinged.received == 3, "{}", pinged.output);
-        let udp = UdpReflector::start(host, SocketAddr::new(address, 53))?;
+        let udp = UdpReflector::start(host, SocketAddr::new(address, 5300))?;
         let socket = world.guest_socket(0, 40_000)?;
         let seen = reflect_udp(&socket, udp.address(), &traffic::pattern(3000))?;
         ensure!(seen == world.guest_endpoint(0, 40_000), "translated");
-        let tcp = TcpReflector::start(host, SocketAddr::new(address, 53))?;
+        let tcp = TcpReflector::start(host, SocketAddr::new(address, 5300))?;
         TcpSession::open(guest, None, tcp.address())?.exchange(&traffic::pattern(1 << 20))?;
         // And the host its guests.
         let pinged = ping(host, family.address_of(world.guest(0)), 1, &[])?;

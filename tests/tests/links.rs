@@ -41,8 +41,7 @@ fn is_emulated() -> bool {
 
 /// A world in both families.
 fn both() -> Builder {
-    // Until the program speaks IPv6.
-    Topology::builder()
+    Topology::builder().ipv6()
 }
 
 fn tap(tap: Tap) -> Builder {
@@ -386,7 +385,7 @@ fn a_bridge_as_uplink() -> Result<()> {
     }
     if topology.has_ipv6() {
         host.ip(&format!("address add {HOST_ADDRESS6}/64 dev br1"))?;
-        host.ip(&format!("-6 route add default via {GATEWAY6} dev br1"))?;
+        host.ip(&format!("-6 route replace default via {GATEWAY6} dev br1"))?;
     }
     check_traffic(&World::start_in(topology, &[])?)
 }

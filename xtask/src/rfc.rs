@@ -463,9 +463,10 @@ mod tests {
         let mut found = Vec::new();
         let mut is_test = false;
         for line in text.lines() {
-            let of_both = line.strip_prefix("both_families!(");
-            let name = if let Some(rest) = of_both {
-                rest.strip_suffix(");")
+            let of_families = line.strip_prefix("both_families!(");
+            let both = of_families.and_then(|rest| rest.strip_suffix(");"));
+            let name = if let Some(rest) = of_families {
+                rest.split([',', ')']).next()
             } else if let Some(function) = line.strip_prefix("fn ").filter(|_| is_test) {
                 function.split('(').next()
             } else {
@@ -473,7 +474,8 @@ mod tests {
             };
             is_test = name.is_none() && (is_test || line == "#[test]");
             let named = name.map(|name| test(&format!("{program}::{name}")));
-            found.extend(named.map(|test| (test, of_both.is_some())));
+            let are_both = both.is_some_and(|rest| !rest.contains(','));
+            found.extend(named.map(|test| (test, are_both)));
         }
         found
     }
