@@ -132,10 +132,6 @@ impl Families {
 /// What to build. Defaults: one guest on a tap that the testbed makes, an
 /// Ethernet uplink, no router, MTU 1500 everywhere, no IPv6.
 #[derive(Debug, Clone)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a switch that a test sets by its name"
-)]
 pub struct Builder {
     inside: Inside,
     guests: u8,
