@@ -318,7 +318,9 @@ fn every_cut_is_truncated() {
     ];
     for whole in &packets {
         assert!(read_ip(whole).is_ok());
-        for length in 0..whole.len() {
+        // Without a first byte nobody knows that it is IP.
+        assert_eq!(read_ip(&[]), Err(Reason::NotIp));
+        for length in 1..whole.len() {
             let mut cut = whole[..length].to_vec();
             assert_eq!(read_ip(&cut), Err(Reason::Truncated), "{length} bytes");
             // Also when its length agrees.
