@@ -7,13 +7,15 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tapnat_testbed::{
     packet,
-    topology::{GATEWAY, HOST_ADDRESS, Inside, Topology},
+    topology::{HOST_ADDRESS, Inside, Topology},
 };
 use tapnat_tests::{
+    both_families,
     connection::{Connection, Flags},
+    family::{Family, V4, V6},
     instance::Instance,
-    wires::{Wires, remote, wired},
-    world::{OUTSIDE, World},
+    wires::Wires,
+    world::World,
 };
 
 fn device<'a>(status: &'a Value, name: &str) -> &'a Value {
@@ -68,22 +70,29 @@ fn outside_addresses_that_were_given_stay() -> Result<()> {
     instance.until(as_given)
 }
 
-/// What the uplink gets in place of [`HOST_ADDRESS`].
-const NEW: &str = "198.51.100.99";
-
 /// The uplink is without an address, and with it goes its route.
 fn lose_address(world: &World) -> Result<()> {
-    world.topology.host.ip("address flush dev uplink0")?;
+    let host = &world.topology.host;
+    host.ip("address flush dev uplink0 scope global")?;
+    if world.family() == V6 {
+        // A route of IPv6 stays, unless the router that gave both is gone.
+        host.ip("-6 route del default dev uplink0")?;
+    }
     world
         .instance
         .until(|status| status["outside_addresses"] == json!([]))
 }
 
 /// As a DHCP client or a PPP daemon would.
-fn give_address(world: &World, address: &str) -> Result<()> {
+fn give_address(world: &World, address: IpAddr) -> Result<()> {
     let host = &world.topology.host;
-    host.ip(&format!("address add {address}/24 dev uplink0"))?;
-    host.ip(&format!("route add default via {GATEWAY} dev uplink0"))?;
+    let gateway = world.family().gateway();
+    let length = match world.family() {
+        V4 => 24,
+        V6 => 64,
+    };
+    host.ip(&format!("address add {address}/{length} dev uplink0"))?;
+    host.ip(&format!("route add default via {gateway} dev uplink0"))?;
     world
         .instance
         .until(|status| status["outside_addresses"] == json!([address]))
@@ -91,22 +100,24 @@ fn give_address(world: &World, address: &str) -> Result<()> {
 
 /// Checks that nothing went to the world, whatever its source.
 fn check_silence(wires: &Wires, world: &World, guest: usize, port: u16) -> Result<()> {
-    let sent = packet::udp(wires.inside(guest, port), remote(0, 53)).payload(b"lost?");
+    let sent = packet::udp(wires.inside(guest, port), wires.family.remote(0, 53)).payload(b"lost?");
     wires.guests[guest].send(&sent)?;
     // There is no way for a marker either; the host tells the guest so.
     let told = wires.guests[guest].receive()?;
-    ensure!(told.icmpv4().is_some(), "{told:?}");
+    ensure!(told.icmp_kind().is_some(), "{told:?}");
     let status = world.instance.ask_json("status")?;
     ensure!(status["outside_addresses"] == json!([]), "{status}");
     Ok(())
 }
 
-#[test]
-fn flows_of_a_lost_address_end_and_begin_anew_with_the_next() -> Result<()> {
-    let (world, wires) = wired(1, &[])?;
-    let old = wires.map_udp(0, 40_000, remote(0, 53))?;
-    ensure!(old == SocketAddr::new(OUTSIDE, 40_000), "{old}");
-    let mut connection = Connection::new(&wires, 0, 40_001, remote(0, 80));
+fn flows_of_a_lost_address_end_and_begin_anew_with_the_next(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(1, &[])?;
+    let old = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    ensure!(
+        old == SocketAddr::new(family.outside_address(), 40_000),
+        "{old}"
+    );
+    let mut connection = Connection::new(&wires, 0, 40_001, family.remote(0, 80));
     connection.open()?;
     connection.talk()?;
 
@@ -114,18 +125,18 @@ fn flows_of_a_lost_address_end_and_begin_anew_with_the_next() -> Result<()> {
     check_silence(&wires, &world, 0, 40_000)?;
     check_silence(&wires, &world, 0, 41_000)?;
 
-    give_address(&world, NEW)?;
-    let new: IpAddr = NEW.parse()?;
+    let new = family.uplink_host(99);
+    give_address(&world, new)?;
     // The same port, as nobody else has it.
-    let outside = wires.map_udp(0, 40_000, remote(0, 53))?;
+    let outside = wires.map_udp(0, 40_000, family.remote(0, 53))?;
     ensure!(outside == SocketAddr::new(new, 40_000), "{outside}");
-    wires.answer_udp(remote(0, 53), outside, 0, 40_000)?;
+    wires.answer_udp(family.remote(0, 53), outside, 0, 40_000)?;
     // The server would answer a segment from elsewhere with a RST, so that the
     // guest knows soon. What it sends to the old address comes to nobody.
     let segment = wires.out(0, &connection.outward(Flags::Ack, b"still there?"))?;
     ensure!(segment.source().ip() == new, "{segment:?}");
     connection.check_ended()?;
-    let late = packet::udp(remote(0, 53), old).payload(b"late");
+    let late = packet::udp(family.remote(0, 53), old).payload(b"late");
     wires.world.send(&late)?;
     wires.nothing_arrives()?;
 
@@ -133,25 +144,26 @@ fn flows_of_a_lost_address_end_and_begin_anew_with_the_next() -> Result<()> {
     let left = mappings.as_array().is_some_and(|mappings| {
         mappings
             .iter()
-            .any(|mapping| mapping["outside"]["address"] != NEW)
+            .any(|mapping| mapping["outside"]["address"] != json!(new))
     });
     ensure!(!left, "{mappings}");
     Ok(())
 }
+both_families!(flows_of_a_lost_address_end_and_begin_anew_with_the_next);
 
-#[test]
-fn flows_go_on_when_the_address_comes_back() -> Result<()> {
-    let (world, wires) = wired(1, &[])?;
-    let outside = wires.map_udp(0, 40_000, remote(0, 53))?;
-    let mut connection = Connection::new(&wires, 0, 40_001, remote(0, 80));
+fn flows_go_on_when_the_address_comes_back(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(1, &[])?;
+    let outside = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let mut connection = Connection::new(&wires, 0, 40_001, family.remote(0, 80));
     connection.open()?;
     lose_address(&world)?;
     check_silence(&wires, &world, 0, 40_000)?;
-    give_address(&world, &HOST_ADDRESS.to_string())?;
+    give_address(&world, family.outside_address())?;
     ensure!(
-        wires.map_udp(0, 40_000, remote(0, 53))? == outside,
+        wires.map_udp(0, 40_000, family.remote(0, 53))? == outside,
         "another endpoint"
     );
-    wires.answer_udp(remote(0, 53), outside, 0, 40_000)?;
+    wires.answer_udp(family.remote(0, 53), outside, 0, 40_000)?;
     connection.talk()
 }
+both_families!(flows_go_on_when_the_address_comes_back);

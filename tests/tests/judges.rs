@@ -2,13 +2,7 @@
 //! nothing about it, ask from a guest how it behaves, or read what is on the
 //! wire.
 
-use std::{
-    env, fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    thread,
-    time::Duration,
-};
+use std::{env, fs, net::SocketAddr, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -22,27 +16,27 @@ use tapnat_testbed::{
     traffic::{self, Amount, TcpReflector, TcpSession, UdpReflector, iperf3, ping, reflect_udp},
 };
 use tapnat_tests::{
+    both_families,
+    family::{Family, V4, V6},
     stun::{
         self,
         Behaviour::{self, AddressAndPortDependent, AddressDependent, EndpointIndependent},
     },
-    wires::{Wires, remote},
+    wires::Wires,
     world::{World, server},
 };
 
 /// How long a program may take that waits for answers that do not come.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// The host's address on the guest's device.
-const INSIDE_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
-fn veth() -> Builder {
-    Topology::builder().inside(Inside::Veth)
+fn veth(family: Family) -> Builder {
+    family.topology().inside(Inside::Veth)
 }
 
 /// What the classic STUN client says of the NAT (RFC 3489), with the classic
 /// server in the world.
 fn ask_classic_stun(arguments: &[&str]) -> Result<String> {
-    let world = World::start(veth(), arguments)?;
+    let world = World::start(veth(V4), arguments)?;
     let [primary, secondary] = WORLD_ADDRESSES.map(|address| address.to_string());
     let _server = world
         .topology
@@ -116,9 +110,9 @@ fn the_classic_stun_client_sees_random_ports_where_its_own_are_withheld() -> Res
 }
 
 /// What RFC 5780 finds of mapping and filtering, in this order.
-fn discover(arguments: &[&str]) -> Result<[Behaviour; 2]> {
-    let world = World::start(veth().guests(2), arguments)?;
-    let addresses = WORLD_ADDRESSES.map(IpAddr::from);
+fn discover(family: Family, arguments: &[&str]) -> Result<[Behaviour; 2]> {
+    let world = World::start(veth(family).guests(2), arguments)?;
+    let addresses = [0, 1].map(|number| family.server(number, 0).ip());
     let server = stun::Server::start(&world.topology.world, addresses, [3478, 3479])?;
     // Another guest has the same port for the second question's remote: there, a
     // port that depends on the remote is not the same as at the first.
@@ -132,8 +126,7 @@ fn discover(arguments: &[&str]) -> Result<[Behaviour; 2]> {
     Ok([mapping, filtering])
 }
 
-#[test]
-fn rfc5780_discovery_finds_what_was_asked_for() -> Result<()> {
+fn rfc5780_discovery_finds_what_was_asked_for(family: Family) -> Result<()> {
     for (arguments, expected) in [
         (&[][..], [EndpointIndependent, AddressDependent]),
         (
@@ -149,17 +142,18 @@ fn rfc5780_discovery_finds_what_was_asked_for() -> Result<()> {
             [AddressAndPortDependent, AddressAndPortDependent],
         ),
     ] {
-        let found = discover(arguments).with_context(|| format!("{arguments:?}"))?;
+        let found = discover(family, arguments).with_context(|| format!("{arguments:?}"))?;
         ensure!(found == expected, "{arguments:?}: {found:?}");
     }
     Ok(())
 }
+both_families!(rfc5780_discovery_finds_what_was_asked_for);
 
 /// The host leases its outside address, and renews it, while guests talk: by
 /// broadcast at first, then from address to address.
 #[test]
 fn the_hosts_dhcp_client_gets_its_lease_and_renews_it() -> Result<()> {
-    let world = World::start(veth(), &[])?;
+    let world = World::start(veth(V4), &[])?;
     let Topology {
         host, world: outer, ..
     } = &world.topology;
@@ -205,32 +199,31 @@ fn the_hosts_dhcp_client_gets_its_lease_and_renews_it() -> Result<()> {
 }
 
 /// Every hop, ours included, and the MTU of the path behind it.
-#[test]
-fn tracepath_finds_hops_and_mtu() -> Result<()> {
-    let world = World::start(veth().path_mtu(1400), &[])?;
-    let [target, _] = WORLD_ADDRESSES;
+fn tracepath_finds_hops_and_mtu(family: Family) -> Result<()> {
+    let world = World::start(veth(family).path_mtu(1400), &[])?;
+    let target = family.server(0, 0).ip();
     let said = world.guest(0).namespace.command("tracepath");
     let said = said
         .args(["-n", "-m", "5", &target.to_string()])
         .timeout(PATIENCE)
         .run()?;
-    for hop in [INSIDE_GATEWAY, GATEWAY, target] {
+    for hop in [family.inside_host(0, 1), family.gateway(), target] {
         ensure!(said.contains(&hop.to_string()), "{hop} is not in {said}");
     }
     ensure!(!said.contains("no reply"), "{said}");
     ensure!(said.contains("Resume: pmtu 1400 hops 3"), "{said}");
     Ok(())
 }
+both_families!(tracepath_finds_hops_and_mtu);
 
 /// TCP, UDP, several at once, both ways at once; a busy machine may lose a
 /// datagram.
-#[test]
-fn iperf3_gets_through_in_all_its_ways() -> Result<()> {
-    let world = World::start(Topology::builder(), &[])?;
+fn iperf3_gets_through_in_all_its_ways(family: Family) -> Result<()> {
+    let world = World::start(family.topology(), &[])?;
     let guest = &world.guest(0).namespace;
     let run = |bytes, options: &[&str]| {
         let (outer, amount) = (&world.topology.world, Amount::Bytes(bytes));
-        iperf3(guest, outer, server(0, 5201), amount, options)
+        iperf3(guest, outer, family.server(0, 5201), amount, options)
             .with_context(|| format!("{options:?}"))
     };
     for options in [&["-P", "4"][..], &["-P", "4", "-R"], &["--bidir"]] {
@@ -255,6 +248,7 @@ fn iperf3_gets_through_in_all_its_ways() -> Result<()> {
     }
     Ok(())
 }
+both_families!(iperf3_gets_through_in_all_its_ways);
 
 /// tcpdump at work on one end of a wire.
 struct Tcpdump {
@@ -313,6 +307,7 @@ fn faults(said: &str) -> Vec<&str> {
             "bad udp cksum",
             "incorrect ->",
             "wrong icmp cksum",
+            "bad icmp6 cksum",
         ]
         .iter()
         .any(|fault| line.contains(fault))
@@ -322,13 +317,12 @@ fn faults(said: &str) -> Vec<&str> {
 
 /// All kinds of packets between a guest without offloads and a world without,
 /// so that every checksum on both wires is one that a receiver would see.
-#[test]
-fn tcpdump_finds_no_bad_checksum() -> Result<()> {
+fn tcpdump_finds_no_bad_checksum(family: Family) -> Result<()> {
     let old = Tap {
         offloads: false,
         ..Tap::default()
     };
-    let world = World::start(Topology::builder().inside(Inside::Tap(old)), &[])?;
+    let world = World::start(family.topology().inside(Inside::Tap(old)), &[])?;
     let Topology {
         world: outer,
         guests,
@@ -341,8 +335,8 @@ fn tcpdump_finds_no_bad_checksum() -> Result<()> {
         Tcpdump::start(guest, GUEST_DEVICE)?,
         Tcpdump::start(outer, device)?,
     ];
-    let udp = UdpReflector::start(outer, server(0, 7))?;
-    let tcp = TcpReflector::start(outer, server(1, 7))?;
+    let udp = UdpReflector::start(outer, family.server(0, 7))?;
+    let tcp = TcpReflector::start(outer, family.server(1, 7))?;
     let socket = world.guest_socket(0, 40_000)?;
     for length in [0, 1, 2, 3, 1472, 1473, 5000] {
         reflect_udp(&socket, udp.address(), &traffic::pattern(length))?;
@@ -350,22 +344,22 @@ fn tcpdump_finds_no_bad_checksum() -> Result<()> {
     let mut session = TcpSession::open(guest, None, tcp.address())?;
     session.exchange(&traffic::pattern(300_001))?;
     for size in ["0", "1", "63", "65", "127", "129", "1472", "1473", "3000"] {
-        let ping = ping(guest, server(0, 0).ip(), 2, &["-s", size])?;
+        let ping = ping(guest, family.server(0, 0).ip(), 2, &["-s", size])?;
         ensure!(ping.received == 2, "{}", ping.output);
     }
     // Errors, from the world's closed port and from a hop.
     for options in [&["-t", "1"][..], &["-t", "2"]] {
-        ping_somewhere(guest, options)?;
+        ping(guest, family.server(0, 0).ip(), 1, options)?;
     }
     let closed = world.guest_socket(0, 40_001)?;
-    closed.send_to(b"nobody?", server(0, 9999))?;
+    closed.send_to(b"nobody?", family.server(0, 9999))?;
     let refused = closed.recv(&mut [0; 10]);
     ensure!(refused.is_err(), "somebody answered");
     for options in [&[][..], &["-R"]] {
         iperf3(
             guest,
             outer,
-            server(0, 5201),
+            family.server(0, 5201),
             Amount::Bytes(4 << 20),
             options,
         )?;
@@ -373,13 +367,11 @@ fn tcpdump_finds_no_bad_checksum() -> Result<()> {
     for (dump, namespace) in dumps.into_iter().zip([guest, outer]) {
         let said = dump.stop(namespace)?;
         ensure!(said.lines().count() > 2000, "a short capture");
-        for what in [
-            "udp sum ok",
-            "(correct)",
-            "ICMP echo reply",
-            "time exceeded",
-            "unreachable",
-        ] {
+        let told = match family {
+            V4 => ["ICMP echo reply", "time exceeded", "unreachable"],
+            V6 => ["ICMP6, echo reply", "time exceeded", "unreachable"],
+        };
+        for what in ["udp sum ok", "(correct)"].into_iter().chain(told) {
             let missing = what == "time exceeded" && namespace.name() == outer.name();
             ensure!(missing || said.contains(what), "no {what}");
         }
@@ -393,19 +385,15 @@ fn tcpdump_finds_no_bad_checksum() -> Result<()> {
     }
     Ok(())
 }
-
-fn ping_somewhere(guest: &Namespace, options: &[&str]) -> Result<()> {
-    ping(guest, server(0, 0).ip(), 1, options).map(drop)
-}
+both_families!(tcpdump_finds_no_bad_checksum);
 
 /// It would find one: what comes with a bad checksum leaves with one.
-#[test]
-fn tcpdump_finds_the_bad_checksum_that_was_sent() -> Result<()> {
-    let world = World::start(veth(), &[])?;
+fn tcpdump_finds_the_bad_checksum_that_was_sent(family: Family) -> Result<()> {
+    let world = World::start(veth(family), &[])?;
     let wires = Wires::open(&world)?;
     let outer = &world.topology.world;
     let dump = Tcpdump::start(outer, world.topology.world_device())?;
-    let good = packet::udp(wires.inside(0, 40_000), remote(0, 53)).payload(b"good");
+    let good = packet::udp(wires.inside(0, 40_000), family.remote(0, 53)).payload(b"good");
     wires.out(0, &good)?;
     wires.guests[0].send_all(&good.payload(b"evil"), |packet| {
         let mut bytes = packet.build();
@@ -418,7 +406,9 @@ fn tcpdump_finds_the_bad_checksum_that_was_sent() -> Result<()> {
     let said = dump.stop(outer)?;
     let faults = faults(&said);
     ensure!(faults.len() == 1, "{said}");
-    let to = SocketAddr::from(([203, 0, 113, 77], 53)).to_string();
-    ensure!(faults[0].contains(&to.replace(':', ".")), "{said}");
+    // As tcpdump writes it.
+    let to = format!("{}.53", family.remote(0, 0).ip());
+    ensure!(faults[0].contains(&to), "{said}");
     Ok(())
 }
+both_families!(tcpdump_finds_the_bad_checksum_that_was_sent);

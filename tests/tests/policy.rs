@@ -16,15 +16,17 @@ use tapnat_testbed::{
     traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 use tapnat_tests::{
+    both_families,
+    family::{Family, V4, V6},
     instance::Instance,
-    wires::{Wires, remote, wired},
+    wires::Wires,
     world::{World, server},
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-fn world(guests: u8, arguments: &[&str]) -> Result<World> {
-    let builder = Topology::builder().inside(Inside::Veth).guests(guests);
+fn world(family: Family, guests: u8, arguments: &[&str]) -> Result<World> {
+    let builder = family.topology().inside(Inside::Veth).guests(guests);
     World::start(builder, arguments)
 }
 
@@ -37,8 +39,12 @@ fn is_refused(namespace: &Namespace, to: SocketAddr) -> Result<()> {
         .root_cause()
         .downcast_ref::<io::Error>()
         .and_then(io::Error::raw_os_error);
-    // The kernel's word for ICMP 3/13.
-    ensure!(told == Some(libc::EHOSTUNREACH), "{error:#}");
+    // The kernel's word for ICMP 3/13, or ICMPv6 1/1.
+    let prohibited = match Family::of(to.ip()) {
+        V4 => libc::EHOSTUNREACH,
+        V6 => libc::EACCES,
+    };
+    ensure!(told == Some(prohibited), "{error:#}");
     Ok(())
 }
 
@@ -46,18 +52,21 @@ fn ping(namespace: &Namespace, to: IpAddr) -> Result<bool> {
     Ok(traffic::ping(namespace, to, 1, &["-W", "1"])?.received == 1)
 }
 
-#[test]
-fn denied_destinations_are_refused_and_the_others_are_not() -> Result<()> {
-    let denied = format!("{}/32", WORLD_ADDRESSES[1]);
-    let world = world(1, &["--deny", &denied])?;
+fn denied_destinations_are_refused_and_the_others_are_not(family: Family) -> Result<()> {
+    let length = match family {
+        V4 => 32,
+        V6 => 128,
+    };
+    let denied = format!("{}/{length}", family.server(1, 0).ip());
+    let world = world(family, 1, &["--deny", &denied])?;
     let servers =
-        [0, 1].map(|number| TcpReflector::start(&world.topology.world, server(number, 7)));
+        [0, 1].map(|number| TcpReflector::start(&world.topology.world, family.server(number, 7)));
     let [open, closed] = servers;
     let guest = &world.guest(0).namespace;
     TcpSession::open(guest, None, open?.address())?.exchange(b"let through")?;
     is_refused(guest, closed?.address())?;
-    ensure!(!ping(guest, WORLD_ADDRESSES[1].into())?, "answered");
-    ensure!(ping(guest, WORLD_ADDRESSES[0].into())?, "not answered");
+    ensure!(!ping(guest, family.server(1, 0).ip())?, "answered");
+    ensure!(ping(guest, family.server(0, 0).ip())?, "not answered");
     ensure!(
         world.instance.count("denied-destination")? >= 2,
         "not counted"
@@ -69,6 +78,7 @@ fn denied_destinations_are_refused_and_the_others_are_not() -> Result<()> {
     );
     Ok(())
 }
+both_families!(denied_destinations_are_refused_and_the_others_are_not, not_yet: "denied destinations");
 
 struct Reloading {
     instance: Instance,
@@ -133,15 +143,18 @@ fn sessions_end_when_they_are_denied_and_the_others_go_on() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn isolated_guests_reach_the_world_and_not_each_other() -> Result<()> {
+fn isolated_guests_reach_the_world_and_not_each_other(family: Family) -> Result<()> {
     for isolate in [false, true] {
         let mut arguments = vec!["--filtering", "endpoint-independent"];
         arguments.extend(isolate.then_some("--isolate"));
-        let world = world(2, &arguments)?;
+        let world = world(family, 2, &arguments)?;
         // For the way through the host.
-        world.topology.host.sysctl("net.ipv4.ip_forward", "1")?;
-        let outer = UdpReflector::start(&world.topology.world, server(0, 7))?;
+        let setting = match family {
+            V4 => "net.ipv4.ip_forward",
+            V6 => "net.ipv6.conf.all.forwarding",
+        };
+        world.topology.host.sysctl(setting, "1")?;
+        let outer = UdpReflector::start(&world.topology.world, family.server(0, 7))?;
         let inner = TcpReflector::start(&world.guest(1).namespace, world.guest_endpoint(1, 80))?;
         let asked = world.guest_socket(1, 40_000)?;
         let outside = traffic::reflect_udp(&asked, outer.address(), b"where am I?")?;
@@ -163,15 +176,17 @@ fn isolated_guests_reach_the_world_and_not_each_other() -> Result<()> {
     }
     Ok(())
 }
+both_families!(isolated_guests_reach_the_world_and_not_each_other);
 
-#[test]
-fn guests_that_are_kept_from_the_host_reach_the_world_and_answer_the_host() -> Result<()> {
+fn guests_that_are_kept_from_the_host_reach_the_world_and_answer_the_host(
+    family: Family,
+) -> Result<()> {
     for deny in [false, true] {
         let arguments: &[&str] = if deny { &["--deny-host"] } else { &[] };
-        let world = world(1, arguments)?;
+        let world = world(family, 1, arguments)?;
         let host = &world.topology.host;
         let guest = world.guest(0);
-        let gateway = IpAddr::from(guest.gateway);
+        let gateway = family.gateway_of(guest);
         let of_host = TcpReflector::start(host, SocketAddr::new(gateway, 22))?;
         let of_guest = TcpReflector::start(&guest.namespace, world.guest_endpoint(0, 22))?;
         if deny {
@@ -183,22 +198,26 @@ fn guests_that_are_kept_from_the_host_reach_the_world_and_answer_the_host() -> R
             ensure!(ping(&guest.namespace, gateway)?, "not answered");
         }
         TcpSession::open(host, None, of_guest.address())?.exchange(&traffic::pattern(10_000))?;
-        ensure!(ping(host, guest.address.into())?, "no answer to the host");
+        ensure!(
+            ping(host, family.address_of(guest))?,
+            "no answer to the host"
+        );
         world.check_reach()?;
     }
     Ok(())
 }
+both_families!(guests_that_are_kept_from_the_host_reach_the_world_and_answer_the_host);
 
-#[test]
-fn no_guest_of_a_bridge_begins_in_anothers_name() -> Result<()> {
-    let world = World::start(Topology::builder().inside(Inside::Bridge).guests(2), &[])?;
+fn no_guest_of_a_bridge_begins_in_anothers_name(family: Family) -> Result<()> {
+    let world = World::start(family.topology().inside(Inside::Bridge).guests(2), &[])?;
     let wires = Wires::open(&world)?;
-    wires.map_udp(0, 40_000, remote(0, 53))?;
-    let spoofed = packet::udp(wires.inside(0, 40_001), remote(0, 53)).payload(b"not me");
+    wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let spoofed = packet::udp(wires.inside(0, 40_001), family.remote(0, 53)).payload(b"not me");
     wires.guests[1].send(&spoofed)?;
     // Nor in that of the host, or of nobody here.
-    for source in ["10.0.0.1:40001", "10.0.9.9:40001"] {
-        let spoofed = packet::udp(source.parse()?, remote(0, 53)).payload(b"not me");
+    for source in [family.inside_host(0, 1), family.inside_host(9, 9)] {
+        let source = SocketAddr::new(source, 40_001);
+        let spoofed = packet::udp(source, family.remote(0, 53)).payload(b"not me");
         wires.guests[1].send(&spoofed)?;
     }
     wires.nothing_arrives()?;
@@ -208,31 +227,32 @@ fn no_guest_of_a_bridge_begins_in_anothers_name() -> Result<()> {
     );
     ensure!(world.instance.count("spoofed-source")? == 2, "not counted");
     // Whose it is, and the other one, go on.
-    wires.map_udp(0, 40_002, remote(0, 53))?;
-    wires.map_udp(1, 40_000, remote(0, 53))?;
+    wires.map_udp(0, 40_002, family.remote(0, 53))?;
+    wires.map_udp(1, 40_000, family.remote(0, 53))?;
     Ok(())
 }
+both_families!(no_guest_of_a_bridge_begins_in_anothers_name);
 
-#[test]
-fn an_address_that_roams_is_let_go_where_that_is_allowed() -> Result<()> {
-    let builder = Topology::builder().inside(Inside::Bridge).guests(2);
+fn an_address_that_roams_is_let_go_where_that_is_allowed(family: Family) -> Result<()> {
+    let builder = family.topology().inside(Inside::Bridge).guests(2);
     let world = World::start(builder, &["--roaming"])?;
     let wires = Wires::open(&world)?;
-    wires.map_udp(0, 40_000, remote(0, 53))?;
-    let moved = packet::udp(wires.inside(0, 40_001), remote(0, 53)).payload(b"took over");
+    wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let moved = packet::udp(wires.inside(0, 40_001), family.remote(0, 53)).payload(b"took over");
     wires.guests[1].send(&moved)?;
     let arrived = wires.world.receive()?;
     ensure!(arrived.payload == b"took over", "{arrived:?}");
     Ok(())
 }
+both_families!(an_address_that_roams_is_let_go_where_that_is_allowed);
 
-#[test]
-fn a_guest_cannot_send_in_anothers_name_from_another_device() -> Result<()> {
-    let (world, wires) = wired(2, &[])?;
-    let outside = wires.map_udp(0, 40_000, remote(0, 53))?;
-    let spoofed = packet::udp(wires.inside(0, 40_000), remote(0, 53)).payload(b"not me");
+fn a_guest_cannot_send_in_anothers_name_from_another_device(family: Family) -> Result<()> {
+    let (world, wires) = family.wired(2, &[])?;
+    let outside = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let spoofed = packet::udp(wires.inside(0, 40_000), family.remote(0, 53)).payload(b"not me");
     wires.guests[1].send(&spoofed)?;
     wires.nothing_arrives()?;
     ensure!(world.instance.count("spoofed-source")? == 1, "not counted");
-    wires.answer_udp(remote(0, 53), outside, 0, 40_000)
+    wires.answer_udp(family.remote(0, 53), outside, 0, 40_000)
 }
+both_families!(a_guest_cannot_send_in_anothers_name_from_another_device);
