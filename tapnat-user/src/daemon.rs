@@ -106,10 +106,10 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
     check_kernel()?;
     // From here on a signal waits until the start is done, and then ends what was started.
     let mut signals = Signals::new(reread.is_some())?;
-    let (mut daemon, scrapes) = Daemon::start(config, options.fresh, reread).await?;
+    let (mut daemon, scrapes) = Box::pin(Daemon::start(config, options.fresh, reread)).await?;
     daemon.settle_guests().await;
     if let Err(error) = daemon.give_up_privileges() {
-        if let Err(error) = daemon.end().await {
+        if let Err(error) = Box::pin(daemon.end()).await {
             warn(&format!("{error:#}"));
         }
         return Err(error);
@@ -124,7 +124,7 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
         ));
         return Ok(());
     }
-    daemon.end().await
+    Box::pin(daemon.end()).await
 }
 
 /// Ends an instance, whether a process serves it or not, and takes everything away that it changed.

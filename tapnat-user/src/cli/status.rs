@@ -113,15 +113,18 @@ fn describe(status: &Status) -> Result<String> {
     describe_policy(&status.policy, &mut text)?;
     let one_of = |it: UsageView| format!("{} of {}", it.used, it.capacity);
     let families = status.families;
-    let parts: [(&str, fn(TablesView) -> UsageView); 3] = [
-        ("sessions", |it| it.sessions),
-        ("mappings", |it| it.mappings),
-        ("guests", |it| it.guests),
-    ];
-    for (name, part) in parts {
-        write!(text, "{name}: {}", one_of(part(families.ipv4)))?;
-        if let Some(ipv6) = families.ipv6 {
-            write!(text, "; {} with IPv6", one_of(part(ipv6)))?;
+    let parts = |it: TablesView| {
+        [
+            ("sessions", it.sessions),
+            ("mappings", it.mappings),
+            ("guests", it.guests),
+        ]
+    };
+    let mut with_ipv6 = families.ipv6.into_iter().flat_map(parts);
+    for (name, ipv4) in parts(families.ipv4) {
+        write!(text, "{name}: {}", one_of(ipv4))?;
+        if let Some((_, ipv6)) = with_ipv6.next() {
+            write!(text, "; {} with IPv6", one_of(ipv6))?;
         }
         writeln!(text)?;
     }

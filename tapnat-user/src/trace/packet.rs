@@ -198,7 +198,7 @@ impl Internet {
                     more: it.more_fragments,
                 }),
             }),
-            _ => None,
+            NetHeaders::Arp(_) => None,
         }
     }
 }
