@@ -21,6 +21,10 @@ mod ebpf_toolchain;
 /// comparison costs two shifts an operand.
 const CPU: &str = "v3";
 
+/// What makes the linker, which generates the code, write memory that is cleared or moved out as
+/// stores. Otherwise they are calls of functions that go byte by byte.
+const INLINE: &str = "--disable-expand-memcpy-in-order";
+
 /// The whole of a build script: builds the package in this directory of the workspace, anew when a
 /// file in it or in one of the directories `others` changed.
 ///
@@ -90,6 +94,7 @@ fn run_compiler(compiler: OsString, arguments: Vec<OsString>) -> Result<()> {
     command.args(arguments);
     if for_bpf {
         command.arg(format!("-Ctarget-cpu={CPU}"));
+        command.arg(format!("-Clink-arg={INLINE}"));
     }
     let error = command.exec();
     bail!("cannot start {command:?}: {error}")

@@ -2,6 +2,8 @@
 //! size. The clock that is read before and after every run costs more than many a program: the bare
 //! redirect shows how much.
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context as _, Result};
 use aya::{
     maps::MapInfo,
@@ -65,6 +67,8 @@ fn new_flows(run: &mut Run<'_>, title: String, contenders: &[Contender]) -> Resu
         let packets = Packets {
             flags: tcp_flags::SYN,
             vary: Vary::Both,
+            // Each run of flows is another guest's, and goes out untranslated by the redirect.
+            translated_mask: Ipv4Addr::new(255, 255, 255, 0),
             ..stand
                 .rig
                 .packets(Direction::Outward, Protocol::Tcp, Order::Fresh)?
