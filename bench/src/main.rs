@@ -16,6 +16,7 @@ mod rig;
 mod rounds;
 mod scenario;
 mod statistics;
+mod user_space;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -1,7 +1,10 @@
 //! Bulk transfer from a guest with offloads: 64 KiB packets written to its tap, as a virtual machine
 //! monitor does, and iperf3 between a guest behind a tap and the world, everything on one processor.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -12,6 +15,7 @@ use aya::{
 use tapnat_testbed::{
     cable::{Layer, Options, TunTap},
     packet::{self, Offload},
+    process::Process,
     topology::{HOST_ADDRESS, Inside, Tap, Topology, UPLINK, WORLD_ADDRESSES},
     traffic::{Amount, FrameSender, iperf3},
 };
@@ -26,6 +30,7 @@ use crate::{
     rig::{self, Direction, received},
     rounds::interleave,
     statistics::Better,
+    user_space::UserSpace,
 };
 
 const TAP: &str = "tap0";
@@ -222,17 +227,60 @@ fn write_to_tap(run: &mut Run<'_>, title: &str) -> Result<()> {
     Ok(())
 }
 
+/// Who carries iperf3's bytes.
+#[derive(Clone, Copy)]
+enum Carrier {
+    Kernel(Contender),
+    UserSpace(UserSpace),
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel(contender) => contender.fmt(formatter),
+            Self::UserSpace(user_space) => user_space.fmt(formatter),
+        }
+    }
+}
+
 struct Bulk {
-    _installed: Installed,
+    // These go before their world does.
+    _installed: Option<Installed>,
+    _process: Option<Process>,
     topology: Topology,
 }
 
+impl Bulk {
+    fn build(carrier: Carrier) -> Result<Self> {
+        let inside = match carrier {
+            Carrier::Kernel(_) => Inside::Tap(Tap::default()),
+            // A cable that is only taken away.
+            Carrier::UserSpace(_) => Inside::Veth,
+        };
+        let topology = Topology::builder().inside(inside).build()?;
+        let (installed, process) = match carrier {
+            Carrier::Kernel(contender) => {
+                let installed = install_for_guest(contender, &topology, &Wish::default())?;
+                (Some(installed), None)
+            }
+            Carrier::UserSpace(user_space) => (None, Some(user_space.start(&topology)?)),
+        };
+        Ok(Self {
+            _installed: installed,
+            _process: process,
+            topology,
+        })
+    }
+}
+
 fn transfer(run: &mut Run<'_>, title: &str, options: &[&str]) -> Result<()> {
-    let contenders = [
-        Contender::Forwarding,
-        Contender::Nft,
-        Contender::Tapnat,
-        Contender::ForwardingAgain,
+    let carriers = [
+        Carrier::Kernel(Contender::Forwarding),
+        Carrier::Kernel(Contender::Nft),
+        Carrier::UserSpace(UserSpace::Pasta),
+        Carrier::UserSpace(UserSpace::Slirp),
+        Carrier::Kernel(Contender::Tapnat),
+        Carrier::Kernel(Contender::ForwardingAgain),
     ];
     let rounds = if run.effort.quick {
         3
@@ -242,17 +290,10 @@ fn transfer(run: &mut Run<'_>, title: &str, options: &[&str]) -> Result<()> {
     let values = processor::in_thread(|| {
         // Cables, iperf3 and the kernel's work for them: all of it.
         processor::bind()?;
-        let mut bulks = Vec::new();
-        for contender in contenders {
-            let topology = Topology::builder()
-                .inside(Inside::Tap(Tap::default()))
-                .build()?;
-            let installed = install_for_guest(contender, &topology, &Wish::default())?;
-            bulks.push(Bulk {
-                _installed: installed,
-                topology,
-            });
-        }
+        let mut bulks = carriers
+            .into_iter()
+            .map(Bulk::build)
+            .collect::<Result<Vec<_>>>()?;
         interleave(&mut bulks, rounds, |bulk| {
             let topology = &bulk.topology;
             let guest = topology.guests.first().context("no guest")?;
@@ -272,7 +313,7 @@ fn transfer(run: &mut Run<'_>, title: &str, options: &[&str]) -> Result<()> {
         unit: "Gbit/s",
         better: Better::Higher,
         series: vec!["rate"],
-        contenders: contestants(contenders.iter().map(ToString::to_string), values),
+        contenders: contestants(carriers.iter().map(ToString::to_string), values),
         references: [Contender::Forwarding, Contender::Nft]
             .map(|it| it.to_string())
             .to_vec(),
