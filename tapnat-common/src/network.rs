@@ -60,6 +60,9 @@ pub trait Network: Address {
     /// Whom a packet of this version is for, if that can be looked at.
     fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self>;
 
+    /// Reads what [`Self::read_plain`] has left out.
+    fn read_rest<F: Frame>(frame: &F, packet: &mut Packet<Self>);
+
     /// Who sent a packet of this version, if that can be looked at.
     fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self>;
 

@@ -25,6 +25,9 @@ pub enum Quick {
     /// Translated the packet, which now leaves by this next hop; by the
     /// kernel's neighbour table if its link addresses are not known.
     Onward(NextHop, bool),
+    /// Nothing: there is no such session. The packet may be for [`exceptional`] as well,
+    /// but [`begin`] is shorter.
+    New,
     /// Nothing: the packet is for [`exceptional`].
     Not,
     /// Could not change the packet's memory.
@@ -34,25 +37,38 @@ pub enum Quick {
 /// Translates a packet of an established session.
 ///
 /// `device`: the index of the inside device that it arrived on, or `None` for
-/// an uplink.
+/// an uplink. `packet`: one of which nothing is known yet.
 #[inline(always)]
 pub fn established<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
     device: Option<NonZeroU32>,
     tables: &T,
+    packet: &mut Packet<A>,
 ) -> Quick {
-    let mut packet = Packet::default();
-    if !parse::parse_plain(frame, &mut packet) {
+    if !parse::parse_plain(frame, packet) {
         return Quick::Not;
     }
-    let Some(session) = nat::established(&packet, device, tables) else {
-        return Quick::Not;
+    let Some(session) = tables.session(&packet.key(device)) else {
+        return Quick::New;
     };
+    if !nat::is_steady(packet, session, tables) {
+        return Quick::Not;
+    }
+    nat::pass_by(packet, session, tables);
     let rewrite = Rewrite::of(session, false);
-    match rewrite::apply(frame, &packet, &rewrite) {
+    match rewrite::apply(frame, packet, &rewrite) {
         Some(()) => Quick::Onward(rewrite.next_hop, rewrite.resolve),
         None => Quick::Broken,
     }
+}
+
+/// Has a packet go on to [`start`] that [`established`] has found to be new. `packet` is as
+/// that left it.
+#[inline(always)]
+pub fn begin<A: Network, F: Frame>(frame: &F, packet: &mut Packet<A>, plan: &mut Plan<A>) -> Next {
+    A::read_rest(frame, packet);
+    plan.begin();
+    Next::Start
 }
 
 /// Translates a packet from outside, of an established session, that may go before
@@ -70,9 +86,12 @@ pub fn early<A: Network, F: Frame, T: Tables<A>>(
     if !parse::parse_plain(frame, &mut packet) || !may_go_early(frame, &packet) {
         return Quick::Not;
     }
-    let Some(session) = nat::steady(&packet, None, tables) else {
+    let Some(session) = tables.session(&packet.key(None)) else {
         return Quick::Not;
     };
+    if !nat::is_steady(&packet, session, tables) {
+        return Quick::Not;
+    }
     let rewrite = Rewrite::of(session, false);
     if rewrite.resolve || !take(rewrite.next_hop.device) {
         return Quick::Not;

@@ -31,6 +31,20 @@ impl Instant {
         Self((nanoseconds >> TICK_SHIFT) as u32)
     }
 
+    /// The point as a number, to be handed to where none but numbers can go.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The point with this [`Self::number`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
     /// The slot that the point lies in.
     #[inline(always)]
     #[must_use]

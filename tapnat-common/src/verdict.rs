@@ -6,7 +6,7 @@
 
 use crate::{
     abi::{EndpointKey, FlowKey, Session},
-    nat::Route,
+    nat::{Route, session::Other},
     net::Be32,
     network::Network,
     parse::Quoted,
@@ -332,6 +332,8 @@ pub struct Plan<A = Be32> {
     /// For a fragment: how many of its datagram wait; of a held one, its own
     /// place among them.
     pub held: u32,
+    /// For a packet of a session: the other half, where that was looked at.
+    pub other: Other,
     /// For a new session: what to make.
     pub opening: Opening<A>,
     /// For a new session: the keys of its halves.
@@ -353,6 +355,7 @@ impl<A: Network> Default for Plan<A> {
             mtu: 0,
             excess: 0,
             held: 0,
+            other: Other::default(),
             opening: Opening::default(),
             keys: [FlowKey::default(); 2],
             halves: [Session::default(); 2],
@@ -362,8 +365,7 @@ impl<A: Network> Default for Plan<A> {
 
 impl<A: Network> Plan<A> {
     /// Begins the plan of another packet. What a stage always sets before it is
-    /// looked at keeps what it had: it is long, and this target clears memory byte
-    /// by byte.
+    /// looked at keeps what it had: it is long.
     #[inline(always)]
     pub fn begin(&mut self) {
         // It says that a packet is for the host.

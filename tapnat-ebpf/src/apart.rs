@@ -18,12 +18,13 @@ use tapnat_common::{
     net::{Be32, Be128},
     parse,
     refusal::Refusal,
+    time::Instant,
 };
 
 use crate::{
     emit,
     maps::{Maps, Workspace},
-    now, scratch,
+    scratch,
     skb::Skb,
     tables::{Kernel, Routed, workspace},
 };
@@ -42,27 +43,30 @@ pub trait Apart: Maps {
         context: *mut __sk_buff,
         outside: *const EndpointKey<Self>,
         mapping: *const Mapping<Self>,
+        is_at_limit: u32,
+        now: u32,
     ) -> u32;
     /// Whether a session may have this half: 0 or 1.
-    fn is_unused(context: *mut __sk_buff, back: *const FlowKey<Self>) -> u32;
+    fn is_unused(context: *mut __sk_buff, back: *const FlowKey<Self>, now: u32) -> u32;
     /// What became of a half of a session: a [`HalfInsert`].
     fn insert_half(
         key: *const FlowKey<Self>,
         session: *const Session<Self>,
         twin_key: *const FlowKey<Self>,
+        now: u32,
     ) -> u32;
     /// Ends a session; 0.
-    fn close_session(key: *const FlowKey<Self>, kept: *const FlowKey<Self>) -> u32;
+    fn close_session(key: *const FlowKey<Self>, kept: *const FlowKey<Self>, now: u32) -> u32;
     /// The action for the packet that [`crate::scratch`] knows, which it makes an ICMP
     /// error to its sender.
     fn refuse(context: *mut __sk_buff, refusal: *const Refusal<Self>) -> u32;
 }
 
-/// The tables for what looks at nothing else: an argument that is not used reaches no
-/// function.
+/// The tables for what looks at nothing else but the time, of which
+/// [`Instant::number`] is `now`: an argument that is not used reaches no function.
 #[inline(always)]
-fn tables<A: Routed>() -> Kernel<A> {
-    Kernel::new(core::ptr::null_mut(), now())
+fn tables<A: Routed>(now: u32) -> Kernel<A> {
+    Kernel::new(core::ptr::null_mut(), Instant::from_number(now))
 }
 
 /// A copy of what an argument points to.
@@ -74,7 +78,7 @@ fn copied<T: Copy>(argument: *const T) -> Option<T> {
 
 #[inline(always)]
 fn is_outside<A: Routed>(address: *const A) -> u32 {
-    let kernel = tables::<A>();
+    let kernel = tables::<A>(0);
     let settings = kernel.settings();
     u32::from(
         copied(address)
@@ -85,7 +89,7 @@ fn is_outside<A: Routed>(address: *const A) -> u32 {
 
 #[inline(always)]
 fn find_port<A: Routed>(set: u32, wanted: u32, random: u32) -> u32 {
-    let kernel = tables::<A>();
+    let kernel = tables::<A>(0);
     let set = kernel.ports(set);
     set.and_then(|set| set.find(wanted as u16, random))
         .map_or(NONE, u32::from)
@@ -96,6 +100,8 @@ fn take_port<A: Routed>(
     context: *mut __sk_buff,
     outside: *const EndpointKey<A>,
     mapping: *const Mapping<A>,
+    is_at_limit: u32,
+    now: u32,
 ) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
     let mapping = unsafe { mapping.as_ref() };
@@ -105,18 +111,19 @@ fn take_port<A: Routed>(
         return Insert::Full as u32;
     };
     workspace.mapping = *mapping;
-    nat::mapping::take(&outside, &workspace.mapping, &Kernel::new(context, now())) as u32
+    let kernel = Kernel::new(context, Instant::from_number(now));
+    nat::mapping::take(&outside, &workspace.mapping, is_at_limit != 0, &kernel) as u32
 }
 
 #[inline(always)]
-fn is_unused<A: Routed>(context: *mut __sk_buff, back: *const FlowKey<A>) -> u32 {
+fn is_unused<A: Routed>(context: *mut __sk_buff, back: *const FlowKey<A>, now: u32) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
     let back = unsafe { back.as_ref() };
     let (Some(back), Some(workspace)) = (back, workspace::<A>()) else {
         return 0;
     };
     workspace.key = *back;
-    let kernel = Kernel::<A>::new(context, now());
+    let kernel = Kernel::<A>::new(context, Instant::from_number(now));
     u32::from(nat::mapping::is_unused(&workspace.key, &kernel))
 }
 
@@ -125,6 +132,7 @@ fn insert_half<A: Routed>(
     key: *const FlowKey<A>,
     session: *const Session<A>,
     twin_key: *const FlowKey<A>,
+    now: u32,
 ) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
     let key = unsafe { key.as_ref() };
@@ -138,18 +146,18 @@ fn insert_half<A: Routed>(
     workspace.key = *key;
     workspace.half = *session;
     let Workspace { key, half, .. } = workspace;
-    nat::session::insert_half(key, half, twin_key, &tables::<A>()) as u32
+    nat::session::insert_half(key, half, twin_key, &tables::<A>(now)) as u32
 }
 
 #[inline(always)]
-fn close_session<A: Routed>(key: *const FlowKey<A>, kept: *const FlowKey<A>) -> u32 {
+fn close_session<A: Routed>(key: *const FlowKey<A>, kept: *const FlowKey<A>, now: u32) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
     let key = unsafe { key.as_ref() };
     // SAFETY: as above.
     let kept = unsafe { kept.as_ref() };
     if let (Some(key), Some(workspace)) = (key, workspace::<A>()) {
         workspace.key = *key;
-        nat::session::close(&workspace.key, kept, &tables::<A>());
+        nat::session::close(&workspace.key, kept, &tables::<A>(now));
     }
     0
 }
@@ -194,15 +202,22 @@ apart! {
     take_port4 take_port(
         context: *mut __sk_buff,
         outside: *const EndpointKey,
-        mapping: *const Mapping
+        mapping: *const Mapping,
+        is_at_limit: u32,
+        now: u32
     ),
-    is_unused4 is_unused(context: *mut __sk_buff, back: *const FlowKey),
+    is_unused4 is_unused(
+        context: *mut __sk_buff,
+        back: *const FlowKey,
+        now: u32
+    ),
     insert_half4 insert_half(
         key: *const FlowKey,
         session: *const Session,
-        twin_key: *const FlowKey
+        twin_key: *const FlowKey,
+        now: u32
     ),
-    close_session4 close_session(key: *const FlowKey, kept: *const FlowKey),
+    close_session4 close_session(key: *const FlowKey, kept: *const FlowKey, now: u32),
     refuse4 refuse(context: *mut __sk_buff, refusal: *const Refusal),
 }
 apart! {
@@ -212,17 +227,25 @@ apart! {
     take_port6 take_port(
         context: *mut __sk_buff,
         outside: *const EndpointKey<Be128>,
-        mapping: *const Mapping<Be128>
+        mapping: *const Mapping<Be128>,
+        is_at_limit: u32,
+        now: u32
     ),
-    is_unused6 is_unused(context: *mut __sk_buff, back: *const FlowKey<Be128>),
+    is_unused6 is_unused(
+        context: *mut __sk_buff,
+        back: *const FlowKey<Be128>,
+        now: u32
+    ),
     insert_half6 insert_half(
         key: *const FlowKey<Be128>,
         session: *const Session<Be128>,
-        twin_key: *const FlowKey<Be128>
+        twin_key: *const FlowKey<Be128>,
+        now: u32
     ),
     close_session6 close_session(
         key: *const FlowKey<Be128>,
-        kept: *const FlowKey<Be128>
+        kept: *const FlowKey<Be128>,
+        now: u32
     ),
     refuse6 refuse(context: *mut __sk_buff, refusal: *const Refusal<Be128>),
 }

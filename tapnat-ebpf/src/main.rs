@@ -69,7 +69,7 @@ use tapnat_common::{
 
 use crate::{
     host::{Four, Six},
-    maps::{Maps, Scratch},
+    maps::{Maps, Scratch, Swept},
     skb::Skb,
     tables::{Kernel, Routed, workspace},
     translate::{translate, translate_error as translate_icmp_error},
@@ -205,7 +205,7 @@ fn early<A: Routed>(buffer: &mut Buffer) -> u32 {
     let take = |device| maps::XDP_DEVICES.redirect(device, XDP_PASS.into()).is_ok();
     let sent = match pipeline::early(buffer, &kernel, take) {
         Quick::Onward(next_hop, _) => buffer.store(0, &next_hop.link),
-        Quick::Not => return XDP_PASS,
+        Quick::New | Quick::Not => return XDP_PASS,
         Quick::Broken => None,
     };
     if sent.is_none() {
@@ -304,8 +304,9 @@ fn established_elsewhere<A: Routed>(context: &TcContext) -> i32 {
         return go_on::<A>(context, stages::PREFIX);
     }
     match quick::<A>(&mut skb, device) {
-        Some(action) => action,
-        None => go_on::<A>(context, stages::EXCEPTIONAL),
+        Left::Gone(action) => action,
+        Left::New(packet) => begin_with(context, &skb, packet),
+        Left::Not => go_on::<A>(context, stages::EXCEPTIONAL),
     }
 }
 
@@ -381,7 +382,7 @@ fn ask_firewall<A: Routed>(context: &TcContext) -> i32 {
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
-    let kernel = Kernel::new(context.skb.skb, now());
+    let kernel = Kernel::new(context.skb.skb, scratch.now);
     let Scratch { packet, plan, .. } = scratch;
     if pipeline::ask(&mut skb, device, &kernel, packet, plan).is_none() {
         return lose(&skb);
@@ -442,6 +443,7 @@ fn accept<A: Routed>(context: &TcContext, mut skb: Skb, (from, out): (u32, u32))
         Forwarded::Accepted(_, device) => {
             scratch.device = device.map_or(0, NonZeroU32::get);
             scratch.link_length = skb.link_length();
+            scratch.now = kernel.now();
             scratch.plan.accepted = true;
             go_on::<A>(context, stages::EXCEPTIONAL)
         }
@@ -460,7 +462,7 @@ pub fn cut(context: TcContext) -> i32 {
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
-    let kernel = Kernel::new(context.skb.skb, now());
+    let kernel = Kernel::new(context.skb.skb, scratch.now);
     nat::forget(&scratch.packet, device, &kernel);
     scratch.piece = 0;
     match emit::prepare_cut(&mut skb, &scratch.packet) {
@@ -518,24 +520,37 @@ where
 {
     let kernel = Kernel::<A>::new(packet.context(), now());
     let at = (size_of::<Sweep>() + number as usize * sweep_key_bytes::<A>()) as u32;
+    // Not on the stack, which is short.
+    let Swept {
+        session,
+        mapping,
+        permission,
+    } = &mut workspace::<A>()?.swept;
     match table {
-        sweep_tables::SESSIONS => packet
-            .read(at)
-            .map(|key| nat::sweep::session(&key, &kernel)),
-        sweep_tables::MAPPINGS => packet
-            .read(at)
-            .map(|key| nat::sweep::mapping(&key, &kernel)),
-        sweep_tables::PERMISSIONS => packet
-            .read(at)
-            .map(|key| nat::sweep::permission(&key, &kernel)),
+        sweep_tables::SESSIONS => {
+            packet.fill(session, at)?;
+            Some(nat::sweep::session(session, &kernel))
+        }
+        sweep_tables::MAPPINGS => {
+            packet.fill(mapping, at)?;
+            Some(nat::sweep::mapping(mapping, &kernel))
+        }
+        sweep_tables::PERMISSIONS => {
+            packet.fill(permission, at)?;
+            Some(nat::sweep::permission(permission, &kernel))
+        }
         sweep_tables::GUESTS => packet.read(at).map(|key| nat::sweep::guest(key, &kernel)),
         sweep_tables::GUESTS_PORTS => packet
             .read(at)
             .map(|key| nat::sweep::port_of_guest(key, &kernel)),
-        sweep_tables::SESSIONS_TO_ASK => packet
-            .read(at)
-            .map(|key| nat::sweep::ask_again(&key, &kernel)),
-        sweep_tables::PORTS => packet.read(at).map(|key| nat::sweep::port(&key, &kernel)),
+        sweep_tables::SESSIONS_TO_ASK => {
+            packet.fill(session, at)?;
+            Some(nat::sweep::ask_again(session, &kernel))
+        }
+        sweep_tables::PORTS => {
+            packet.fill(mapping, at)?;
+            Some(nat::sweep::port(mapping, &kernel))
+        }
         _ => None,
     }
 }
@@ -551,7 +566,7 @@ fn stage<A: Routed>(
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
-    let kernel = Kernel::new(context.skb.skb, now());
+    let kernel = Kernel::new(context.skb.skb, scratch.now);
     match decide(&mut skb, device, &kernel, scratch) {
         Next::Leave(reason) => leave(context, &mut skb, &kernel, reason, scratch),
         Next::Resume => go_on::<A>(context, stages::RESUME),
@@ -568,8 +583,13 @@ fn stage<A: Routed>(
 fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
     let mut skb = Skb::new(context.skb.skb, link_length);
     let device = NonZeroU32::new(skb.device()).filter(|_| is_inside);
-    if let Some(action) = quick::<Be32>(&mut skb, device) {
-        return action;
+    match quick::<Be32>(&mut skb, device) {
+        Left::Gone(action) => return action,
+        Left::New(packet) => {
+            hand_over::<Be32>(device, link_length, false);
+            return begin_with(context, &skb, packet);
+        }
+        Left::Not => {}
     }
     if parse::is::<Be128, _>(&skb) {
         hand_over::<Be128>(device, link_length, false);
@@ -581,20 +601,43 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
     go_on::<Be32>(context, stages::EXCEPTIONAL)
 }
 
-/// Translates a packet of an established session. `None` if it is none.
+/// What [`quick`] leaves to be done.
+enum Left<A> {
+    /// Nothing but to return this.
+    Gone(i32),
+    /// There is no session, see [`begin_with`].
+    New(Packet<A>),
+    /// All.
+    Not,
+}
+
+/// Translates a packet of an established session.
 #[inline(always)]
-fn quick<A: Routed>(skb: &mut Skb, device: Option<NonZeroU32>) -> Option<i32> {
+fn quick<A: Routed>(skb: &mut Skb, device: Option<NonZeroU32>) -> Left<A> {
     let kernel = Kernel::<A>::new(skb.context(), now());
-    match pipeline::established(skb, device, &kernel) {
+    let mut packet = Packet::default();
+    match pipeline::established(skb, device, &kernel, &mut packet) {
         Quick::Onward(next_hop, resolve) => {
             if kernel.counts_traffic() {
                 count(Reason::Translated, skb.length());
             }
-            Some(send::<A>(skb, &next_hop, resolve))
+            Left::Gone(send::<A>(skb, &next_hop, resolve))
         }
-        Quick::Not => None,
-        Quick::Broken => Some(lose(skb)),
+        Quick::New => Left::New(packet),
+        Quick::Not => Left::Not,
+        Quick::Broken => Left::Gone(lose(skb)),
     }
+}
+
+/// Goes on with a packet that [`quick`] has found to be of no session, after
+/// [`hand_over`].
+#[inline(always)]
+fn begin_with<A: Routed>(context: &TcContext, skb: &Skb, packet: Packet<A>) -> i32 {
+    if let Some(scratch) = scratch::<A>() {
+        scratch.packet = packet;
+        pipeline::begin(skb, &mut scratch.packet, &mut scratch.plan);
+    }
+    go_on::<A>(context, stages::START)
 }
 
 /// Sends the rewritten packet on, across to the other IP version if it is for a stand-in.
@@ -623,6 +666,7 @@ fn hand_over<A: Routed>(device: Option<NonZeroU32>, link_length: u32, stands_in:
     if let Some(scratch) = scratch::<A>() {
         scratch.device = device.map_or(0, NonZeroU32::get);
         scratch.link_length = link_length;
+        scratch.now = now();
         scratch.plan.accepted = false;
         scratch.plan.stands_in = stands_in;
     }

@@ -23,6 +23,7 @@ use tapnat_common::{
     ports::{CLASSES, PortSet, Reserved, SETS},
     refusal::Budget,
     siit::error,
+    time::Instant,
     verdict::{Plan, Reason},
 };
 
@@ -158,6 +159,8 @@ pub struct Scratch<A> {
     pub device: u32,
     /// Bytes of its link header.
     pub link_length: u32,
+    /// When it arrived.
+    pub now: Instant,
     /// The number of the next piece of a packet that is cut.
     pub piece: u32,
     pub packet: Packet<A>,
@@ -179,8 +182,17 @@ pub struct Workspace<A> {
     pub held: HeldKey<A>,
     /// What the NAT log is to be told of once it is gone.
     pub logged: EndpointKey<A>,
+    pub swept: Swept<A>,
     /// What the kernel's routing is asked.
     pub query: bpf_fib_lookup,
+}
+
+/// The key of what the sweep looks at, by its kind.
+#[derive(Clone, Copy)]
+pub struct Swept<A> {
+    pub session: FlowKey<A>,
+    pub mapping: EndpointKey<A>,
+    pub permission: PermissionKey<A>,
 }
 
 /// Twice as long as the longest frame, so that a part of any length may begin at any

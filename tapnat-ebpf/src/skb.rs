@@ -85,6 +85,17 @@ impl Skb {
         (result == 0).then_some(())
     }
 
+    /// As `read`, to where the value is to be.
+    #[inline(always)]
+    pub fn fill<T: Header>(&self, to: &mut T, offset: u32) -> Option<()> {
+        let size = size_of::<T>() as u32;
+        let to = core::ptr::from_mut(to).cast();
+        // SAFETY: the helper checks the offset and writes `size` bytes, and a `Header` has
+        // any bytes for a value.
+        let result = unsafe { bpf_skb_load_bytes(self.context.cast(), offset, to, size) };
+        (result == 0).then_some(())
+    }
+
     /// Makes the packet consist of the first `length` of these bytes. `None` if
     /// that failed; the packet may then be anything.
     #[inline(always)]

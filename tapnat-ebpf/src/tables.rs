@@ -193,21 +193,6 @@ impl<A: Routed> Kernel<A> {
     }
 }
 
-/// The query, with nothing in it.
-#[inline(always)]
-fn cleared(query: &mut bpf_fib_lookup) -> &mut bpf_fib_lookup {
-    const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
-    let words = core::ptr::from_mut(query).cast::<u32>();
-    for word in 0..WORDS {
-        // SAFETY: within the query.
-        let word = unsafe { words.add(word) };
-        // Volatile, or the compiler makes it a call that clears byte by byte.
-        // SAFETY: as above, and aligned as the query is.
-        unsafe { word.write_volatile(0) };
-    }
-    query
-}
-
 /// This CPU's.
 #[inline(always)]
 pub fn workspace<'a, A: Maps>() -> Option<&'a mut Workspace<A>> {
@@ -342,10 +327,8 @@ impl<A: Routed> Tables<A> for Kernel<A> {
     }
 
     #[inline(always)]
-    fn count_on_mapping(&self, outside: &EndpointKey<A>, more: bool) {
-        if let Some(mapping) = self.mapping(outside) {
-            count(&mut mapping.sessions, more);
-        }
+    fn count(&self, counter: &mut u32, more: bool) {
+        count(counter, more);
     }
 
     #[inline(always)]
@@ -507,7 +490,9 @@ impl<A: Routed> Tables<A> for Kernel<A> {
         let Some(workspace) = workspace::<A>() else {
             return Route::default();
         };
-        let query = cleared(&mut workspace.query);
+        let query = &mut workspace.query;
+        // SAFETY: numbers and arrays of them.
+        *query = unsafe { core::mem::zeroed() };
         query.ifindex = device.get();
         query.l4_protocol = packet.protocol;
         query.sport = packet.source_port.raw();
@@ -524,7 +509,9 @@ impl<A: Routed> Tables<A> for Kernel<A> {
         let Some(workspace) = workspace::<A>() else {
             return Route::default();
         };
-        let query = cleared(&mut workspace.query);
+        let query = &mut workspace.query;
+        // SAFETY: numbers and arrays of them.
+        *query = unsafe { core::mem::zeroed() };
         query.ifindex = device;
         A::set_ends(query, source, destination);
         self.route(query, BPF_FIB_LOOKUP_OUTPUT)
@@ -563,10 +550,16 @@ impl<A: Routed> Tables<A> for Kernel<A> {
     }
 
     #[inline(always)]
-    fn take_port(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>) -> Insert {
+    fn take_port(
+        &self,
+        outside: &EndpointKey<A>,
+        mapping: &Mapping<A>,
+        is_at_limit: bool,
+    ) -> Insert {
         const DONE: u32 = Insert::Done as u32;
         const EXISTS: u32 = Insert::Exists as u32;
-        match A::take_port(self.context, outside, mapping) {
+        let now = self.now.number();
+        match A::take_port(self.context, outside, mapping, is_at_limit.into(), now) {
             DONE => Insert::Done,
             EXISTS => Insert::Exists,
             _ => Insert::Full,
@@ -575,7 +568,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn is_unused(&self, back: &FlowKey<A>) -> bool {
-        A::is_unused(self.context, back) != 0
+        A::is_unused(self.context, back, self.now.number()) != 0
     }
 
     #[inline(always)]
@@ -590,7 +583,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
         const CONFLICT: u32 = HalfInsert::Conflict as u32;
         const OVER: u32 = HalfInsert::Over as u32;
         let twin_key = twin_key.map_or(core::ptr::null(), core::ptr::from_ref);
-        match A::insert_half(key, session, twin_key) {
+        match A::insert_half(key, session, twin_key, self.now.number()) {
             DONE => HalfInsert::Done,
             EXISTS => HalfInsert::Exists,
             CONFLICT => HalfInsert::Conflict,
@@ -602,7 +595,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
     #[inline(always)]
     fn close_session(&self, key: &FlowKey<A>, kept: Option<&FlowKey<A>>) {
         let kept = kept.map_or(core::ptr::null(), core::ptr::from_ref);
-        let _ = A::close_session(key, kept);
+        let _ = A::close_session(key, kept, self.now.number());
     }
 
     #[inline(always)]

@@ -113,14 +113,14 @@ fn decide<A: IpFamily>(
     device: Option<NonZeroU32>,
     tables: &Rehearsal<'_, A>,
 ) -> Reason {
-    match pipeline::established(frame, device, tables) {
-        Quick::Onward(..) => return Reason::Translated,
-        Quick::Broken => return Reason::RewriteFailed,
-        Quick::Not => {}
-    }
     let mut packet = Packet::default();
     let mut plan = Plan::default();
-    let mut next = pipeline::exceptional(frame, device, tables, &mut packet, &mut plan);
+    let mut next = match pipeline::established(frame, device, tables, &mut packet) {
+        Quick::Onward(..) => return Reason::Translated,
+        Quick::Broken => return Reason::RewriteFailed,
+        Quick::New => pipeline::begin(frame, &mut packet, &mut plan),
+        Quick::Not => pipeline::exceptional(frame, device, tables, &mut packet, &mut plan),
+    };
     loop {
         next = match next {
             Next::Leave(reason) => return reason,

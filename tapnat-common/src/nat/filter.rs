@@ -7,12 +7,13 @@ use crate::{
     time::Instant,
 };
 
-/// Notes that the mapping's owner has sent to `remote`, who may answer until
-/// `until`. Only address-dependent filtering needs to know. Returns whether
+/// Notes that the owner of the mapping of `outside` has sent to `remote`, who may answer
+/// until `until`. Only address-dependent filtering needs to know. Returns whether
 /// there was room for it.
 #[inline(always)]
 pub(super) fn permit<A: Network, T: Tables<A>>(
     outside: &EndpointKey<A>,
+    mapping: Option<&mut Mapping<A>>,
     remote: A,
     until: Instant,
     tables: &T,
@@ -24,7 +25,7 @@ pub(super) fn permit<A: Network, T: Tables<A>>(
         Filtering::EndpointIndependent | Filtering::AddressAndPortDependent => return true,
         Filtering::AddressDependent => {}
     }
-    if let Some(mapping) = tables.mapping(outside)
+    if let Some(mapping) = mapping
         && mapping.flags & mapping_flags::STATIC == 0
     {
         if mapping.allowed == remote {
@@ -60,7 +61,8 @@ pub(super) fn permit_guest<A: Network, T: Tables<A>>(
     until: Instant,
     tables: &T,
 ) {
-    permit(outside, remote.address, until, tables);
+    let mapping = tables.mapping(outside);
+    permit(outside, mapping, remote.address, until, tables);
     if let Some(key) = guest_key(outside, remote, tables) {
         tables.set_permission(&key, &Permission { expires_at: until });
     }

@@ -2,7 +2,7 @@
 
 use super::{Insert, Tables, session};
 use crate::{
-    abi::{Arrival, EndpointKey, FlowKey, Mapping, Settings, mapping_flags},
+    abi::{Arrival, EndpointKey, FlowKey, Guest, Mapping, Settings, mapping_flags},
     net::{Be16, protocol},
     network::Network,
     parse::Packet,
@@ -49,9 +49,9 @@ pub(super) fn end_by<A: Network, T: Tables<A>>(
 /// Ends a mapping whose last session is over: it was to outlive that (see
 /// [`Settings::mapping_slack`]), or was kept by one that was cut short.
 #[inline(always)]
-pub(super) fn end_if_unused<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, tables: &T) {
+pub(super) fn end_if_unused<A: Network, T: Tables<A>>(mapping: &mut Mapping<A>, tables: &T) {
     let now = tables.now();
-    if let (Some(mapping), Some(settings)) = (tables.mapping(outside), tables.settings())
+    if let Some(settings) = tables.settings()
         && mapping.sessions == 0
     {
         let slack = settings.mapping_slack();
@@ -69,14 +69,8 @@ pub(super) fn end_if_unused<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, 
 /// Lets the mapping live until `until` at least; one session alone also decides
 /// when it ends.
 #[inline(always)]
-pub(super) fn keep_until<A: Network, T: Tables<A>>(
-    outside: &EndpointKey<A>,
-    until: Instant,
-    tables: &T,
-) {
-    if let Some(mapping) = tables.mapping(outside)
-        && (mapping.sessions <= 1 || mapping.expires_at.is_before(until))
-    {
+pub(super) const fn keep<A: Network>(mapping: &mut Mapping<A>, until: Instant) {
+    if mapping.sessions <= 1 || mapping.expires_at.is_before(until) {
         mapping.expires_at = until;
     }
 }
@@ -146,14 +140,8 @@ pub(super) fn of<A: Network, T: Tables<A>>(
 
 /// Whether the guest holds as many ports as it may (RFC 6888 REQ-4).
 #[inline(always)]
-fn is_at_limit<A: Network, T: Tables<A>>(inside: A, tables: &T) -> bool {
-    let most = tables
-        .settings()
-        .map_or(0, |settings| settings.guest_max_ports);
-    most != 0
-        && tables
-            .guest(inside)
-            .is_some_and(|guest| guest.ports >= most)
+const fn is_at_limit<A: Network>(guest: &Guest, settings: &Settings<A>) -> bool {
+    settings.guest_max_ports != 0 && guest.ports >= settings.guest_max_ports
 }
 
 /// Inserts a mapping, and counts its port on its guest.
@@ -205,7 +193,10 @@ fn allocate<A: Network, T: Tables<A>>(
     let reserved = tables.reserved(class).ok_or(Reason::PortsExhausted)?;
     // It may still have one of its own back: without user space's sweep nobody else
     // takes those that are over from it.
-    let is_at_limit = is_at_limit(opening.inside.address, tables);
+    let guest = tables
+        .guest(opening.inside.address)
+        .ok_or(Reason::GuestTableFull)?;
+    let is_at_limit = is_at_limit(guest, settings);
     for attempt in 0..=TRIES * 3 + EXPIRED_TRIES {
         let mut port = inside_port;
         let usable = if attempt == 0 {
@@ -241,16 +232,14 @@ fn allocate<A: Network, T: Tables<A>>(
             // Ours from now on, or somebody's already.
             set.take(port);
         }
-        match tables.take_port(&outside, &mapping) {
+        match tables.take_port(&outside, &mapping, is_at_limit) {
             Insert::Done => return enter(&mapping.inside, &outside, tables),
             Insert::Exists => {}
             Insert::Full => return Err(Reason::MappingTableFull),
         }
     }
     if is_at_limit {
-        if let Some(guest) = tables.guest(opening.inside.address) {
-            guest.refused = guest.refused.wrapping_add(1);
-        }
+        guest.refused = guest.refused.wrapping_add(1);
         return Err(Reason::GuestPortLimit);
     }
     Err(Reason::PortsExhausted)
@@ -365,18 +354,19 @@ pub fn is_unused<A: Network, T: Tables<A>>(back: &FlowKey<A>, tables: &T) -> boo
     !is_hosts && tables.mapping(&outside).is_none()
 }
 
-/// Tries to take one port.
+/// Tries to take one port. `is_at_limit`: only one that the same guest holds and is done
+/// with.
 #[inline(always)]
 pub fn take<A: Network, T: Tables<A>>(
     outside: &EndpointKey<A>,
     mapping: &Mapping<A>,
+    is_at_limit: bool,
     tables: &T,
 ) -> Insert {
     let nobody = EndpointKey::new(A::UNSPECIFIED, Be16::ZERO, outside.protocol);
     if !protocol::is_icmp(outside.protocol) && tables.host_socket(outside, &nobody) {
         return Insert::Exists;
     }
-    let is_at_limit = is_at_limit(mapping.inside.address, tables);
     if !is_at_limit {
         let inserted = insert(outside, mapping, tables);
         if inserted != Insert::Exists {

@@ -131,8 +131,8 @@ pub trait Tables<A: Network = Be32> {
     fn mapping(&self, outside: &EndpointKey<A>) -> Option<&mut Mapping<A>>;
     fn insert_mapping(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>) -> Insert;
     fn remove_mapping(&self, outside: &EndpointKey<A>) -> bool;
-    /// Adds to (or takes from) the sessions that stand on a mapping.
-    fn count_on_mapping(&self, outside: &EndpointKey<A>, more: bool);
+    /// Adds 1 to, or takes 1 from, a counter that all CPUs share.
+    fn count(&self, counter: &mut u32, more: bool);
     /// The outside endpoint of an inside one.
     fn outside_of(&self, inside: &EndpointKey<A>) -> Option<EndpointKey<A>>;
     fn insert_outside_of(&self, inside: &EndpointKey<A>, outside: &EndpointKey<A>) -> Insert;
@@ -210,11 +210,11 @@ pub trait Tables<A: Network = Be32> {
     }
     /// See [`mapping::take`].
     #[inline(always)]
-    fn take_port(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>) -> Insert
+    fn take_port(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>, is_at_limit: bool) -> Insert
     where
         Self: Sized,
     {
-        mapping::take(outside, mapping, self)
+        mapping::take(outside, mapping, is_at_limit, self)
     }
     /// See [`mapping::is_unused`].
     #[inline(always)]
@@ -258,40 +258,24 @@ pub trait Tables<A: Network = Be32> {
     fn now(&self) -> Instant;
 }
 
-/// The session of a packet that changes nothing about it and simply goes on:
-/// nearly every packet. One lookup, one cache line.
-///
-/// For whole packets. `device`: the index of the inside device it arrived on,
-/// or `None` for an uplink.
+/// Whether a packet of a session changes nothing about it and simply goes on, as nearly
+/// every packet does. For whole packets.
 #[inline(always)]
-pub fn established<'a, A: Network, T: Tables<A>>(
+pub fn is_steady<A: Network, T: Tables<A>>(
     packet: &Packet<A>,
-    device: Option<NonZeroU32>,
-    tables: &'a T,
-) -> Option<&'a mut Session<A>> {
-    let session = steady(packet, device, tables)?;
-    pass_by(packet, session, tables);
-    Some(session)
-}
-
-/// The session of such a packet, which is not yet told of it.
-#[inline(always)]
-pub fn steady<'a, A: Network, T: Tables<A>>(
-    packet: &Packet<A>,
-    device: Option<NonZeroU32>,
-    tables: &'a T,
-) -> Option<&'a mut Session<A>> {
-    let settings = tables.settings()?;
-    let session = tables.session(&packet.key(device))?;
-    let now = tables.now();
+    session: &Session<A>,
+    tables: &T,
+) -> bool {
+    let Some(settings) = tables.settings() else {
+        return false;
+    };
     let turning = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST;
-    let is_steady = packet.time_to_live > 1
-        && is_confirmed(session, settings, now)
+    packet.time_to_live > 1
+        && is_confirmed(session, settings, tables.now())
         && session.generation == settings.generation
         && packet.wire_length <= u32::from(session.mtu)
         && (packet.transport != Transport::Tcp
-            || (packet.segment.flags & turning == 0 && session.tcp == tcp_state::STEADY));
-    is_steady.then_some(session)
+            || (packet.segment.flags & turning == 0 && session.tcp == tcp_state::STEADY))
 }
 
 /// Tells a session of a packet that changes nothing about it.
@@ -375,7 +359,13 @@ pub fn resume<A: Network, T: Tables<A>>(
     let stale = !is_confirmed(session, settings, now);
     // Addresses may have changed as well as routes.
     let renewed = session.generation != settings.generation;
-    if stale && session::is_over(key, session, tables)
+    // Not on the stack, which is short.
+    plan.other = if stale || renewed || session::is_first(session) {
+        session::Other::of(key, session, tables)
+    } else {
+        session::Other::default()
+    };
+    if stale && session::is_over(key, session, plan.other, tables)
         || renewed
             && (session::is_lost(key, session, tables)
                 || policy::denies_session(key, session, settings, tables))
@@ -399,7 +389,7 @@ pub fn resume<A: Network, T: Tables<A>>(
             return Next::Close;
         }
     }
-    let changed = session::follow(packet, key, session, tables);
+    let changed = session::follow(packet, key, session, &mut plan.other, tables);
     let confirm = stale || changed || renewed;
     if confirm
         && let Err(reason) = renew_next_hop(packet, key, session, settings.generation, tables)
@@ -409,14 +399,14 @@ pub fn resume<A: Network, T: Tables<A>>(
             reason => reason,
         });
     }
-    if session::is_unanswered(key, session, tables) {
+    if session::is_unanswered(key, session, plan.other) {
         // It lives no longer for this packet.
     } else if confirm {
         session.last_seen = now;
         if session.tcp & tcp_state::TO_ASK == 0 {
             session.confirmed = now.slot();
         }
-        session::keep_alive(key, session, tables);
+        session::keep_alive(key, session, plan.other, tables);
     } else {
         stamp(session, now);
     }

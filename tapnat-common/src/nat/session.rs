@@ -6,7 +6,7 @@
 use super::{HalfInsert, Insert, STAMP_AFTER, Tables, filter, mapping, nat64::TO_STAND_IN, policy};
 use crate::{
     abi::{
-        EndpointKey, FlowKey, Session, Settings, Timeouts, mapping_flags, session_flags,
+        EndpointKey, FlowKey, Guest, Session, Settings, Timeouts, mapping_flags, session_flags,
         setting_flags, tcp_state,
     },
     checksum::Delta,
@@ -208,11 +208,48 @@ pub fn is_expired<A: Network, T: Tables<A>>(
     tables: &T,
 ) -> bool {
     let one = Half::from(session);
-    // A half whose twin is gone lives and dies by itself.
-    let other = tables
-        .twin(key, session)
-        .map_or(one, |twin| Half::from(&*twin));
+    let other = Other::of(key, session, tables).or(one);
     are_expired(key, one, other, tables) || is_lost(key, session, tables)
+}
+
+/// What is known of the other half of a session.
+///
+/// Not an `Option`: in place of what is not there that has whatever a register holds,
+/// which the kernel does not let into a table when it is a pointer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Other {
+    pub is_there: bool,
+    pub half: Half,
+}
+
+impl Other {
+    #[inline(always)]
+    pub(super) fn of<A: Network, T: Tables<A>>(
+        key: &FlowKey<A>,
+        session: &Session<A>,
+        tables: &T,
+    ) -> Self {
+        tables
+            .twin(key, session)
+            .map_or(Self::default(), |twin| Self::from(&*twin))
+    }
+
+    /// Itself, or in its place the one that is there: a half whose twin is gone lives and
+    /// dies by itself.
+    #[inline(always)]
+    const fn or(self, one: Half) -> Half {
+        if self.is_there { self.half } else { one }
+    }
+}
+
+impl<A: Network> From<&Session<A>> for Other {
+    #[inline(always)]
+    fn from(session: &Session<A>) -> Self {
+        Self {
+            is_there: true,
+            half: Half::from(session),
+        }
+    }
 }
 
 /// Whether the session that this half belongs to is over: expired, or without
@@ -221,15 +258,18 @@ pub fn is_expired<A: Network, T: Tables<A>>(
 pub(super) fn is_over<A: Network, T: Tables<A>>(
     key: &FlowKey<A>,
     session: &Session<A>,
+    other: Other,
     tables: &T,
 ) -> bool {
-    match tables.twin(key, session) {
-        Some(twin) => {
-            are_expired(key, Half::from(session), Half::from(&*twin), tables)
-                || is_lost(key, session, tables)
-        }
-        None => true,
-    }
+    !other.is_there
+        || are_expired(key, Half::from(session), other.half, tables)
+        || is_lost(key, session, tables)
+}
+
+/// Whether no packet has come this way yet.
+#[inline(always)]
+pub(super) const fn is_first<A: Network>(session: &Session<A>) -> bool {
+    session.tcp & SEEN == 0
 }
 
 #[inline(always)]
@@ -249,12 +289,13 @@ fn are_expired<A: Network, T: Tables<A>>(
 }
 
 /// Notes what a packet says about its session, beyond being there. Returns
-/// whether it said anything.
+/// whether it said anything. `other` becomes what the other half is then.
 #[inline(always)]
 pub(super) fn follow<A: Network, T: Tables<A>>(
     packet: &Packet<A>,
     key: &FlowKey<A>,
     session: &mut Session<A>,
+    other: &mut Other,
     tables: &T,
 ) -> bool {
     let before = session.tcp;
@@ -265,6 +306,20 @@ pub(super) fn follow<A: Network, T: Tables<A>>(
     let Some(twin) = tables.twin(key, session) else {
         return false;
     };
+    let changed = follow_segment(packet, session, twin, tables);
+    *other = Other::from(&*twin);
+    changed
+}
+
+/// As [`follow`], of TCP.
+#[inline(always)]
+fn follow_segment<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    session: &mut Session<A>,
+    twin: &mut Session<A>,
+    tables: &T,
+) -> bool {
+    let before = session.tcp;
     let flags = packet.segment.flags;
     if flags & tcp_flags::RST != 0 {
         if is_in_window(packet, session, twin) {
@@ -344,29 +399,14 @@ pub(super) const fn lifetime<A: Network>(
     timeout(number, state(number, one, other), &settings.timeouts).plus(STAMP_AFTER)
 }
 
-/// How long what the session stands on has to live from now on.
-#[inline(always)]
-fn mapping_lifetime<A: Network, T: Tables<A>>(
-    key: &FlowKey<A>,
-    session: &Session<A>,
-    settings: &Settings<A>,
-    tables: &T,
-) -> Ticks {
-    let number = key.arrival.protocol();
-    let one = Half::from(session);
-    let twin = tables.twin(key, session);
-    let other = twin.map_or(one, |twin| Half::from(&*twin));
-    lifetime(number, one, other, settings).plus(Ticks::from_slots(settings.confirm_after))
-}
-
 /// Whether somebody outside began this TCP session, and the guest has not answered
 /// but by a reset. Then no packet of it keeps it or its mapping alive (RFC 7857
-/// section 7.1).
+/// section 7.1). `other`: the other half.
 #[inline(always)]
-pub(super) fn is_unanswered<A: Network, T: Tables<A>>(
+pub(super) fn is_unanswered<A: Network>(
     key: &FlowKey<A>,
     session: &Session<A>,
-    tables: &T,
+    other: Other,
 ) -> bool {
     let number = key.arrival.protocol();
     if number != protocol::TCP {
@@ -382,18 +422,20 @@ pub(super) fn is_unanswered<A: Network, T: Tables<A>>(
         return false;
     }
     let guests = if key.arrival.device().is_none() {
-        tables.twin(key, session).map_or(0, |twin| twin.tcp)
+        other.half.tcp
     } else {
         session.tcp
     };
     guests & tcp_state::SYN == 0
 }
 
-/// Lets the mapping and the permission that the session stands on live on.
+/// Lets the mapping and the permission that the session stands on live on. `other`:
+/// the other half.
 #[inline(always)]
 pub(super) fn keep_alive<A: Network, T: Tables<A>>(
     key: &FlowKey<A>,
     session: &Session<A>,
+    other: Other,
     tables: &T,
 ) {
     let Some(settings) = tables.settings() else {
@@ -401,12 +443,16 @@ pub(super) fn keep_alive<A: Network, T: Tables<A>>(
     };
     let number = key.arrival.protocol();
     let from_outside = key.arrival.device().is_none();
+    let one = Half::from(session);
     let until = tables
         .now()
-        .after(mapping_lifetime(key, session, settings, tables));
+        .after(lifetime(number, one, other.or(one), settings))
+        .after(Ticks::from_slots(settings.confirm_after));
     if !from_outside && session.flags & session_flags::TO_INSIDE != 0 {
         // A hairpin stands on the other guest's mapping, too.
-        mapping::keep_until(&key.destination_endpoint(), until, tables);
+        if let Some(mapping) = tables.mapping(&key.destination_endpoint()) {
+            mapping::keep(mapping, until);
+        }
     }
     let refresh = settings.flags & setting_flags::INBOUND_REFRESH != 0;
     if session.flags & session_flags::UNMAPPED != 0
@@ -427,8 +473,11 @@ pub(super) fn keep_alive<A: Network, T: Tables<A>>(
         mapping::end_by(&outside, until, tables);
         return;
     }
-    mapping::keep_until(&outside, until, tables);
-    filter::permit(&outside, remote, until, tables);
+    let mut mapping = tables.mapping(&outside);
+    if let Some(mapping) = &mut mapping {
+        mapping::keep(mapping, until);
+    }
+    filter::permit(&outside, mapping, remote, until, tables);
 }
 
 /// Makes the two halves of a new session in the plan, this one's, then its twin's, and
@@ -527,24 +576,48 @@ pub(super) fn insert<A: Network, T: Tables<A>>(
     [forward, back]: &[Session<A>; 2],
     tables: &T,
 ) -> Result<(), Reason> {
-    // Whose sessions are counted has a place to count them in.
-    for half in [key, back_key] {
-        if half.arrival.device().is_some() && tables.guest(half.source).is_none() {
-            return Err(Reason::GuestTableFull);
-        }
-    }
+    let owner = owner_of(key, tables)?;
     if back_key == key {
         // A guest's socket that talks to itself over its own mapping.
-        return make_way(key, forward, None, tables).is_new().map(drop);
-    }
-    let inserted = make_way(back_key, back, None, tables).is_new()?;
-    let Err(reason) = make_way(key, forward, Some(back_key), tables).is_new() else {
+        if make_way(key, forward, None, tables).is_new()? {
+            count_in(owner, key, forward, tables);
+        }
         return Ok(());
-    };
-    if inserted && tables.remove_session(back_key) {
-        count(back_key, back, false, tables);
     }
-    Err(reason)
+    let back_owner = owner_of(back_key, tables)?;
+    let inserted = make_way(back_key, back, None, tables).is_new()?;
+    if inserted {
+        count_in(back_owner, back_key, back, tables);
+    }
+    match make_way(key, forward, Some(back_key), tables).is_new() {
+        Ok(true) => {
+            count_in(owner, key, forward, tables);
+            Ok(())
+        }
+        Ok(false) => Ok(()),
+        Err(reason) => {
+            if inserted && tables.remove_session(back_key) {
+                count_out(back_key, outside_of(back_key, back), tables);
+            }
+            Err(reason)
+        }
+    }
+}
+
+/// The guest that the half is counted on, if it is: only the half that arrives on an
+/// inside device counts, once for each guest of the session.
+#[inline(always)]
+fn owner_of<'a, A: Network, T: Tables<A>>(
+    key: &FlowKey<A>,
+    tables: &'a T,
+) -> Result<Option<&'a mut Guest>, Reason> {
+    if key.arrival.device().is_none() {
+        return Ok(None);
+    }
+    match tables.guest(key.source) {
+        Some(guest) => Ok(Some(guest)),
+        None => Err(Reason::GuestTableFull),
+    }
 }
 
 /// Inserts one half, in place of a session that is over. `twin_key`: where the other
@@ -573,10 +646,7 @@ pub fn insert_half<A: Network, T: Tables<A>>(
     tables: &T,
 ) -> HalfInsert {
     match tables.insert_session(key, session) {
-        Insert::Done => {
-            count(key, session, true, tables);
-            return HalfInsert::Done;
-        }
+        Insert::Done => return HalfInsert::Done,
         Insert::Full => return HalfInsert::Full,
         Insert::Exists => {}
     }
@@ -623,7 +693,7 @@ fn remove<A: Network, T: Tables<A>>(key: &FlowKey<A>, session: &Session<A>, tabl
     // What is removed may be written anew at once.
     let outside = outside_of(key, session);
     if tables.remove_session(key) {
-        count_on(key, outside, false, tables);
+        count_out(key, outside, tables);
     }
 }
 
@@ -638,37 +708,48 @@ fn outside_of<A: Network>(key: &FlowKey<A>, session: &Session<A>) -> (bool, Endp
     )
 }
 
-/// Counts a half on its guest and its mapping.
+/// Counts a new half on its guest and its mapping.
 #[inline(always)]
-fn count<A: Network, T: Tables<A>>(key: &FlowKey<A>, session: &Session<A>, more: bool, tables: &T) {
-    count_on(key, outside_of(key, session), more, tables);
+fn count_in<A: Network, T: Tables<A>>(
+    owner: Option<&mut Guest>,
+    key: &FlowKey<A>,
+    session: &Session<A>,
+    tables: &T,
+) {
+    let Some(guest) = owner else {
+        return;
+    };
+    tables.count(&mut guest.sessions, true);
+    let (is_mapped, outside) = outside_of(key, session);
+    if is_mapped
+        && let Some(mapping) = tables.mapping(&outside)
+        && mapping.inside == key.source_endpoint()
+    {
+        tables.count(&mut mapping.sessions, true);
+    }
 }
 
-/// Counts a half on its guest and the mapping of this outside endpoint. Only the half
-/// that arrives on an inside device counts, once for each guest of the session.
+/// Counts a half that is gone on its guest and the mapping of this outside endpoint no
+/// more.
 #[inline(always)]
-fn count_on<A: Network, T: Tables<A>>(
+fn count_out<A: Network, T: Tables<A>>(
     key: &FlowKey<A>,
     (is_mapped, outside): (bool, EndpointKey<A>),
-    more: bool,
     tables: &T,
 ) {
     if key.arrival.device().is_none() {
         return;
     }
-    tables.count_on_guest(key.source, more);
+    tables.count_on_guest(key.source, false);
     // One that has changed hands since counts its new owner's only. And a
     // forward that the operator took away and made anew does not know of
     // the sessions before.
-    let inside = key.source_endpoint();
     if is_mapped
-        && tables
-            .mapping(&outside)
-            .is_some_and(|mapping| mapping.inside == inside && (more || mapping.sessions != 0))
+        && let Some(mapping) = tables.mapping(&outside)
+        && mapping.inside == key.source_endpoint()
+        && mapping.sessions != 0
     {
-        tables.count_on_mapping(&outside, more);
-        if !more {
-            mapping::end_if_unused(&outside, tables);
-        }
+        tables.count(&mut mapping.sessions, false);
+        mapping::end_if_unused(mapping, tables);
     }
 }

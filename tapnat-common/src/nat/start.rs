@@ -511,12 +511,13 @@ pub fn open<A: Network, T: Tables<A>>(
 /// Makes the session that [`open`] has planned.
 #[inline(always)]
 pub fn insert<A: Network, T: Tables<A>>(tables: &T, plan: &mut Plan<A>) -> Reason {
-    let ([key, _], [forward, _]) = (&plan.keys, &plan.halves);
+    let ([key, _], [forward, back]) = (&plan.keys, &plan.halves);
     match session::insert(&plan.keys, &plan.halves, tables) {
         Ok(()) => {
             // Until the first packet back, only this one lets an answer in.
-            if !session::is_unanswered(key, forward, tables) {
-                session::keep_alive(key, forward, tables);
+            let other = session::Other::from(back);
+            if !session::is_unanswered(key, forward, other) {
+                session::keep_alive(key, forward, other, tables);
             }
             plan.opening.reason
         }

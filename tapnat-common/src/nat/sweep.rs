@@ -135,24 +135,23 @@ fn remove_mapping<A: Network, T: Tables<A>>(outside: &EndpointKey<A>, tables: &T
         return false;
     };
     let now = tables.now();
-    let before = *mapping;
+    let inside = mapping.inside;
     // Looked at again: another guest may just have taken it over.
-    if !mapping_is_over(&before, settings, now) || !mapping::remove(outside, &before.inside, tables)
-    {
+    if !mapping_is_over(mapping, settings, now) || !mapping::remove(outside, &inside, tables) {
         return false;
     }
-    if mapping.inside == before.inside && !mapping::is_expired(mapping, now) {
+    if mapping.inside == inside && !mapping::is_expired(mapping, now) {
         // Its guest came back to it on another CPU at the last moment.
         return mapping::insert(outside, mapping, tables) == Insert::Full;
     }
-    if tables.outside_of(&before.inside) == Some(*outside) {
-        tables.remove_outside_of(&before.inside);
+    if tables.outside_of(&inside) == Some(*outside) {
+        tables.remove_outside_of(&inside);
         if tables
             .mapping(outside)
-            .is_some_and(|mapping| mapping.inside == before.inside)
+            .is_some_and(|mapping| mapping.inside == inside)
         {
             // Its guest has made it anew meanwhile, and had noted it already.
-            let _ = tables.insert_outside_of(&before.inside, outside);
+            let _ = tables.insert_outside_of(&inside, outside);
         }
     }
     true

@@ -122,6 +122,16 @@ impl Network for Be32 {
     }
 
     #[inline(always)]
+    fn read_rest<F: Frame>(frame: &F, packet: &mut Packet) {
+        packet.unfragmentable_length = packet.header_length;
+        if let Some(header) = frame.load::<Ipv4Hdr>(packet.network_offset) {
+            let fragment = Be16::from_bytes(header.frags).get();
+            packet.dont_fragment = fragment & DONT_FRAGMENT != 0;
+            packet.identification = Self::new(u32::from(Be16::from_bytes(header.id).get()));
+        }
+    }
+
+    #[inline(always)]
     fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
         frame.load(network_offset + DESTINATION)
     }

@@ -223,6 +223,12 @@ impl Network for Be128 {
     }
 
     #[inline(always)]
+    fn read_rest<F: Frame>(_frame: &F, packet: &mut Packet<Self>) {
+        packet.unfragmentable_length = packet.header_length;
+        packet.dont_fragment = true;
+    }
+
+    #[inline(always)]
     fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
         frame.load(network_offset + DESTINATION)
     }

@@ -170,7 +170,8 @@ fn half_a_session_goes_too() {
         world.sessions.remove(lost);
         if !from_outside {
             world.count_on_guest(GUEST.into(), false);
-            world.count_on_mapping(&endpoint(OUTSIDE, 40000, protocol::UDP), false);
+            let outside = endpoint(OUTSIDE, 40000, protocol::UDP);
+            world.mappings.get(&outside).unwrap().sessions -= 1;
         }
         world.wait(all_of(world.timeouts().udp));
         assert_eq!(sweep_all(&world), [1, 0]);

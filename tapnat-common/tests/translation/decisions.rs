@@ -164,7 +164,7 @@ impl Tables<Be128> for Net {
         mapping(&EndpointKey<Be128>) -> Option<&mut Mapping<Be128>>;
         insert_mapping(&EndpointKey<Be128>, &Mapping<Be128>) -> Insert;
         remove_mapping(&EndpointKey<Be128>) -> bool;
-        count_on_mapping(&EndpointKey<Be128>, bool);
+        count(&mut u32, bool);
         outside_of(&EndpointKey<Be128>) -> Option<EndpointKey<Be128>>;
         insert_outside_of(&EndpointKey<Be128>, &EndpointKey<Be128>) -> Insert;
         remove_outside_of(&EndpointKey<Be128>);

@@ -250,15 +250,12 @@ impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
             .remove(outside, || self.read_mapping(*outside))
     }
 
-    fn count_on_mapping(&self, outside: &EndpointKey<A>, more: bool) {
-        if let Some(mapping) = self.mapping(outside) {
-            let count = mapping.sessions;
-            mapping.sessions = if more {
-                count.saturating_add(1)
-            } else {
-                count.saturating_sub(1)
-            };
-        }
+    fn count(&self, counter: &mut u32, more: bool) {
+        *counter = if more {
+            counter.saturating_add(1)
+        } else {
+            counter.saturating_sub(1)
+        };
     }
 
     fn outside_of(&self, inside: &EndpointKey<A>) -> Option<EndpointKey<A>> {
@@ -336,23 +333,13 @@ impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
 
     fn count_on_guest(&self, address: A, more: bool) {
         if let Some(guest) = self.guest(address) {
-            let count = guest.sessions;
-            guest.sessions = if more {
-                count.saturating_add(1)
-            } else {
-                count.saturating_sub(1)
-            };
+            self.count(&mut guest.sessions, more);
         }
     }
 
     fn count_port_on_guest(&self, address: A, more: bool) {
         if let Some(guest) = self.guest(address) {
-            let count = guest.ports;
-            guest.ports = if more {
-                count.saturating_add(1)
-            } else {
-                count.saturating_sub(1)
-            };
+            self.count(&mut guest.ports, more);
         }
     }
 

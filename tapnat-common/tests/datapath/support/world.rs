@@ -21,7 +21,7 @@ use tapnat_common::{
     frame::{Frame as _, LinkAddresses},
     nat::{self, Fate, Insert, Route, Tables, firewall::Forwarded, session},
     net::{Be16, Be32, protocol},
-    parse::{Packet, Part},
+    parse::{self, Packet, Part},
     pipeline::{self, Quick},
     ports::{CLASSES, Class, PortSet, Reserved, SETS, set_index},
     refusal::{self, Budget, Refusal},
@@ -166,6 +166,13 @@ impl Exit {
         frame.complete();
         frame.ip().to_vec()
     }
+}
+
+/// What the first stage did.
+enum First {
+    Done(Exit),
+    /// Nothing: the frame as it came, with what was read of it if it is of no session.
+    Left(Bytes, Option<Packet>),
 }
 
 impl World {
@@ -427,13 +434,13 @@ impl World {
     /// Runs a frame through the stages.
     #[track_caller]
     pub fn run(&self, device: Option<NonZeroU32>, frame: Bytes) -> Exit {
-        let frame = match self.quick(device, frame) {
-            Ok(exit) => return exit,
-            Err(frame) => frame,
+        let (frame, new) = match self.quick(device, frame) {
+            First::Done(exit) => return exit,
+            First::Left(frame, new) => (frame, new),
         };
         let before = frame.clone();
         self.depth.set(self.depth.get() + 1);
-        let (mut exit, again) = self.stages(device, frame, false);
+        let (mut exit, again) = self.stages(device, frame, new, false);
         self.depth.set(self.depth.get() - 1);
         if self.depth.get() == 0 {
             self.audit();
@@ -451,19 +458,21 @@ impl World {
         exit
     }
 
-    /// The first stage: what became of the frame, or else the frame.
     #[track_caller]
-    fn quick(&self, device: Option<NonZeroU32>, mut frame: Bytes) -> Result<Exit, Bytes> {
+    fn quick(&self, device: Option<NonZeroU32>, mut frame: Bytes) -> First {
         let before = frame.clone();
-        let (reason, sent) = match pipeline::established(&mut frame, device, self) {
+        let mut packet = Packet::default();
+        let quick = pipeline::established(&mut frame, device, self, &mut packet);
+        let (reason, sent) = match quick {
             Quick::Onward(next_hop, resolve) => {
                 let sent = self.forward(frame, &next_hop, resolve);
                 (Reason::Translated, Some(sent))
             }
             Quick::Broken => (Reason::RewriteFailed, None),
-            Quick::Not => {
+            Quick::New | Quick::Not => {
                 assert_eq!(frame, before, "a packet that is not quick is left alone");
-                return Err(frame);
+                let new = (quick == Quick::New).then_some(packet);
+                return First::Left(frame, new);
             }
         };
         let exit = Exit {
@@ -473,7 +482,7 @@ impl World {
             released: Vec::new(),
         };
         self.check_sent(&before, &exit);
-        Ok(exit)
+        First::Done(exit)
     }
 
     /// The host's firewall lets a packet through that it was shown, which came by the one
@@ -495,7 +504,7 @@ impl World {
             Forwarded::Accepted(_, device) => device,
         };
         let before = frame.clone();
-        let (exit, again) = self.stages(device, frame, true);
+        let (exit, again) = self.stages(device, frame, None, true);
         self.audit();
         self.check_sent(&before, &exit);
         assert!(
@@ -510,10 +519,11 @@ impl World {
         &self,
         device: Option<NonZeroU32>,
         mut frame: Bytes,
+        new: Option<Packet>,
         accepted: bool,
     ) -> (Exit, Vec<Bytes>) {
         let before = frame.clone();
-        let mut packet = Packet::default();
+        let mut packet = new.unwrap_or_default();
         let mut plan = Plan::default();
         // What another packet may have left.
         plan.opening.flags = u8::MAX;
@@ -522,8 +532,16 @@ impl World {
         plan.identification = Be32::new(u32::MAX);
         plan.excess = u16::MAX;
         plan.accepted = accepted;
-        plan.begin();
-        let mut next = pipeline::exceptional(&mut frame, device, self, &mut packet, &mut plan);
+        let mut next = if new.is_some() {
+            let next = pipeline::begin(&frame, &mut packet, &mut plan);
+            let mut whole = Packet::default();
+            assert_eq!(parse::parse(&frame, &mut whole), Ok(()));
+            assert_eq!(packet, whole, "what is plain is read as anything else");
+            next
+        } else {
+            plan.begin();
+            pipeline::exceptional(&mut frame, device, self, &mut packet, &mut plan)
+        };
         let mut stages = 0;
         let reason = loop {
             stages += 1;
@@ -850,7 +868,7 @@ impl World {
     /// The half of a session whose packets arrive so.
     pub fn half(&self, device: Option<NonZeroU32>, packet: &[u8]) -> Option<Session> {
         let mut parsed = Packet::default();
-        tapnat_common::parse::parse(&Bytes::raw(packet), &mut parsed).unwrap();
+        parse::parse(&Bytes::raw(packet), &mut parsed).unwrap();
         self.sessions.copy(&parsed.key(device))
     }
 
@@ -980,11 +998,9 @@ impl Tables for World {
         self.mappings.remove(outside)
     }
 
-    fn count_on_mapping(&self, outside: &EndpointKey, more: bool) {
+    fn count(&self, counter: &mut u32, more: bool) {
         self.operate(Operation::Count);
-        if let Some(mapping) = self.mappings.get(outside) {
-            mapping.sessions = step(mapping.sessions, more);
-        }
+        *counter = step(*counter, more);
     }
 
     fn outside_of(&self, inside: &EndpointKey) -> Option<EndpointKey> {
