@@ -11,7 +11,7 @@ use crate::{
     checksum::Delta,
     frame::{Frame, Header},
     nat::neighbours::Claim,
-    net::{Address, Be16, Be32},
+    net::{Address, Be16, Be32, protocol},
     parse::{Packet, Quoted, Transport},
     verdict::{Complaint, Reason},
 };
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) use self::ipv6::behind_extensions;
 
 /// An IP version, named by its addresses.
-pub trait Network: Address {
+pub trait Network: Address + Header {
     /// The two bytes before the header in an Ethernet frame.
     const ETHERTYPE: [u8; 2];
     /// The IP version.
@@ -30,6 +30,9 @@ pub trait Network: Address {
     /// addresses, and whether ICMP's leaves them out: both are so, or neither
     /// (RFC 8200 section 8.1).
     const HAS_HEADER_CHECKSUM: bool;
+    /// Where the addresses are in the header, in bytes.
+    const SOURCE: u32;
+    const DESTINATION: u32;
     /// Link, network and transport header, and the same of a quoted packet, at their
     /// longest that still leaves 20 bytes of the quoted transport header.
     const ALL_HEADERS: u32;
@@ -58,13 +61,19 @@ pub trait Network: Address {
     fn read_plain<F: Frame>(frame: &F, network_offset: u32, packet: &mut Packet<Self>) -> bool;
 
     /// Whom a packet of this version is for, if that can be looked at.
-    fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self>;
+    #[inline(always)]
+    fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
+        frame.load(network_offset + Self::DESTINATION)
+    }
 
     /// Reads what [`Self::read_plain`] has left out.
     fn read_rest<F: Frame>(frame: &F, packet: &mut Packet<Self>);
 
     /// Who sent a packet of this version, if that can be looked at.
-    fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self>;
+    #[inline(always)]
+    fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
+        frame.load(network_offset + Self::SOURCE)
+    }
 
     /// Reads the network header of the packet that an ICMP error quotes, whose checksum
     /// is right. Returns how many bytes there are before the transport header.
@@ -79,7 +88,21 @@ pub trait Network: Address {
     ) -> Result<u32, Reason>;
 
     /// What kind of transport this protocol is here. ICMP is refined by its type.
-    fn transport_of(number: u8) -> Transport;
+    ///
+    /// An authentication header covers the addresses, so what has one is not carried
+    /// (RFC 4302).
+    #[inline(always)]
+    #[must_use]
+    fn transport_of(number: u8) -> Transport {
+        match number {
+            protocol::TCP => Transport::Tcp,
+            protocol::UDP | protocol::UDP_LITE => Transport::Udp,
+            protocol::SCTP => Transport::PortsFixed,
+            protocol::GRE | protocol::ESP => Transport::AddressOnly,
+            0..=u8::MAX if number == Self::ICMP => Transport::IcmpQuery,
+            0..=u8::MAX => Transport::Unknown,
+        }
+    }
 
     /// What kind of message this type of ICMP is.
     fn icmp_kind(icmp_type: u8) -> Transport;

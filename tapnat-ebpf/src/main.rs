@@ -513,7 +513,7 @@ pub fn sweep(context: TcContext) -> i32 {
 #[inline(always)]
 fn remove<A>(packet: &Skb, table: u32, number: u32) -> Option<bool>
 where
-    A: Routed + Header,
+    A: Routed,
     FlowKey<A>: Header,
     EndpointKey<A>: Header,
     PermissionKey<A>: Header,

@@ -25,8 +25,6 @@ const IDENTIFICATION: u32 = 4;
 /// Protocol, checksum and the two addresses follow it.
 const TIME_TO_LIVE: u32 = 8;
 const CHECKSUM: u32 = 10;
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
 
 /// Precedence 6 of what used to be the type of service (RFC 1812 section 4.3.2.5).
 const INTERNETWORK_CONTROL: u8 = 0xc0;
@@ -42,6 +40,8 @@ impl Network for Be32 {
     const VERSION: u8 = 4;
     const ICMP: u8 = protocol::ICMP;
     const HAS_HEADER_CHECKSUM: bool = true;
+    const SOURCE: u32 = 12;
+    const DESTINATION: u32 = 16;
     const ALL_HEADERS: u32 = 14 + 60 + 8 + 60 + 20;
     const LONGEST_HEADER: u32 = 60;
     const DHCP_SERVER: u16 = 67;
@@ -132,16 +132,6 @@ impl Network for Be32 {
     }
 
     #[inline(always)]
-    fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
-        frame.load(network_offset + DESTINATION)
-    }
-
-    #[inline(always)]
-    fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
-        frame.load(network_offset + SOURCE)
-    }
-
-    #[inline(always)]
     fn read_quoted<F: Frame>(
         frame: &F,
         offset: u32,
@@ -161,18 +151,6 @@ impl Network for Be32 {
         quoted.destination = Self::from_bytes(header.dst_addr);
         quoted.protocol = header.proto;
         Ok(length)
-    }
-
-    #[inline(always)]
-    fn transport_of(number: u8) -> Transport {
-        match number {
-            protocol::TCP => Transport::Tcp,
-            protocol::UDP | protocol::UDP_LITE => Transport::Udp,
-            protocol::ICMP => Transport::IcmpQuery,
-            protocol::SCTP => Transport::PortsFixed,
-            protocol::GRE | protocol::ESP => Transport::AddressOnly,
-            0..=u8::MAX => Transport::Unknown,
-        }
     }
 
     #[inline(always)]

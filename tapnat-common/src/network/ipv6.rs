@@ -28,8 +28,6 @@ const LONGEST: u32 = 40 + 144;
 
 /// Offsets in the header.
 const LENGTH: u32 = 4;
-const SOURCE: u32 = 8;
-const DESTINATION: u32 = 24;
 
 /// Offset of the address in a neighbour advertisement.
 const TARGET: u32 = 8;
@@ -139,6 +137,8 @@ impl Network for Be128 {
     const VERSION: u8 = 6;
     const ICMP: u8 = protocol::ICMPV6;
     const HAS_HEADER_CHECKSUM: bool = false;
+    const SOURCE: u32 = 8;
+    const DESTINATION: u32 = 24;
     const ALL_HEADERS: u32 = 14 + LONGEST + 8 + 40 + 20;
     const LONGEST_HEADER: u32 = LONGEST;
     const DHCP_SERVER: u16 = 547;
@@ -229,16 +229,6 @@ impl Network for Be128 {
     }
 
     #[inline(always)]
-    fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
-        frame.load(network_offset + DESTINATION)
-    }
-
-    #[inline(always)]
-    fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
-        frame.load(network_offset + SOURCE)
-    }
-
-    #[inline(always)]
     fn read_quoted<F: Frame>(
         frame: &F,
         offset: u32,
@@ -256,24 +246,10 @@ impl Network for Be128 {
         if chain.fragment.is_some_and(|fragment| fragment.offset != 0) {
             return Err(unusable);
         }
-        quoted.source = frame.read(offset + SOURCE).ok_or(unusable)?;
-        quoted.destination = frame.read(offset + DESTINATION).ok_or(unusable)?;
+        quoted.source = frame.read(offset + Self::SOURCE).ok_or(unusable)?;
+        quoted.destination = frame.read(offset + Self::DESTINATION).ok_or(unusable)?;
         quoted.protocol = chain.next;
         Ok(chain.length)
-    }
-
-    /// An authentication header covers the addresses, so what has one is not carried
-    /// (RFC 4302).
-    #[inline(always)]
-    fn transport_of(number: u8) -> Transport {
-        match number {
-            protocol::TCP => Transport::Tcp,
-            protocol::UDP | protocol::UDP_LITE => Transport::Udp,
-            protocol::ICMPV6 => Transport::IcmpQuery,
-            protocol::SCTP => Transport::PortsFixed,
-            protocol::GRE | protocol::ESP => Transport::AddressOnly,
-            0..=u8::MAX => Transport::Unknown,
-        }
     }
 
     #[inline(always)]
@@ -351,7 +327,7 @@ impl Network for Be128 {
         (source, destination): (Self, Self),
         delta: Delta,
     ) -> Option<Delta> {
-        frame.write(offset + SOURCE, &[source, destination])?;
+        frame.write(offset + Self::SOURCE, &[source, destination])?;
         Some(delta)
     }
 
