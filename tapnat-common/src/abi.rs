@@ -9,6 +9,7 @@ use core::num::NonZeroU32;
 
 use crate::{
     checksum::Delta,
+    embed::Prefix,
     frame::LinkAddresses,
     nat::STAMP_AFTER,
     net::{Address, Be16, Be32, Be128},
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -137,7 +138,7 @@ pub mod maps {
         host_sockets: "HOST_SOCKETS6",
     };
 
-    /// The [`crate::embed::Prefix`] of NAT64 at index 0, if there is one. Written by user
+    /// The [`super::Nat64`] at index 0. Written by user
     /// space only.
     pub const NAT64: &str = "NAT64";
     /// IPv4 addresses that are on no wire to [`super::StandIn`]s.
@@ -665,6 +666,17 @@ impl<A: Address> Mapping<A> {
     }
 }
 
+/// The value of [`maps::NAT64`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nat64 {
+    /// Behind which the world's IPv4 addresses are for guests, if it is set.
+    pub prefix: Prefix,
+    /// What stand-ins are chosen with, so that no guest can choose addresses that get
+    /// another's. Stays as it is as long as the tables.
+    pub secret: u32,
+}
+
 /// A guest that an IPv4 address stands in for, the value of [`maps::STAND_INS`]. The
 /// datapath adds them; user space removes those without sessions.
 #[repr(C)]
@@ -1153,6 +1165,7 @@ const _: () = {
     assert!(size_of::<HeldKey>() == 20);
     assert!(size_of::<HeldKey<Be128>>() == 44);
     assert!(size_of::<Sweep>() == 16);
+    assert!(size_of::<Nat64>() == 24);
     assert!(size_of::<StandIn>() == 20);
     assert!(size_of::<Guest>() == 32);
     assert!(size_of::<Device>() == 12);
@@ -1165,7 +1178,7 @@ const _: () = {
 mod pod {
     use super::{
         Arrival, Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held,
-        HeldKey, Mapping, Permission, PermissionKey, Session, Settings, StandIn, Sweep,
+        HeldKey, Mapping, Nat64, Permission, PermissionKey, Session, Settings, StandIn, Sweep,
         Unsolicited,
     };
     use crate::net::{Be32, Be128};
@@ -1199,7 +1212,7 @@ mod pod {
         StandIn,
         Sweep,
         Unsolicited,
-        crate::embed::Prefix,
+        Nat64,
         crate::nptv6::PrefixPair,
         crate::ports::PortSet,
         crate::ports::Reserved,

@@ -63,7 +63,7 @@ pub trait Network: Address + Header {
     /// Whom a packet of this version is for, if that can be looked at.
     #[inline(always)]
     fn read_destination<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
-        frame.load(network_offset + Self::DESTINATION)
+        read_anywhere(frame, network_offset + Self::DESTINATION)
     }
 
     /// Reads what [`Self::read_plain`] has left out.
@@ -72,7 +72,7 @@ pub trait Network: Address + Header {
     /// Who sent a packet of this version, if that can be looked at.
     #[inline(always)]
     fn read_source<F: Frame>(frame: &F, network_offset: u32) -> Option<Self> {
-        frame.load(network_offset + Self::SOURCE)
+        read_anywhere(frame, network_offset + Self::SOURCE)
     }
 
     /// Reads the network header of the packet that an ICMP error quotes, whose checksum
@@ -150,6 +150,12 @@ pub trait Network: Address + Header {
         quoted: u32,
         length: u32,
     ) -> Self::ErrorHeader;
+}
+
+/// Reads where headers mostly are, or where a sender's odd buffers have them.
+#[inline(always)]
+fn read_anywhere<T: Header, F: Frame>(frame: &F, offset: u32) -> Option<T> {
+    frame.load(offset).or_else(|| frame.read(offset))
 }
 
 /// The sum of a pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1). `length`: of

@@ -139,7 +139,8 @@ reasons! {
 
     /// The headers end before the packet says.
     Truncated = Drop "truncated",
-    /// An IPv4 header length below 20 bytes, or a version that is not the frame's.
+    /// An IPv4 header length below 20 bytes, a version that is not the frame's, or more
+    /// than one VLAN tag that names no network.
     BadHeader = Drop "bad-header",
     /// IPv6 extension headers that are too many, too long, or out of order.
     BadExtensionHeaders = Drop "bad-extension-headers",
@@ -201,6 +202,9 @@ reasons! {
     /// An address within a translated prefix that has no counterpart, or none in an
     /// inside network (RFC 6296 sections 3.4 and 3.7); ICMPv6 1/1 was sent.
     PrefixUntranslatable = Refuse "prefix-untranslatable",
+    /// From a guest of NAT64 to the host itself, to what is reached otherwise than over
+    /// the uplink, or to nothing that there is a way to; ICMPv6 1/1 was sent.
+    UnreachableByNat64 = Refuse "unreachable-by-nat64",
     /// From a guest to another one, and guests are isolated; ICMP 3/13 was sent.
     GuestIsolated = Refuse "guest-isolated",
     /// From a guest to the host, which is denied to guests; ICMP 3/13 was sent.

@@ -55,7 +55,7 @@ use tapnat_common::{
     nat::{
         self, Tables as _,
         firewall::Forwarded,
-        nat64::{self, TO_STAND_IN},
+        nat64::{self, StandIns as _, TO_STAND_IN},
     },
     net::{Address, Be32, Be128},
     network::Network as _,
@@ -586,10 +586,15 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
     match quick::<Be32>(&mut skb, device) {
         Left::Gone(action) => return action,
         Left::New(packet) => {
-            hand_over::<Be32>(device, link_length, false);
+            hand_over::<Be32>(device, link_length, stands_in(Some(packet.source), device));
             return begin_with(context, &skb, packet);
         }
         Left::Not => {}
+    }
+    // To the host this is no other network, and so it is none to us.
+    if skb.has_priority_tag() && !skb.remove_priority_tag() {
+        count(Reason::BadHeader, skb.length());
+        return TC_ACT_SHOT;
     }
     if parse::is::<Be128, _>(&skb) {
         hand_over::<Be128>(device, link_length, false);
@@ -597,8 +602,23 @@ fn established(context: &TcContext, link_length: u32, is_inside: bool) -> i32 {
         // SAFETY: nothing here waits for its drop.
         unsafe { maps::STAGES.tail_call(context, <Be128 as Family>::OFFSET + stages::ESTABLISHED) };
     }
-    hand_over::<Be32>(device, link_length, false);
+    let source = Be32::read_source(&skb, link_length);
+    hand_over::<Be32>(device, link_length, stands_in(source, device));
     go_on::<Be32>(context, stages::EXCEPTIONAL)
+}
+
+/// Whether an IPv4 packet is from the stand-in of a guest on this device: a piece of one
+/// that was too long when it was translated.
+#[inline(always)]
+fn stands_in(source: Option<Be32>, device: Option<NonZeroU32>) -> bool {
+    let (true, Some(source), Some(device)) = (HAS_NAT64.load() != 0, source, device) else {
+        return false;
+    };
+    let kernel = Kernel::<Be32>::new(core::ptr::null_mut(), Instant::default());
+    source.is_stand_in()
+        && kernel
+            .stand_in(source)
+            .is_some_and(|guest| guest.device == device.get())
 }
 
 /// What [`quick`] leaves to be done.

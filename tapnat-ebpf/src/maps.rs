@@ -11,11 +11,10 @@ use aya_ebpf::{
 use tapnat_common::{
     abi::{
         Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
-        HostSocketKey, MAX_PREFIX_PAIRS, Mapping, Permission, PermissionKey, Session, Settings,
-        StandIn, Unsolicited, stages,
+        HostSocketKey, MAX_PREFIX_PAIRS, Mapping, Nat64, Permission, PermissionKey, Session,
+        Settings, StandIn, Unsolicited, stages,
     },
     cut::MAX_FRAME,
-    embed::Prefix,
     nat_log::Record,
     net::{Be32, Be128},
     nptv6::PrefixPair,
@@ -127,7 +126,7 @@ maps! {
 #[btf_map]
 pub static NO_FRAGMENT: Array<Fragment, 1> = Array::new();
 #[btf_map]
-pub static NAT64: Array<Prefix, 1> = Array::new();
+pub static NAT64: Array<Nat64, 1> = Array::new();
 #[btf_map]
 pub static STAND_INS: HashMap<Be32, StandIn, MOST_GUESTS> = HashMap::new();
 /// What becomes of an ICMP error of the other version.

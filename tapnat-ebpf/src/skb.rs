@@ -10,7 +10,7 @@ use aya_ebpf::{
     },
     helpers::generated::{
         bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
     },
 };
 use tapnat_common::{
@@ -65,6 +65,24 @@ impl Skb {
     pub fn device(&self) -> u32 {
         // SAFETY: the context is valid for the program's run.
         unsafe { (*self.context).ifindex }
+    }
+
+    /// Whether the frame has a tag that names no network, but only a priority (IEEE
+    /// 802.1Q section 6.9).
+    #[inline(always)]
+    pub fn has_priority_tag(&self) -> bool {
+        const NETWORK: u32 = 0xfff;
+        // SAFETY: the context is valid for the program's run.
+        self.is_tagged() && unsafe { (*self.context).vlan_tci } & NETWORK == 0
+    }
+
+    /// Removes that tag. Returns whether it is gone, and no other one like it was below it.
+    #[inline(always)]
+    pub fn remove_priority_tag(&mut self) -> bool {
+        // SAFETY: the context is valid for the program's run.
+        let result = unsafe { bpf_skb_vlan_pop(self.context) };
+        self.pull(FIRST_HEADERS);
+        result == 0 && !self.has_priority_tag()
     }
 
     /// Leaves a word in the packet for other programs of the hook.

@@ -79,7 +79,13 @@ pub trait Across: Routed + Version<Other: Routed> {
 impl<A: Routed> StandIns for Kernel<A> {
     #[inline(always)]
     fn prefix(&self) -> Option<Prefix> {
-        maps::NAT64.get(0).copied().filter(|prefix| prefix.is_set())
+        let prefix = maps::NAT64.get(0)?.prefix;
+        prefix.is_set().then_some(prefix)
+    }
+
+    #[inline(always)]
+    fn secret(&self) -> u32 {
+        maps::NAT64.get(0).map_or(0, |nat64| nat64.secret)
     }
 
     #[inline(always)]

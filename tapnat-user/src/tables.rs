@@ -16,10 +16,11 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
 };
+use rustix::rand::{GetRandomFlags, getrandom};
 use tapnat_common::{
     abi::{
         ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, MAX_PREFIX_PAIRS, Mapping,
-        Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, maps, role,
+        Nat64, Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, maps, role,
     },
     embed::Prefix,
     net::{Be32, Be128},
@@ -89,7 +90,7 @@ pub struct PinnedTables<A: IpFamily = Be32> {
     devices: HashMap<MapData, u32, Device<A>>,
     ports: Array<MapData, PortSet>,
     reserved: Array<MapData, Reserved>,
-    nat64: Array<MapData, Prefix>,
+    nat64: Array<MapData, Nat64>,
     stand_ins: HashMap<MapData, Be32, StandIn>,
     counters: PerCpuArray<MapData, Counter>,
 }
@@ -209,9 +210,13 @@ impl<A: IpFamily> PinnedTables<A> {
     ///
     /// When the kernel refuses.
     pub fn set_nat64(&mut self, prefix: Option<Prefix>) -> Result<()> {
-        self.nat64
-            .set(0, prefix.unwrap_or_default(), 0)
-            .context("cannot write the prefix of NAT64")
+        let cannot = "cannot write the prefix of NAT64";
+        let mut nat64 = self.nat64.get(&0, 0).context(cannot)?;
+        nat64.prefix = prefix.unwrap_or_default();
+        if nat64.secret == 0 {
+            nat64.secret = random()?;
+        }
+        self.nat64.set(0, nat64, 0).context(cannot)
     }
 
     /// Who has which stand-in.
@@ -666,4 +671,11 @@ fn open<T: TryFrom<Map, Error = MapError>>(directory: &Path, name: &str) -> Resu
     Map::from_map_data(data)
         .and_then(T::try_from)
         .map_err(|_| Unusable::OtherVersion)
+}
+
+/// What nobody can guess.
+fn random() -> Result<u32> {
+    let mut bytes = [0; 4];
+    getrandom(&mut bytes, GetRandomFlags::empty()).context("the kernel gives no random number")?;
+    Ok(u32::from_ne_bytes(bytes))
 }

@@ -462,6 +462,72 @@ fn frames_with_a_vlan_tag_are_not_translated(family: Family) -> Result<()> {
 }
 both_families!(frames_with_a_vlan_tag_are_not_translated);
 
+/// A tag of no network, which has but a priority, changes nothing (IEEE 802.1Q section 6.9): the
+/// host takes such frames for its own as well. What is below two of them is nobody's.
+fn frames_with_a_priority_tag_are_translated(family: Family) -> Result<()> {
+    const TAG: [u8; 4] = [0x81, 0, 0xa0, 0];
+    let (world, wires) = family.wired(1, &["--deny-host"])?;
+    let tagged = |packet: &Builder, tags: usize| {
+        let frame = packet.build();
+        vec![[&frame[..12], &TAG.repeat(tags), &frame[12..]].concat()]
+    };
+    let remote = family.remote(0, 53);
+    // To begin a session, and with it.
+    for payload in [b"first", b"again"] {
+        let packet = packet::udp(wires.inside(0, 40_000), remote).payload(payload);
+        wires.guests[0].send_all(&packet, |packet| tagged(packet, 1))?;
+        let arrived = wires.world.receive()?;
+        ensure!(
+            arrived.source() == family.outside(40_000) && arrived.payload == payload,
+            "{arrived:?}"
+        );
+    }
+    let answer = packet::udp(remote, family.outside(40_000)).payload(b"answer");
+    wires.world.send_all(&answer, |packet| tagged(packet, 1))?;
+    let arrived = wires.guests[0].receive()?;
+    ensure!(
+        arrived.destination() == wires.inside(0, 40_000),
+        "{arrived:?}"
+    );
+    // Nor is it a way around what is denied.
+    let host = SocketAddr::new(family.outside_address(), 9);
+    let packet = packet::udp(wires.inside(0, 40_000), host);
+    wires.guests[0].send_all(&packet, |packet| tagged(packet, 1))?;
+    ensure!(
+        wires.guests[0].receive()?.icmp_kind().is_some(),
+        "let through"
+    );
+    ensure!(world.instance.count("host-denied")? == 1, "not counted");
+
+    let packet = packet::udp(wires.inside(0, 40_001), remote);
+    wires.guests[0].send_all(&packet, |packet| tagged(packet, 2))?;
+    wires.nothing_arrives()?;
+    ensure!(world.instance.count("bad-header")? == 1, "not counted");
+    Ok(())
+}
+both_families!(frames_with_a_priority_tag_are_translated);
+
+/// Who is nobody, or a neighbour on the uplink's own link, gets no answer from a guest: the host's
+/// own checks of sources are passed by.
+fn sources_that_nobody_can_answer_are_not_let_in(family: Family) -> Result<()> {
+    let arguments = ["--filtering", "endpoint-independent"];
+    let (world, wires) = family.wired(1, &arguments)?;
+    let outside = wires.map_udp(0, 40_000, family.remote(0, 53))?;
+    let sources: &[&str] = match family {
+        V4 => &["127.0.0.1", "0.0.0.1", "224.0.0.1", "0.128.0.1"],
+        V6 => &["::1", "::ffff:10.0.0.1", "ff02::1", "fe80::1"],
+    };
+    for source in sources {
+        let source = SocketAddr::new(source.parse()?, 53);
+        wires.world.send(&packet::udp(source, outside))?;
+    }
+    wires.nothing_arrives()?;
+    let counted = world.instance.count("spoofed-source")?;
+    ensure!(counted == sources.len() as u64, "{counted} counted");
+    Ok(())
+}
+both_families!(sources_that_nobody_can_answer_are_not_let_in);
+
 /// A checksum that is wrong stays wrong, so that its receiver can tell.
 fn bad_checksums_are_not_made_good(family: Family) -> Result<()> {
     let (_world, wires) = family.wired(1, &[])?;

@@ -259,6 +259,49 @@ fn what_grows_too_long_is_cut_or_refused() -> Result<()> {
     Ok(())
 }
 
+/// What is cut on the way out begins a session like any other.
+#[test]
+fn what_is_too_long_for_the_uplink_is_cut() -> Result<()> {
+    let builder = Topology::builder()
+        .ipv6_guests()
+        .inside(Inside::Veth)
+        .uplink_mtu(1300);
+    let world = World::start(builder, &ARGUMENTS)?;
+    let wires = Wires::open_for(&world, V6)?;
+    let payload = traffic::pattern(3000);
+    let sent = packet::udp(wires.inside(0, 40_000), seen(V4.remote(0, 53))).payload(&payload);
+    wires.guests[0].send_all(&sent.identification(7), |packet| packet.fragments(1440))?;
+    let arrived = wires.world.receive_whole()?;
+    ensure!(arrived.ip_payload[8..] == payload[..], "{arrived:?}");
+    ensure!(arrived.source == V4.outside_address(), "{arrived:?}");
+    Ok(())
+}
+
+/// A stand-in is on no wire, also where guests go by their own addresses.
+#[test]
+fn nothing_goes_out_untranslated() -> Result<()> {
+    let (_world, wires) = wired(1, &["--untranslated", "203.0.113.0/24"])?;
+    let outside = open(&wires, 0, 40_000, V4.remote(0, 53))?;
+    ensure!(outside == V4.outside(40_000), "{outside}");
+    Ok(())
+}
+
+#[test]
+fn the_host_itself_is_not_behind_the_prefix() -> Result<()> {
+    let (world, wires) = wired(1, &[])?;
+    let host = seen(SocketAddr::new(V4.outside_address(), 22));
+    let sent = packet::udp(wires.inside(0, 40_000), host);
+    wires.guests[0].send(&sent)?;
+    let error = wires.guests[0].receive()?;
+    ensure!(error.icmp_kind() == Some((1, 1)), "{error:?}");
+    ensure!(
+        quoted_ends(&error)? == (wires.inside(0, 40_000), host),
+        "{error:?}"
+    );
+    ensure!(world.instance.count("unreachable-by-nat64")? == 1);
+    Ok(())
+}
+
 /// RFC 6146 section 3.5: guests reach each other by their outside endpoints.
 #[test]
 fn a_guest_reaches_another_by_its_outside_endpoint() -> Result<()> {

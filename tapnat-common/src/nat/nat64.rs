@@ -25,8 +25,8 @@ const FIRST: u32 = 1 << 23;
 const BITS: u32 = 22;
 /// Stand-ins that are tried for a guest.
 const TRIES: u32 = 4;
-/// 2^32 divided by the golden ratio: neighbours become far apart.
-const SPREAD: u32 = 0x9e37_79b9;
+/// 2^64 divided by the golden ratio: neighbours become far apart.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// In place of link addresses, for packets to a stand-in.
 pub const TO_STAND_IN: LinkAddresses = LinkAddresses::new([0; 6], [0, 0, 0, 0, 0, 64]);
@@ -40,6 +40,8 @@ pub const FRAGMENT_GROWTH: u16 = 8;
 pub trait StandIns {
     /// Behind which the world's addresses are for guests. `None` without NAT64.
     fn prefix(&self) -> Option<Prefix>;
+    /// See [`crate::abi::Nat64::secret`].
+    fn secret(&self) -> u32;
     /// Whom an address stands in for.
     fn stand_in(&self, address: Be32) -> Option<&StandIn>;
     fn insert_stand_in(&self, address: Be32, guest: &StandIn) -> Insert;
@@ -63,21 +65,54 @@ pub fn is_for<S: StandIns>(destination: Be128, stand_ins: &S) -> bool {
 /// The stand-in of a guest, which is made on first use.
 #[inline(always)]
 fn stand_in_of<S: StandIns>(guest: &StandIn, stand_ins: &S) -> Result<Be32, Reason> {
-    let mut hash = (guest.address.low_bits() ^ guest.device.rotate_left(16)).wrapping_mul(SPREAD);
-    for _ in 0..TRIES {
-        let address = Be32::new(FIRST | hash >> (u32::BITS - BITS));
+    let hash = hash_of(guest, stand_ins.secret());
+    // One that others made it take it keeps, also when those are gone.
+    for attempt in 0..TRIES {
+        let address = candidate(hash, attempt);
+        if is_of(address, guest, stand_ins) {
+            return Ok(address);
+        }
+    }
+    for attempt in 0..TRIES {
+        let address = candidate(hash, attempt);
         if stand_ins.insert_stand_in(address, guest) == Insert::Full {
             return Err(Reason::GuestTableFull);
         }
-        if stand_ins
-            .stand_in(address)
-            .is_some_and(|there| there == guest)
-        {
+        // Another CPU may have been faster, for the same guest.
+        if is_of(address, guest, stand_ins) {
             return Ok(address);
         }
-        hash = hash.wrapping_mul(SPREAD).wrapping_add(1);
     }
     Err(Reason::GuestTableFull)
+}
+
+#[inline(always)]
+fn is_of<S: StandIns>(address: Be32, guest: &StandIn, stand_ins: &S) -> bool {
+    stand_ins
+        .stand_in(address)
+        .is_some_and(|there| there == guest)
+}
+
+/// Which addresses a guest does not share with others that know its own.
+#[inline(always)]
+fn hash_of(guest: &StandIn, secret: u32) -> u32 {
+    let mut hash = secret;
+    for word in guest.address.words() {
+        hash = mix(hash, word.get());
+    }
+    mix(hash, guest.device)
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it is taken apart")]
+const fn mix(hash: u32, word: u32) -> u32 {
+    let product = ((hash ^ word) as u64).wrapping_mul(SPREAD);
+    (product >> u32::BITS) as u32 ^ (product as u32).rotate_left(15)
+}
+
+#[inline(always)]
+const fn candidate(hash: u32, attempt: u32) -> Be32 {
+    Be32::new(FIRST | mix(hash, attempt) >> (u32::BITS - BITS))
 }
 
 /// What source and destination of a guest's packet become. It came on this inside device.

@@ -21,8 +21,6 @@ use crate::{
 
 /// Offsets in IPv6's header.
 const NEXT_HEADER: u32 = 6;
-const SOURCE: u32 = 8;
-const DESTINATION: u32 = 24;
 /// Bytes of that header.
 const HEADER: u32 = 40;
 /// Bytes of an ICMPv6 header before the packet that it quotes.
@@ -44,12 +42,13 @@ pub fn concern<F: Frame, T: Tables<Be128>>(
     device: Option<NonZeroU32>,
     tables: &T,
 ) -> bool {
-    let field = if device.is_some() {
-        SOURCE
+    let offset = frame.link_length();
+    let address = if device.is_some() {
+        Be128::read_source(frame, offset)
     } else {
-        DESTINATION
+        Be128::read_destination(frame, offset)
     };
-    let Some(address) = frame.load::<Be128>(frame.link_length() + field) else {
+    let Some(address) = address else {
         return false;
     };
     let pair = if device.is_some() {

@@ -15,7 +15,7 @@ use crate::{
     ports::Class,
     rewrite::Rewrite,
     time::Instant,
-    verdict::{Next, Plan, Reason},
+    verdict::{Next, Outcome, Plan, Reason},
 };
 
 /// Decides about a packet without a session. If it is to have one, that is then
@@ -37,6 +37,10 @@ pub fn start<A: Network, T: Tables<A>>(
     };
     match next {
         Ok(next) => next,
+        // The host cannot take it from a stand-in, and would not tell the guest.
+        Err(reason) if plan.stands_in && reason.outcome() == Outcome::Pass => {
+            Next::Leave(Reason::UnreachableByNat64)
+        }
         Err(reason) => Next::Leave(reason),
     }
 }
@@ -120,7 +124,9 @@ fn from_inside<A: Network, T: Tables<A>>(
         return Err(firewall::ask(destination, plan));
     }
     let mut own_address = key.source;
-    let is_exempt = !hairpin && policy::exempts(packet.destination, settings, tables);
+    // A stand-in is on no wire.
+    let is_exempt =
+        !hairpin && !plan.stands_in && policy::exempts(packet.destination, settings, tables);
     let is_own = is_exempt || has_whole_address(&mut own_address, settings, tables);
     if !is_own {
         own_address = mapping::outside_address(key.source, settings)?.address;
@@ -386,10 +392,14 @@ fn from_outside<A: Network, T: Tables<A>>(
         tables.note_unsolicited(key, &syn);
         return Err(Reason::UnsolicitedSyn);
     };
-    // A guest's neighbours do not come from outside; its answer would not go there.
-    if tables
-        .device(target.device)
-        .is_some_and(|inside| packet.source.same_network(inside.address, inside.mask))
+    // A guest's neighbours do not come from outside; its answer would not go there. Nor
+    // would it to what is nobody's, or another link's.
+    let source = packet.source;
+    if source.is_unroutable()
+        || source.is_link_local()
+        || tables
+            .device(target.device)
+            .is_some_and(|inside| source.same_network(inside.address, inside.mask))
     {
         return Err(Reason::SpoofedSource);
     }

@@ -1,7 +1,8 @@
-//! Which packets have their prefix translated, and where they go: decided without a
-//! session, by routes and networks alone.
+//! What is decided without a session: which packets have their prefix translated and where
+//! they go, by routes and networks alone, and who stands in for guests of NAT64.
 
 use std::{
+    cell::RefCell,
     net::{Ipv6Addr, SocketAddr},
     num::NonZeroU32,
 };
@@ -9,9 +10,14 @@ use std::{
 use tapnat_common::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings, Unsolicited, role, setting_flags,
+        PermissionKey, Session, Settings, StandIn, Unsolicited, role, setting_flags,
     },
-    nat::{Fate, Insert, Route, Tables, prefixes},
+    embed::Prefix,
+    nat::{
+        Fate, Insert, Route, Tables,
+        nat64::{self, StandIns},
+        prefixes,
+    },
     net::{Address as _, Be32, Be128},
     nptv6::PrefixPair,
     parse::Packet,
@@ -368,4 +374,92 @@ fn a_subnet_of_ones_only_has_no_counterpart() {
         NEAR,
         Next::Leave(Reason::PrefixUntranslatable),
     );
+}
+
+/// Who stands in for whom.
+struct Known {
+    secret: u32,
+    stand_ins: RefCell<Vec<(Be32, &'static StandIn)>>,
+}
+
+impl Known {
+    const fn with_secret(secret: u32) -> Self {
+        Self {
+            secret,
+            stand_ins: RefCell::new(Vec::new()),
+        }
+    }
+
+    fn stand_in_of(&self, guest: &str) -> Result<Be32, Reason> {
+        let packet = Packet {
+            source: v6(guest).into(),
+            destination: v6("64:ff9b::192.0.1.1").into(),
+            ..Packet::default()
+        };
+        nat64::to_ipv4(&packet, NonZeroU32::new(NEAR), &Net::new(), self).map(|(source, _)| source)
+    }
+}
+
+impl StandIns for Known {
+    fn prefix(&self) -> Option<Prefix> {
+        Prefix::new(v6("64:ff9b::").into(), 96).ok()
+    }
+
+    fn secret(&self) -> u32 {
+        self.secret
+    }
+
+    fn stand_in(&self, address: Be32) -> Option<&StandIn> {
+        let known = self.stand_ins.borrow();
+        let found = known.iter().find(|(there, _)| *there == address);
+        found.map(|(_, guest)| *guest)
+    }
+
+    fn insert_stand_in(&self, address: Be32, guest: &StandIn) -> Insert {
+        if self.stand_in(address).is_some() {
+            return Insert::Exists;
+        }
+        let guest = Box::leak(Box::new(*guest));
+        self.stand_ins.borrow_mut().push((address, guest));
+        Insert::Done
+    }
+}
+
+#[test]
+fn a_guest_keeps_its_stand_in_when_a_better_one_becomes_free() {
+    let known = Known::with_secret(1);
+    let first = known.stand_in_of(GUEST).unwrap();
+    // Somebody else had that one, and goes.
+    let known = Known::with_secret(1);
+    let other = StandIn {
+        address: v6(OTHER).into(),
+        device: FAR,
+    };
+    assert_eq!(known.insert_stand_in(first, &other), Insert::Done);
+    let second = known.stand_in_of(GUEST).unwrap();
+    assert_ne!(second, first);
+    known.stand_ins.borrow_mut().remove(0);
+    assert_eq!(known.stand_in_of(GUEST), Ok(second));
+    for stand_in in [first, second] {
+        assert!(nat64::is_stand_in(stand_in));
+    }
+}
+
+/// Otherwise a guest with a network full of addresses could take those of another.
+#[test]
+fn which_stand_in_a_guest_gets_is_not_to_be_known() {
+    let chosen: Vec<_> = (0..64)
+        .map(|secret| Known::with_secret(secret).stand_in_of(GUEST).unwrap())
+        .collect();
+    for (place, stand_in) in chosen.iter().enumerate() {
+        assert!(!chosen[..place].contains(stand_in), "{stand_in:?}");
+    }
+    let known = Known::with_secret(7);
+    let neighbours = (10..74).map(|host| format!("fd01:203:405:1::{host:x}"));
+    let stand_ins: Vec<_> = neighbours
+        .map(|guest| known.stand_in_of(&guest).unwrap())
+        .collect();
+    for (place, stand_in) in stand_ins.iter().enumerate() {
+        assert!(!stand_ins[..place].contains(stand_in), "{stand_in:?}");
+    }
 }
