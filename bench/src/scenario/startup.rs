@@ -65,13 +65,16 @@ pub fn run(run: &mut Run<'_>) -> Result<()> {
 
 fn starts(mut stand: Stand, repeats: usize, rows: &mut Vec<Vec<String>>) -> Result<()> {
     let tapnat = stand.installed.tapnat.as_mut().context("no tapnat")?;
-    let (mut fresh, mut adopted) = (Vec::new(), Vec::new());
-    for _ in 0..repeats {
-        tapnat.process.terminate(PATIENCE)?;
-        fresh.push(start(tapnat)?);
-        // What comes after being ready.
-        thread::sleep(Duration::from_millis(300));
+    let of_ipv4 = tapnat.arguments.clone();
+    for argument in &mut tapnat.arguments {
+        if argument.starts_with("--inside=") {
+            argument.push_str(",fd00:7a70::1/64");
+        }
     }
+    let both = start_anew(tapnat, repeats)?;
+    tapnat.arguments = of_ipv4;
+    let fresh = start_anew(tapnat, repeats)?;
+    let mut adopted = Vec::new();
     stand.rig.topology.pin_neighbours()?;
     stand.rig.open(Flows {
         protocol: Protocol::Udp,
@@ -84,12 +87,25 @@ fn starts(mut stand: Stand, repeats: usize, rows: &mut Vec<Vec<String>>) -> Resu
         sent += packets;
     }
     rows.push(row("load, attach, ready", &fresh, None));
+    rows.push(row("the same with IPv6, too", &both, None));
     rows.push(row(
         &format!("take over after SIGKILL ({sent} packets meanwhile, none lost)"),
         &adopted,
         None,
     ));
     Ok(())
+}
+
+/// Milliseconds of each start after an end.
+fn start_anew(tapnat: &mut Tapnat, repeats: usize) -> Result<Vec<f64>> {
+    let mut times = Vec::new();
+    for _ in 0..repeats {
+        tapnat.process.terminate(PATIENCE)?;
+        times.push(start(tapnat)?);
+        // What comes after being ready.
+        thread::sleep(Duration::from_millis(300));
+    }
+    Ok(times)
 }
 
 fn with_flows(
