@@ -170,7 +170,7 @@ struct Said {
 
 impl Said {
     fn add<A: IpFamily>(&mut self, tables: &PinnedTables<A>) -> Result<()> {
-        self.outside_addresses.extend(outside_addresses(tables)?);
+        self.outside_addresses.extend(tables.outside_addresses()?);
         self.denied
             .extend(tables.denied()?.into_iter().map(Into::into));
         self.untranslated
@@ -183,12 +183,6 @@ impl Said {
         );
         Ok(())
     }
-}
-
-fn outside_addresses<A: IpFamily>(tables: &PinnedTables<A>) -> Result<Vec<IpAddr>> {
-    let settings = tables.settings()?;
-    let addresses = settings.outside.into_iter().map(Into::into);
-    Ok(addresses.take(settings.outside_count as usize).collect())
 }
 
 fn status_with(name: &InstanceName, tables: &BothTables, families: FamiliesView) -> Result<Status> {
@@ -402,7 +396,7 @@ pub fn ports_in_use(tables: &BothTables) -> Result<Vec<PortsView>> {
 
 fn ports_in_use_of<A: IpFamily>(tables: &PinnedTables<A>) -> Result<Vec<PortsView>> {
     (0..)
-        .zip(outside_addresses(tables)?)
+        .zip(tables.outside_addresses()?)
         .map(|(place, address)| {
             let usage = |class: Class| -> Result<UsageView> {
                 let reserved = tables.reserved(class)?;

@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     ops::RangeInclusive,
     str::FromStr,
@@ -12,10 +12,11 @@ use std::{
 
 use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv6Net};
 use tapnat_common::{
     abi::{Filtering, MAX_OUTSIDE_ADDRESSES, MappingMode, Timeouts},
     embed::{Prefix, PrefixError},
+    net::{Address as _, Be32, Be128},
     nptv6::{LONGEST, PairError, PrefixPair},
     time::Ticks,
 };
@@ -82,8 +83,8 @@ pub struct Config {
     pub insides: Vec<Inside>,
     /// None means the device of the default route.
     pub uplink: Option<DeviceName>,
-    /// None given means the uplink's own address.
-    pub outside_addresses: Vec<Ipv4Addr>,
+    /// None given, of an IP version, means the uplink's own address.
+    pub outside_addresses: Vec<IpAddr>,
     /// Ports of the outside addresses that guests may get.
     pub ports: RangeInclusive<u16>,
     pub max_sessions: u32,
@@ -102,9 +103,9 @@ pub struct Config {
     /// Tell the senders of other such connections that nobody is there (RFC 5382 REQ-4).
     pub answer_unsolicited: bool,
     /// Where guests must not send to.
-    pub deny: Vec<Ipv4Net>,
+    pub deny: Vec<IpNet>,
     /// What guests reach under their own addresses.
-    pub untranslated: Vec<Ipv4Net>,
+    pub untranslated: Vec<IpNet>,
     /// Behind which guests with IPv6 reach the world's IPv4.
     pub nat64: Option<Nat64Prefix>,
     /// Prefixes of IPv6 that are translated without sessions (RFC 6296).
@@ -372,12 +373,12 @@ pub enum Attach {
 /// Outside addresses that were given in one word: an address, or a prefix that stands for the
 /// addresses that hosts can have in it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct OutsideAddresses(Vec<Ipv4Addr>);
+pub struct OutsideAddresses(Vec<IpAddr>);
 
 impl OutsideAddresses {
     /// All the addresses of several words, each once, in their order.
     #[must_use]
-    pub fn all(words: &[Self]) -> Vec<Ipv4Addr> {
+    pub fn all(words: &[Self]) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
         for address in words.iter().flat_map(|word| &word.0) {
             if !addresses.contains(address) {
@@ -395,8 +396,10 @@ impl FromStr for OutsideAddresses {
         if !text.contains('/') {
             return parse_outside_address(text).map(|address| Self(vec![address]));
         }
-        let net = text.parse::<Ipv4Net>().with_context(|| {
-            format!("'{text}' is not an IPv4 prefix: write 203.0.113.8/29, or one address")
+        let net = text.parse::<IpNet>().with_context(|| {
+            format!(
+                "'{text}' is not a prefix: write 203.0.113.8/29 or 2001:db8::8/125, or one address"
+            )
         })?;
         ensure!(
             net.addr() == net.network(),
@@ -404,10 +407,15 @@ impl FromStr for OutsideAddresses {
             net.trunc(),
             net.addr()
         );
-        let addresses: Vec<_> = net.hosts().take(MAX_OUTSIDE_ADDRESSES + 1).collect();
+        let hosts = net.hosts().filter(|address| can_be_host(net, *address));
+        let addresses: Vec<_> = hosts.take(MAX_OUTSIDE_ADDRESSES + 1).collect();
         ensure!(
             addresses.len() <= MAX_OUTSIDE_ADDRESSES,
-            "{text} has more than {MAX_OUTSIDE_ADDRESSES} addresses, which are the most: a /28 has 14"
+            "{text} has more than {MAX_OUTSIDE_ADDRESSES} addresses, which are the most: a {}",
+            match net {
+                IpNet::V4(_) => "/28 has 14",
+                IpNet::V6(_) => "/124 has 15",
+            }
         );
         for address in &addresses {
             ensure!(is_unicast(*address), "{address} cannot be a host's address");
@@ -515,10 +523,8 @@ pub fn parse_prefix_pair(text: &str) -> Result<PrefixPair> {
 /// # Errors
 ///
 /// When it is neither, or an address within a prefix, or everything.
-pub fn parse_destinations(text: &str) -> Result<Ipv4Net> {
-    let IpNet::V4(net) = parse_prefix(text)? else {
-        bail!("'{text}' is not an IPv4 prefix or address: write 192.168.0.0/16")
-    };
+pub fn parse_destinations(text: &str) -> Result<IpNet> {
+    let net = parse_prefix(text)?;
     ensure!(
         net.prefix_len() != 0,
         "{text} is everything, and tapnat is not needed where nothing is translated: name less"
@@ -530,18 +536,32 @@ pub fn parse_destinations(text: &str) -> Result<Ipv4Net> {
 ///
 /// # Errors
 ///
-/// When it is not an IPv4 address that a host can have.
-pub fn parse_outside_address(text: &str) -> Result<Ipv4Addr> {
+/// When it is not an address that a host can have in the world.
+pub fn parse_outside_address(text: &str) -> Result<IpAddr> {
     let address = text
-        .parse::<Ipv4Addr>()
-        .with_context(|| format!("'{text}' is not an IPv4 address: write 203.0.113.5"))?;
+        .parse::<IpAddr>()
+        .with_context(|| format!("'{text}' is not an address: write 203.0.113.5 or 2001:db8::5"))?;
     ensure!(is_unicast(address), "{text} cannot be a host's address");
     Ok(address)
 }
 
-fn is_unicast(address: Ipv4Addr) -> bool {
-    let reserved = address.octets()[0] == 0 || address.octets()[0] >= 240;
-    !(reserved || address.is_loopback() || address.is_multicast())
+/// Whether a host can have it, and be known by it beyond its link.
+fn is_unicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !Be32::from(address).is_unroutable(),
+        IpAddr::V6(address) => {
+            let address = Be128::from(address);
+            !address.is_unroutable() && !address.is_link_local()
+        }
+    }
+}
+
+/// Whether a host can have this address of the network.
+pub(crate) fn can_be_host(network: IpNet, address: IpAddr) -> bool {
+    // Of IPv6 the last one is a host's like any other (RFC 4291 section 2.6.1).
+    let is_end =
+        address == network.network() || (address.is_ipv4() && address == network.broadcast());
+    !is_end || network.prefix_len() + 1 >= network.max_prefix_len()
 }
 
 /// A name that a network device can have (`dev_valid_name()` in `net/core/dev.c`), without the
@@ -639,22 +659,34 @@ mod tests {
 
     #[test]
     fn a_prefix_stands_for_its_hosts() {
-        let read = |words: &[&str]| -> Result<Vec<Ipv4Addr>> {
+        let read = |words: &[&str]| -> Result<Vec<IpAddr>> {
             let words: Result<Vec<OutsideAddresses>> =
                 words.iter().map(|word| word.parse()).collect();
             words.map(|words| OutsideAddresses::all(&words))
         };
         let all = read(&["203.0.113.5", "203.0.113.4/30", "203.0.113.9/32"]).unwrap();
-        let last: Vec<_> = all.iter().map(|address| address.octets()[3]).collect();
-        assert_eq!(last, [5, 6, 9]);
-        assert_eq!(read(&["203.0.113.0/31"]).unwrap().len(), 2);
-        assert_eq!(read(&["203.0.113.16/28"]).unwrap().len(), 14);
+        let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["203.0.113.5", "203.0.113.6", "203.0.113.9"]);
+        let all = read(&["2001:db8::9", "2001:db8::8/126"]).unwrap();
+        let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(all, ["2001:db8::9", "2001:db8::a", "2001:db8::b"]);
+        for (word, count) in [
+            ("203.0.113.0/31", 2),
+            ("203.0.113.16/28", 14),
+            ("2001:db8::/127", 2),
+            ("2001:db8::10/124", 15),
+        ] {
+            assert_eq!(read(&[word]).unwrap().len(), count, "{word}");
+        }
         for (word, said) in [
             ("203.0.113.0/27", "a /28 has 14"),
             ("10.0.0.0/8", "a /28 has 14"),
             ("203.0.113.5/29", "write 203.0.113.0/29"),
             ("127.0.0.0/30", "cannot be"),
             ("x/29", "203.0.113.8/29"),
+            ("2001:db8::/64", "a /124 has 15"),
+            ("2001:db8::5/124", "write 2001:db8::/124"),
+            ("fe80::8/125", "cannot be"),
         ] {
             let error = format!("{:#}", read(&[word]).unwrap_err());
             assert!(error.contains(said), "{word}: {error}");
@@ -666,13 +698,16 @@ mod tests {
         for (text, net) in [
             ("169.254.169.254", "169.254.169.254/32"),
             ("192.168.0.0/16", "192.168.0.0/16"),
+            ("fd00::/8", "fd00::/8"),
+            ("2001:db8::5", "2001:db8::5/128"),
         ] {
             assert_eq!(parse_destinations(text).unwrap(), net.parse().unwrap());
         }
         for (text, said) in [
             ("192.168.0.1/16", "write 192.168.0.0/16"),
             ("0.0.0.0/0", "is everything"),
-            ("fe80::/10", "write 192.168.0.0/16"),
+            ("::/0", "is everything"),
+            ("x", "write 192.168.0.0/16 or fd00::/8"),
         ] {
             let error = format!("{:#}", parse_destinations(text).unwrap_err());
             assert!(error.contains(said), "{text}: {error}");
@@ -681,8 +716,16 @@ mod tests {
 
     #[test]
     fn reads_outside_addresses() {
-        assert!(parse_outside_address("203.0.113.5").is_ok());
+        for text in ["203.0.113.5", "2001:db8::5", "fd00::5"] {
+            assert!(parse_outside_address(text).is_ok(), "{text}");
+        }
         for text in [
+            "2001:db8::/64",
+            "::",
+            "::1",
+            "::ffff:203.0.113.5",
+            "fe80::1",
+            "ff02::1",
             "203.0.113.0/24",
             "0.0.0.0",
             "127.0.0.1",

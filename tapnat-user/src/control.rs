@@ -2,13 +2,11 @@
 //! connection, each a line of JSON. Only root gets there. While no process runs, a command does the
 //! same by itself, under the instance's lock. What a request means is other modules' business.
 
-use std::{
-    fs, io, net::Ipv4Addr, os::unix::net::UnixStream as BlockingStream, path::PathBuf,
-    time::Duration,
-};
+use std::{fs, io, os::unix::net::UnixStream as BlockingStream, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
+use tapnat_common::net::Be128;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
@@ -26,7 +24,7 @@ use crate::{
     pool,
     statics::{self, Selector},
     sweep::Remover,
-    tables::PinnedTables,
+    tables::{BothTables, PinnedTables},
 };
 
 const SOCKET: &str = "control";
@@ -168,7 +166,7 @@ pub fn remove(instance: &InstanceName) -> Result<()> {
 pub async fn ask(
     instance: &InstanceName,
     request: &Request,
-    open: impl FnOnce() -> Result<PinnedTables>,
+    open: impl FnOnce() -> Result<BothTables>,
 ) -> Result<Vec<String>> {
     let failed = |error: io::Error| {
         anyhow!("the tapnat instance '{instance}' does not answer ({error}): see what it says")
@@ -218,28 +216,25 @@ pub async fn ask(
 /// Does it in place of the process that does not run, under the instance's lock.
 async fn perform_alone(
     instance: &InstanceName,
-    mut tables: PinnedTables,
+    mut tables: BothTables,
     mut journal: Journal,
     request: &Request,
 ) -> Result<Vec<String>> {
     let pins = Pins::find(instance)?;
     let remover = pins.remover()?;
-    let mut notes = perform(&mut tables, &remover, request)?;
+    let BothTables { ipv4, ipv6 } = &mut tables;
+    let mut notes = perform(ipv4, ipv6.as_mut(), &remover, request)?;
     let claims = journal.claims().iter();
     let uplinks = claims.filter(|claim| claim.role == Role::Uplink);
     let uplinks: Vec<_> = uplinks.map(|claim| claim.device.clone()).collect();
     let host = RealHost::new(instance.clone(), Netlink::open()?);
-    let settings = tables.settings()?;
-    let count = settings.outside_count as usize;
     // Of these nobody here can tell whether the operator gave them or the uplink had them.
-    let kept: Vec<_> = settings
-        .outside
-        .iter()
-        .take(count)
-        .copied()
-        .map(Ipv4Addr::from)
-        .collect();
-    let wanted = pool::of_statics(&tables)?;
+    let mut kept = ipv4.outside_addresses()?;
+    let mut wanted = pool::of_statics(ipv4)?;
+    if let Some(ipv6) = ipv6 {
+        kept.extend(ipv6.outside_addresses()?);
+        wanted.extend(pool::of_statics(ipv6)?);
+    }
     for uplink in uplinks {
         notes.extend(pool::settle(&wanted, &kept, &uplink, &host, &mut journal).await?);
     }
@@ -252,20 +247,21 @@ async fn perform_alone(
 ///
 /// When it cannot be done, in which case nothing is changed.
 pub fn perform(
-    tables: &mut PinnedTables,
+    ipv4: &mut PinnedTables,
+    ipv6: Option<&mut PinnedTables<Be128>>,
     remover: &impl Remover,
     request: &Request,
 ) -> Result<Vec<String>> {
     match request {
         Request::AddForward(forward) => {
-            if statics::add(tables, remover, forward)? {
+            if statics::add(ipv4, ipv6, remover, forward)? {
                 Ok(Vec::new())
             } else {
                 Ok(vec![format!("{} is there already", forward.name())])
             }
         }
         Request::RemoveForward(selector) => {
-            statics::remove(tables, remover, selector)?;
+            statics::remove(ipv4, ipv6, remover, selector)?;
             Ok(Vec::new())
         }
         Request::Reload => bail!(

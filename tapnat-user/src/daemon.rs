@@ -11,7 +11,7 @@ mod six;
 use std::{
     fs,
     io::{self, IsTerminal as _, Write as _},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     os::unix::ffi::OsStrExt as _,
     path::PathBuf,
     sync::Arc,
@@ -368,7 +368,7 @@ struct Daemon {
     control: Control,
     sweep: Sweep,
     pressure: Pressure,
-    answers: Option<Answers>,
+    answers: Option<Answers<Be32>>,
     nat_log: Option<NatLog>,
     dhcp: dhcp::Servers,
     routers: Routers,
@@ -568,6 +568,13 @@ impl Daemon {
                         warn(&format!("{error:#}"));
                     }
                 }
+                () = due(self.six.as_ref().and_then(|six| six.answers.as_ref())) => {
+                    if let Some(six) = &mut self.six
+                        && let Err(error) = six.answer()
+                    {
+                        warn(&format!("{error:#}"));
+                    }
+                }
                 () = self.pressure.due() => {
                     let Self { pressure, tables, sweep, six, .. } = self;
                     let relieved = pressure
@@ -675,7 +682,7 @@ impl Daemon {
     /// Puts the outside addresses that are missing on the uplink, and takes those away that it no
     /// longer needs.
     async fn settle_addresses(&mut self) -> Result<Vec<String>> {
-        let wanted = wanted_addresses(&self.config, &self.tables)?;
+        let wanted = wanted_addresses(&self.config, &self.tables, self.six.as_ref())?;
         let uplink = self.plan.uplink.device();
         pool::settle(&wanted, &[], &uplink, &self.host, &mut self.journal).await
     }
@@ -685,9 +692,11 @@ impl Daemon {
         if *request == Request::Reload {
             return self.reload().await;
         }
-        let mut notes = control::perform(&mut self.tables, &self.datapath, request)?;
+        let six = self.six.as_mut().map(|six| &mut six.tables);
+        let mut notes = control::perform(&mut self.tables, six, &self.datapath, request)?;
         notes.extend(self.settle_addresses().await?);
-        notes.extend(settle_host_sockets(&mut self.datapath, &self.tables));
+        let six = self.six.as_ref();
+        notes.extend(settle_host_sockets(&mut self.datapath, &self.tables, six));
         Ok(notes)
     }
 
@@ -711,24 +720,48 @@ impl Daemon {
 }
 
 /// Lets the host itself use forwards while there are any. All else works without that.
-fn settle_host_sockets(datapath: &mut Datapath, tables: &PinnedTables) -> Option<String> {
-    tables
-        .static_mappings()
-        .and_then(|forwards| datapath.lead_host_sockets(!forwards.is_empty()))
+fn settle_host_sockets(
+    datapath: &mut Datapath,
+    tables: &PinnedTables,
+    six: Option<&Six>,
+) -> Option<String> {
+    let are_there = || -> Result<bool> {
+        let ipv6 = six.map(|six| six.tables.static_mappings()).transpose()?;
+        Ok(!tables.static_mappings()?.is_empty() || ipv6.is_some_and(|it| !it.is_empty()))
+    };
+    are_there()
+        .and_then(|wanted| datapath.lead_host_sockets(wanted))
         .err()
         .map(|error| format!("{error:#}"))
 }
 
+/// Makes forwards right for the devices and addresses that there are now. Returns what the operator
+/// should know, one line each.
+fn follow_statics(tables: &mut PinnedTables, six: Option<&mut Six>) -> Result<Vec<String>> {
+    let mut notes = statics::follow(tables)?;
+    if let Some(six) = six {
+        notes.extend(statics::follow(&mut six.tables)?);
+    }
+    Ok(notes)
+}
+
 /// The outside addresses that the operator gave, as opposed to those that the uplink happens to have.
-fn wanted_addresses(config: &Config, tables: &PinnedTables) -> Result<Vec<Ipv4Addr>> {
+fn wanted_addresses(
+    config: &Config,
+    tables: &PinnedTables,
+    six: Option<&Six>,
+) -> Result<Vec<IpAddr>> {
     let mut addresses = config.outside_addresses.clone();
     addresses.extend(pool::of_statics(tables)?);
+    if let Some(six) = six {
+        addresses.extend(pool::of_statics(&six.tables)?);
+    }
     Ok(addresses)
 }
 
 /// Who answers connections that nobody asked for, if somebody is to. Without the privilege for it
 /// all else still works.
-fn answers(config: &Config) -> Option<Answers> {
+fn answers<A: IpFamily>(config: &Config) -> Option<Answers<A>> {
     if !config.answer_unsolicited {
         return None;
     }
@@ -737,7 +770,7 @@ fn answers(config: &Config) -> Option<Answers> {
         .ok()
 }
 
-async fn due(answers: Option<&Answers>) {
+async fn due<A: IpFamily>(answers: Option<&Answers<A>>) {
     match answers {
         Some(answers) => answers.due().await,
         None => std::future::pending().await,
@@ -817,7 +850,7 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     tables.set_untranslated(&config.untranslated)?;
     tables.set_reserved(&reserved(&withheld), &known.outside)?;
     let mut six = ipv6
-        .then(|| Six::open(&pins, config, six::surroundings(&plan, &own), &withheld))
+        .then(|| Six::open(&pins, config, surroundings(config, &plan, &own), &withheld))
         .transpose()?;
     let mut settings = settings(config, &known.outside, &left);
     settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
@@ -831,11 +864,11 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
     tables.set_settings(&settings)?;
     six.as_mut().map_or(Ok(()), |six| six.begin(config))?;
     datapath.set_xdp_devices(&xdp_devices(chosen, &plan, drivers.as_ref()))?;
-    for note in statics::follow(&mut tables)? {
+    for note in follow_statics(&mut tables, six.as_mut())? {
         warn(&note);
     }
-    let forwards = statics::plan_configured(&tables, &config.forwards)?;
-    statics::apply(&mut tables, &datapath, &forwards)?;
+    let ipv6 = six.as_mut().map(|six| &mut six.tables);
+    statics::configure(&mut tables, ipv6, &datapath, &config.forwards)?;
     // Before the programs that tell it more.
     let nat_log = nat_log(config, &pins, &datapath, &tables)?;
     for hook in arriving {
@@ -847,11 +880,11 @@ async fn prepare(config: &Config, host: &RealHost, journal: &mut Journal) -> Res
         set_forwarding(name, family, host, journal).await?;
     }
     tell_firewall(config, &mut tables, six.as_mut(), &datapath)?;
-    let wanted = wanted_addresses(config, &tables)?;
+    let wanted = wanted_addresses(config, &tables, six.as_ref())?;
     for note in pool::settle(&wanted, &[], &plan.uplink.device(), host, journal).await? {
         warn(&note);
     }
-    if let Some(note) = settle_host_sockets(&mut datapath, &tables) {
+    if let Some(note) = settle_host_sockets(&mut datapath, &tables, six.as_ref()) {
         warn(&note);
     }
     datapath.forget_others(&hooks)?;
@@ -1268,7 +1301,7 @@ fn reserved(withheld: &PortSet) -> Reserved {
 fn settings<A: IpFamily>(config: &Config, outside: &[A], left: &Settings<A>) -> Settings<A> {
     let mut settings = Settings {
         abi_version: ABI_VERSION,
-        flags: flags(config) | left.flags & kept_flags(config),
+        flags: flags::<A>(config) | left.flags & kept_flags(config),
         clamp_mss: config.clamp_mss.unwrap_or(0),
         confirm_after: config.timeouts.confirm_after(),
         timeouts: config.timeouts,
@@ -1295,12 +1328,13 @@ fn kept_flags(config: &Config) -> u32 {
     }
 }
 
-fn flags(config: &Config) -> u32 {
+fn flags<A: IpFamily>(config: &Config) -> u32 {
+    let has_own = |nets: &[IpNet]| nets.iter().any(|net| A::from_net(*net).is_some());
     [
         (config.inbound_refresh, setting_flags::INBOUND_REFRESH),
         (config.pass_unsolicited, setting_flags::PASS_UNSOLICITED),
-        (!config.deny.is_empty(), setting_flags::DENY),
-        (!config.untranslated.is_empty(), setting_flags::UNTRANSLATED),
+        (has_own(&config.deny), setting_flags::DENY),
+        (has_own(&config.untranslated), setting_flags::UNTRANSLATED),
         (config.deny_host, setting_flags::DENY_HOST),
         (config.isolate, setting_flags::ISOLATE),
         (config.roaming, setting_flags::ROAMING),
@@ -1324,29 +1358,14 @@ fn set_outside<A: IpFamily>(settings: &mut Settings<A>, outside: &[A]) {
     }
 }
 
-/// What the datapath has to know of the network as `links` shows it.
-fn surroundings(config: &Config, plan: &Plan, links: &[Link]) -> Surroundings {
-    let uplink = links.iter().find(|link| link.index == plan.uplink.index);
-    let outside: Vec<Be32> = if !config.outside_addresses.is_empty() {
-        config
-            .outside_addresses
-            .iter()
-            .map(|address| Be32::from(*address))
-            .collect()
-    } else if let Some(uplink) = uplink {
-        let has = |address| uplink.ipv4().any(|(net, _)| net.addr() == address);
-        let kept = plan
-            .outside_addresses
-            .iter()
-            .copied()
-            .find(|address| has(*address));
-        kept.or_else(|| uplink.primary_ipv4().map(|net| net.addr()))
-            .map(Be32::from)
-            .into_iter()
-            .collect()
-    } else {
-        Vec::new()
-    };
+/// What the datapath has to know of the network as `links` shows it, of one IP version.
+fn surroundings<A: IpFamily>(config: &Config, plan: &Plan, links: &[Link]) -> Surroundings<A> {
+    let given = config.outside_addresses.iter();
+    let mut outside: Vec<_> = given.filter_map(|it| A::from_ip(*it)).collect();
+    if outside.is_empty() {
+        let uplink = links.iter().find(|link| link.index == plan.uplink.index);
+        outside.extend(uplink.and_then(|it| A::outside(it, &plan.outside_addresses)));
+    }
     Surroundings {
         devices: devices(plan, links, outside.first().copied()),
         outside,

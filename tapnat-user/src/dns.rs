@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Error, Result, anyhow};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use tokio::task::JoinHandle;
 
 use self::{forwarder::Forwarder, room::Rooms};
@@ -102,7 +102,7 @@ pub struct Names {
 struct State {
     resolvers: Resolvers,
     /// Where guests must not send to.
-    denied: Vec<Ipv4Net>,
+    denied: Vec<IpNet>,
     rooms: Arc<Rooms>,
     /// By the device's index and the host's address on it.
     forwarders: HashMap<(u32, IpAddr), JoinHandle<()>>,
@@ -117,7 +117,7 @@ impl Names {
         &self,
         gateways: &[Gateway],
         resolvers: &Resolvers,
-        denied: &[Ipv4Net],
+        denied: &[IpNet],
     ) -> Vec<String> {
         let mut state = self.state();
         state.resolvers = resolvers.clone();
@@ -217,7 +217,7 @@ impl State {
     fn allowed(&self, gateway: &Gateway, mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
         let is_denied = |address: &IpAddr| {
             let mut nets = self.denied.iter();
-            nets.any(|net| IpNet::V4(*net).contains(address))
+            nets.any(|net| net.contains(address))
         };
         addresses.retain(|address| gateway.is_alike(address) && !is_denied(address));
         addresses

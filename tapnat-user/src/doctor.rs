@@ -7,23 +7,23 @@ pub mod rules;
 use std::{
     collections::BTreeSet,
     fs, io,
-    net::Ipv4Addr,
     path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::Result;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use rustix::system::uname;
 use serde::Serialize;
 use tapnat_common::{
-    abi::{Device, Settings, role, setting_flags},
-    net::Be32,
+    abi::{role, setting_flags},
+    net::{Be32, Be128},
 };
 
 use crate::{
     config::{self, Attach, Config, overlap},
     datapath::{check_kernel, is_kernel_supported, uses_tcx},
+    family::IpFamily,
     forwards::Share,
     host::{
         bpffs, capabilities,
@@ -35,8 +35,9 @@ use crate::{
     instance::{InstanceName, Lock},
     journal::{Change, Claim, Journal, Role},
     ports::PortSet,
+    preflight::{networks_at, networks_of},
     statics,
-    tables::{PinnedTables, Unusable},
+    tables::{BothTables, PinnedTables, Unusable},
 };
 
 use self::rules::Firewall;
@@ -116,7 +117,7 @@ impl Finding {
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct InsideNetwork {
     device: String,
-    network: Ipv4Net,
+    network: IpNet,
 }
 
 /// Looks at this host, and at the instance if it is there. `config` is what the instance would be
@@ -136,15 +137,15 @@ pub async fn examine(name: &InstanceName, config: Option<&Config>) -> Result<Vec
         .is_some_and(|journal| journal.network_namespace() == here);
     let tables = bpffs::find()
         .map(|root| name.pin_directory(&root).join("maps"))
-        .and_then(|maps| PinnedTables::<Be32>::open(&maps).ok())
+        .and_then(|maps| BothTables::open(&maps).ok())
         .filter(|_| is_here);
 
     let mut findings = kernel();
     let uplink = find_uplink(&links, default_route, config, journal.as_ref());
-    findings.push(judge_uplink(uplink, default_route));
     let networks = inside_networks(&links, tables.as_ref(), config)?;
+    findings.push(judge_uplink(uplink, default_route, &networks));
     let asks = match (&tables, config) {
-        (Some(tables), _) => tables.settings()?.flags & setting_flags::ASK_FIREWALL != 0,
+        (Some(tables), _) => tables.ipv4.settings()?.flags & setting_flags::ASK_FIREWALL != 0,
         (None, Some(config)) => config.firewall == config::Firewall::Ask,
         (None, None) => false,
     };
@@ -254,7 +255,18 @@ fn find_uplink<'a>(
     claimed.or(named).or_else(routed)
 }
 
-fn judge_uplink(uplink: Option<&Link>, default_route: Option<DefaultRoute>) -> Finding {
+/// The IP versions that guests have: IPv4 where nothing is known of them.
+fn versions(networks: &[InsideNetwork]) -> (bool, bool) {
+    let ipv6 = networks.iter().any(|it| it.network.addr().is_ipv6());
+    let ipv4 = networks.iter().any(|it| it.network.addr().is_ipv4());
+    (ipv4 || !ipv6, ipv6)
+}
+
+fn judge_uplink(
+    uplink: Option<&Link>,
+    default_route: Option<DefaultRoute>,
+    networks: &[InsideNetwork],
+) -> Finding {
     let topic = "uplink";
     let Some(link) = uplink else {
         return Finding::new(
@@ -284,15 +296,26 @@ fn judge_uplink(uplink: Option<&Link>, default_route: Option<DefaultRoute>) -> F
         )
         .way_out("plug it in");
     }
-    let Some(address) = link.primary_ipv4() else {
-        return Finding::new(
-            Level::Problem,
-            topic,
-            format!("the uplink {name} has no IPv4 address"),
-            "there is nothing to translate guests' addresses to",
-        )
-        .way_out("give it one, or pass --outside-address");
+    let (ipv4, ipv6) = if networks.is_empty() && link.primary_ipv6().is_some() {
+        (link.primary_ipv4().is_some(), true)
+    } else {
+        versions(networks)
     };
+    let ipv4 = ipv4.then(|| (Be32::NAME, link.primary_ipv4().map(IpNet::from)));
+    let ipv6 = ipv6.then(|| (Be128::NAME, link.primary_ipv6().map(IpNet::from)));
+    let mut addresses = Vec::new();
+    for (version, address) in [ipv4, ipv6].into_iter().flatten() {
+        let Some(address) = address else {
+            return Finding::new(
+                Level::Problem,
+                topic,
+                format!("the uplink {name} has no {version} address"),
+                "there is nothing to translate guests' addresses to",
+            )
+            .way_out("give it one, or pass --outside-address");
+        };
+        addresses.push(address.to_string());
+    }
     if default_route.is_none() {
         return Finding::new(
             Level::Warning,
@@ -302,25 +325,21 @@ fn judge_uplink(uplink: Option<&Link>, default_route: Option<DefaultRoute>) -> F
         )
         .way_out(format!("ip route add default via .. dev {name}"));
     }
-    Finding::ok(topic, format!("{name} has {address}"))
+    Finding::ok(topic, format!("{name} has {}", addresses.join(" and ")))
 }
 
 /// Of the instance if it is there, else of the configuration.
 fn inside_networks(
     links: &[Link],
-    tables: Option<&PinnedTables>,
+    tables: Option<&BothTables>,
     config: Option<&Config>,
 ) -> Result<Vec<InsideNetwork>> {
-    if let Some(tables) = tables {
-        return Ok(tables
-            .devices()?
-            .iter()
-            .filter(|(_, device)| device.role == role::INSIDE && device.address != Be32::ZERO)
-            .map(|(index, device)| InsideNetwork {
-                device: name_of(links, *index),
-                network: network(device),
-            })
-            .collect());
+    if let Some(BothTables { ipv4, ipv6 }) = tables {
+        let mut networks = inside_networks_in(ipv4, links)?;
+        if let Some(ipv6) = ipv6 {
+            networks.extend(inside_networks_in(ipv6, links)?);
+        }
+        return Ok(networks);
     }
     let insides = config.map(|config| config.insides.as_slice());
     Ok(insides
@@ -332,28 +351,42 @@ fn inside_networks(
                 .iter()
                 .filter(|link| inside.devices.include(&link.name))
                 .map(|link| link.name.clone());
-            named.into_iter().chain(included).filter_map(|device| {
-                let link = || links.iter().find(|it| it.name == device);
-                let given = inside.networks_on(&device).ok()?;
-                let address = if given.is_empty() {
-                    link()?.primary_ipv4()?
+            named.into_iter().chain(included).flat_map(|device| {
+                let link = links.iter().find(|it| it.name == device);
+                let given = inside.networks_on(&device).unwrap_or_default();
+                let networks = if given.is_empty() {
+                    link.map(networks_of).unwrap_or_default()
                 } else {
-                    given.ipv4?
+                    given
                 };
-                Some(InsideNetwork {
-                    device,
-                    network: address.trunc(),
+                let networks: Vec<_> = networks.iter().collect();
+                networks.into_iter().map(move |network| InsideNetwork {
+                    device: device.clone(),
+                    network: network.trunc(),
                 })
             })
         })
         .collect())
 }
 
-fn network(device: &Device) -> Ipv4Net {
-    let length = u8::try_from(device.mask.get().count_ones()).unwrap_or(32);
-    Ipv4Net::new(device.address.into(), length)
-        .unwrap_or_default()
-        .trunc()
+/// Those of one IP version.
+fn inside_networks_in<A: IpFamily>(
+    tables: &PinnedTables<A>,
+    links: &[Link],
+) -> Result<Vec<InsideNetwork>> {
+    let devices = tables.devices()?;
+    let insides = devices
+        .iter()
+        .filter(|(_, device)| device.role == role::INSIDE && device.address != A::UNSPECIFIED);
+    Ok(insides
+        .filter_map(|(index, device)| {
+            let network: IpNet = A::net(device.address, A::length(device.mask))?.into();
+            Some(InsideNetwork {
+                device: name_of(links, *index),
+                network: network.trunc(),
+            })
+        })
+        .collect())
 }
 
 fn name_of(links: &[Link], index: u32) -> String {
@@ -370,7 +403,7 @@ fn judge_firewall(firewall: &Firewall, networks: &[InsideNetwork], asks: bool) -
     for rule in &firewall.masquerades {
         let covered: Vec<_> = networks
             .iter()
-            .filter(|inside| rule.source.is_none_or(|it| overlap(it, inside.network)))
+            .filter(|inside| rule.sources.iter().any(|it| overlap(*it, inside.network)))
             .map(|inside| inside.network.to_string())
             .collect();
         if covered.is_empty() && !networks.is_empty() {
@@ -450,10 +483,7 @@ fn overlaps(links: &[Link], networks: &[InsideNetwork]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for inside in networks {
         for link in links.iter().filter(|it| it.name != inside.device) {
-            let other = link
-                .ipv4()
-                .map(|(net, _)| net)
-                .find(|net| overlap(*net, inside.network));
+            let other = networks_at(link).find(|net| overlap(*net, inside.network));
             if let Some(other) = other {
                 findings.push(
                     Finding::new(
@@ -708,51 +738,72 @@ fn state_without_process(name: &InstanceName, down: &str) -> Finding {
 fn instance(
     name: &InstanceName,
     links: &[Link],
-    tables: &PinnedTables,
+    tables: &BothTables,
     journal: &Journal,
 ) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let settings = tables.settings()?;
+    let networks = inside_networks(links, Some(tables), None)?;
     for claim in journal.claims() {
-        findings.push(judge_device(name, claim, links));
+        findings.extend(judge_device(name, claim, links, &networks));
     }
-    findings.extend(outside_addresses(links, &settings, journal));
+    let (ipv4, ipv6) = versions(&networks);
+    if ipv4 {
+        findings.extend(outside_addresses(links, &tables.ipv4, journal)?);
+    }
+    if let Some(tables) = tables.ipv6.as_ref().filter(|_| ipv6) {
+        findings.extend(outside_addresses(links, tables, journal)?);
+    }
     findings.extend(reservation(journal));
     findings.extend(forwards(tables)?);
     Ok(findings)
 }
 
-fn judge_device(name: &InstanceName, claim: &Claim, links: &[Link]) -> Finding {
+fn judge_device(
+    name: &InstanceName,
+    claim: &Claim,
+    links: &[Link],
+    networks: &[InsideNetwork],
+) -> Vec<Finding> {
     let device = &claim.device.name;
     let Some(link) = links.iter().find(|it| it.index == claim.device.index) else {
         let level = match claim.role {
             Role::Inside => Level::Warning,
             Role::Uplink => Level::Problem,
         };
-        return Finding::new(
+        let gone = Finding::new(
             level,
             "devices",
             format!("{device}, a device of the instance '{name}', is gone"),
             "what is attached to a device goes with it, also if another of the same name comes",
-        )
-        .way_out(format!(
+        );
+        return vec![gone.way_out(format!(
             "start `tapnat run --instance {name}` again when it is back"
-        ));
+        ))];
     };
     let device = &link.name;
     if !link.up {
-        return Finding::new(
+        let down = Finding::new(
             Level::Problem,
             "devices",
             format!("{device} is down"),
             "no packet passes it",
-        )
-        .way_out(format!("ip link set {device} up"));
+        );
+        return vec![down.way_out(format!("ip link set {device} up"))];
     }
     if claim.role == Role::Uplink {
-        return Finding::ok("devices", format!("{device} is up"));
+        return vec![Finding::ok("devices", format!("{device} is up"))];
     }
-    let sysctl = Sysctl::forwarding(device);
+    let own = networks.iter().filter(|it| it.device == *device);
+    own.map(|it| match it.network {
+        IpNet::V4(_) => Sysctl::forwarding(device),
+        IpNet::V6(_) => Sysctl::forwarding_ipv6(device),
+    })
+    .map(|sysctl| judge_forwarding(&sysctl))
+    .collect()
+}
+
+/// Whether the host forwards what arrives on a device.
+fn judge_forwarding(sysctl: &Sysctl) -> Finding {
     match sysctl.read() {
         Ok(value) if value == "0" => Finding::new(
             Level::Problem,
@@ -772,27 +823,31 @@ fn judge_device(name: &InstanceName, claim: &Claim, links: &[Link]) -> Finding {
     }
 }
 
-fn outside_addresses(links: &[Link], settings: &Settings, journal: &Journal) -> Vec<Finding> {
+/// Those of one IP version.
+fn outside_addresses<A: IpFamily>(
+    links: &[Link],
+    tables: &PinnedTables<A>,
+    journal: &Journal,
+) -> Result<Vec<Finding>> {
     let topic = "outside-address";
-    let count = settings.outside_count as usize;
-    let pool = settings.outside.get(..count).unwrap_or_default();
+    let pool = tables.outside_addresses()?;
     if pool.is_empty() {
-        return vec![
-            Finding::new(
-                Level::Problem,
-                topic,
-                "there is no outside address",
-                "new sessions are refused: the uplink lost its address",
-            )
-            .way_out("give the uplink an IPv4 address"),
-        ];
+        let none = Finding::new(
+            Level::Problem,
+            topic,
+            format!("there is no outside address of {}", A::NAME),
+            "new sessions are refused: the uplink has none, or lost it",
+        );
+        return Ok(vec![
+            none.way_out(format!("give the uplink an {} address", A::NAME)),
+        ]);
     }
     let claim = journal.claims().iter().find(|it| it.role == Role::Uplink);
     let uplink = claim.and_then(|it| links.iter().find(|link| link.index == it.device.index));
-    pool.iter()
-        .map(|address| Ipv4Addr::from(*address))
+    let findings = pool
+        .into_iter()
         .map(|address| {
-            let has = |link: &Link| link.ipv4().any(|(net, _)| net.addr() == address);
+            let has = |link: &Link| link.addresses.iter().any(|it| it.net.addr() == address);
             if uplink.is_some_and(has) {
                 Finding::ok(topic, format!("the uplink has {address}"))
             } else {
@@ -803,11 +858,13 @@ fn outside_addresses(links: &[Link], settings: &Settings, journal: &Journal) -> 
                     "unless a router sends its packets here, no answer comes back",
                 )
                 .way_out(format!(
-                    "put it there: `ip address add {address}/32 dev ..`"
+                    "put it there: `ip address add {} dev ..`",
+                    IpNet::from(address)
                 ))
             }
         })
-        .collect()
+        .collect();
+    Ok(findings)
 }
 
 /// Whether the guests' ports are still kept from the host's own connections.
@@ -835,7 +892,7 @@ fn reservation(journal: &Journal) -> Option<Finding> {
 }
 
 /// Forwards that a program of the host hides.
-fn forwards(tables: &PinnedTables) -> Result<Vec<Finding>> {
+fn forwards(tables: &BothTables) -> Result<Vec<Finding>> {
     let topic = "forwards";
     let listeners = sockets::listeners()?;
     let standing = statics::list(tables)?;
@@ -850,7 +907,7 @@ fn forwards(tables: &PinnedTables) -> Result<Vec<Finding>> {
         let taken = outside.iter().find_map(|port| {
             let taker = listeners
                 .iter()
-                .find(|listener| listener.takes(protocol, it.outside_address.into(), port))?;
+                .find(|listener| listener.takes(protocol, it.outside_address, port))?;
             Some((port, taker))
         });
         if let Some((port, taker)) = taken {

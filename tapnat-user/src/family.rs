@@ -25,6 +25,8 @@ pub trait IpFamily: Family + Default + Into<IpAddr> {
     fn net(address: Self, length: u8) -> Option<Self::Net>;
     /// The first address of a prefix, and its length.
     fn parts(net: Self::Net) -> (Self, u8);
+    /// A prefix, if it is of this version.
+    fn from_net(net: IpNet) -> Option<Self::Net>;
     /// The address that was written with a prefix, and its length.
     fn host(net: Self::Net) -> (Self, u8);
     /// An address, if it is of this version.
@@ -35,6 +37,15 @@ pub trait IpFamily: Family + Default + Into<IpAddr> {
     fn of(networks: &Networks) -> Option<Self::Net>;
     /// The address that a device has for good, or at least as long as it is there.
     fn primary(link: &Link) -> Option<Self::Net>;
+    /// The address of the uplink that stands for guests, where the operator named none. `before` are
+    /// those that did so far.
+    fn outside(uplink: &Link, before: &[IpAddr]) -> Option<Self>;
+    /// The length of the prefixes that have this mask.
+    fn length(mask: Self) -> u8 {
+        let mut lengths = 0..=Self::BITS;
+        let found = lengths.find(|length| Self::mask(*length) == mask);
+        found.unwrap_or(Self::BITS)
+    }
     /// Whether a device has this address now.
     fn is_on(self, link: &Link) -> bool {
         let address: IpAddr = self.into();
@@ -52,6 +63,13 @@ impl IpFamily for Be32 {
 
     fn parts(net: Ipv4Net) -> (Self, u8) {
         (net.network().into(), net.prefix_len())
+    }
+
+    fn from_net(net: IpNet) -> Option<Ipv4Net> {
+        match net {
+            IpNet::V4(net) => Some(net),
+            IpNet::V6(_) => None,
+        }
     }
 
     fn host(net: Ipv4Net) -> (Self, u8) {
@@ -76,6 +94,14 @@ impl IpFamily for Be32 {
     fn primary(link: &Link) -> Option<Ipv4Net> {
         link.primary_ipv4()
     }
+
+    /// One that is still there goes on.
+    fn outside(uplink: &Link, before: &[IpAddr]) -> Option<Self> {
+        let before = before.iter().filter_map(|address| Self::from_ip(*address));
+        let mut kept = before.filter(|address| address.is_on(uplink));
+        kept.next()
+            .or_else(|| Self::primary(uplink).map(|net| Self::host(net).0))
+    }
 }
 
 impl IpFamily for Be128 {
@@ -88,6 +114,13 @@ impl IpFamily for Be128 {
 
     fn parts(net: Ipv6Net) -> (Self, u8) {
         (net.network().into(), net.prefix_len())
+    }
+
+    fn from_net(net: IpNet) -> Option<Ipv6Net> {
+        match net {
+            IpNet::V4(_) => None,
+            IpNet::V6(net) => Some(net),
+        }
     }
 
     fn host(net: Ipv6Net) -> (Self, u8) {
@@ -111,5 +144,11 @@ impl IpFamily for Be128 {
 
     fn primary(link: &Link) -> Option<Ipv6Net> {
         link.primary_ipv6()
+    }
+
+    /// One that gives way to another is there for a while yet (RFC 4862 section 5.5.4), so that it is
+    /// there says nothing. Those that do not are told by their age.
+    fn outside(uplink: &Link, _before: &[IpAddr]) -> Option<Self> {
+        Self::primary(uplink).map(|net| Self::host(net).0)
     }
 }

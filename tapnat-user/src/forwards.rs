@@ -2,17 +2,22 @@
 //! for one guest (1:1). How they are written, which of them contradict each other, and how they are
 //! read back from static mappings. Pure; [`crate::statics`] puts them into the tables.
 
-use std::{fmt, net::Ipv4Addr, ops::RangeInclusive, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    str::FromStr,
+};
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use tapnat_common::{
     abi::{EndpointKey, Mapping, mapping_flags},
-    net::{Be16, Be32, protocol},
+    net::{Be16, Be32, Be128, protocol},
 };
 
-use crate::ports::parse_range;
+use crate::{family::IpFamily, ports::parse_range};
 
 /// A transport protocol that has ports which can be forwarded.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
@@ -117,23 +122,61 @@ impl fmt::Display for Ports {
 /// Where a forward leads: an inside address, and its ports unless they are the outside ones.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct InsideEnd {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub ports: Option<Ports>,
 }
 
 impl FromStr for InsideEnd {
     type Err = Error;
 
-    /// Reads `ADDRESS`, `ADDRESS:PORT` or `ADDRESS:FIRST-LAST`.
+    /// Reads `ADDRESS`, `ADDRESS:PORT` or `ADDRESS:FIRST-LAST`, with an address of IPv6 in brackets
+    /// (RFC 5952 section 6): without them nobody could tell a port from its end.
     fn from_str(text: &str) -> Result<Self> {
-        let (address, ports) = match text.split_once(':') {
-            None => (text, None),
-            Some((address, ports)) => (address, Some(ports.parse()?)),
+        let wrong = || {
+            format!("'{text}' is not a guest's endpoint: write 10.0.0.10:80, or [fd00:7a70::10]:80")
         };
-        let address = address
-            .parse()
-            .with_context(|| format!("'{text}' is not a guest's endpoint: write 10.0.0.10:80"))?;
+        if let Ok(address) = text.parse::<Ipv6Addr>() {
+            bail!(
+                "'{text}' may end with an address or with a port: write [{address}] if it is all \
+                 address, else its address in brackets and the port behind, as [fd00:7a70::10]:80"
+            );
+        }
+        let (address, rest) = if let Some(bracketed) = text.strip_prefix('[') {
+            let (address, rest) = bracketed.split_once(']').with_context(wrong)?;
+            let address: Ipv6Addr = address.parse().with_context(wrong)?;
+            (IpAddr::from(address), rest)
+        } else {
+            let (address, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let address: Ipv4Addr = address.parse().with_context(wrong)?;
+            (IpAddr::from(address), rest)
+        };
+        let ports = match rest.strip_prefix(':') {
+            Some(ports) => Some(ports.parse()?),
+            None if rest.is_empty() => None,
+            None => bail!(wrong()),
+        };
         Ok(Self { address, ports })
+    }
+}
+
+impl fmt::Display for InsideEnd {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(ports) = self.ports else {
+            return write!(formatter, "{}", Host(self.address));
+        };
+        write!(formatter, "{}:{ports}", Host(self.address))
+    }
+}
+
+/// An address as it stands before a port.
+struct Host(IpAddr);
+
+impl fmt::Display for Host {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => write!(formatter, "{address}"),
+            IpAddr::V6(address) => write!(formatter, "[{address}]"),
+        }
     }
 }
 
@@ -151,21 +194,32 @@ pub enum Share {
     Everything,
 }
 
-/// Something that the operator lets in.
+/// Something that the operator lets in. All its addresses are of one IP version.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct Forward {
-    /// None means the first of the instance's outside addresses, whichever that is at the time.
-    pub outside_address: Option<Ipv4Addr>,
-    pub inside_address: Ipv4Addr,
+    /// None means the first of the instance's outside addresses of the guest's IP version,
+    /// whichever that is at the time.
+    pub outside_address: Option<IpAddr>,
+    pub inside_address: IpAddr,
     pub share: Share,
     /// The network whose hosts may come in.
-    pub from: Ipv4Net,
+    pub from: IpNet,
 }
 
-/// The network of everybody.
+/// The network of everybody who has the IP version of this address.
 #[must_use]
-pub fn anywhere() -> Ipv4Net {
-    Ipv4Net::default()
+pub fn anywhere(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => Ipv4Net::default().into(),
+        IpAddr::V6(_) => Ipv6Net::default().into(),
+    }
+}
+
+fn version(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(_) => Be32::NAME,
+        IpAddr::V6(_) => Be128::NAME,
+    }
 }
 
 /// Reads the network that may come in, or one address.
@@ -173,12 +227,12 @@ pub fn anywhere() -> Ipv4Net {
 /// # Errors
 ///
 /// When it is neither, or has bits beyond its prefix, which would say two things at once.
-pub fn parse_from(text: &str) -> Result<Ipv4Net> {
-    if let Ok(address) = text.parse::<Ipv4Addr>() {
+pub fn parse_from(text: &str) -> Result<IpNet> {
+    if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.into());
     }
-    let net = text.parse::<Ipv4Net>().with_context(|| {
-        format!("'{text}' is not an IPv4 network: write 192.0.2.0/24, or one address")
+    let net = text.parse::<IpNet>().with_context(|| {
+        format!("'{text}' is not a network: write 192.0.2.0/24 or 2001:db8::/32, or one address")
     })?;
     ensure!(
         net.addr() == net.network(),
@@ -190,17 +244,17 @@ pub fn parse_from(text: &str) -> Result<Ipv4Net> {
 }
 
 impl Forward {
-    /// A forward of ports.
+    /// A forward of ports; `from` none means that everybody may come in.
     ///
     /// # Errors
     ///
-    /// When there are not as many ports inside as outside.
+    /// When there are not as many ports inside as outside, or it has addresses of both IP versions.
     pub fn of_ports(
         protocol: Transport,
         outside: Ports,
         inside: InsideEnd,
-        from: Ipv4Net,
-        outside_address: Option<Ipv4Addr>,
+        from: Option<IpNet>,
+        outside_address: Option<IpAddr>,
     ) -> Result<Self> {
         let inside_ports = inside.ports.unwrap_or(outside);
         ensure!(
@@ -208,11 +262,11 @@ impl Forward {
             "{outside} has {} ports, {inside_ports} has {}: write {}:{}-{}",
             outside.count(),
             inside_ports.count(),
-            inside.address,
+            Host(inside.address),
             inside_ports.first,
             u32::from(inside_ports.first) + outside.count() - 1
         );
-        Ok(Self {
+        Self {
             outside_address,
             inside_address: inside.address,
             share: Share::Ports {
@@ -220,25 +274,71 @@ impl Forward {
                 outside,
                 inside: inside_ports,
             },
-            from,
-        })
+            from: from.unwrap_or_else(|| anywhere(inside.address)),
+        }
+        .of_one_version()
     }
 
-    /// A whole outside address for one guest.
-    #[must_use]
-    pub fn of_address(outside: Ipv4Addr, inside: Ipv4Addr, from: Ipv4Net) -> Self {
+    /// A whole outside address for one guest; `from` none means that everybody may come in.
+    ///
+    /// # Errors
+    ///
+    /// When it has addresses of both IP versions.
+    pub fn of_address(outside: IpAddr, inside: IpAddr, from: Option<IpNet>) -> Result<Self> {
         Self {
             outside_address: Some(outside),
             inside_address: inside,
             share: Share::Everything,
-            from,
+            from: from.unwrap_or_else(|| anywhere(inside)),
         }
+        .of_one_version()
+    }
+
+    /// Refuses what would have to be translated from one IP version to the other.
+    fn of_one_version(self) -> Result<Self> {
+        let (name, inside) = (self.name(), self.inside_address);
+        let own = version(inside);
+        if let Some(outside) = self.outside_address {
+            ensure!(
+                version(outside) == own,
+                "{name} cannot lead to {inside}: {outside} is {}, and nothing is translated from one \
+                 IP version to the other on its way in; name an {own} address outside, or the \
+                 guest's {} one",
+                version(outside),
+                version(outside)
+            );
+        }
+        let from = self.from.addr();
+        ensure!(
+            version(from) == own,
+            "{name} leads to {inside}, and from {} nobody comes by {own}: name an {own} network",
+            self.from
+        );
+        Ok(self)
+    }
+
+    /// The inside end, as it is written.
+    #[must_use]
+    pub fn inside_end(&self) -> InsideEnd {
+        InsideEnd {
+            address: self.inside_address,
+            ports: match self.share {
+                Share::Ports { inside, .. } => Some(inside),
+                Share::Everything => None,
+            },
+        }
+    }
+
+    /// Whether everybody may come in.
+    #[must_use]
+    pub fn is_for_everybody(&self) -> bool {
+        self.from.prefix_len() == 0
     }
 
     /// The words with which `tapnat` would be asked for it.
     #[must_use]
     pub fn name(&self) -> String {
-        let at = |it: Option<Ipv4Addr>| it.map_or_else(String::new, |it| format!(" on {it}"));
+        let at = |it: Option<IpAddr>| it.map_or_else(String::new, |it| format!(" on {it}"));
         match self.share {
             Share::Ports {
                 protocol, outside, ..
@@ -249,11 +349,15 @@ impl Forward {
         }
     }
 
-    /// Whether both want the same of one outside address. `first` is the address that stands for
-    /// none.
+    /// Whether both want the same of one outside address. `outside` are those of the instance, the
+    /// first of which, of the guest's IP version, stands for none.
     #[must_use]
-    pub fn contradicts(&self, other: &Self, first: Option<Ipv4Addr>) -> bool {
-        if self.outside_address.or(first) != other.outside_address.or(first) {
+    pub fn contradicts(&self, other: &Self, outside: &[IpAddr]) -> bool {
+        let own = version(self.inside_address);
+        let first = outside.iter().find(|it| version(**it) == own).copied();
+        if own != version(other.inside_address)
+            || self.outside_address.or(first) != other.outside_address.or(first)
+        {
             return false;
         }
         match (self.share, other.share) {
@@ -271,12 +375,14 @@ impl Forward {
         }
     }
 
-    /// The outside and inside endpoints of the static mappings that it takes, on this outside
-    /// address.
+    /// The outside and inside endpoints of the static mappings that it takes, from this outside
+    /// address to this inside one.
     #[must_use]
-    pub fn endpoints(&self, outside_address: Ipv4Addr) -> Vec<(EndpointKey, EndpointKey)> {
-        let (outside_address, inside_address) =
-            (Be32::from(outside_address), Be32::from(self.inside_address));
+    pub fn endpoints<A: IpFamily>(
+        &self,
+        outside_address: A,
+        inside_address: A,
+    ) -> Vec<(EndpointKey<A>, EndpointKey<A>)> {
         match self.share {
             Share::Everything => vec![(
                 EndpointKey::whole(outside_address),
@@ -302,7 +408,10 @@ impl Forward {
 
     /// One that is only this static mapping; `None` of a mapping that is not static.
     #[must_use]
-    pub fn from_mapping(outside: &EndpointKey, mapping: &Mapping) -> Option<Self> {
+    pub fn from_mapping<A: IpFamily>(
+        outside: &EndpointKey<A>,
+        mapping: &Mapping<A>,
+    ) -> Option<Self> {
         if mapping.flags & mapping_flags::STATIC == 0 {
             return None;
         }
@@ -324,7 +433,7 @@ impl Forward {
             outside_address: (!moves).then(|| outside.address.into()),
             inside_address: mapping.inside.address.into(),
             share,
-            from: Ipv4Net::new(mapping.allowed.into(), mapping.allowed_length).ok()?,
+            from: A::net(mapping.allowed, mapping.allowed_length)?.into(),
         })
     }
 
@@ -377,7 +486,7 @@ impl Forward {
 pub struct Standing {
     pub forward: Forward,
     /// Where it is now, also if the operator named no address.
-    pub outside_address: Ipv4Addr,
+    pub outside_address: IpAddr,
     /// The configuration file asks for it.
     pub configured: bool,
     /// Sessions that stand on it; those of a whole address are not counted.
@@ -386,10 +495,12 @@ pub struct Standing {
 
 /// The forwards that these static mappings stand for, neighbouring ports put together.
 #[must_use]
-pub fn standing(mappings: &[(EndpointKey, Mapping)]) -> Vec<Standing> {
+pub fn standing<A: IpFamily>(mappings: &[(EndpointKey<A>, Mapping<A>)]) -> Vec<Standing> {
     let mut sorted: Vec<_> = mappings.iter().collect();
-    sorted
-        .sort_by_key(|(outside, _)| (outside.address.get(), outside.protocol, outside.port.get()));
+    sorted.sort_by_key(|(outside, _)| {
+        let address: IpAddr = outside.address.into();
+        (address, outside.protocol, outside.port.get())
+    });
     let mut list: Vec<Standing> = Vec::new();
     for (outside, mapping) in sorted {
         let Some(forward) = Forward::from_mapping(outside, mapping) else {
@@ -426,9 +537,21 @@ mod tests {
             Transport::Tcp,
             outside.parse()?,
             inside.parse()?,
-            anywhere(),
+            None,
             None,
         )
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// A forward of ports of this outside address.
+    fn on(outside_address: &str, inside: &str, from: Option<&str>) -> Result<Forward> {
+        let (protocol, ports) = (Transport::Tcp, "8080".parse()?);
+        let from = from.map(parse_from).transpose()?;
+        let outside_address = Some(address(outside_address));
+        Forward::of_ports(protocol, ports, inside.parse()?, from, outside_address)
     }
 
     #[test]
@@ -443,7 +566,8 @@ mod tests {
             panic!("{same:?}");
         };
         assert_eq!((outside, inside.count()), (inside, 11));
-        assert_eq!(same.endpoints(Ipv4Addr::new(192, 0, 2, 1)).len(), 11);
+        let [outside, inside] = [[192, 0, 2, 1], [10, 0, 0, 10]].map(Be32::from_bytes);
+        assert_eq!(same.endpoints(outside, inside).len(), 11);
     }
 
     #[test]
@@ -455,40 +579,106 @@ mod tests {
             ("8080", "10.0.0.10:http", "0 to 65535"),
             ("9-5", "10.0.0.10", "write 5-9"),
             ("0", "10.0.0.10", "no port"),
+            ("8000-8010", "[fd00::10]:80", "[fd00::10]:80-90"),
+            ("8080", "fd00::10", "write [fd00::10] if it is all address"),
+            (
+                "8080",
+                "fd00::10:80",
+                "write [fd00::10:80] if it is all address",
+            ),
+            ("8080", "[fd00::10", "[fd00:7a70::10]:80"),
+            ("8080", "[fd00::10]80", "[fd00:7a70::10]:80"),
+            ("8080", "[10.0.0.10]:80", "write 10.0.0.10:80"),
         ] {
             let error = format!("{:#}", forward(outside, inside).unwrap_err());
             assert!(error.contains(hint), "{error}");
         }
         assert!(parse_from("192.0.2.1/24").is_err());
         assert_eq!(parse_from("192.0.2.1").unwrap().prefix_len(), 32);
+        assert_eq!(parse_from("2001:db8::1").unwrap().prefix_len(), 128);
         assert!("sctp".parse::<Transport>().is_err());
     }
 
     #[test]
+    fn an_inside_end_is_written_as_it_is_read() {
+        for text in [
+            "10.0.0.10",
+            "10.0.0.10:80",
+            "[fd00::10]",
+            "[fd00::10]:80-90",
+        ] {
+            assert_eq!(text.parse::<InsideEnd>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn all_is_of_one_ip_version() {
+        assert!(on("2001:db8::1", "[fd00::10]:80", Some("2001:db8::/32")).is_ok());
+        assert_eq!(
+            forward("8080", "[fd00::10]:80").unwrap().from,
+            parse_from("::/0").unwrap()
+        );
+        for (outside, inside, from, said) in [
+            (
+                "192.0.2.1",
+                "[fd00::10]:80",
+                None,
+                "name an IPv6 address outside",
+            ),
+            (
+                "2001:db8::1",
+                "10.0.0.10:80",
+                None,
+                "or the guest's IPv6 one",
+            ),
+            (
+                "2001:db8::1",
+                "[fd00::10]:80",
+                Some("192.0.2.0/24"),
+                "name an IPv6 network",
+            ),
+            (
+                "192.0.2.1",
+                "10.0.0.10:80",
+                Some("::/0"),
+                "name an IPv4 network",
+            ),
+        ] {
+            let error = on(outside, inside, from).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        assert!(Forward::of_address(address("192.0.2.1"), address("fd00::1"), None).is_err());
+    }
+
+    #[test]
     fn two_on_one_port_contradict_each_other() {
-        let first = Ipv4Addr::new(192, 0, 2, 1);
+        let first = address("192.0.2.1");
         let one = forward("8000-8010", "10.0.0.10").unwrap();
         let mut other = forward("8010", "10.0.0.11:80").unwrap();
-        assert!(one.contradicts(&other, None));
+        assert!(one.contradicts(&other, &[]));
         other.outside_address = Some(first);
-        assert!(one.contradicts(&other, Some(first)));
-        assert!(!one.contradicts(&other, None));
+        assert!(one.contradicts(&other, &[address("2001:db8::1"), first]));
+        assert!(!one.contradicts(&other, &[]));
         other = forward("8011", "10.0.0.11:80").unwrap();
-        assert!(!one.contradicts(&other, None));
-        let whole = Forward::of_address(first, Ipv4Addr::new(10, 0, 0, 12), anywhere());
-        assert!(whole.contradicts(&one, Some(first)));
+        assert!(!one.contradicts(&other, &[]));
+        let whole = Forward::of_address(first, address("10.0.0.12"), None).unwrap();
+        assert!(whole.contradicts(&one, &[first]));
+        let ipv6 = forward("8000-8010", "[fd00::10]").unwrap();
+        assert!(!one.contradicts(&ipv6, &[]));
     }
 
     #[test]
     fn a_range_is_read_back_as_one() {
-        let outside = Ipv4Addr::new(192, 0, 2, 1);
+        let outside = address("192.0.2.1");
         let mut mappings = Vec::new();
         for forward in [
             forward("8000-8010", "10.0.0.10:9000-9010").unwrap(),
             forward("8011", "10.0.0.10:80").unwrap(),
-            Forward::of_address(outside, Ipv4Addr::new(10, 0, 0, 12), anywhere()),
+            Forward::of_address(outside, address("10.0.0.12"), None).unwrap(),
         ] {
-            for (key, inside) in forward.endpoints(outside) {
+            let [outside, inside] =
+                [outside, forward.inside_address].map(|it| Be32::from_ip(it).unwrap());
+            for (key, inside) in forward.endpoints(outside, inside) {
                 mappings.push((
                     key,
                     Mapping {

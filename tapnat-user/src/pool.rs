@@ -2,7 +2,7 @@
 //! are put there, so that the host answers for them, and taken away again when nobody wants them any
 //! more. Knows them by the journal; what is translated to them is the tables' business.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -10,6 +10,7 @@ use tapnat_common::abi::mapping_flags;
 
 use crate::{
     changes::RealHost,
+    family::IpFamily,
     host::netlink::{Device, Link},
     journal::{Change, Journal},
     tables::PinnedTables,
@@ -20,8 +21,8 @@ use crate::{
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn of_statics(tables: &PinnedTables) -> Result<Vec<Ipv4Addr>> {
-    let mut addresses: Vec<_> = tables
+pub fn of_statics<A: IpFamily>(tables: &PinnedTables<A>) -> Result<Vec<IpAddr>> {
+    let mut addresses: Vec<IpAddr> = tables
         .static_mappings()?
         .iter()
         .filter(|(_, mapping)| mapping.flags & mapping_flags::MOVES == 0)
@@ -32,11 +33,16 @@ pub fn of_statics(tables: &PinnedTables) -> Result<Vec<Ipv4Addr>> {
     Ok(addresses)
 }
 
-fn change(uplink: &Device, address: Ipv4Addr) -> Change {
+fn change(uplink: &Device, address: IpAddr) -> Change {
     Change::AddAddress {
         device: uplink.clone(),
-        address: IpNet::from(std::net::IpAddr::V4(address)),
+        address: address.into(),
     }
+}
+
+/// Whether it is an address without a network.
+fn is_alone(net: IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
 }
 
 fn is_ours(journal: &Journal, wanted: &Change) -> bool {
@@ -48,11 +54,9 @@ fn is_ours(journal: &Journal, wanted: &Change) -> bool {
 #[must_use]
 pub fn without_ours(mut links: Vec<Link>, uplink: &Device, journal: &Journal) -> Vec<Link> {
     for link in links.iter_mut().filter(|link| link.index == uplink.index) {
-        link.addresses.retain(|address| match address.net {
-            IpNet::V4(net) if net.prefix_len() == 32 => {
-                !is_ours(journal, &change(uplink, net.addr()))
-            }
-            IpNet::V4(_) | IpNet::V6(_) => true,
+        link.addresses.retain(|address| {
+            let net = address.net;
+            !is_alone(net) || !is_ours(journal, &change(uplink, net.addr()))
         });
     }
     links
@@ -66,8 +70,8 @@ pub fn without_ours(mut links: Vec<Link>, uplink: &Device, journal: &Journal) ->
 ///
 /// When the kernel refuses, or the journal cannot be written.
 pub async fn settle(
-    wanted: &[Ipv4Addr],
-    kept: &[Ipv4Addr],
+    wanted: &[IpAddr],
+    kept: &[IpAddr],
     uplink: &Device,
     host: &RealHost,
     journal: &mut Journal,
@@ -78,7 +82,7 @@ pub async fn settle(
             let change = change(uplink, *address);
             let is_there = links
                 .iter()
-                .any(|link| link.ipv4().any(|(net, _)| net.addr() == *address));
+                .any(|link| link.addresses.iter().any(|it| it.net.addr() == *address));
             if is_there {
                 journal.keep(&change);
             } else {
@@ -91,7 +95,7 @@ pub async fn settle(
             |made| match made {
                 Change::AddAddress {
                     device,
-                    address: IpNet::V4(net),
+                    address: net,
                 } => {
                     let address = net.addr();
                     device.index == uplink.index

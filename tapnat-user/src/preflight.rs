@@ -3,7 +3,7 @@
 //! a running instance on a host that has changed, where nothing is refused any more. Pure: it sees
 //! only the facts that it is given.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::{Error, Result, anyhow, bail, ensure};
 use ipnet::IpNet;
@@ -37,8 +37,9 @@ pub struct Facts {
 pub struct Plan {
     /// As it was when it was last there.
     pub uplink: Link,
-    /// In the order of preference, never empty if any guest is to reach the world's IPv4.
-    pub outside_addresses: Vec<Ipv4Addr>,
+    /// In the order of preference, never without one of IPv4 if any guest is to reach the world's.
+    /// Of IPv6 those that the operator named.
+    pub outside_addresses: Vec<IpAddr>,
     /// Of a plan for a running instance, those that are there.
     pub insides: Vec<PlannedInside>,
     /// What the user should know though it stops nothing: one line each.
@@ -294,9 +295,10 @@ impl Facts {
         Ok(link)
     }
 
-    fn outside_addresses(&self, config: &Config, uplink: &Link) -> Result<Vec<Ipv4Addr>> {
-        if !config.outside_addresses.is_empty() {
-            return Ok(config.outside_addresses.clone());
+    fn outside_addresses(&self, config: &Config, uplink: &Link) -> Result<Vec<IpAddr>> {
+        let mut addresses = config.outside_addresses.clone();
+        if addresses.iter().any(IpAddr::is_ipv4) {
+            return Ok(addresses);
         }
         let source = self
             .default_route
@@ -305,10 +307,14 @@ impl Facts {
             .filter(|source| uplink.ipv4().any(|(net, _)| net.addr() == *source));
         let first = || uplink.primary_ipv4().map(|net| net.addr());
         match source.or_else(first) {
-            Some(address) => Ok(vec![address]),
-            None if !config.speaks_ipv4() && uplink.primary_ipv6().is_some() => Ok(Vec::new()),
+            Some(address) => {
+                addresses.push(address.into());
+                Ok(addresses)
+            }
+            None if !config.speaks_ipv4() && gets_out_by_ipv6(uplink, &addresses) => Ok(addresses),
             None if !config.speaks_ipv4() => bail!(
-                "uplink {} has no IPv6 address that is valid in the world: give it one",
+                "uplink {} has no IPv6 address that is valid in the world: give it one, or pass \
+                 --outside-address",
                 uplink.name
             ),
             None => bail!(
@@ -461,7 +467,7 @@ impl Facts {
             ));
         }
         let has_ipv6 = insides.iter().any(|inside| inside.networks.ipv6.is_some());
-        if has_ipv6 && uplink.primary_ipv6().is_none() {
+        if has_ipv6 && !gets_out_by_ipv6(uplink, &plan.outside_addresses) {
             warnings.push(format!(
                 "uplink {} has no IPv6 address that is valid in the world: by IPv6 guests do not get \
                  out until it has one",
@@ -490,6 +496,11 @@ impl Facts {
     }
 }
 
+/// Whether there is an IPv6 address to translate guests' to.
+fn gets_out_by_ipv6(uplink: &Link, outside_addresses: &[IpAddr]) -> bool {
+    uplink.primary_ipv6().is_some() || outside_addresses.iter().any(IpAddr::is_ipv6)
+}
+
 fn not_served(link: &Link, error: &Error) -> String {
     format!("{} is not served: {error:#}", link.name)
 }
@@ -509,7 +520,7 @@ fn check_routed_plainly(link: &Link) -> Result<()> {
 fn check_overlap(
     inside: &PlannedInside,
     uplink: &Link,
-    outside_addresses: &[Ipv4Addr],
+    outside_addresses: &[IpAddr],
     earlier: &[PlannedInside],
 ) -> Result<()> {
     let name = &inside.name;
@@ -524,7 +535,7 @@ fn check_overlap(
         }
         if let Some(address) = outside_addresses
             .iter()
-            .find(|address| network.contains(&IpAddr::V4(**address)))
+            .find(|address| network.contains(*address))
         {
             bail!(
                 "the outside address {address} is in the inside network {network} of {name}: give \
@@ -560,7 +571,7 @@ fn check_mtu(inside: &PlannedInside) -> Result<()> {
 }
 
 /// The networks that a device has for guests already.
-fn networks_of(link: &Link) -> Networks {
+pub(crate) fn networks_of(link: &Link) -> Networks {
     Networks {
         ipv4: link.first_ipv4_network(),
         ipv6: link.first_ipv6_network(),
@@ -568,7 +579,7 @@ fn networks_of(link: &Link) -> Networks {
 }
 
 /// The networks that are reached at a device. That of the link-local addresses is every device's.
-fn networks_at(link: &Link) -> impl Iterator<Item = IpNet> + use<'_> {
+pub(crate) fn networks_at(link: &Link) -> impl Iterator<Item = IpNet> + use<'_> {
     let is_link_local =
         |net: &IpNet| matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
     let networks = link.addresses.iter().map(|it| it.net);
@@ -635,6 +646,7 @@ mod tests {
                     secondary: false,
                     permanent: true,
                     tentative: false,
+                    deprecated: false,
                 })
                 .collect(),
         }
@@ -720,7 +732,7 @@ mod tests {
             .plan(&config(&["tap0=10.0.0.1/24", "virbr0"]))
             .unwrap();
         assert_eq!(plan.uplink.name, "eth0");
-        assert_eq!(plan.outside_addresses, [Ipv4Addr::new(192, 0, 2, 10)]);
+        assert_eq!(plan.outside_addresses, [IpAddr::from([192, 0, 2, 10])]);
         assert!(plan.insides[0].link.is_none());
         assert!(plan.insides[0].lacks("10.0.0.1/24".parse().unwrap()));
         assert_eq!(networks(&plan, 1), "192.168.122.1/24");
@@ -731,7 +743,7 @@ mod tests {
     #[test]
     fn the_routes_source_address_is_preferred() {
         let mut facts = facts();
-        let source = Ipv4Addr::new(198, 51, 100, 1);
+        let source = std::net::Ipv4Addr::new(198, 51, 100, 1);
         facts.default_route = Some(DefaultRoute {
             device_index: 2,
             source: Some(source),
@@ -746,7 +758,7 @@ mod tests {
         facts.links[1].addresses[0].global = false;
         facts.links[1].addresses[1].secondary = true;
         let plan = facts.plan(&config(&["tap0=10.0.0.1/24"])).unwrap();
-        assert_eq!(plan.outside_addresses, [Ipv4Addr::new(198, 51, 100, 1)]);
+        assert_eq!(plan.outside_addresses, [IpAddr::from([198, 51, 100, 1])]);
         facts.links[1].addresses.truncate(1);
         assert_eq!(
             refusal(&facts, &config(&["tap0=10.0.0.1/24"])),
@@ -759,7 +771,7 @@ mod tests {
         let mut facts = facts();
         facts.links[1].addresses.clear();
         let mut config = config(&["tap0=10.0.0.1/24"]);
-        config.outside_addresses = vec![Ipv4Addr::new(203, 0, 113, 5)];
+        config.outside_addresses = vec![IpAddr::from([203, 0, 113, 5])];
         assert_eq!(
             facts.plan(&config).unwrap().outside_addresses,
             config.outside_addresses
@@ -823,7 +835,7 @@ mod tests {
         let error = refusal(&facts(), &config(&["tap0=10.0.0.1/8", "tap1=10.1.0.1/16"]));
         assert!(error.contains("overlaps that of tap0"), "{error}");
         let mut asked = config(&["tap0=10.0.0.1/24"]);
-        asked.outside_addresses = vec![Ipv4Addr::new(10, 0, 0, 9)];
+        asked.outside_addresses = vec![IpAddr::from([10, 0, 0, 9])];
         assert!(refusal(&facts(), &asked).contains("outside address 10.0.0.9"));
     }
 
@@ -946,7 +958,7 @@ mod tests {
         });
         let plan = facts.replan(&asked, &plan);
         assert_eq!(plan.uplink.index, 20);
-        assert_eq!(plan.outside_addresses, [Ipv4Addr::new(192, 0, 2, 10)]);
+        assert_eq!(plan.outside_addresses, [IpAddr::from([192, 0, 2, 10])]);
         // The route goes elsewhere.
         facts.links.push(link(21, "ppp0", &["203.0.113.9/32"]));
         facts.default_route = Some(DefaultRoute {
@@ -955,7 +967,7 @@ mod tests {
         });
         let plan = facts.replan(&asked, &plan);
         assert_eq!(plan.uplink.name, "ppp0");
-        assert_eq!(plan.outside_addresses, [Ipv4Addr::new(203, 0, 113, 9)]);
+        assert_eq!(plan.outside_addresses, [IpAddr::from([203, 0, 113, 9])]);
         // There it is of no use.
         facts.default_route = Some(DefaultRoute {
             device_index: 4,

@@ -2,97 +2,115 @@
 //! out again, and keeps it right while the network changes. Only who holds the instance's lock may
 //! call this: the daemon, or a command while there is none.
 
-use std::{collections::HashSet, net::Ipv4Addr};
+use std::{collections::HashSet, net::IpAddr, slice};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use ipnet::IpNet;
 use tapnat_common::{
     abi::{Device, EndpointKey, Mapping, Settings, mapping_flags, role, setting_flags},
-    net::Be32,
+    net::Be128,
 };
 
 use crate::{
     daemon::now,
+    family::IpFamily,
     forwards::{Forward, Ports, Share, Standing, Transport, standing},
     host::sockets::{self, Listener},
     sweep::{self, Remover},
-    tables::PinnedTables,
+    tables::{BothTables, PinnedTables},
     view::MappingView,
 };
 
 /// What the tables say of the network.
-struct Ground {
-    devices: Vec<(u32, Device)>,
-    settings: Settings,
+struct Ground<A: IpFamily> {
+    devices: Vec<(u32, Device<A>)>,
+    settings: Settings<A>,
 }
 
-impl Ground {
-    fn read(tables: &PinnedTables) -> Result<Self> {
+impl<A: IpFamily> Ground<A> {
+    fn read(tables: &PinnedTables<A>) -> Result<Self> {
         Ok(Self {
             devices: tables.devices()?,
             settings: tables.settings()?,
         })
     }
 
-    fn pool(&self) -> &[Be32] {
+    fn pool(&self) -> &[A] {
         let count = self.settings.outside_count as usize;
         self.settings.outside.get(..count).unwrap_or_default()
     }
 
-    fn first(&self) -> Option<Ipv4Addr> {
-        self.pool().first().map(|address| (*address).into())
+    fn first(&self) -> Option<A> {
+        self.pool().first().copied()
     }
 
     /// The inside device whose network has this address.
-    fn device_of(&self, address: Ipv4Addr) -> Option<(u32, &Device)> {
+    fn device_of(&self, address: A) -> Option<(u32, &Device<A>)> {
         self.devices
             .iter()
             .find(|(_, device)| {
-                device.role == role::INSIDE
-                    && Be32::from(address).same_network(device.address, device.mask)
+                device.role == role::INSIDE && address.same_network(device.address, device.mask)
             })
             .map(|(index, device)| (*index, device))
     }
 
     /// The static mappings that a forward takes.
-    fn entries(&self, forward: &Forward, configured: bool) -> Result<Vec<(EndpointKey, Mapping)>> {
+    fn entries(
+        &self,
+        forward: &Forward,
+        configured: bool,
+    ) -> Result<Vec<(EndpointKey<A>, Mapping<A>)>> {
         let name = forward.name();
-        let inside = forward.inside_address;
+        let shown = forward.inside_address;
+        let inside = of_family::<A>(shown)?;
         let Some((device, host)) = self.device_of(inside) else {
             let networks: Vec<_> = self
                 .devices
                 .iter()
-                .filter(|(_, device)| device.role == role::INSIDE)
+                .filter(|(_, it)| it.role == role::INSIDE && it.address != A::UNSPECIFIED)
                 .map(|(_, device)| network(device).to_string())
                 .collect();
             bail!(
-                "{name} cannot lead to {inside}: no inside network has that address, they are {}",
-                networks.join(", ")
+                "{name} cannot lead to {shown}: no inside network has that address, {}",
+                if networks.is_empty() {
+                    format!("as no inside device has {}", A::NAME)
+                } else {
+                    format!("they are {}", networks.join(", "))
+                }
             );
         };
         ensure!(
-            host.address != inside.into(),
-            "{name} cannot lead to {inside}: that is the host's own address; name a guest's"
+            host.address != inside,
+            "{name} cannot lead to {shown}: that is the host's own address; name a guest's"
         );
-        let ends = [network(host).network(), network(host).broadcast()];
         ensure!(
-            network(host).prefix_len() > 30 || !ends.contains(&inside),
-            "{name} cannot lead to {inside}: no guest can have that address of {}",
+            inside.is_host(host.mask),
+            "{name} cannot lead to {shown}: no guest can have that address of {}",
             network(host)
         );
-        let Some(outside) = forward.outside_address.or(self.first()) else {
-            bail!("{name} has no outside address: give the uplink one, or pass --outside-address");
+        let given = forward.outside_address.map(of_family::<A>).transpose()?;
+        let Some(outside) = given.or_else(|| self.first()) else {
+            bail!(
+                "{name} has no outside address of {}: give the uplink one, or pass \
+                 --outside-address",
+                A::NAME
+            );
         };
+        let shown_outside: IpAddr = outside.into();
         if forward.share == Share::Everything {
             ensure!(
-                !self.settings.is_outside(outside.into()),
-                "{outside} cannot be {inside}'s alone: all guests are translated to it; take another \
-                 address, or forward single ports"
+                !self.settings.is_outside(outside),
+                "{shown_outside} cannot be {shown}'s alone: all guests are translated to it; take \
+                 another address, or forward single ports"
             );
         }
         ensure!(
             self.device_of(outside).is_none(),
-            "{outside} is no outside address: an inside network has it"
+            "{shown_outside} is no outside address: an inside network has it"
         );
+        let (allowed, allowed_length) = A::from_net(forward.from)
+            .map(A::parts)
+            .with_context(|| format!("{} is not {}", forward.from, A::NAME))?;
         let mut flags = mapping_flags::STATIC;
         if configured {
             flags |= mapping_flags::CONFIGURED;
@@ -102,37 +120,46 @@ impl Ground {
         }
         let mapping = Mapping {
             device,
-            allowed: forward.from.network().into(),
-            allowed_length: forward.from.prefix_len(),
+            allowed,
+            allowed_length,
             flags,
             ..Mapping::default()
         };
         Ok(forward
-            .endpoints(outside)
+            .endpoints(outside, inside)
             .into_iter()
             .map(|(outside, inside)| (outside, Mapping { inside, ..mapping }))
             .collect())
     }
 }
 
-fn network(device: &Device) -> ipnet::Ipv4Net {
-    let length = u8::try_from(device.mask.get().count_ones()).unwrap_or(32);
-    ipnet::Ipv4Net::new(device.address.into(), length)
-        .unwrap_or_default()
-        .trunc()
+fn of_family<A: IpFamily>(address: IpAddr) -> Result<A> {
+    A::from_ip(address).with_context(|| format!("{address} is not {}", A::NAME))
+}
+
+/// The network that guests behind a device are in.
+fn network<A: IpFamily>(device: &Device<A>) -> IpNet {
+    let network = A::net(device.address, A::length(device.mask)).map(Into::into);
+    network.unwrap_or_default().trunc()
 }
 
 /// What is to become of the tables.
-#[derive(Debug, Default)]
-pub struct Change {
-    remove: Vec<EndpointKey>,
-    insert: Vec<(EndpointKey, Mapping)>,
+#[derive(Debug)]
+struct Change<A> {
+    remove: Vec<EndpointKey<A>>,
+    insert: Vec<(EndpointKey<A>, Mapping<A>)>,
 }
 
-impl Change {
+impl<A> Change<A> {
+    fn nothing() -> Self {
+        Self {
+            remove: Vec::new(),
+            insert: Vec::new(),
+        }
+    }
+
     /// Whether the tables are as they should be.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.insert.is_empty()
     }
 }
@@ -143,15 +170,15 @@ pub enum Selector {
     Ports {
         protocol: Transport,
         ports: Ports,
-        /// None means whatever their address.
-        outside_address: Option<Ipv4Addr>,
+        /// None means whatever their address, of both IP versions.
+        outside_address: Option<IpAddr>,
     },
-    Address(Ipv4Addr),
+    Address(IpAddr),
 }
 
 impl Selector {
-    fn selects(&self, outside: EndpointKey) -> bool {
-        let address = Ipv4Addr::from(outside.address);
+    fn selects<A: IpFamily>(&self, outside: EndpointKey<A>) -> bool {
+        let address: IpAddr = outside.address.into();
         match *self {
             Self::Address(wanted) => outside.is_whole() && wanted == address,
             Self::Ports {
@@ -172,8 +199,12 @@ impl Selector {
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn list(tables: &PinnedTables) -> Result<Vec<Standing>> {
-    Ok(standing(&tables.static_mappings()?))
+pub fn list(tables: &BothTables) -> Result<Vec<Standing>> {
+    let mut list = standing(&tables.ipv4.static_mappings()?);
+    if let Some(ipv6) = &tables.ipv6 {
+        list.extend(standing(&ipv6.static_mappings()?));
+    }
+    Ok(list)
 }
 
 /// Adds one forward, all of it or nothing. `false` when it is there already.
@@ -182,11 +213,40 @@ pub fn list(tables: &PinnedTables) -> Result<Vec<Standing>> {
 ///
 /// When it contradicts another one, a guest or a program of the host has the port, or it leads
 /// nowhere.
-pub fn add(tables: &mut PinnedTables, remover: &impl Remover, forward: &Forward) -> Result<bool> {
-    let there = tables.static_mappings()?;
-    let change = plan(tables, &there, &[*forward], false)?;
+pub fn add(
+    ipv4: &mut PinnedTables,
+    ipv6: Option<&mut PinnedTables<Be128>>,
+    remover: &impl Remover,
+    forward: &Forward,
+) -> Result<bool> {
+    check_ipv6(ipv6.is_some(), slice::from_ref(forward))?;
+    match (forward.inside_address, ipv6) {
+        (IpAddr::V6(_), Some(ipv6)) => add_to(ipv6, remover, forward),
+        _ => add_to(ipv4, remover, forward),
+    }
+}
+
+fn add_to<A: IpFamily>(
+    tables: &mut PinnedTables<A>,
+    remover: &impl Remover,
+    forward: &Forward,
+) -> Result<bool> {
+    let change = plan(tables, &[*forward], false)?;
     apply(tables, remover, &change)?;
     Ok(!change.is_empty())
+}
+
+/// Refuses forwards to guests with IPv6 where there are none.
+fn check_ipv6(is_there: bool, forwards: &[Forward]) -> Result<()> {
+    match forwards.iter().find(|it| it.inside_address.is_ipv6()) {
+        Some(forward) if !is_there => bail!(
+            "{} cannot lead to {}: no inside device has IPv6; give one a network, as in --inside \
+             tap0=10.0.0.1/24,fd00:7a70::1/64",
+            forward.name(),
+            forward.inside_address
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Takes forwards away. Connections that came in through them go on.
@@ -195,71 +255,99 @@ pub fn add(tables: &mut PinnedTables, remover: &impl Remover, forward: &Forward)
 ///
 /// When nothing is selected.
 pub fn remove(
-    tables: &mut PinnedTables,
+    ipv4: &mut PinnedTables,
+    ipv6: Option<&mut PinnedTables<Be128>>,
     remover: &impl Remover,
     selector: &Selector,
 ) -> Result<()> {
-    let there = tables.static_mappings()?;
-    let remove: Vec<_> = there
-        .iter()
-        .map(|(outside, _)| *outside)
-        .filter(|outside| selector.selects(*outside))
-        .collect();
-    if remove.is_empty() {
-        let is_meant = |forward: &Forward| match selector {
-            Selector::Ports { .. } => forward.share != Share::Everything,
-            Selector::Address(_) => forward.share == Share::Everything,
-        };
-        let names: Vec<_> = standing(&there)
-            .iter()
-            .filter(|it| is_meant(&it.forward))
-            .map(|it| it.forward.name())
-            .collect();
-        let what = match selector {
-            Selector::Ports { .. } => "there is no such forward",
-            Selector::Address(_) => "no guest has this address for itself",
-        };
-        if names.is_empty() {
-            bail!("{what}: there is none at all");
-        }
-        bail!("{what}: there is {}", names.join(", "));
+    let mut there = Vec::new();
+    let mut is_selected = remove_from(ipv4, remover, selector, &mut there)?;
+    if let Some(ipv6) = ipv6 {
+        is_selected |= remove_from(ipv6, remover, selector, &mut there)?;
     }
-    let change = Change {
-        remove,
-        insert: Vec::new(),
+    if is_selected {
+        return Ok(());
+    }
+    let is_meant = |forward: &Forward| match selector {
+        Selector::Ports { .. } => forward.share != Share::Everything,
+        Selector::Address(_) => forward.share == Share::Everything,
     };
-    apply(tables, remover, &change)
+    let names: Vec<_> = there
+        .iter()
+        .filter(|it| is_meant(&it.forward))
+        .map(|it| it.forward.name())
+        .collect();
+    let what = match selector {
+        Selector::Ports { .. } => "there is no such forward",
+        Selector::Address(_) => "no guest has this address for itself",
+    };
+    if names.is_empty() {
+        bail!("{what}: there is none at all");
+    }
+    bail!("{what}: there is {}", names.join(", "));
 }
 
-/// What makes these the forwards that the configuration asks for, in place of those that it asked
-/// for before. Those that commands made stay.
+/// Takes out what is selected, and adds to `there` what was there. Returns whether anything was
+/// selected.
+fn remove_from<A: IpFamily>(
+    tables: &mut PinnedTables<A>,
+    remover: &impl Remover,
+    selector: &Selector,
+    there: &mut Vec<Standing>,
+) -> Result<bool> {
+    let mappings = tables.static_mappings()?;
+    there.extend(standing(&mappings));
+    let outside = mappings.iter().map(|(outside, _)| *outside);
+    let change = Change {
+        remove: outside.filter(|it| selector.selects(*it)).collect(),
+        insert: Vec::new(),
+    };
+    apply(tables, remover, &change)?;
+    Ok(!change.is_empty())
+}
+
+/// Makes these the forwards that the configuration asks for, in place of those that it asked for
+/// before. Those that commands made stay.
 ///
 /// # Errors
 ///
-/// As [`add`].
-pub fn plan_configured(tables: &PinnedTables, wanted: &[Forward]) -> Result<Change> {
-    let there = tables.static_mappings()?;
-    plan(tables, &there, wanted, true)
+/// As [`add`]. Nothing is changed then, unless a guest took a port just now or a table is full.
+pub fn configure(
+    ipv4: &mut PinnedTables,
+    ipv6: Option<&mut PinnedTables<Be128>>,
+    remover: &impl Remover,
+    wanted: &[Forward],
+) -> Result<()> {
+    check_ipv6(ipv6.is_some(), wanted)?;
+    let change = plan(ipv4, wanted, true)?;
+    if let Some(ipv6) = ipv6 {
+        let change = plan(ipv6, wanted, true)?;
+        apply(ipv6, remover, &change)?;
+    }
+    apply(ipv4, remover, &change)
 }
 
-fn plan(
-    tables: &PinnedTables,
-    there: &[(EndpointKey, Mapping)],
+/// What has to be changed for those of the `wanted` forwards that are of this IP version.
+fn plan<A: IpFamily>(
+    tables: &PinnedTables<A>,
     wanted: &[Forward],
     configured: bool,
-) -> Result<Change> {
+) -> Result<Change<A>> {
     let ground = Ground::read(tables)?;
-    let replaced = |mapping: &Mapping| configured && mapping.flags & mapping_flags::CONFIGURED != 0;
-    let mut change = Change::default();
+    let there = tables.static_mappings()?;
+    let pool: Vec<IpAddr> = ground.pool().iter().map(|it| (*it).into()).collect();
+    let wanted: Vec<_> = wanted
+        .iter()
+        .filter(|it| A::from_ip(it.inside_address).is_some())
+        .collect();
+    let replaced =
+        |mapping: &Mapping<A>| configured && mapping.flags & mapping_flags::CONFIGURED != 0;
+    let mut change = Change::nothing();
     let mut kept = HashSet::new();
     let mut listening: Option<Vec<Listener>> = None;
     for (position, forward) in wanted.iter().enumerate() {
-        let first = ground.first();
-        let earlier = wanted.iter().take(position);
-        if let Some(other) = earlier
-            .into_iter()
-            .find(|it| it.contradicts(forward, first))
-        {
+        let mut earlier = wanted.iter().take(position);
+        if let Some(other) = earlier.find(|it| it.contradicts(forward, &pool)) {
             bail!(
                 "{} cannot lead to {}: {} leads to {} already",
                 forward.name(),
@@ -270,7 +358,7 @@ fn plan(
         }
         let entries = ground.entries(forward, configured)?;
         if let Some((outside, _)) = entries.first() {
-            check_address(there, *outside, replaced)?;
+            check_address(&there, *outside, replaced)?;
         }
         for (outside, mut mapping) in entries {
             let current = tables.mapping(&outside)?;
@@ -290,7 +378,7 @@ fn plan(
                     replaced(old),
                     "{} leads to {} already: take that away first, or choose another {}",
                     describe(outside),
-                    Ipv4Addr::from(old.inside.address),
+                    old.inside.address.into(),
                     if outside.is_whole() {
                         "address"
                     } else {
@@ -345,10 +433,10 @@ fn plan(
 }
 
 /// Refuses a whole address of which ports are forwarded, and the other way round.
-fn check_address(
-    there: &[(EndpointKey, Mapping)],
-    outside: EndpointKey,
-    replaced: impl Fn(&Mapping) -> bool,
+fn check_address<A: IpFamily>(
+    there: &[(EndpointKey<A>, Mapping<A>)],
+    outside: EndpointKey<A>,
+    replaced: impl Fn(&Mapping<A>) -> bool,
 ) -> Result<()> {
     let other = there.iter().find(|(other, mapping)| {
         other.address == outside.address
@@ -361,19 +449,19 @@ fn check_address(
             "{} leads to {} already: an address is either one guest's alone, or has forwards of \
              single ports",
             describe(*other),
-            Ipv4Addr::from(mapping.inside.address)
+            mapping.inside.address.into()
         ),
     }
 }
 
 /// Whether both mean the same to a packet.
-fn same(one: &Mapping, other: &Mapping) -> bool {
-    let meaning = |it: &Mapping| (it.inside, it.allowed, it.allowed_length);
+fn same<A: IpFamily>(one: &Mapping<A>, other: &Mapping<A>) -> bool {
+    let meaning = |it: &Mapping<A>| (it.inside, it.allowed, it.allowed_length);
     meaning(one) == meaning(other)
 }
 
-fn describe(outside: EndpointKey) -> String {
-    let address = Ipv4Addr::from(outside.address);
+fn describe<A: IpFamily>(outside: EndpointKey<A>) -> String {
+    let address: IpAddr = outside.address.into();
     let protocol = crate::view::protocol_label(outside.protocol);
     if outside.is_whole() {
         address.to_string()
@@ -382,13 +470,14 @@ fn describe(outside: EndpointKey) -> String {
     }
 }
 
-/// Makes a change that was planned on these tables.
-///
-/// # Errors
-///
-/// When a table is full, or a guest took a port since: then nothing of it is left.
-pub fn apply(tables: &mut PinnedTables, remover: &impl Remover, change: &Change) -> Result<()> {
-    let mut made: Vec<(EndpointKey, Option<Mapping>)> = Vec::new();
+/// Makes a change that was planned on these tables: all of it, or nothing when a table is full or a
+/// guest took a port since.
+fn apply<A: IpFamily>(
+    tables: &mut PinnedTables<A>,
+    remover: &impl Remover,
+    change: &Change<A>,
+) -> Result<()> {
+    let mut made: Vec<(EndpointKey<A>, Option<Mapping<A>>)> = Vec::new();
     for (outside, mapping) in &change.insert {
         let before = tables.mapping(outside)?;
         let done = if before.is_some() {
@@ -396,7 +485,7 @@ pub fn apply(tables: &mut PinnedTables, remover: &impl Remover, change: &Change)
         } else {
             match tables.insert_mapping(outside, mapping) {
                 Ok(true) => Ok(()),
-                Ok(false) => Err(anyhow::anyhow!(
+                Ok(false) => Err(anyhow!(
                     "{} was taken by a guest just now: try again, or choose another port",
                     describe(*outside)
                 )),
@@ -429,7 +518,7 @@ pub fn apply(tables: &mut PinnedTables, remover: &impl Remover, change: &Change)
 }
 
 /// Says to the datapath whether it has to look for static mappings beyond the pool.
-fn note_addresses(tables: &mut PinnedTables) -> Result<()> {
+fn note_addresses<A: IpFamily>(tables: &mut PinnedTables<A>) -> Result<()> {
     let mut settings = tables.settings()?;
     let beyond = tables
         .static_mappings()?
@@ -454,11 +543,11 @@ fn note_addresses(tables: &mut PinnedTables) -> Result<()> {
 /// # Errors
 ///
 /// When the kernel refuses.
-pub fn follow(tables: &mut PinnedTables) -> Result<Vec<String>> {
+pub fn follow<A: IpFamily>(tables: &mut PinnedTables<A>) -> Result<Vec<String>> {
     let ground = Ground::read(tables)?;
     let mut notes = Vec::new();
     for (outside, mapping) in tables.static_mappings()? {
-        let inside = Ipv4Addr::from(mapping.inside.address);
+        let inside = mapping.inside.address;
         let Some((device, _)) = ground.device_of(inside) else {
             // It may come back, as taps do.
             continue;
@@ -467,7 +556,7 @@ pub fn follow(tables: &mut PinnedTables) -> Result<Vec<String>> {
         if mapping.flags & mapping_flags::MOVES != 0
             && let Some(first) = ground.first()
         {
-            right.address = first.into();
+            right.address = first;
         }
         let now = Mapping { device, ..mapping };
         if right == outside {
@@ -479,8 +568,9 @@ pub fn follow(tables: &mut PinnedTables) -> Result<Vec<String>> {
             let moved = Mapping { sessions: 0, ..now };
             if !tables.insert_mapping(&right, &moved)? {
                 notes.push(format!(
-                    "the forward of {} to {inside} is gone: {} is in use",
+                    "the forward of {} to {} is gone: {} is in use",
                     describe(outside),
+                    inside.into(),
                     describe(right)
                 ));
             }

@@ -6,7 +6,7 @@ mod batch;
 mod both;
 mod mappings;
 
-use std::{io, iter, path::Path};
+use std::{io, iter, net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use aya::{
@@ -16,6 +16,7 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
 };
+use ipnet::IpNet;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tapnat_common::{
     abi::{
@@ -142,7 +143,7 @@ impl PrefixTables {
             if device.role != role::INSIDE {
                 continue;
             }
-            let length = device.mask.get().leading_ones();
+            let length = u32::from(IpFamily::length(device.mask));
             let address = Be128::new(device.address.get() & device.mask.get());
             let key = Key::new(length, address);
             self.networks.insert(&key, index, 0).context(writing)?;
@@ -262,6 +263,17 @@ impl<A: IpFamily> PinnedTables<A> {
             .context("cannot write the settings")
     }
 
+    /// The addresses that stand for the guests in the world.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn outside_addresses(&self) -> Result<Vec<IpAddr>> {
+        let settings = self.settings()?;
+        let addresses = settings.outside.into_iter().map(Into::into);
+        Ok(addresses.take(settings.outside_count as usize).collect())
+    }
+
     /// Every device that the datapath knows, with its interface index.
     ///
     /// # Errors
@@ -307,12 +319,12 @@ impl<A: IpFamily> PinnedTables<A> {
         prefixes(&self.denied).context("cannot read what is denied")
     }
 
-    /// Makes this where guests must not send to.
+    /// Makes this, as far as it is of this IP version, where guests must not send to.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn set_denied(&mut self, denied: &[A::Net]) -> Result<()> {
+    pub fn set_denied(&mut self, denied: &[IpNet]) -> Result<()> {
         set_prefixes(&mut self.denied, denied).context("cannot write what is denied")
     }
 
@@ -325,12 +337,12 @@ impl<A: IpFamily> PinnedTables<A> {
         prefixes(&self.untranslated).context("cannot read what is not translated")
     }
 
-    /// Makes this what guests reach under their own addresses.
+    /// Makes this, as far as it is of this IP version, what guests reach under their own addresses.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn set_untranslated(&mut self, untranslated: &[A::Net]) -> Result<()> {
+    pub fn set_untranslated(&mut self, untranslated: &[IpNet]) -> Result<()> {
         set_prefixes(&mut self.untranslated, untranslated)
             .context("cannot write what is not translated")
     }
@@ -630,13 +642,15 @@ fn prefixes<A: IpFamily>(trie: &LpmTrie<MapData, A, u8>) -> Result<Vec<A::Net>> 
     Ok(prefixes)
 }
 
-/// Makes these the prefixes in a trie. What stays is there all the time.
-fn set_prefixes<A: IpFamily>(trie: &mut LpmTrie<MapData, A, u8>, wanted: &[A::Net]) -> Result<()> {
+/// Makes those of these that are of its IP version the prefixes in a trie. What stays is there all
+/// the time.
+fn set_prefixes<A: IpFamily>(trie: &mut LpmTrie<MapData, A, u8>, wanted: &[IpNet]) -> Result<()> {
+    let wanted: Vec<_> = wanted.iter().filter_map(|net| A::from_net(*net)).collect();
     let key = |net: &A::Net| {
         let (address, length) = A::parts(*net);
         Key::new(length.into(), address)
     };
-    for net in wanted {
+    for net in &wanted {
         trie.insert(&key(net), 1, 0)?;
     }
     for net in prefixes(trie)? {

@@ -4,24 +4,26 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    marker::PhantomData,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use etherparse::{
-    Icmpv4Type, IpNumber, Ipv4Header, PacketBuilder, TcpHeader, err::packet::BuildWriteError,
-    icmpv4::DestUnreachableHeader,
+    Icmpv4Type, Icmpv6Type, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder,
+    TcpHeader, err::packet::BuildWriteError, icmpv4::DestUnreachableHeader,
+    icmpv6::DestUnreachableCode,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tapnat_common::{
     abi::{FlowKey, UNSOLICITED_WAIT, Unsolicited},
-    net::{Be16, Be32},
+    net::Be16,
     time::{Instant, Ticks},
 };
 use tokio::time::{Instant as Timer, sleep_until};
 
-use crate::tables::PinnedTables;
+use crate::{family::IpFamily, tables::PinnedTables};
 
 /// How often the notes are read.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -34,24 +36,27 @@ const TIME_TO_LIVE: u8 = 64;
 /// An ICMP error has at least so much of the packet after its IP header (RFC 792).
 const QUOTED: usize = 8;
 
-/// Who answers.
+/// Who answers, by one IP version.
 #[derive(Debug)]
-pub struct Answers {
+pub struct Answers<A> {
     socket: Socket,
     next: Timer,
+    version: PhantomData<A>,
 }
 
-impl Answers {
+impl<A: IpFamily> Answers<A> {
     /// Gets ready to answer.
     ///
     /// # Errors
     ///
     /// When the kernel gives no raw socket, as without `CAP_NET_RAW`.
     pub fn open() -> Result<Self> {
-        // IPPROTO_RAW means that packets begin with their IP headers (raw(7)): the source is an
+        // IPPROTO_RAW means that packets begin with their IP headers (raw(7), and `rawv6_init_sk()` in
+        // `net/ipv6/raw.c`): the source is an
         // outside address, which need not be one of the host's.
         let protocol = Protocol::from(libc::IPPROTO_RAW);
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(protocol))
+        let domain = Domain::for_address(SocketAddr::new(A::UNSPECIFIED.into(), 0));
+        let socket = Socket::new(domain, Type::RAW, Some(protocol))
             .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
             .context(
                 "cannot answer connections that nobody asked for: grant CAP_NET_RAW, or pass \
@@ -60,6 +65,7 @@ impl Answers {
         Ok(Self {
             socket,
             next: Timer::now() + PERIOD,
+            version: PhantomData,
         })
     }
 
@@ -73,7 +79,7 @@ impl Answers {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn step(&mut self, tables: &mut PinnedTables, now: Instant) -> Result<()> {
+    pub fn step(&mut self, tables: &mut PinnedTables<A>, now: Instant) -> Result<()> {
         self.next = Timer::now() + PERIOD;
         let mut waiting = tables.unsolicited()?;
         waiting.retain(|(_, syn)| now.since(syn.arrived) >= UNSOLICITED_WAIT);
@@ -101,9 +107,9 @@ impl Answers {
         Ok(())
     }
 
-    fn answer(&self, key: &FlowKey, syn: Unsolicited) -> Result<()> {
+    fn answer(&self, key: &FlowKey<A>, syn: Unsolicited) -> Result<()> {
         let packet = port_unreachable(key, syn).context("cannot build an ICMP error")?;
-        let remote = SocketAddrV4::new(Ipv4Addr::from(key.source), 0);
+        let remote = SocketAddr::new(key.source.into(), 0);
         // No route, no room, or the host's firewall is against it: then there is no answer.
         let _ = self.socket.send_to(&packet, &remote.into());
         Ok(())
@@ -112,28 +118,55 @@ impl Answers {
 
 /// The ICMP error about a SYN, with its IP header. Of the SYN's own IP header only the addresses are
 /// known, which is all that its sender looks at.
-fn port_unreachable(key: &FlowKey, syn: Unsolicited) -> Result<Vec<u8>> {
-    let [remote, outside] = [key.source, key.destination].map(Be32::bytes);
+fn port_unreachable<A: IpFamily>(key: &FlowKey<A>, syn: Unsolicited) -> Result<Vec<u8>> {
     let [from, to] = [key.source_port, key.destination_port].map(Be16::get);
     let segment = TcpHeader::new(from, to, syn.sequence.get(), 0).to_bytes();
     let length = u16::try_from(segment.len())?;
-    let mut header = Ipv4Header::new(length, TIME_TO_LIVE, IpNumber::TCP, remote, outside)?;
-    header.header_checksum = header.calc_header_checksum();
-    let mut quoted = header.to_bytes().to_vec();
-    quoted.extend(segment.iter().take(QUOTED));
-    let error = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port);
-    let builder = PacketBuilder::ipv4(outside, remote, TIME_TO_LIVE).icmpv4(error);
-    let mut packet = Vec::with_capacity(builder.size(quoted.len()));
-    builder
-        .write(&mut packet, &quoted)
-        .map_err(|error: BuildWriteError| io::Error::other(error))?;
+    let mut packet = Vec::new();
+    let written = match (key.source.into(), key.destination.into()) {
+        (IpAddr::V4(remote), IpAddr::V4(outside)) => {
+            let [remote, outside] = [remote, outside].map(|it| it.octets());
+            let mut header = Ipv4Header::new(length, TIME_TO_LIVE, IpNumber::TCP, remote, outside)?;
+            header.header_checksum = header.calc_header_checksum();
+            let quoted = [
+                &header.to_bytes(),
+                segment.get(..QUOTED).unwrap_or(&segment),
+            ]
+            .concat();
+            let error = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port);
+            let builder = PacketBuilder::ipv4(outside, remote, TIME_TO_LIVE).icmpv4(error);
+            builder.write(&mut packet, &quoted)
+        }
+        (IpAddr::V6(remote), IpAddr::V6(outside)) => {
+            let [remote, outside] = [remote, outside].map(|it| it.octets());
+            let header = Ipv6Header {
+                traffic_class: 0,
+                flow_label: Ipv6FlowLabel::ZERO,
+                payload_length: length,
+                next_header: IpNumber::TCP,
+                hop_limit: TIME_TO_LIVE,
+                source: remote,
+                destination: outside,
+            };
+            // RFC 4443 section 3.1: as much as fits.
+            let quoted = [&header.to_bytes()[..], &segment].concat();
+            let error = Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port);
+            let builder = PacketBuilder::ipv6(outside, remote, TIME_TO_LIVE).icmpv6(error);
+            builder.write(&mut packet, &quoted)
+        }
+        (remote, outside) => bail!("{remote} and {outside} are not of one IP version"),
+    };
+    written.map_err(|error: BuildWriteError| io::Error::other(error))?;
     Ok(packet)
 }
 
 #[cfg(test)]
 mod tests {
     use etherparse::{Ipv4Slice, checksum::Sum16BitWords};
-    use tapnat_common::{abi::Arrival, net::protocol};
+    use tapnat_common::{
+        abi::Arrival,
+        net::{Be32, protocol},
+    };
 
     use super::*;
 

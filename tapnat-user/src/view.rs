@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tapnat_common::{
     abi::{
@@ -213,7 +213,7 @@ pub struct ForwardView {
     /// How many ports, in the same order on both sides.
     pub ports: u32,
     /// Who may come in.
-    pub from: Ipv4Net,
+    pub from: IpNet,
     /// `config` or `command`.
     pub made_by: &'static str,
     /// Whether it was made for this outside address; else it moves with the uplink's.
@@ -241,11 +241,11 @@ impl From<&Standing> for ForwardView {
         Self {
             protocol,
             outside: Endpoint {
-                address: standing.outside_address.into(),
+                address: standing.outside_address,
                 port: outside,
             },
             inside: Endpoint {
-                address: forward.inside_address.into(),
+                address: forward.inside_address,
                 port: inside,
             },
             ports,
@@ -260,10 +260,10 @@ impl From<&Standing> for ForwardView {
 /// An outside address that is one guest's alone.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct StaticView {
-    pub outside: Ipv4Addr,
-    pub inside: Ipv4Addr,
+    pub outside: IpAddr,
+    pub inside: IpAddr,
     /// Who may come in.
-    pub from: Ipv4Net,
+    pub from: IpNet,
     /// `config` or `command`.
     pub made_by: &'static str,
 }

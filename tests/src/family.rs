@@ -18,8 +18,7 @@ use crate::{
 pub use Family::{V4, V6};
 
 /// Makes two tests of a function that takes the family: `name::v4` and
-/// `name::v6`; only the first where something is missing for the second yet,
-/// with what it is.
+/// `name::v6`.
 #[macro_export]
 macro_rules! both_families {
     ($name:ident) => {
@@ -32,14 +31,6 @@ macro_rules! both_families {
             #[test]
             fn v6() -> anyhow::Result<()> {
                 super::$name($crate::family::V6)
-            }
-        }
-    };
-    ($name:ident, not_yet: $missing:literal) => {
-        mod $name {
-            #[test]
-            fn v4() -> anyhow::Result<()> {
-                super::$name($crate::family::V4)
             }
         }
     };

@@ -15,14 +15,20 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tapnat_testbed::{
     process::Process,
-    topology::{Guest, HOST_ADDRESS, Inside, Topology, WORLD_ADDRESSES},
+    topology::{Guest, Inside, Topology, WORLD_ADDRESSES},
     traffic::{TcpReflector, TcpSession, connect, tcp_listener},
 };
-use tapnat_tests::instance::{Instance, PATIENCE};
+use tapnat_tests::{
+    both_families,
+    family::{Family, V4, V6},
+    instance::{Instance, PATIENCE},
+    world::outside,
+};
 
 const SHORT: Duration = Duration::from_millis(700);
 
 struct Bed {
+    family: Family,
     // The instance goes before its host.
     instance: Instance,
     world: Topology,
@@ -30,11 +36,12 @@ struct Bed {
 }
 
 impl Bed {
-    fn new() -> Result<Self> {
-        let world = Topology::builder().inside(Inside::Veth).guests(2).build()?;
+    fn new(family: Family) -> Result<Self> {
+        let world = family.topology().inside(Inside::Veth).guests(2).build()?;
         let instance = Instance::new(&world.host);
         let file = std::env::temp_dir().join(format!("{}.toml", instance.name()));
         Ok(Self {
+            family,
             instance,
             world,
             file,
@@ -86,11 +93,12 @@ impl Bed {
 
     fn web(&self, number: usize) -> Result<TcpReflector> {
         let guest = self.guest(number)?;
-        TcpReflector::start(&guest.namespace, SocketAddr::new(guest.address.into(), 80))
+        let address = self.family.address_of(guest);
+        TcpReflector::start(&guest.namespace, SocketAddr::new(address, 80))
     }
 
     fn is_closed(&self, port: u16) -> bool {
-        connect(&self.world.world, None, outside(port), SHORT).is_err()
+        connect(&self.world.world, None, self.family.outside(port), SHORT).is_err()
     }
 }
 
@@ -100,15 +108,11 @@ impl Drop for Bed {
     }
 }
 
-fn outside(port: u16) -> SocketAddr {
-    SocketAddr::new(HOST_ADDRESS.into(), port)
-}
-
 const FORWARD: &str = "[[forward]]\nprotocol = \"tcp\"\nport = 8080\nto = \"10.0.0.10:80\"\n";
 
 #[test]
 fn what_the_file_says_is_done() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     bed.write(&format!(
         "uplink = \"uplink0\"\nudp-timeout = \"2m\"\nmax-sessions = 1000\ncount = true\n\
          filtering = \"tcp=endpoint-independent\"\n{FORWARD}"
@@ -147,7 +151,7 @@ fn what_the_file_says_is_done() -> Result<()> {
 
 #[test]
 fn the_file_of_the_instance_is_read_without_being_named() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     let said = bed.instance.command("run")?.output()?;
     let path = format!("/etc/tapnat/{}.toml", bed.instance.name());
     ensure!(
@@ -180,8 +184,47 @@ fn the_file_of_the_instance_is_read_without_being_named() -> Result<()> {
 }
 
 #[test]
+fn what_is_wrong_with_ipv6_is_told_with_its_line() -> Result<()> {
+    let bed = Bed::new(V6)?;
+    for (text, words) in [
+        (
+            "inside = \"tap0=10.0.0.1/24\"\noutside-address = \"2001:db8::5\"\n",
+            ":2: outside-address names 2001:db8::5/128, and no guest has IPv6 here",
+        ),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\ndeny = [\"10.9.0.0/16\", \"fd00::/8\"]\n",
+            ":2: deny names fd00::/8, and no guest has IPv6 here",
+        ),
+        (
+            "inside = \"tap0=fd00:7a70::1/64\"\nnat64 = \"64:ff9b::/96\"\n\
+             deny = \"64:ff9b::a00:0/104\"\n",
+            ":3: deny names 64:ff9b::a00:0/104 of the prefix that stands for IPv4, 64:ff9b::/96",
+        ),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\n[[forward]]\nprotocol = \"tcp\"\nport = 80\n\
+             to = \"[fd00:7a70::a]\"\n",
+            ":2: tcp 80 cannot lead to fd00:7a70::a: no inside network",
+        ),
+        (
+            "inside = \"tap0=fd00:7a70::1/64\"\n[[forward]]\nprotocol = \"tcp\"\nport = 80\n\
+             to = \"[fd00:7a70::]\"\n",
+            ":2: tcp 80 cannot lead to fd00:7a70::: no guest can have that address",
+        ),
+        (
+            "inside = \"tap0=fd00:7a70::1/64\"\n[[forward]]\nprotocol = \"tcp\"\nport = 80\n\
+             to = \"[fd00:7a70::a]\"\noutside-address = \"203.0.113.5\"\n",
+            ":2: tcp 80 on 203.0.113.5 cannot lead to fd00:7a70::a: 203.0.113.5 is IPv4",
+        ),
+    ] {
+        let said = bed.wrong(text)?;
+        ensure!(said.contains(words), "no '{words}' in: {said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_wrong_is_told_with_its_line() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     for (text, words) in [
         (
             "uplnk = \"eth0\"\n",
@@ -270,7 +313,7 @@ fn what_is_wrong_is_told_with_its_line() -> Result<()> {
 
 #[test]
 fn a_changed_file_is_taken_in_and_no_session_is_lost() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     bed.write(FORWARD)?;
     let mut process = bed.start()?;
     let (_web, other_web) = (bed.web(0)?, bed.web(1)?);
@@ -338,7 +381,7 @@ fn a_changed_file_is_taken_in_and_no_session_is_lost() -> Result<()> {
 
 #[test]
 fn what_cannot_be_taken_in_leaves_everything_as_it_was() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     bed.write(FORWARD)?;
     let process = bed.start()?;
     let _web = bed.web(0)?;
@@ -394,12 +437,29 @@ fn what_cannot_be_taken_in_leaves_everything_as_it_was() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn forwards_are_saved_in_the_file_and_taken_out_of_it() -> Result<()> {
-    let bed = Bed::new()?;
+fn forwards_are_saved_in_the_file_and_taken_out_of_it(family: Family) -> Result<()> {
+    let (web, other_web, whole, another, nowhere, from) = match family {
+        V4 => (
+            "10.0.0.10:80",
+            "10.0.1.10:80",
+            "10.0.0.10",
+            "10.0.1.10",
+            "10.9.9.9",
+            "203.0.113.0/24",
+        ),
+        V6 => (
+            "[fd00:7a70::a]:80",
+            "[fd00:7a70:0:1::a]:80",
+            "[fd00:7a70::a]",
+            "fd00:7a70:0:1::a",
+            "[fd00:7a70:0:9::a]",
+            "2001:db8:2::/64",
+        ),
+    };
+    let bed = Bed::new(family)?;
     let comment = "# Mine, and it stays.\n";
     bed.write(&format!(
-        "{comment}\n# The web.\n[[forward]]\nprotocol = \"tcp\"\nport = 8080\nto = \"10.0.0.10:80\"\n"
+        "{comment}\n# The web.\n[[forward]]\nprotocol = \"tcp\"\nport = 8080\nto = \"{web}\"\n"
     ))?;
     let before = fs::read_to_string(&bed.file)?;
     let mut process = bed.start()?;
@@ -412,12 +472,15 @@ fn forwards_are_saved_in_the_file_and_taken_out_of_it() -> Result<()> {
     let text = || fs::read_to_string(&bed.file);
     let world = &bed.world.world;
 
-    ask("forward add tcp 8081 10.0.1.10:80 --save")?;
-    ask("forward add udp 5000-5010 10.0.0.10 --from 203.0.113.0/24 --save")?;
-    ask("static add 203.0.113.77 10.0.1.10 --save")?;
+    let own = family.world_host(77);
+    ask(&format!("forward add tcp 8081 {other_web} --save"))?;
+    ask(&format!(
+        "forward add udp 5000-5010 {whole} --from {from} --save"
+    ))?;
+    ask(&format!("static add {own} {another} --save"))?;
     let saved = text()?;
     ensure!(saved.starts_with(&before), "{saved}");
-    TcpSession::open(world, None, outside(8081))?.exchange(b"x")?;
+    TcpSession::open(world, None, family.outside(8081))?.exchange(b"x")?;
     ensure!(
         bed.forwards()?
             .as_array()
@@ -427,13 +490,13 @@ fn forwards_are_saved_in_the_file_and_taken_out_of_it() -> Result<()> {
     );
 
     // What cannot be leaves the file as it is.
-    let listener = tcp_listener(&bed.world.host, outside(8082))?;
+    let listener = tcp_listener(&bed.world.host, family.outside(8082))?;
     for wrong in [
-        "add tcp 8082 10.0.0.10",
-        "add tcp 8081 10.0.0.10",
-        "add tcp 8083 10.9.9.9",
-        "remove udp 5000",
-        "remove udp 1",
+        format!("add tcp 8082 {whole}"),
+        format!("add tcp 8081 {whole}"),
+        format!("add tcp 8083 {nowhere}"),
+        "remove udp 5000".to_owned(),
+        "remove udp 1".to_owned(),
     ] {
         let command = bed.instance.command("forward")?;
         let output = command.args(wrong.split(' ')).arg("--save").output()?;
@@ -448,18 +511,19 @@ fn forwards_are_saved_in_the_file_and_taken_out_of_it() -> Result<()> {
     // After a new start it is as it was.
     process.terminate(PATIENCE)?;
     let _process = bed.start()?;
-    TcpSession::open(world, None, outside(8081))?.exchange(b"x")?;
+    TcpSession::open(world, None, family.outside(8081))?.exchange(b"x")?;
     ask("forward remove tcp 8081 --save")?;
     ask("forward remove udp 5000-5010 --save")?;
-    ask("static remove 203.0.113.77 --save")?;
+    ask(&format!("static remove {own} --save"))?;
     ensure!(text()? == before, "{}", text()?);
     ensure!(bed.is_closed(8081), "it still leads there");
     Ok(())
 }
+both_families!(forwards_are_saved_in_the_file_and_taken_out_of_it);
 
 #[test]
 fn a_forward_is_saved_for_a_start_to_come() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     bed.write("")?;
     let mut process = bed.start()?;
     process.signal(Signal::SIGKILL)?;
@@ -481,7 +545,7 @@ fn a_forward_is_saved_for_a_start_to_come() -> Result<()> {
 
 #[test]
 fn without_a_file_there_is_nowhere_to_save() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     let inside = bed.guest(0)?.inside();
     let _process = bed.instance.start(&["--inside", &inside])?;
     let output = bed
@@ -502,7 +566,7 @@ fn without_a_file_there_is_nowhere_to_save() -> Result<()> {
 
 #[test]
 fn without_a_file_there_is_nothing_to_reload() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     let mut process = bed.instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
     let said = bed.refused()?;
     ensure!(said.contains("--config"), "{said}");

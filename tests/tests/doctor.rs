@@ -1,20 +1,24 @@
 //! `tapnat doctor` finds what was broken on purpose, and the way out that it
 //! names mends it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tapnat_testbed::{
+    process::Process,
     snapshot::Snapshot,
     topology::{HOST_ADDRESS, Inside, Topology},
     traffic::tcp_listener,
 };
-use tapnat_tests::instance::{Instance, PATIENCE};
+use tapnat_tests::{
+    both_families,
+    family::{Family, V4, V6},
+    instance::{Instance, PATIENCE},
+};
 
 const PROBLEM: i32 = 3;
-const ARGUMENTS: [&str; 2] = ["--inside", "veth0=10.0.0.1/24"];
 
 struct Bed {
     // The instance goes before its host.
@@ -23,12 +27,17 @@ struct Bed {
 }
 
 impl Bed {
-    fn new() -> Result<Self> {
-        let world = Topology::builder().inside(Inside::Veth).build()?;
+    fn new(family: Family) -> Result<Self> {
+        let world = family.topology().inside(Inside::Veth).build()?;
         Ok(Self {
             instance: Instance::new(&world.host),
             world,
         })
+    }
+
+    fn start(&self) -> Result<Process> {
+        let inside = self.world.guests[0].inside();
+        self.instance.start(&["--inside", &inside])
     }
 
     /// What it finds; it must end with this code.
@@ -75,13 +84,10 @@ impl Bed {
     }
 }
 
-#[test]
-fn a_sound_host_is_found_sound_and_left_as_it_is() -> Result<()> {
-    let bed = Bed::new()?;
+fn a_sound_host_is_found_sound_and_left_as_it_is(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     for running in [false, true] {
-        let process = running
-            .then(|| bed.instance.start(&ARGUMENTS))
-            .transpose()?;
+        let process = running.then(|| bed.start()).transpose()?;
         let before = Snapshot::take(&bed.world.host, &bed.instance.pins())?;
         for topic in [
             "kernel",
@@ -106,11 +112,12 @@ fn a_sound_host_is_found_sound_and_left_as_it_is() -> Result<()> {
     }
     Ok(())
 }
+both_families!(a_sound_host_is_found_sound_and_left_as_it_is);
 
 #[test]
 fn rules_that_translate_guests_too_are_found() -> Result<()> {
-    let bed = Bed::new()?;
-    let _process = bed.instance.start(&ARGUMENTS)?;
+    let bed = Bed::new(V4)?;
+    let _process = bed.start()?;
     let host = &bed.world.host;
     host.exec("iptables-legacy -t nat -A POSTROUTING -s 10.0.0.0/8 -o uplink0 -j MASQUERADE")?;
     let finding = bed.finds("warning", "firewall", &["10.0.0.0/24", "MASQUERADE"])?;
@@ -135,17 +142,26 @@ fn rules_that_translate_guests_too_are_found() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn what_was_set_back_under_an_instance_is_found() -> Result<()> {
-    let bed = Bed::new()?;
-    let _process = bed.instance.start(&ARGUMENTS)?;
+fn what_was_set_back_under_an_instance_is_found(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
+    let _process = bed.start()?;
     let host = &bed.world.host;
     let mend = |finding: Value| -> Result<()> {
         let way_out = finding["way_out"].as_str().context("no way out")?;
         host.exec(way_out).map(drop)
     };
-    host.sysctl("net.ipv4.conf.veth0.forwarding", "0")?;
-    mend(bed.finds("problem", "forwarding", &["net.ipv4.conf.veth0.forwarding"])?)?;
+    let (forwarding, any): (_, IpAddr) = match family {
+        V4 => (
+            "net.ipv4.conf.veth0.forwarding",
+            Ipv4Addr::UNSPECIFIED.into(),
+        ),
+        V6 => (
+            "net.ipv6.conf.veth0.forwarding",
+            Ipv6Addr::UNSPECIFIED.into(),
+        ),
+    };
+    host.sysctl(forwarding, "0")?;
+    mend(bed.finds("problem", "forwarding", &[forwarding])?)?;
     bed.finds_nothing("forwarding")?;
 
     host.sysctl("net.ipv4.ip_local_reserved_ports", "1000")?;
@@ -154,10 +170,11 @@ fn what_was_set_back_under_an_instance_is_found() -> Result<()> {
     let reserved = host.read_sysctl("net.ipv4.ip_local_reserved_ports")?;
     ensure!(reserved.trim() == "1000,36864-60999", "{reserved}");
 
+    let inside = SocketAddr::new(family.inside_host(0, 10), 80).to_string();
     bed.instance
-        .ask("forward", &["add", "tcp", "8080", "10.0.0.10:80"])?;
+        .ask("forward", &["add", "tcp", "8080", &inside])?;
     bed.finds_nothing("forwards")?;
-    let listener = tcp_listener(host, (Ipv4Addr::UNSPECIFIED, 8080).into())?;
+    let listener = tcp_listener(host, SocketAddr::new(any, 8080))?;
     let process = format!("(process {})", std::process::id());
     bed.finds("problem", "forwards", &["8080", &process])?;
     drop(listener);
@@ -168,12 +185,13 @@ fn what_was_set_back_under_an_instance_is_found() -> Result<()> {
     bed.finds_nothing("devices")?;
     Ok(())
 }
+both_families!(what_was_set_back_under_an_instance_is_found);
 
 #[test]
 fn what_is_odd_about_the_network_is_found() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     let host = &bed.world.host;
-    let _process = bed.instance.start(&ARGUMENTS)?;
+    let _process = bed.start()?;
     host.ip("link add br9 type bridge")?;
     host.ip("address add 10.0.0.129/25 dev br9")?;
     bed.finds("warning", "networks", &["10.0.0.0/24", "br9"])?;
@@ -198,9 +216,9 @@ fn what_is_odd_about_the_network_is_found() -> Result<()> {
 
 #[test]
 fn what_instances_left_is_found() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     let name = bed.instance.name();
-    let mut process = bed.instance.start(&ARGUMENTS)?;
+    let mut process = bed.start()?;
     let ours = |wrong: &[Value]| wrong.iter().any(|it| it.to_string().contains(name));
     ensure!(!ours(&bed.wrong(0, "instances")?), "it runs");
     process.signal(Signal::SIGKILL)?;
@@ -217,7 +235,7 @@ fn what_instances_left_is_found() -> Result<()> {
 
 #[test]
 fn a_wrong_configuration_is_told_first() -> Result<()> {
-    let bed = Bed::new()?;
+    let bed = Bed::new(V4)?;
     let file = std::env::temp_dir().join(format!("{}.toml", bed.instance.name()));
     std::fs::write(&file, "inside = [\"veth0=10.0.0.1/24\"]\nuplnk = \"x\"\n")?;
     let command = bed.instance.command("doctor")?.arg("--config").arg(&file);

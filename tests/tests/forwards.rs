@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tapnat_testbed::{
     Namespace,
-    topology::{Guest, HOST_ADDRESS, Inside, Topology, WORLD_ADDRESSES},
+    topology::{Guest, HOST_ADDRESS, Inside, Topology},
     traffic::{
         TcpReflector, TcpSession, UdpReflector, connect, pattern, reflect_udp, tcp_listener,
         udp_socket,
@@ -27,8 +27,6 @@ use tapnat_tests::{
 
 /// Long enough for a connection that works, short for one that does not.
 const SHORT: Duration = Duration::from_millis(700);
-/// An address that the world has a route to, over the host.
-const ANOTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
 struct Bed {
     family: Family,
@@ -62,18 +60,22 @@ impl Bed {
         self.instance.start(&arguments)
     }
 
-    /// The words of a line, with a guest's address for its name, also before ports.
-    fn words(&self, line: &str) -> Vec<String> {
+    /// The words of a line, with a guest's address for its name, also before ports, in the way
+    /// that the command wants it.
+    fn words(&self, verb: &str, line: &str) -> Vec<String> {
         let word = |word: &str| {
             let Some(rest) = word.strip_prefix("guest") else {
                 return word.to_owned();
             };
             let (number, ports) = rest.split_once(':').unwrap_or((rest, ""));
             let guest = &self.world.guests[usize::from(number == "1")];
-            match (self.family.address_of(guest), ports) {
-                (address, "") => address.to_string(),
-                (IpAddr::V4(address), ports) => format!("{address}:{ports}"),
-                (IpAddr::V6(address), ports) => format!("[{address}]:{ports}"),
+            let address = match self.family.address_of(guest) {
+                IpAddr::V6(address) if verb == "forward" => format!("[{address}]"),
+                address => address.to_string(),
+            };
+            match ports {
+                "" => address,
+                ports => format!("{address}:{ports}"),
             }
         };
         line.split_whitespace().map(word).collect()
@@ -84,7 +86,7 @@ impl Bed {
     }
 
     fn ask(&self, verb: &str, line: &str) -> Result<String> {
-        let words = self.words(line);
+        let words = self.words(verb, line);
         let words: Vec<_> = words.iter().map(String::as_str).collect();
         self.instance.ask(verb, &words)
     }
@@ -94,7 +96,7 @@ impl Bed {
         let output = self
             .instance
             .command(verb)?
-            .args(self.words(line))
+            .args(self.words(verb, line))
             .output()?;
         ensure!(
             output.status.code() == Some(1) && output.stderr.lines().count() == 1,
@@ -204,7 +206,7 @@ fn the_world_and_other_guests_come_in(family: Family) -> Result<()> {
     drop(tcp);
     Ok(())
 }
-both_families!(the_world_and_other_guests_come_in, not_yet: "forwards and static addresses");
+both_families!(the_world_and_other_guests_come_in);
 
 fn a_range_of_ports_and_a_part_of_it(family: Family) -> Result<()> {
     let bed = Bed::new(family)?;
@@ -239,7 +241,7 @@ fn a_range_of_ports_and_a_part_of_it(family: Family) -> Result<()> {
     drop(servers);
     Ok(())
 }
-both_families!(a_range_of_ports_and_a_part_of_it, not_yet: "forwards and static addresses");
+both_families!(a_range_of_ports_and_a_part_of_it);
 
 fn only_those_whom_it_is_for_come_in(family: Family) -> Result<()> {
     let bed = Bed::new(family)?;
@@ -278,7 +280,7 @@ fn only_those_whom_it_is_for_come_in(family: Family) -> Result<()> {
     ensure!(web.peers().len() == 1, "{:?}", web.peers());
     Ok(())
 }
-both_families!(only_those_whom_it_is_for_come_in, not_yet: "forwards and static addresses");
+both_families!(only_those_whom_it_is_for_come_in);
 
 fn they_stay_while_processes_come_and_go(family: Family) -> Result<()> {
     let bed = Bed::new(family)?;
@@ -322,37 +324,74 @@ fn they_stay_while_processes_come_and_go(family: Family) -> Result<()> {
     ensure!(!bed.instance.run_directory().exists(), "something is left");
     Ok(())
 }
-both_families!(they_stay_while_processes_come_and_go, not_yet: "forwards and static addresses");
+both_families!(they_stay_while_processes_come_and_go);
 
-#[test]
-fn they_move_with_the_uplinks_address() -> Result<()> {
-    let bed = Bed::new(V4)?;
+fn they_move_with_the_uplinks_address(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
     let process = bed.start()?;
     let guest = bed.guest(0)?;
-    let _web = TcpReflector::start(&guest.namespace, server(V4, guest, 80))?;
+    let _web = TcpReflector::start(&guest.namespace, server(family, guest, 80))?;
     bed.forward("add tcp 8080 guest0:80")?;
     let host = &bed.world.host;
-    host.ip("address flush dev uplink0")?;
-    host.ip(&format!("address add {ANOTHER}/24 dev uplink0"))?;
-    host.ip("route add default via 198.51.100.1 dev uplink0")?;
+    let (another, gateway) = (family.uplink_host(7), family.gateway());
+    let length = match family {
+        V4 => 24,
+        V6 => 64,
+    };
+    host.ip("address flush dev uplink0 scope global")?;
+    host.ip(&format!("address add {another}/{length} dev uplink0"))?;
+    host.ip(&format!("route replace default via {gateway} dev uplink0"))?;
     let start = Clock::now();
-    while bed.json("forward")?[0]["outside"]["address"] != json!(ANOTHER) {
+    while bed.json("forward")?[0]["outside"]["address"] != json!(another) {
         ensure!(start.elapsed() < PATIENCE, "{}", process.stderr());
         thread::sleep(Duration::from_millis(20));
     }
-    TcpSession::open(&bed.world.world, None, (ANOTHER, 8080).into())?.exchange(b"x")?;
+    TcpSession::open(&bed.world.world, None, (another, 8080).into())?.exchange(b"x")?;
     Ok(())
 }
+both_families!(they_move_with_the_uplinks_address);
 
-#[test]
-fn what_contradicts_is_refused_and_changes_nothing() -> Result<()> {
-    let bed = Bed::new(V4)?;
+/// What a refusal says in a family.
+struct Words {
+    networks: [&'static str; 2],
+    nowhere: &'static str,
+    hosts_own: &'static str,
+    nobodys: &'static str,
+    guest_with_ports: &'static str,
+}
+
+impl Words {
+    fn of(family: Family) -> Self {
+        match family {
+            V4 => Self {
+                networks: ["10.0.0.0/24", "10.0.1.0/24"],
+                nowhere: "10.9.9.9:80",
+                hosts_own: "10.0.0.1:80",
+                nobodys: "10.0.0.255:80",
+                guest_with_ports: "10.0.0.10:80-90",
+            },
+            V6 => Self {
+                networks: ["fd00:7a70::/64", "fd00:7a70:0:1::/64"],
+                nowhere: "[fd00:7a70:0:9::9]:80",
+                hosts_own: "[fd00:7a70::1]:80",
+                nobodys: "[fd00:7a70::]:80",
+                guest_with_ports: "[fd00:7a70::a]:80-90",
+            },
+        }
+    }
+}
+
+fn what_contradicts_is_refused_and_changes_nothing(family: Family) -> Result<()> {
+    let words = Words::of(family);
+    let bed = Bed::new(family)?;
     let _process = bed.start()?;
     let (guest, other) = (bed.guest(0)?, bed.guest(1)?);
     bed.forward("add tcp 8080 guest0:80")?;
     // Saying it twice is no contradiction.
     let again = bed.instance.command("forward")?;
-    let again = again.args(bed.words("add tcp 8080 guest0:80")).output()?;
+    let again = again
+        .args(bed.words("forward", "add tcp 8080 guest0:80"))
+        .output()?;
     ensure!(
         again.status.success() && again.stderr.contains("there already"),
         "{again:?}"
@@ -367,52 +406,116 @@ fn what_contradicts_is_refused_and_changes_nothing() -> Result<()> {
     };
 
     let line = "add tcp 8080 guest1:80";
-    refused("forward", line, &["8080", "leads to 10.0.0.10 already"])?;
+    let holder = family.address_of(guest).to_string();
+    let leads = format!("leads to {holder} already");
+    refused("forward", line, &["8080", &leads])?;
     refused("forward", "add tcp 8070-8090 guest1", &["port 8080"])?;
     refused(
         "forward",
-        "add tcp 8081 10.9.9.9:80",
-        &["no inside network", "10.0.0.0/24", "10.0.1.0/24"],
+        &format!("add tcp 8081 {}", words.nowhere),
+        &["no inside network", words.networks[0], words.networks[1]],
     )?;
-    refused("forward", "add tcp 8081 10.0.0.1:80", &["the host's own"])?;
-    refused("forward", "add tcp 8081 10.0.0.255:80", &["no guest"])?;
+    let line = format!("add tcp 8081 {}", words.hosts_own);
+    refused("forward", &line, &["the host's own"])?;
+    let line = format!("add tcp 8081 {}", words.nobodys);
+    refused("forward", &line, &["no guest"])?;
     refused(
         "forward",
         "add tcp 8000-8010 guest0:80",
-        &["10.0.0.10:80-90"],
+        &[words.guest_with_ports],
     )?;
     refused("forward", "remove tcp 9999", &["there is tcp 8080"])?;
-    let line = format!("add {HOST_ADDRESS} guest0");
+    let outside = family.outside_address();
+    let line = format!("add {outside} guest0");
     refused("static", &line, &["all guests", "another address"])?;
 
+    // Neither does a packet change its IP version on its way in, nor does anybody come by another.
+    let (other_family, of_guest) = match family {
+        V4 => (V6, "IPv4"),
+        V6 => (V4, "IPv6"),
+    };
+    let foreign = other_family.uplink_host(7);
+    let line = format!("add tcp 8081 guest0:80 --outside-address {foreign}");
+    let name = format!("name an {of_guest} address");
+    refused("forward", &line, &[&holder, &name])?;
+    refused("static", &format!("add {foreign} guest0"), &[&name])?;
+    let line = format!("add tcp 8081 guest0:80 --from {foreign}");
+    refused("forward", &line, &[&format!("name an {of_guest} network")])?;
+    let inside = SocketAddr::new(other_family.inside_host(0, 10), 80);
+    refused("forward", &format!("add tcp 8081 {inside}"), &["no inside"])?;
+
     // The host's own programs are named.
-    let _tcp = tcp_listener(&bed.world.host, (Ipv4Addr::UNSPECIFIED, 8088).into())?;
-    let _udp = udp_socket(&bed.world.host, (HOST_ADDRESS, 8088).into())?;
+    let _tcp = tcp_listener(&bed.world.host, (any_address(family), 8088).into())?;
+    let _udp = udp_socket(&bed.world.host, (outside, 8088).into())?;
     let process = format!("(process {})", std::process::id());
     refused("forward", "add tcp 8080-8100 guest1", &["port 8080"])?;
     refused("forward", "add tcp 8081-8100 guest1", &["8088", &process])?;
     refused("forward", "add udp 8088 guest1", &["8088", &process])?;
 
     // A guest that has the port at this time, too.
-    let mirror = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
-    let socket = udp_socket(&guest.namespace, server(V4, guest, 7000))?;
+    let mirror = UdpReflector::start(&bed.world.world, family.server(0, 0))?;
+    let socket = udp_socket(&guest.namespace, server(family, guest, 7000))?;
     ensure!(
-        reflect_udp(&socket, mirror.address(), b"x")? == V4.outside(7000),
+        reflect_udp(&socket, mirror.address(), b"x")? == family.outside(7000),
         "the guest got another port"
     );
-    refused("forward", "add udp 7000 guest1", &["10.0.0.10"])?;
+    let line = "add udp 7000 guest1";
+    refused("forward", line, &[&holder])?;
     ensure!(bed.json("forward")? == before, "something was changed");
     // But to that guest it can lead, and then stays.
     bed.forward("add udp 7000 guest0")?;
     ensure!(
-        reflect_udp(&socket, mirror.address(), b"x")? == V4.outside(7000),
+        reflect_udp(&socket, mirror.address(), b"x")? == family.outside(7000),
         "the guest lost its port"
     );
-    let stranger = udp_socket(&other.namespace, server(V4, other, 0))?;
-    stranger.send_to(b"knock", V4.outside(7000))?;
+    let stranger = udp_socket(&other.namespace, server(family, other, 0))?;
+    stranger.send_to(b"knock", family.outside(7000))?;
     let mut buffer = [0; 16];
     let (length, _) = socket.recv_from(&mut buffer)?;
     ensure!(&buffer[..length] == b"knock", "something else came");
+    Ok(())
+}
+both_families!(what_contradicts_is_refused_and_changes_nothing);
+
+/// One port of the same protocol, in each IP version another guest's.
+#[test]
+fn each_family_has_its_own_forwards() -> Result<()> {
+    let world = Topology::builder().inside(Inside::Veth).guests(2).ipv6();
+    let world = world.build()?;
+    let bed = Bed {
+        family: V4,
+        instance: Instance::new(&world.host),
+        world,
+    };
+    let _process = bed.start()?;
+    let families = [(V4, bed.guest(0)?), (V6, bed.guest(1)?)];
+    let mut servers = Vec::new();
+    for (family, guest) in families {
+        let inside = server(family, guest, 80);
+        servers.push(TcpReflector::start(&guest.namespace, inside)?);
+        bed.forward(&format!("add tcp 8080 {inside}"))?;
+    }
+    for (family, _) in families {
+        TcpSession::open(&bed.world.world, None, family.outside(8080))?.exchange(b"x")?;
+    }
+    for (server, (family, _)) in servers.iter().zip(families) {
+        let peers = server.peers();
+        ensure!(peers.len() == 1 && Family::of(peers[0].ip()) == family);
+    }
+    let list = bed.json("forward")?;
+    ensure!(list.as_array().map(Vec::len) == Some(2), "{list}");
+    let outside = V6.outside_address();
+    bed.forward(&format!("remove tcp 8080 --outside-address {outside}"))?;
+    ensure!(is_refused(&bed.world.world, V6.outside(8080)), "it is open");
+    TcpSession::open(&bed.world.world, None, V4.outside(8080))?.exchange(b"x")?;
+    let (family, guest) = families[1];
+    bed.forward(&format!("add tcp 8080 {}", server(family, guest, 80)))?;
+    bed.forward("remove tcp 8080")?;
+    ensure!(
+        bed.json("forward")? == json!([]),
+        "{}",
+        bed.json("forward")?
+    );
     Ok(())
 }
 
@@ -442,7 +545,7 @@ fn a_forwarded_port_is_none_of_those_that_a_guest_holds(family: Family) -> Resul
     ensure!(held()? == 0, "{} ports", held()?);
     Ok(())
 }
-both_families!(a_forwarded_port_is_none_of_those_that_a_guest_holds, not_yet: "forwards and static addresses");
+both_families!(a_forwarded_port_is_none_of_those_that_a_guest_holds);
 
 fn guests_never_get_a_forwarded_port(family: Family) -> Result<()> {
     let bed = Bed::new(family)?;
@@ -455,7 +558,7 @@ fn guests_never_get_a_forwarded_port(family: Family) -> Result<()> {
     ensure!(seen != family.outside(7000), "it was handed out");
     Ok(())
 }
-both_families!(guests_never_get_a_forwarded_port, not_yet: "forwards and static addresses");
+both_families!(guests_never_get_a_forwarded_port);
 
 fn an_address_of_ones_own(family: Family) -> Result<()> {
     let bed = Bed::new(family)?;
@@ -539,7 +642,7 @@ fn an_address_of_ones_own(family: Family) -> Result<()> {
     );
     Ok(())
 }
-both_families!(an_address_of_ones_own, not_yet: "forwards and static addresses");
+both_families!(an_address_of_ones_own);
 
 /// Programs of the host that are led to guests.
 fn pinned_host_programs(bed: &Bed) -> usize {
@@ -615,37 +718,45 @@ fn the_host_itself_comes_in(family: Family) -> Result<()> {
     ensure!(is_refused(host, family.outside(8080)), "something is left");
     Ok(())
 }
-both_families!(the_host_itself_comes_in, not_yet: "forwards and static addresses");
+both_families!(the_host_itself_comes_in);
 
 fn check_tcp(namespace: &Namespace, remote: SocketAddr) -> Result<()> {
     TcpSession::open(namespace, None, remote)?.exchange(&pattern(1000))
 }
 
-#[test]
-fn the_host_comes_in_where_it_may_and_other_hosts_are_left_alone() -> Result<()> {
-    let bed = Bed::new(V4)?;
+fn the_host_comes_in_where_it_may_and_other_hosts_are_left_alone(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
+    let another = family.uplink_host(7);
+    let (elsewhere, uplinks) = match family {
+        V4 => ("192.0.2.0/24", "198.51.100.0/24"),
+        V6 => ("2001:db8:9::/48", "2001:db8:1::/64"),
+    };
     let _process = bed.start()?;
     let (host, guest) = (&bed.world.host, bed.guest(0)?);
-    let _tcp = TcpReflector::start(&guest.namespace, server(V4, guest, 80))?;
+    let _tcp = TcpReflector::start(&guest.namespace, server(family, guest, 80))?;
     bed.forward("add tcp 8080 guest0:80")?;
-    bed.forward("add tcp 8081 guest0:80 --from 192.0.2.0/24")?;
-    bed.forward("add tcp 8082 guest0:80 --from 198.51.100.0/24")?;
-    bed.ask("static", &format!("add {ANOTHER} guest0"))?;
-    check_tcp(host, V4.outside(8080))?;
-    ensure!(is_refused(host, V4.outside(8081)), "the host is let in");
-    check_tcp(host, V4.outside(8082))?;
-    check_tcp(host, SocketAddr::new(ANOTHER.into(), 80)).context("1:1")?;
-    ensure!(is_refused(host, V4.outside(80)), "no forward has port 80");
+    bed.forward(&format!("add tcp 8081 guest0:80 --from {elsewhere}"))?;
+    bed.forward(&format!("add tcp 8082 guest0:80 --from {uplinks}"))?;
+    bed.ask("static", &format!("add {another} guest0"))?;
+    check_tcp(host, family.outside(8080))?;
+    ensure!(is_refused(host, family.outside(8081)), "the host is let in");
+    check_tcp(host, family.outside(8082))?;
+    check_tcp(host, SocketAddr::new(another, 80)).context("1:1")?;
+    ensure!(
+        is_refused(host, family.outside(80)),
+        "no forward has port 80"
+    );
 
     // The same addresses on another host.
-    let elsewhere = Topology::builder().inside(Inside::Veth).build()?;
+    let elsewhere = family.topology().inside(Inside::Veth).build()?;
     elsewhere.set_inside_addresses()?;
     let guest = &elsewhere.guests[0];
-    let _tcp = TcpReflector::start(&guest.namespace, server(V4, guest, 80))?;
-    check_tcp(&elsewhere.host, server(V4, guest, 80))?;
+    let _tcp = TcpReflector::start(&guest.namespace, server(family, guest, 80))?;
+    check_tcp(&elsewhere.host, server(family, guest, 80))?;
     ensure!(
-        is_refused(&elsewhere.host, V4.outside(8080)),
+        is_refused(&elsewhere.host, family.outside(8080)),
         "another host's sockets are led"
     );
     Ok(())
 }
+both_families!(the_host_comes_in_where_it_may_and_other_hosts_are_left_alone);

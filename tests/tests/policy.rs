@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::libc;
 use tapnat_testbed::{
     Namespace, packet,
-    topology::{Inside, Topology, WORLD_ADDRESSES},
+    topology::{Inside, Topology},
     traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 use tapnat_tests::{
@@ -20,7 +20,7 @@ use tapnat_tests::{
     family::{Family, V4, V6},
     instance::Instance,
     wires::Wires,
-    world::{World, server},
+    world::World,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -78,7 +78,7 @@ fn denied_destinations_are_refused_and_the_others_are_not(family: Family) -> Res
     );
     Ok(())
 }
-both_families!(denied_destinations_are_refused_and_the_others_are_not, not_yet: "denied destinations");
+both_families!(denied_destinations_are_refused_and_the_others_are_not);
 
 struct Reloading {
     instance: Instance,
@@ -106,9 +106,9 @@ impl Drop for Reloading {
     }
 }
 
-#[test]
-fn sessions_end_when_they_are_denied_and_the_others_go_on() -> Result<()> {
-    let topology = Topology::builder().inside(Inside::Veth).guests(2).build()?;
+fn sessions_end_when_they_are_denied_and_the_others_go_on(family: Family) -> Result<()> {
+    let builder = family.topology().inside(Inside::Veth);
+    let topology = builder.guests(2).build()?;
     let instance = Instance::new(&topology.host);
     let file = std::env::temp_dir().join(format!("{}.toml", instance.name()));
     let bed = Reloading { instance, file };
@@ -116,8 +116,8 @@ fn sessions_end_when_they_are_denied_and_the_others_go_on() -> Result<()> {
     let path = Path::to_str(&bed.file).context("a strange directory")?;
     let _process = bed.instance.start(&["--config", path])?;
     let servers = [
-        TcpReflector::start(&topology.world, server(0, 7))?,
-        TcpReflector::start(&topology.world, server(1, 7))?,
+        TcpReflector::start(&topology.world, family.server(0, 7))?,
+        TcpReflector::start(&topology.world, family.server(1, 7))?,
     ];
     let guest = &topology.guests[0].namespace;
     let mut kept = TcpSession::open(guest, None, servers[0].address())?;
@@ -125,7 +125,8 @@ fn sessions_end_when_they_are_denied_and_the_others_go_on() -> Result<()> {
     kept.exchange(b"both")?;
     ended.exchange(b"both")?;
 
-    let deny = format!("deny = [\"{}\"]\n", WORLD_ADDRESSES[1]);
+    let denied = family.server(1, 0).ip().to_string();
+    let deny = format!("deny = [\"{denied}\"]\n");
     bed.reload(&topology, &deny)?;
     kept.exchange(&traffic::pattern(100_000))?;
     ended
@@ -134,7 +135,7 @@ fn sessions_end_when_they_are_denied_and_the_others_go_on() -> Result<()> {
     ensure!(ended.exchange(b"no more").is_err(), "it goes on");
     is_refused(guest, servers[1].address())?;
     let flows = bed.instance.ask("flows", &[])?;
-    ensure!(!flows.contains(&WORLD_ADDRESSES[1].to_string()), "{flows}");
+    ensure!(!flows.contains(&denied), "{flows}");
 
     // What is allowed again is a new beginning, which here is the old one.
     bed.reload(&topology, "")?;
@@ -142,6 +143,7 @@ fn sessions_end_when_they_are_denied_and_the_others_go_on() -> Result<()> {
     kept.exchange(b"still")?;
     Ok(())
 }
+both_families!(sessions_end_when_they_are_denied_and_the_others_go_on);
 
 fn isolated_guests_reach_the_world_and_not_each_other(family: Family) -> Result<()> {
     for isolate in [false, true] {

@@ -4,24 +4,24 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use tapnat_testbed::{
-    Namespace,
     snapshot::Snapshot,
-    topology::{Guest, Inside, Topology, WORLD_ADDRESSES},
+    topology::{Guest, Inside, Topology},
     traffic::{TcpReflector, TcpSession, UdpReflector, reflect_udp, udp_socket},
 };
-use tapnat_tests::instance::{Instance, PATIENCE};
-
-/// Six addresses of the uplink's network, which nobody has.
-const PREFIX: &str = "198.51.100.8/29";
-const ALONE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 20);
+use tapnat_tests::{
+    both_families,
+    family::{Family, V4, V6},
+    instance::{Instance, PATIENCE},
+};
 
 struct Bed {
+    family: Family,
     // The instance goes before its host.
     instance: Instance,
     world: Topology,
@@ -29,85 +29,113 @@ struct Bed {
 
 impl Bed {
     /// Guests on one bridge, so that one inside device has them all.
-    fn new(guests: u8) -> Result<Self> {
-        let world = Topology::builder()
-            .inside(Inside::Bridge)
-            .guests(guests)
-            .build()?;
+    fn new(family: Family, guests: u8) -> Result<Self> {
+        let builder = family.topology().inside(Inside::Bridge);
+        let world = builder.guests(guests).build()?;
         Ok(Self {
+            family,
             instance: Instance::new(&world.host),
             world,
         })
     }
 
     fn start(&self, more: &[&str]) -> Result<tapnat_testbed::process::Process> {
-        self.instance
-            .start(&[&["--inside", "br0=10.0.0.1/24"], more].concat())
+        let inside = self.world.inside();
+        let inside = inside.first().context("no inside device")?;
+        self.instance.start(&[&["--inside", inside], more].concat())
     }
-}
 
-fn addresses(host: &Namespace) -> Result<Vec<String>> {
-    let said = host.ip("-4 -oneline address show dev uplink0")?;
-    Ok(said
-        .split_whitespace()
-        .filter(|word| word.contains('/') && word.starts_with("198."))
-        .map(str::to_owned)
-        .collect())
-}
+    /// The addresses of the uplink, but for that of its link.
+    fn addresses(&self) -> Result<Vec<String>> {
+        let (option, beginning) = match self.family {
+            V4 => ("-4", "198."),
+            V6 => ("-6", "2001:"),
+        };
+        let host = &self.world.host;
+        let said = host.ip(&format!("{option} -oneline address show dev uplink0"))?;
+        let words = said.split_whitespace();
+        Ok(words
+            .filter(|word| word.contains('/') && word.starts_with(beginning))
+            .map(str::to_owned)
+            .collect())
+    }
 
-/// The outside addresses that many sockets of a guest have.
-fn seen(guest: &Guest, servers: &[SocketAddr], sockets: usize) -> Result<BTreeSet<IpAddr>> {
-    let mut seen = BTreeSet::new();
-    for _ in 0..sockets {
-        let socket = udp_socket(&guest.namespace, (guest.address, 0).into())?;
-        for server in servers {
-            seen.insert(reflect_udp(&socket, *server, b"x")?.ip());
+    /// The outside addresses that many sockets of a guest have.
+    fn seen(
+        &self,
+        guest: &Guest,
+        servers: &[SocketAddr],
+        sockets: usize,
+    ) -> Result<BTreeSet<IpAddr>> {
+        let mut seen = BTreeSet::new();
+        for _ in 0..sockets {
+            let local = SocketAddr::new(self.family.address_of(guest), 0);
+            let socket = udp_socket(&guest.namespace, local)?;
+            for server in servers {
+                seen.insert(reflect_udp(&socket, *server, b"x")?.ip());
+            }
         }
+        Ok(seen)
     }
-    Ok(seen)
 }
 
-#[test]
-fn every_guest_keeps_one_address_of_the_pool() -> Result<()> {
-    let bed = Bed::new(12)?;
+/// An address as a prefix of one.
+fn alone(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => format!("{address}/32"),
+        IpAddr::V6(address) => format!("{address}/128"),
+    }
+}
+
+fn every_guest_keeps_one_address_of_the_pool(family: Family) -> Result<()> {
+    let bed = Bed::new(family, 12)?;
+    // Six addresses of the uplink's network, or seven, which nobody has.
+    let (length, count) = match family {
+        V4 => (29, 6),
+        V6 => (125, 7),
+    };
+    let prefix = format!("{}/{length}", family.uplink_host(8));
     let before = Snapshot::take(&bed.world.host, &bed.instance.pins())?;
-    let mut process = bed.start(&["--outside-address", PREFIX])?;
-    ensure!(
-        addresses(&bed.world.host)?.len() == 7,
-        "{:?}",
-        addresses(&bed.world.host)?
-    );
+    let mut process = bed.start(&["--outside-address", &prefix])?;
+    let there = bed.addresses()?;
+    ensure!(there.len() == 1 + count, "{there:?}");
     let world = &bed.world.world;
-    let servers = WORLD_ADDRESSES.map(|address| UdpReflector::start(world, (address, 0).into()));
+    let servers = [0, 1].map(|number| UdpReflector::start(world, family.server(number, 0)));
     let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
     let endpoints: Vec<_> = servers.iter().map(UdpReflector::address).collect();
-    let web = TcpReflector::start(world, (WORLD_ADDRESSES[0], 0).into())?;
+    let web = TcpReflector::start(world, family.server(0, 0))?;
+    // The host's own connections begin from the address that it had.
+    let session = TcpSession::open(&bed.world.host, None, web.address())?;
+    let own = session.seen().ip();
+    ensure!(own == family.outside_address(), "the host has {own}");
     let mut pool = BTreeSet::new();
     for guest in &bed.world.guests {
-        let mut own = seen(guest, &endpoints, 16)?;
+        let mut own = bed.seen(guest, &endpoints, 16)?;
         let session = TcpSession::open(&guest.namespace, None, web.address())?;
         own.insert(session.seen().ip());
         ensure!(own.len() == 1, "{} has {own:?}", guest.address);
         pool.extend(own);
     }
-    // That all twelve share one of six is no pool.
+    // That all twelve share one is no pool.
     ensure!(pool.len() > 2, "only {pool:?} were used");
     for address in &pool {
         ensure!(
-            *address > IpAddr::from([198, 51, 100, 8])
-                && *address < IpAddr::from([198, 51, 100, 15]),
+            *address > family.uplink_host(8) && *address <= family.uplink_host(15),
             "{address} is not of the pool"
         );
     }
 
     // Killed and taken over, each still has its own.
     let guest = bed.world.guests.first().context("no guest")?;
-    let own = seen(guest, &endpoints, 1)?;
+    let own = bed.seen(guest, &endpoints, 1)?;
     process.signal(Signal::SIGKILL)?;
     process.wait(PATIENCE)?;
-    ensure!(seen(guest, &endpoints, 4)? == own, "without a process");
-    let mut process = bed.start(&["--outside-address", PREFIX])?;
-    ensure!(seen(guest, &endpoints, 4)? == own, "with another process");
+    ensure!(bed.seen(guest, &endpoints, 4)? == own, "without a process");
+    let mut process = bed.start(&["--outside-address", &prefix])?;
+    ensure!(
+        bed.seen(guest, &endpoints, 4)? == own,
+        "with another process"
+    );
     ensure!(
         process.terminate(PATIENCE)?.success(),
         "{}",
@@ -117,20 +145,27 @@ fn every_guest_keeps_one_address_of_the_pool() -> Result<()> {
     ensure!(before == after, "it left {:?}", before.difference(&after));
     Ok(())
 }
+both_families!(every_guest_keeps_one_address_of_the_pool);
 
-#[test]
-fn an_address_that_the_host_has_stays_its_own() -> Result<()> {
-    let bed = Bed::new(1)?;
+fn an_address_that_the_host_has_stays_its_own(family: Family) -> Result<()> {
+    let bed = Bed::new(family, 1)?;
     let host = &bed.world.host;
-    host.ip("address add 198.51.100.9/24 dev uplink0")?;
+    let [hosts_own, other] = [9, 10].map(|it| family.uplink_host(it));
+    let length = match family {
+        V4 => "24",
+        V6 => "64 nodad",
+    };
+    host.ip(&format!("address add {hosts_own}/{length} dev uplink0"))?;
+    let [hosts_own, other] = [hosts_own, other].map(|it| it.to_string());
     let before = Snapshot::take(host, &bed.instance.pins())?;
-    let mut process = bed.start(&["--outside-address", "198.51.100.9,198.51.100.10"])?;
-    ensure!(addresses(host)?.len() == 3, "{:?}", addresses(host)?);
+    let both = [hosts_own.as_str(), &other].join(",");
+    let mut process = bed.start(&["--outside-address", &both])?;
+    ensure!(bed.addresses()?.len() == 3, "{:?}", bed.addresses()?);
     // The next one does with less.
     process.signal(Signal::SIGKILL)?;
     process.wait(PATIENCE)?;
-    let mut process = bed.start(&["--outside-address", "198.51.100.9"])?;
-    ensure!(addresses(host)?.len() == 2, "{:?}", addresses(host)?);
+    let mut process = bed.start(&["--outside-address", &hosts_own])?;
+    ensure!(bed.addresses()?.len() == 2, "{:?}", bed.addresses()?);
     ensure!(
         process.terminate(PATIENCE)?.success(),
         "{}",
@@ -140,58 +175,63 @@ fn an_address_that_the_host_has_stays_its_own() -> Result<()> {
     ensure!(before == after, "it left {:?}", before.difference(&after));
     Ok(())
 }
+both_families!(an_address_that_the_host_has_stays_its_own);
 
-#[test]
-fn a_reload_changes_the_pool() -> Result<()> {
-    let bed = Bed::new(1)?;
-    let host = &bed.world.host;
+fn a_reload_changes_the_pool(family: Family) -> Result<()> {
+    let bed = Bed::new(family, 1)?;
+    let inside = bed.world.inside();
+    let [old, new] = [9, 10].map(|it| family.uplink_host(it));
+    let (too_many, most) = match family {
+        V4 => ("198.51.100.0/26", "a /28 has 14"),
+        V6 => ("2001:db8:1::/122", "a /124 has 15"),
+    };
     let file = std::env::temp_dir().join(format!("{}.toml", bed.instance.name()));
     let write = |addresses: &str| {
         fs::write(
             &file,
-            format!("inside = \"br0=10.0.0.1/24\"\noutside-address = {addresses}\n"),
+            format!("inside = {inside:?}\noutside-address = [{addresses:?}]\n"),
         )
     };
-    write("\"198.51.100.9\"")?;
+    write(&old.to_string())?;
     let path = file.display().to_string();
     let process = bed.instance.start(&["--config", &path])?;
     let guest = bed.world.guests.first().context("no guest")?;
-    let server = UdpReflector::start(&bed.world.world, (WORLD_ADDRESSES[0], 0).into())?;
-    let one = |last| BTreeSet::from([IpAddr::from([198, 51, 100, last])]);
-    ensure!(seen(guest, &[server.address()], 1)? == one(9), "not .9");
-    write("[\"198.51.100.10/32\"]")?;
+    let server = UdpReflector::start(&bed.world.world, family.server(0, 0))?;
+    let seen = bed.seen(guest, &[server.address()], 1)?;
+    ensure!(seen == [old].into(), "{seen:?}");
+    write(&alone(new))?;
     bed.instance.ask("reload", &[])?;
-    ensure!(seen(guest, &[server.address()], 1)? == one(10), "not .10");
-    let there = addresses(host)?;
-    ensure!(
-        there.contains(&"198.51.100.10/32".to_owned()) && there.len() == 2,
-        "{there:?}"
-    );
-    write("\"198.51.100.0/26\"")?;
+    let seen = bed.seen(guest, &[server.address()], 1)?;
+    ensure!(seen == [new].into(), "{seen:?}");
+    let there = bed.addresses()?;
+    ensure!(there.contains(&alone(new)) && there.len() == 2, "{there:?}");
+    write(too_many)?;
     let refused = bed.instance.command("reload")?.output()?;
     ensure!(
-        refused.stderr.contains("nothing was applied") && refused.stderr.contains("a /28 has 14"),
+        refused.stderr.contains("nothing was applied") && refused.stderr.contains(most),
         "{refused:?}"
     );
-    ensure!(addresses(host)? == there, "the refusal changed something");
+    ensure!(bed.addresses()? == there, "the refusal changed something");
     fs::remove_file(&file)?;
     drop(process);
     Ok(())
 }
+both_families!(a_reload_changes_the_pool);
 
-#[test]
-fn the_host_answers_for_an_address_of_ones_own() -> Result<()> {
-    let bed = Bed::new(1)?;
+fn the_host_answers_for_an_address_of_ones_own(family: Family) -> Result<()> {
+    let bed = Bed::new(family, 1)?;
+    let address = family.uplink_host(20);
     let host = &bed.world.host;
     let guest = bed.world.guests.first().context("no guest")?;
     let before = Snapshot::take(host, &bed.instance.pins())?;
     let mut process = bed.start(&[])?;
-    let own = ALONE.to_string();
-    let inside = guest.address.to_string();
-    let web = TcpReflector::start(&guest.namespace, SocketAddr::new(guest.address.into(), 80))?;
-    let is_there = || -> Result<bool> { Ok(addresses(host)?.contains(&format!("{own}/32"))) };
+    let own = address.to_string();
+    let inside = family.address_of(guest);
+    let web = TcpReflector::start(&guest.namespace, SocketAddr::new(inside, 80))?;
+    let inside = inside.to_string();
+    let is_there = || -> Result<bool> { Ok(bed.addresses()?.contains(&alone(address))) };
     let comes_in = || -> Result<()> {
-        TcpSession::open(&bed.world.world, None, (ALONE, 80).into())?.exchange(b"x")
+        TcpSession::open(&bed.world.world, None, (address, 80).into())?.exchange(b"x")
     };
     bed.instance.ask("static", &["add", &own, &inside])?;
     ensure!(is_there()?, "the address is not on the uplink");
@@ -218,3 +258,4 @@ fn the_host_answers_for_an_address_of_ones_own() -> Result<()> {
     ensure!(before == after, "it left {:?}", before.difference(&after));
     Ok(())
 }
+both_families!(the_host_answers_for_an_address_of_ones_own);

@@ -82,7 +82,7 @@ fn req_2_pooling_is_paired(family: Family) -> Result<()> {
     ensure!(used.len() > 1, "all guests have {used:?}");
     Ok(())
 }
-both_families!(req_2_pooling_is_paired, not_yet: "several outside addresses");
+both_families!(req_2_pooling_is_paired);
 
 /// REQ-3: no "Port assignment" behavior of "Port overloading".
 fn req_3_ports_are_not_overloaded(family: Family) -> Result<()> {

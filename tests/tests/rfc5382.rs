@@ -345,7 +345,7 @@ fn req_4_an_unsolicited_syn_is_answered_after_six_seconds(family: Family) -> Res
     silent.nothing_arrives()?;
     mapped.talk()
 }
-both_families!(req_4_an_unsolicited_syn_is_answered_after_six_seconds, not_yet: "the daemon answers only IPv4");
+both_families!(req_4_an_unsolicited_syn_is_answered_after_six_seconds);
 
 /// REQ-5: the established connection idle-timeout is not under 2 hours 4
 /// minutes, the transitory one not under 4 minutes.

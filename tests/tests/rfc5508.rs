@@ -597,7 +597,7 @@ fn req_7_hairpinned_queries_are_answered(family: Family) -> Result<()> {
     );
     wires.nothing_arrives()
 }
-both_families!(req_7_hairpinned_queries_are_answered, not_yet: "static addresses");
+both_families!(req_7_hairpinned_queries_are_answered);
 
 /// Checks that a packet of a guest is refused as prohibited, with ICMP about it,
 /// and goes nowhere.

@@ -22,7 +22,7 @@ use crate::{
         check::{About, Contradiction},
         parse_outside_address,
     },
-    forwards::{Forward, anywhere, parse_from},
+    forwards::{Forward, parse_from},
     instance::InstanceName,
 };
 
@@ -343,7 +343,7 @@ impl Fields<'_, '_> {
             self.required("protocol", str::parse)?,
             self.required("port", str::parse)?,
             self.required("to", str::parse)?,
-            self.optional("from", parse_from)?.unwrap_or_else(anywhere),
+            self.optional("from", parse_from)?,
             self.optional("outside-address", parse_outside_address)?,
         )
         .map_err(|error| self.wrong(format!("{error:#}")))
@@ -351,11 +351,12 @@ impl Fields<'_, '_> {
 
     fn whole_address(&self) -> Result<Forward, Mistake> {
         self.check_keys(&STATIC_KEYS)?;
-        Ok(Forward::of_address(
+        Forward::of_address(
             self.required("outside", parse_outside_address)?,
             self.required("inside", parse_outside_address)?,
-            self.optional("from", parse_from)?.unwrap_or_else(anywhere),
-        ))
+            self.optional("from", parse_from)?,
+        )
+        .map_err(|error| self.wrong(format!("{error:#}")))
     }
 }
 
@@ -444,7 +445,15 @@ mod tests {
             ),
             (
                 "[[static]]\noutside = \"203.0.113.6\"\ninside = 7\n",
-                "3: '7' is not an IPv4 address",
+                "3: '7' is not an address",
+            ),
+            (
+                "[[static]]\noutside = \"203.0.113.6\"\ninside = \"fd00::6\"\n",
+                "1: 203.0.113.6 cannot lead to fd00::6: 203.0.113.6 is IPv4",
+            ),
+            (
+                "[[forward]]\nprotocol = \"tcp\"\nport = 80\nto = \"fd00::6:80\"\n",
+                "4: 'fd00::6:80' may end with an address or with a port",
             ),
         ] {
             let told = mistake(text);

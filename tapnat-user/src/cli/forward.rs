@@ -1,10 +1,10 @@
 //! `tapnat forward`: ports of an outside address that lead to a guest.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{Format, Instance, Shown, print::Column, saved::Saved};
@@ -12,9 +12,9 @@ use crate::{
     config::parse_outside_address,
     control::{self, Request},
     daemon::tell,
-    forwards::{Forward, InsideEnd, Ports, Share, Standing, Transport, anywhere, parse_from},
+    forwards::{Forward, InsideEnd, Ports, Share, Standing, Transport, parse_from},
     statics::{self, Selector},
-    view::ForwardView,
+    view::{Endpoint, ForwardView},
 };
 
 const COLUMNS: [Column; 6] = [
@@ -58,18 +58,18 @@ struct Add {
     outside: Ports,
 
     /// The guest, and its ports unless they are the same: 10.0.0.10:80, 10.0.0.10:8000-8010,
-    /// 10.0.0.10
+    /// 10.0.0.10, `[fd00:7a70::10]:80`
     #[arg(value_name = "ADDRESS[:PORT[-PORT]]")]
     inside: InsideEnd,
 
     /// The network, or the one address, that may come in [default: everybody]
     #[arg(long, value_name = "NETWORK", value_parser = parse_from)]
-    from: Option<Ipv4Net>,
+    from: Option<IpNet>,
 
-    /// The outside address that it is on [default: the first of the instance's, whichever that is
-    /// at the time]
+    /// The outside address that it is on [default: the first of the instance's of the guest's IP
+    /// version, whichever that is at the time]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_outside_address)]
-    outside_address: Option<Ipv4Addr>,
+    outside_address: Option<IpAddr>,
 
     #[command(flatten)]
     save: Save,
@@ -93,9 +93,9 @@ struct Remove {
     #[arg(value_name = "PORT[-PORT]")]
     outside: Ports,
 
-    /// Only those on this outside address
+    /// Only those on this outside address [default: on all, of both IP versions]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_outside_address)]
-    outside_address: Option<Ipv4Addr>,
+    outside_address: Option<IpAddr>,
 
     #[command(flatten)]
     save: Save,
@@ -137,7 +137,7 @@ impl Add {
             self.protocol,
             self.outside,
             self.inside,
-            self.from.unwrap_or_else(anywhere),
+            self.from,
             self.outside_address,
         )
     }
@@ -159,14 +159,14 @@ fn view(standing: &Standing) -> Option<ForwardView> {
 }
 
 fn cells(view: &ForwardView) -> Vec<String> {
-    let end = |address, port: u16| match u32::from(port) + view.ports - 1 {
-        last if last == u32::from(port) => format!("{address}:{port}"),
-        last => format!("{address}:{port}-{last}"),
+    let end = |first: Endpoint| match u32::from(first.port) + view.ports - 1 {
+        last if last == u32::from(first.port) => first.to_string(),
+        last => format!("{first}-{last}"),
     };
     vec![
         view.protocol.clone(),
-        end(view.outside.address, view.outside.port),
-        end(view.inside.address, view.inside.port),
+        end(view.outside),
+        end(view.inside),
         from_cell(view.from),
         view.made_by.to_owned(),
         view.sessions.to_string(),
@@ -174,8 +174,8 @@ fn cells(view: &ForwardView) -> Vec<String> {
 }
 
 /// Who may come in, as a cell.
-pub(super) fn from_cell(from: Ipv4Net) -> String {
-    if from == anywhere() {
+pub(super) fn from_cell(from: IpNet) -> String {
+    if from.prefix_len() == 0 {
         "anywhere".to_owned()
     } else {
         from.to_string()
@@ -189,7 +189,7 @@ pub(super) fn list<T: Serialize>(
     view: impl Fn(&Standing) -> Option<T>,
     cells: impl Fn(&T) -> Vec<String>,
 ) -> Result<()> {
-    let tables = shown.tables()?.ipv4;
+    let tables = shown.tables()?;
     let mut list = shown.list(columns)?;
     for view in statics::list(&tables)?.iter().filter_map(view) {
         list.entry(&view, &cells)?;
@@ -219,13 +219,13 @@ pub(super) async fn remove(instance: &Instance, selector: Selector, save: Save) 
     }
     saved.store(&instance.name).await?;
     // What a command had added beside it may be left. Mostly nothing is.
-    let _ = control::ask(&instance.name, &request, || Ok(instance.tables()?.ipv4)).await;
+    let _ = control::ask(&instance.name, &request, || instance.tables()).await;
     Ok(())
 }
 
 /// Has the instance change something, and says what it says.
 pub(super) async fn change(instance: &Instance, request: &Request) -> Result<()> {
-    for note in control::ask(&instance.name, request, || Ok(instance.tables()?.ipv4)).await? {
+    for note in control::ask(&instance.name, request, || instance.tables()).await? {
         tell(&note);
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf, thread, time::D
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Serialize;
 use tapnat_display::{
     palette,
@@ -154,7 +154,7 @@ impl Detail {
 
 impl Map {
     fn new(activity: Activity, tables: &BothTables) -> Result<Self> {
-        let standing = statics::list(&tables.ipv4)?;
+        let standing = statics::list(tables)?;
         let (ports, addresses): (Vec<&Standing>, Vec<&Standing>) = standing
             .iter()
             .partition(|it| matches!(it.forward.share, Share::Ports { .. }));
@@ -319,7 +319,7 @@ impl Map {
         let arrow = inward();
         let inside = |it: String| palette::inside().apply_to(it).to_string();
         let outside = |it: String| palette::outside().apply_to(it).to_string();
-        let from = |it: Ipv4Net| match it.prefix_len() {
+        let from = |it: IpNet| match it.prefix_len() {
             0 => String::new(),
             _ => format!("  from {it}"),
         };
@@ -442,8 +442,8 @@ mod tests {
                 sessions: 0,
             }],
             static_addresses: vec![StaticView {
-                outside: Ipv4Addr::new(203, 0, 113, 5),
-                inside: Ipv4Addr::new(10, 0, 1, 10),
+                outside: Ipv4Addr::new(203, 0, 113, 5).into(),
+                inside: Ipv4Addr::new(10, 0, 1, 10).into(),
                 from: "0.0.0.0/0".parse().unwrap(),
                 made_by: "config",
             }],

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{
     Args, CommandFactory as _, Parser as _, builder::RangedU64ValueParser, error::ErrorKind,
 };
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use tapnat_common::{
     abi::{Filtering, MOST_NEW_SESSIONS, MappingMode, Timeouts},
     nptv6::PrefixPair,
@@ -150,15 +150,15 @@ pub struct Arguments {
     #[arg(long)]
     no_unsolicited_answer: bool,
 
-    /// Keep guests from these addresses: 192.168.0.0/16, or 169.254.169.254. Can be given several
-    /// times
+    /// Keep guests from these addresses: 192.168.0.0/16, 169.254.169.254 or `fd00::/8`. Can be
+    /// given several times
     #[arg(
         long,
         value_name = "ADDRESS[/PREFIX]",
         value_delimiter = ',',
         value_parser = parse_destinations
     )]
-    deny: Vec<Ipv4Net>,
+    deny: Vec<IpNet>,
 
     /// Translate the first prefix, which guests have, into the second, which the world knows them by,
     /// address by address and without sessions (`NPTv6`): `fd00:1::/48=2001:db8:1::/48`. Can be given four
@@ -179,7 +179,7 @@ pub struct Arguments {
         value_delimiter = ',',
         value_parser = parse_destinations
     )]
-    untranslated: Vec<Ipv4Net>,
+    untranslated: Vec<IpNet>,
 
     /// Let guests with IPv6 only reach the world's IPv4, whose addresses they see behind this prefix:
     /// `64:ff9b::/96`, or one of your own. Give them a resolver with DNS64

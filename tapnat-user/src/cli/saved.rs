@@ -14,7 +14,7 @@ use super::{
 use crate::{
     control::{self, Request},
     daemon::tell,
-    forwards::{Forward, Share, anywhere},
+    forwards::{Forward, Share},
     instance::InstanceName,
     statics::Selector,
 };
@@ -162,12 +162,10 @@ fn name(forward: &Forward) -> &'static str {
 
 fn table(forward: &Forward) -> Table {
     let mut table = Table::new();
-    let inside = forward.inside_address;
+    let inside = forward.inside_end();
     match forward.share {
         Share::Ports {
-            protocol,
-            outside,
-            inside: ports,
+            protocol, outside, ..
         } => {
             table["protocol"] = value(protocol.to_string());
             table["port"] = if outside.count() == 1 {
@@ -175,7 +173,7 @@ fn table(forward: &Forward) -> Table {
             } else {
                 value(outside.to_string())
             };
-            table["to"] = value(format!("{inside}:{ports}"));
+            table["to"] = value(inside.to_string());
             if let Some(address) = forward.outside_address {
                 table["outside-address"] = value(address.to_string());
             }
@@ -184,10 +182,10 @@ fn table(forward: &Forward) -> Table {
             if let Some(address) = forward.outside_address {
                 table["outside"] = value(address.to_string());
             }
-            table["inside"] = value(inside.to_string());
+            table["inside"] = value(inside.address.to_string());
         }
     }
-    if forward.from != anywhere() {
+    if !forward.is_for_everybody() {
         table["from"] = value(forward.from.to_string());
     }
     table

@@ -1,10 +1,10 @@
 //! `tapnat static`: outside addresses that are one guest's alone.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::{
     Format, Instance, Shown,
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::parse_outside_address,
-    forwards::{Forward, Share, Standing, anywhere, parse_from},
+    forwards::{Forward, Share, Standing, parse_from},
     statics::Selector,
     view::StaticView,
 };
@@ -50,15 +50,15 @@ enum Verb {
 struct Add {
     /// The outside address
     #[arg(value_parser = parse_outside_address)]
-    outside: Ipv4Addr,
+    outside: IpAddr,
 
-    /// The guest's address
+    /// The guest's address, of the same IP version
     #[arg(value_parser = parse_outside_address)]
-    inside: Ipv4Addr,
+    inside: IpAddr,
 
     /// The network, or the one address, that may come in [default: everybody]
     #[arg(long, value_name = "NETWORK", value_parser = parse_from)]
-    from: Option<Ipv4Net>,
+    from: Option<IpNet>,
 
     #[command(flatten)]
     save: Save,
@@ -68,7 +68,7 @@ struct Add {
 struct Remove {
     /// The outside address
     #[arg(value_parser = parse_outside_address)]
-    outside: Ipv4Addr,
+    outside: IpAddr,
 
     #[command(flatten)]
     save: Save,
@@ -85,7 +85,7 @@ impl Arguments {
         match self.verb {
             Verb::Add(arguments) => {
                 let save = arguments.save;
-                add(&self.instance, arguments.forward(), save).await
+                add(&self.instance, arguments.forward()?, save).await
             }
             Verb::Remove(Remove { outside, save }) => {
                 remove(&self.instance, Selector::Address(outside), save).await
@@ -104,9 +104,8 @@ impl Arguments {
 }
 
 impl Add {
-    fn forward(self) -> Forward {
-        let from = self.from.unwrap_or_else(anywhere);
-        Forward::of_address(self.outside, self.inside, from)
+    fn forward(self) -> Result<Forward> {
+        Forward::of_address(self.outside, self.inside, self.from)
     }
 }
 

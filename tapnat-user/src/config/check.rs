@@ -1,15 +1,15 @@
 //! What of a configuration contradicts itself, whatever the host. What contradicts the host is
 //! [`crate::preflight`]'s.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv6Net};
 use tapnat_common::{
     abi::{MAX_OUTSIDE_ADDRESSES, MAX_PREFIX_PAIRS},
     net::Be128,
 };
 
-use super::{Config, Devices, Firewall, Inside, overlap};
+use super::{Config, Devices, Firewall, Inside, can_be_host, overlap};
 use crate::{
     dns::Resolver,
     forwards::{Forward, Share},
@@ -53,14 +53,18 @@ impl Config {
         for (position, inside) in self.insides.iter().enumerate() {
             self.check_inside(inside, self.insides.get(..position).unwrap_or_default())?;
         }
-        if self.outside_addresses.len() > MAX_OUTSIDE_ADDRESSES {
-            refuse(
-                About::Option("outside-address"),
-                format!(
-                    "{} outside addresses are too many: {MAX_OUTSIDE_ADDRESSES} are the most",
-                    self.outside_addresses.len()
-                ),
-            )?;
+        let addresses = &self.outside_addresses;
+        let ipv4 = addresses.iter().filter(|it| it.is_ipv4()).count();
+        for count in [ipv4, addresses.len() - ipv4] {
+            if count > MAX_OUTSIDE_ADDRESSES {
+                refuse(
+                    About::Option("outside-address"),
+                    format!(
+                        "{count} outside addresses are too many: {MAX_OUTSIDE_ADDRESSES} of each IP \
+                         version are the most"
+                    ),
+                )?;
+            }
         }
         let guest = self.guest_max_sessions;
         if guest.get() > self.max_sessions {
@@ -84,6 +88,7 @@ impl Config {
                 )?;
             }
         }
+        self.check_use_of_ipv6()?;
         if self.nat64.is_some() && self.firewall == Firewall::Ask {
             refuse(
                 About::Option("nat64"),
@@ -105,6 +110,54 @@ impl Config {
         self.check_prefixes()?;
         for (position, forward) in self.forwards.iter().enumerate() {
             self.check_forward(position, forward)?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is said of IPv6 has any effect.
+    fn check_use_of_ipv6(&self) -> Checked {
+        let prefixes = |nets: &[IpNet]| {
+            nets.iter()
+                .copied()
+                .filter(|it| it.addr().is_ipv6())
+                .collect()
+        };
+        let outside = self.outside_addresses.iter().filter(|it| it.is_ipv6());
+        let said: [(&str, Vec<IpNet>); 3] = [
+            (
+                "outside-address",
+                outside.map(|it| IpNet::from(*it)).collect(),
+            ),
+            ("deny", prefixes(&self.deny)),
+            ("untranslated", prefixes(&self.untranslated)),
+        ];
+        for (option, nets) in said {
+            if let Some(net) = nets.first()
+                && !self.has_ipv6_networks()
+            {
+                refuse(
+                    About::Option(option),
+                    format!(
+                        "{option} names {net}, and no guest has IPv6 here, so that tapnat leaves theirs \
+                         to the host: give an inside device an IPv6 network, such as \
+                         tap0=10.0.0.1/24,fd00:7a70::1/64, or leave out what is IPv6"
+                    ),
+                )?;
+            }
+            if let Some(nat64) = self.nat64
+                && let Some(net) = nets
+                    .iter()
+                    .find(|net| IpNet::from(nat64.net).contains(*net))
+            {
+                refuse(
+                    About::Option(option),
+                    format!(
+                        "{option} names {net} of the prefix that stands for IPv4, {}: name the IPv4 \
+                         addresses",
+                        nat64.net
+                    ),
+                )?;
+            }
         }
         Ok(())
     }
@@ -287,7 +340,7 @@ impl Config {
             if let Some(address) = self
                 .outside_addresses
                 .iter()
-                .find(|it| network.contains(&IpNet::from(IpAddr::V4(**it))))
+                .find(|it| network.contains(*it))
             {
                 refuse(
                     About::Option("outside-address"),
@@ -303,9 +356,10 @@ impl Config {
     fn check_forward(&self, position: usize, forward: &Forward) -> Checked {
         let about = About::Forward(position);
         let (name, inside) = (forward.name(), forward.inside_address);
-        let first = self.outside_addresses.first().copied();
         let mut earlier = self.forwards.iter().take(position);
-        if let Some(other) = earlier.find(|other| other.contradicts(forward, first)) {
+        if let Some(other) =
+            earlier.find(|other| other.contradicts(forward, &self.outside_addresses))
+        {
             return refuse(
                 about,
                 format!(
@@ -336,7 +390,7 @@ impl Config {
         {
             return Ok(());
         }
-        let mut networks = self.insides.iter().filter_map(|it| it.networks.ipv4);
+        let mut networks = self.insides.iter().flat_map(|it| it.networks.iter());
         let Some(network) = networks.find(|network| network.contains(&inside)) else {
             return refuse(
                 about,
@@ -426,7 +480,6 @@ fn prefix((address, length): (Be128, u8)) -> Ipv6Net {
     Ipv6Net::new_assert(address.into(), length)
 }
 
-fn is_guest(network: Ipv4Net, address: Ipv4Addr) -> bool {
-    let ends = [network.network(), network.broadcast()];
-    network.addr() != address && (network.prefix_len() > 30 || !ends.contains(&address))
+fn is_guest(network: IpNet, address: IpAddr) -> bool {
+    network.addr() != address && can_be_host(network, address)
 }

@@ -194,7 +194,7 @@ fn numbered(first: IpNet, number: u32) -> Option<IpNet> {
             let distance = number.checked_mul(size)?;
             let address = u32::from(first.addr()).checked_add(distance)?;
             let net = Ipv4Net::new(address.into(), first.prefix_len()).ok()?;
-            is_unicast(net.addr()).then_some(net.into())
+            is_unicast(net.addr().into()).then_some(net.into())
         }
         IpNet::V6(first) => {
             let size = 1u128.checked_shl(128 - u32::from(first.prefix_len()))?;
@@ -301,7 +301,7 @@ fn check_ipv4(net: Ipv4Net) -> Result<()> {
         );
     }
     ensure!(
-        is_unicast(address),
+        is_unicast(address.into()),
         "{net} cannot be a host's address: use a private one, such as 10.0.0.1/24"
     );
     Ok(())

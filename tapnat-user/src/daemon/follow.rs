@@ -2,14 +2,14 @@
 //! What is to become of the instance then is [`crate::preflight`]'s to say; this carries it out, and
 //! goes on with the rest when a part of it fails.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use tapnat_common::{net::Be128, ports::Class};
 
 use super::{
-    Daemon, Surroundings, attach, choose_hook, claims, facts, forwarded, hooks, prepare_inside,
-    set_forwarding, set_outside, six, surroundings, tell, warn, xdp_devices,
+    Daemon, Surroundings, attach, choose_hook, claims, facts, follow_statics, forwarded, hooks,
+    prepare_inside, set_forwarding, set_outside, surroundings, tell, warn, xdp_devices,
 };
 use crate::{
     config::Firewall,
@@ -18,7 +18,6 @@ use crate::{
     journal::{Change, Direction},
     pool,
     preflight::{Plan, PlannedInside},
-    statics,
     uplink_hook::{Chosen, UplinkHook},
 };
 
@@ -39,11 +38,13 @@ impl Daemon {
         let wanted = hooks(&self.config, &plan, &links, chosen);
         let own = pool::without_ours(links, &plan.uplink.device(), &self.journal);
         let known = surroundings(&self.config, &plan, &own);
-        let known_six = six::surroundings(&plan, &own);
+        let known_six = surroundings(&self.config, &plan, &own);
         self.tell(&plan, &known, &known_six, &own);
         if !known.outside.is_empty() {
             // What the uplink has is not given up for another one that it had before.
-            plan.outside_addresses = known.outside.iter().copied().map(Ipv4Addr::from).collect();
+            plan.outside_addresses.retain(IpAddr::is_ipv6);
+            let outside = known.outside.iter().copied().map(IpAddr::from);
+            plan.outside_addresses.extend(outside);
         }
         self.plan = plan;
 
@@ -53,6 +54,9 @@ impl Daemon {
         self.enter(known, chosen)?;
         if let Some(six) = &mut self.six {
             six.enter(known_six)?;
+        }
+        for note in follow_statics(&mut self.tables, self.six.as_mut())? {
+            warn(&note);
         }
         self.let_in().await?;
         if forgotten {
@@ -192,11 +196,7 @@ impl Daemon {
         }
         settings.generation = settings.generation.wrapping_add(1);
         settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
-        self.tables.set_settings(&settings)?;
-        for note in statics::follow(&mut self.tables)? {
-            warn(&note);
-        }
-        Ok(())
+        self.tables.set_settings(&settings)
     }
 
     /// Has the kernel tell routes for packets from devices that are new. Not before all else is in

@@ -4,8 +4,8 @@
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
-    Daemon, answers, divide_ports, reserved, settings, settle_host_sockets, surroundings,
-    wanted_addresses, warn,
+    Daemon, answers, divide_ports, follow_statics, reserved, settings, settle_host_sockets,
+    surroundings, wanted_addresses, warn,
 };
 use crate::{config::Config, host::systemd, metrics::scrapes::Scrapes, pool, statics};
 
@@ -87,29 +87,39 @@ impl Daemon {
         let links = self.host.netlink().links().await?;
         let links = pool::without_ours(links, &uplink, &self.journal);
         let known = surroundings(config, &self.plan, &links);
+        let known_six = surroundings(config, &self.plan, &links);
         let left = self.tables.settings()?;
         // What begins from then on is judged by it, and what is there with its next packet.
         self.tables.set_denied(&config.deny)?;
         self.tables.set_untranslated(&config.untranslated)?;
         self.tables
             .set_settings(&settings(config, &known.outside, &left))?;
-        let mut notes = statics::follow(&mut self.tables)?;
-        let change = statics::plan_configured(&self.tables, &config.forwards)?;
-        statics::apply(&mut self.tables, &self.datapath, &change)?;
-        notes.extend(settle_host_sockets(&mut self.datapath, &self.tables));
-        let wanted = wanted_addresses(config, &self.tables)?;
+        if let Some(six) = &mut self.six {
+            six.apply(config, &known_six)?;
+        }
+        let mut notes = follow_statics(&mut self.tables, self.six.as_mut())?;
+        let ipv6 = self.six.as_mut().map(|six| &mut six.tables);
+        statics::configure(&mut self.tables, ipv6, &self.datapath, &config.forwards)?;
+        let six = self.six.as_ref();
+        notes.extend(settle_host_sockets(&mut self.datapath, &self.tables, six));
+        let wanted = wanted_addresses(config, &self.tables, six)?;
         notes.extend(pool::settle(&wanted, &[], &uplink, &self.host, &mut self.journal).await?);
-        if config.ports != self.config.ports || known.outside != self.known.outside {
+        let outside_six = six.map(|six| &six.known.outside);
+        if config.ports != self.config.ports
+            || known.outside != self.known.outside
+            || outside_six.is_some_and(|outside| known_six.outside != *outside)
+        {
             // What is reserved for guests that no longer get it stays so until the end: the host has
             // ports enough.
             let withheld = divide_ports(config, &self.host, &mut self.journal).await?;
             self.tables
                 .set_reserved(&reserved(&withheld), &known.outside)?;
             if let Some(six) = &mut self.six {
-                six.apply(config, Some(&withheld))?;
+                six.known = known_six;
+                six.withhold(&withheld)?;
             }
         } else if let Some(six) = &mut self.six {
-            six.apply(config, None)?;
+            six.known = known_six;
         }
         if known.outside.is_empty() && config.speaks_ipv4() {
             notes.push("the uplink has no address: no new sessions until it has one".to_owned());

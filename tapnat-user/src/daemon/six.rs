@@ -1,5 +1,5 @@
 //! What an instance has for IPv6 besides what serves both families: its tables, and the network as
-//! the datapath was told of it. Its outside address is the uplink's.
+//! the datapath was told of it.
 
 use std::{fs, time::Duration};
 
@@ -13,16 +13,14 @@ use tapnat_common::{
 
 use tokio::time::Instant as Timer;
 
-use super::{Surroundings, devices, now, pressure::Pressure, reserved, set_outside, settings};
+use super::{Surroundings, answers, now, pressure::Pressure, reserved, set_outside, settings};
 use crate::{
     config::Config,
     datapath::{Datapath, Pins},
-    family::IpFamily as _,
-    host::netlink::Link,
     ports::PortSet,
-    preflight::Plan,
     sweep::Sweep,
     tables::{PinnedTables, PrefixTables, Unusable},
+    unsolicited::Answers,
 };
 
 /// How often stand-ins are given back that have no sessions, at most.
@@ -34,6 +32,7 @@ pub(super) struct Six {
     pub known: Surroundings<Be128>,
     sweep: Sweep<Be128>,
     pressure: Pressure,
+    pub answers: Option<Answers<Be128>>,
     /// When stand-ins are looked at next.
     stand_ins_at: Timer,
     /// What the tables said before this process came.
@@ -52,6 +51,8 @@ impl Six {
         let explain = |reason: Unusable| reason.explain(&config.instance, &pins.tables());
         let mut tables = PinnedTables::<Be128>::open_unfilled(&pins.tables()).map_err(explain)?;
         tables.set_devices(&known.devices)?;
+        tables.set_denied(&config.deny)?;
+        tables.set_untranslated(&config.untranslated)?;
         let mut prefixes = PrefixTables::open(&pins.tables()).map_err(explain)?;
         prefixes.set_pairs(&config.prefixes)?;
         prefixes.set_networks(&known.devices)?;
@@ -63,6 +64,7 @@ impl Six {
             known,
             sweep: Sweep::new(config.sweep_interval),
             pressure: Pressure::default(),
+            answers: answers(config),
             stand_ins_at: Timer::now() + STAND_INS_PERIOD,
         })
     }
@@ -99,6 +101,14 @@ impl Six {
         Ok(())
     }
 
+    /// Answers connections that nobody asked for.
+    pub fn answer(&mut self) -> Result<()> {
+        match &mut self.answers {
+            Some(answers) => answers.step(&mut self.tables, now()),
+            None => Ok(()),
+        }
+    }
+
     /// Looks how full the table is.
     pub fn relieve(&mut self) -> Result<()> {
         self.pressure.step(&mut self.tables, &mut self.sweep)
@@ -124,19 +134,24 @@ impl Six {
         self.tables.set_settings(&settings)
     }
 
-    /// Applies another configuration. `withheld` is what guests must not get, if that has changed.
-    pub fn apply(&mut self, config: &Config, withheld: Option<&PortSet>) -> Result<()> {
+    /// Applies another configuration, by which the network looks like this.
+    pub fn apply(&mut self, config: &Config, known: &Surroundings<Be128>) -> Result<()> {
         let left = self.tables.settings()?;
+        self.tables.set_denied(&config.deny)?;
+        self.tables.set_untranslated(&config.untranslated)?;
         self.tables
-            .set_settings(&settings(config, &self.known.outside, &left))?;
-        if let Some(withheld) = withheld {
-            self.tables
-                .set_reserved(&reserved(withheld), &self.known.outside)?;
-        }
+            .set_settings(&settings(config, &known.outside, &left))?;
         self.sweep.set_interval(config.sweep_interval);
         // By shorter timeouts much may be over.
         self.sweep.hurry();
+        self.answers = answers(config);
         Ok(())
+    }
+
+    /// Keeps these ports from guests, of the addresses that are known.
+    pub fn withhold(&mut self, withheld: &PortSet) -> Result<()> {
+        let outside = &self.known.outside;
+        self.tables.set_reserved(&reserved(withheld), outside)
     }
 }
 
@@ -156,16 +171,4 @@ pub(super) fn forget_small_tables(pins: &Pins) -> Result<()> {
         fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
-}
-
-/// What the datapath has to know of the network as `links` shows it.
-pub(super) fn surroundings(plan: &Plan, links: &[Link]) -> Surroundings<Be128> {
-    let uplink = links.iter().find(|link| link.index == plan.uplink.index);
-    let outside = uplink
-        .and_then(Be128::primary)
-        .map(|net| Be128::host(net).0);
-    Surroundings {
-        devices: devices(plan, links, outside),
-        outside: outside.into_iter().collect(),
-    }
 }

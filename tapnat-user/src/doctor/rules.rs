@@ -1,9 +1,9 @@
 //! What the host's firewall has to do with guests, read from what `nft` and `iptables` print. Looks
 //! for a few words; does not understand rules.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::output;
 
@@ -12,16 +12,21 @@ use super::output;
 pub struct Rule {
     /// As it was printed.
     pub text: String,
-    /// The network that it is for; none if it is for everybody, or if that cannot be told.
-    pub source: Option<Ipv4Net>,
+    /// The networks that it is for: those of everybody if that cannot be told.
+    pub sources: Vec<IpNet>,
 }
 
 impl Rule {
     /// How to be rid of it.
     #[must_use]
     pub fn removal(&self) -> String {
+        let tool = if self.sources.iter().all(|it| it.addr().is_ipv6()) {
+            IP6TABLES
+        } else {
+            IPTABLES
+        };
         match self.text.strip_prefix("-A ") {
-            Some(rule) => format!("if it is not needed: iptables -t nat -D {rule}"),
+            Some(rule) => format!("if it is not needed: {tool} -t nat -D {rule}"),
             None => {
                 "if it is not needed: find its handle (`nft -a list ruleset`) and `nft delete rule`"
                     .to_owned()
@@ -49,21 +54,26 @@ const MANAGERS: [(&str, &str); 3] = [
     ("firewalld", "firewalld"),
 ];
 
+const NFT: &str = "nft";
+const IPTABLES: &str = "iptables";
+const IP6TABLES: &str = "ip6tables";
+
 impl Firewall {
     /// Asks the programs that can print the rules. What `iptables-nft` made is among what `nft`
     /// prints.
     #[must_use]
     pub fn read() -> Self {
         let mut texts = Vec::new();
-        if let Ok(text) = output("nft", &["--stateless", "list", "ruleset"]) {
-            texts.push(("nft", text));
-            texts.extend(
-                output("iptables-legacy-save", &[])
-                    .ok()
-                    .map(|text| ("iptables", text)),
-            );
-        } else if let Ok(text) = output("iptables-save", &[]) {
-            texts.push(("iptables", text));
+        let suffix = match output(NFT, &["--stateless", "list", "ruleset"]) {
+            Ok(text) => {
+                texts.push((NFT, text));
+                "-legacy-save"
+            }
+            Err(_) => "-save",
+        };
+        for tool in [IPTABLES, IP6TABLES] {
+            let said = output(&format!("{tool}{suffix}"), &[]);
+            texts.extend(said.ok().map(|text| (tool, text)));
         }
         let texts: Vec<_> = texts
             .iter()
@@ -72,7 +82,7 @@ impl Firewall {
         Self::of_texts(&texts)
     }
 
-    /// Reads what these tools (`nft` or `iptables`) printed.
+    /// Reads what these tools (`nft`, `iptables` or `ip6tables`) printed.
     #[must_use]
     pub fn of_texts(texts: &[(&str, &str)]) -> Self {
         let mut firewall = Self {
@@ -80,18 +90,21 @@ impl Firewall {
             ..Self::default()
         };
         for (tool, text) in texts {
-            let mut hook = "";
+            let (mut hook, mut family) = ("", *tool);
             for line in text.lines().map(str::trim) {
                 let words: Vec<_> = line.split_whitespace().collect();
-                let rule = if *tool == "nft" {
+                let rule = if *tool == NFT {
                     if let Some(name) = after(&words, "hook") {
                         hook = name;
                     }
+                    if let ["table", name, ..] = words.as_slice() {
+                        family = name;
+                    }
                     firewall.drops_forwarded |= hook == "forward" && line.contains("policy drop");
-                    nft_rule(line, &words)
+                    nft_rule(line, family, &words)
                 } else {
                     firewall.drops_forwarded |= line.starts_with(":FORWARD DROP");
-                    iptables_rule(line, &words)
+                    iptables_rule(line, family, &words)
                 };
                 firewall.masquerades.extend(rule);
                 for (sign, manager) in MANAGERS {
@@ -112,29 +125,42 @@ fn after<'a>(words: &[&'a str], word: &str) -> Option<&'a str> {
     words.get(position + 1).copied()
 }
 
-fn iptables_rule(line: &str, words: &[&str]) -> Option<Rule> {
+fn iptables_rule(line: &str, family: &str, words: &[&str]) -> Option<Rule> {
     if !["MASQUERADE", "SNAT"].contains(&after(words, "-j")?) {
         return None;
     }
     Some(Rule {
         text: line.to_owned(),
-        source: source(words, "-s"),
+        sources: sources(words, "-s", family),
     })
 }
 
-fn nft_rule(line: &str, words: &[&str]) -> Option<Rule> {
+fn nft_rule(line: &str, family: &str, words: &[&str]) -> Option<Rule> {
     let translates = words
         .iter()
         .any(|word| ["masquerade", "snat", "\"MASQUERADE\"", "\"SNAT\""].contains(word));
     let is_rule = !line.ends_with('{') && !line.starts_with("type ");
     (translates && is_rule).then(|| Rule {
         text: line.to_owned(),
-        source: source(words, "saddr"),
+        sources: sources(words, "saddr", family),
     })
 }
 
-/// The network that follows this word, unless it is the one that the rule is not for.
-fn source(words: &[&str], word: &str) -> Option<Ipv4Net> {
+/// The network that follows this word, unless it is the one that the rule is not for; else those of
+/// all whom a table of this family is for.
+fn sources(words: &[&str], word: &str, family: &str) -> Vec<IpNet> {
+    if let Some(source) = source(words, word) {
+        return vec![source];
+    }
+    let (ipv4, ipv6) = (Ipv4Net::default().into(), Ipv6Net::default().into());
+    match family {
+        "ip" | IPTABLES => vec![ipv4],
+        "ip6" | IP6TABLES => vec![ipv6],
+        _ => vec![ipv4, ipv6],
+    }
+}
+
+fn source(words: &[&str], word: &str) -> Option<IpNet> {
     let position = words.iter().position(|it| *it == word)?;
     let negated_before = position
         .checked_sub(1)
@@ -144,7 +170,7 @@ fn source(words: &[&str], word: &str) -> Option<Ipv4Net> {
     if negated_before || *value == "!=" {
         return None;
     }
-    let address = value.parse::<Ipv4Addr>().map(Ipv4Net::from);
+    let address = value.parse::<IpAddr>().map(IpNet::from);
     value.parse().ok().or_else(|| address.ok())
 }
 
@@ -161,13 +187,25 @@ mod tests {
         let firewall = Firewall::of_texts(&[("iptables", text)]);
         assert!(firewall.seen && firewall.drops_forwarded);
         assert_eq!(firewall.managers, ["Docker"]);
-        let sources: Vec<_> = firewall.masquerades.iter().map(|it| it.source).collect();
-        assert_eq!(sources, [Some("172.17.0.0/16".parse().unwrap()), None]);
+        assert_eq!(sources_of(&firewall), ["172.17.0.0/16", "0.0.0.0/0"]);
         assert!(
             firewall.masquerades[0]
                 .removal()
-                .contains("-t nat -D POSTROUTING -s 172")
+                .contains("iptables -t nat -D POSTROUTING -s 172")
         );
+        let text = "-A POSTROUTING -s fd00::/64 -j MASQUERADE\n-A POSTROUTING -j MASQUERADE\n";
+        let firewall = Firewall::of_texts(&[("ip6tables", text)]);
+        assert_eq!(sources_of(&firewall), ["fd00::/64", "::/0"]);
+        let removal = firewall.masquerades[1].removal();
+        assert!(
+            removal.contains("ip6tables -t nat -D POSTROUTING"),
+            "{removal}"
+        );
+    }
+
+    fn sources_of(firewall: &Firewall) -> Vec<String> {
+        let sources = firewall.masquerades.iter().flat_map(|it| &it.sources);
+        sources.map(ToString::to_string).collect()
     }
 
     #[test]
@@ -177,14 +215,25 @@ mod tests {
                     \t\tip saddr 192.168.122.5 oifname \"eth0\" masquerade\n\
                     \t\tip saddr != 10.0.0.0/8 snat to 192.0.2.1\n\
                     \t\toifname \"eth0\" counter packets 0 bytes 0 xt target \"MASQUERADE\"\n\t}\n}\n\
-                    table inet firewalld {\n\tchain filter_FORWARD {\n\
+                    table ip6 nat {\n\tchain c {\n\t\tip6 saddr fd00::/64 masquerade\n\
+                    \t\tmasquerade\n\t}\n}\n\
+                    table inet firewalld {\n\tchain filter_FORWARD {\n\t\tmasquerade\n\
                     \t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n";
         let firewall = Firewall::of_texts(&[("nft", text)]);
         assert!(firewall.drops_forwarded);
         assert_eq!(firewall.managers, ["firewalld"]);
-        let sources: Vec<_> = firewall.masquerades.iter().map(|it| it.source).collect();
-        let one = Ipv4Net::from(Ipv4Addr::new(192, 168, 122, 5));
-        assert_eq!(sources, [Some(one), None, None]);
+        assert_eq!(
+            sources_of(&firewall),
+            [
+                "192.168.122.5/32",
+                "0.0.0.0/0",
+                "0.0.0.0/0",
+                "fd00::/64",
+                "::/0",
+                "0.0.0.0/0",
+                "::/0"
+            ]
+        );
         let accepting = "chain c {\ntype filter hook input priority 0; policy drop;\n}\n\
                          chain d {\ntype filter hook forward priority 0; policy accept;\n}\n";
         assert!(!Firewall::of_texts(&[("nft", accepting)]).drops_forwarded);

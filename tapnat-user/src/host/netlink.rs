@@ -15,7 +15,7 @@ use rtnetlink::{
     packet_core::ErrorMessage,
     packet_route::{
         AddressFamily,
-        address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         neighbour::NeighbourMessage,
         route::{
@@ -72,6 +72,8 @@ pub struct Address {
     pub permanent: bool,
     /// Not to be used yet, or never: somebody else may have it (RFC 4862 section 5.4).
     pub tentative: bool,
+    /// Gives way to another one: what begins does not begin from it (RFC 4862 section 5.5.4).
+    pub deprecated: bool,
 }
 
 /// A network device.
@@ -163,20 +165,24 @@ impl Link {
     }
 
     /// The IPv6 address that stands for the device in the world: valid everywhere, in use, not one
-    /// of those that change all the time (RFC 8981; the kernel calls them secondary), rather for good
-    /// than for as long as a router says, and rather of the world than of the site (RFC 4193).
+    /// of those that change all the time (RFC 8981; the kernel calls them secondary), rather one that
+    /// stays than one that gives way to another, rather of the world than of the site (RFC 4193), and
+    /// rather for good than for as long as a router says. Of those that are as good it is the first
+    /// that there was, and the kernel puts the last one first (`ipv6_link_dev_addr()` in
+    /// `net/ipv6/addrconf.c`).
     #[must_use]
     pub fn primary_ipv6(&self) -> Option<Ipv6Net> {
         let mut best = None;
-        for address in &self.addresses {
-            let IpNet::V6(net) = address.net else {
-                continue;
-            };
+        for (net, address) in self.ipv6() {
             if !address.global || address.secondary || address.tentative {
                 continue;
             }
-            let rank = (!net.addr().is_unique_local(), address.permanent);
-            if best.is_none_or(|(best, _)| rank > best) {
+            let rank = (
+                !address.deprecated,
+                !net.addr().is_unique_local(),
+                address.permanent,
+            );
+            if best.is_none_or(|(best, _)| rank >= best) {
                 best = Some((rank, net));
             }
         }
@@ -395,6 +401,15 @@ impl Netlink {
         let mut request = addresses.add(device.index, net.addr(), net.prefix_len());
         if net.addr().is_ipv6() {
             request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        if net.addr().is_ipv6() && net.prefix_len() == net.max_prefix_len() {
+            // Without a network it is for what others send. The host's own connections do not begin
+            // from it while it has another one (RFC 6724 section 5, rule 3).
+            let mut lifetimes = CacheInfo::default();
+            lifetimes.ifa_preferred = 0;
+            lifetimes.ifa_valid = u32::MAX;
+            let attributes = &mut request.message_mut().attributes;
+            attributes.push(AddressAttribute::CacheInfo(lifetimes));
         }
         request
             .execute()
@@ -615,6 +630,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
         secondary: flags.contains(AddressHeaderFlags::Secondary),
         permanent: flags.contains(AddressHeaderFlags::Permanent),
         tentative: flags.intersects(unusable) && !flags.contains(AddressHeaderFlags::Optimistic),
+        deprecated: flags.contains(AddressHeaderFlags::Deprecated),
     })
 }
 
