@@ -41,7 +41,7 @@ use crate::{
     config::{Config, Firewall},
     control::{self, Control, Request},
     datapath::{Datapath, FILTER_HANDLE, FILTER_PRIORITY, Hook, Pins, check_kernel, uses_tcx},
-    dhcp,
+    dhcp, dhcpv6,
     dns::Names,
     family::IpFamily,
     host::{
@@ -371,6 +371,7 @@ struct Daemon {
     answers: Option<Answers<Be32>>,
     nat_log: Option<NatLog>,
     dhcp: dhcp::Servers,
+    dhcpv6: dhcpv6::Servers,
     routers: Routers,
     names: Arc<Names>,
     scrapes: Option<Answering>,
@@ -461,6 +462,7 @@ impl Daemon {
                     answers: answers(config),
                     nat_log: prepared.nat_log,
                     dhcp: dhcp::Servers::default(),
+                    dhcpv6: dhcpv6::Servers::default(),
                     routers: Routers::default(),
                     names: Arc::default(),
                     scrapes: None,
@@ -634,6 +636,18 @@ impl Daemon {
                     link_local: link.link_local()?,
                     link_address: link.mac,
                     mtu: link.mtu,
+                    managed: self.config.dhcp && link.mac.is_some(),
+                })
+            })
+            .collect();
+        let mut managed: Vec<_> = routers
+            .iter()
+            .filter_map(|router| {
+                Some(dhcpv6::Served {
+                    name: router.name.clone(),
+                    index: router.index,
+                    address: router.address,
+                    link_address: router.link_address?,
                 })
             })
             .collect();
@@ -646,15 +660,16 @@ impl Daemon {
         let mut notes = names.settle(&gateways, &config.resolvers(), &config.deny);
         if !config.dhcp {
             hosts.clear();
+            managed.clear();
         }
         if !config.router_advertisements {
             routers.clear();
         }
         let domain = config.domain.as_deref();
         notes.extend(self.dhcp.settle(&hosts, domain, names).await);
+        notes.extend(self.dhcpv6.settle(&managed, domain, names).await);
         let advice = router::Advice {
             domain: config.domain.clone(),
-            managed: false,
             nat64: config.nat64.map(|nat64| nat64.net),
         };
         notes.extend(self.routers.settle(&routers, &advice, names).await);

@@ -1,6 +1,6 @@
 //! Gives guests their addresses (RFC 2131): the host's address on their device is their router, and
 //! each link address gets the same address again. Reading and writing of messages is `smoltcp`'s;
-//! leases are [`leases`]'; whom guests ask for names is [`crate::dns`]'s.
+//! leases are [`crate::leases`]'; whom guests ask for names is [`crate::dns`]'s.
 
 use std::{
     collections::HashMap,
@@ -20,13 +20,11 @@ use smoltcp::wire::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
-use self::leases::{LinkAddress, Pool};
 use crate::{
     dns::{Gateway, Names},
+    leases::{Guest, Pool},
     services::PerDevice,
 };
-
-mod leases;
 
 /// How long a guest may keep its address without asking again.
 const LEASE: Duration = Duration::from_hours(1);
@@ -67,7 +65,7 @@ impl Served {
 }
 
 /// Guests of several devices may share a network.
-type Pools = HashMap<Ipv4Net, Arc<Mutex<Pool>>>;
+type Pools = HashMap<Ipv4Net, Arc<Mutex<Pool<Ipv4Net>>>>;
 
 /// The servers of one instance, one for each device.
 #[derive(Debug, Default)]
@@ -147,7 +145,7 @@ fn explain(device: &str, error: io::Error) -> anyhow::Error {
 struct Server {
     socket: UdpSocket,
     device: Served,
-    pool: Arc<Mutex<Pool>>,
+    pool: Arc<Mutex<Pool<Ipv4Net>>>,
     domain: Option<String>,
     names: Arc<Names>,
 }
@@ -206,7 +204,7 @@ impl Server {
     fn answer(&self, message: &[u8], now: Instant) -> Option<Answer> {
         let packet = DhcpPacket::new_checked(message).ok()?;
         let asked = DhcpRepr::parse(&packet).ok()?;
-        let guest = LinkAddress(asked.client_hardware_address.0);
+        let guest = &Guest(asked.client_hardware_address.0.to_vec());
         let gateway = self.device.address.addr();
         let for_another = asked
             .server_identifier

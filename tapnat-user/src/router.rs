@@ -54,6 +54,8 @@ pub struct Served {
     pub link_address: Option<[u8; 6]>,
     /// Bytes.
     pub mtu: u32,
+    /// Whether a DHCP server gives addresses there, and tells the rest.
+    pub managed: bool,
 }
 
 impl Served {
@@ -72,8 +74,6 @@ impl Served {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Advice {
     pub domain: Option<String>,
-    /// Whether a DHCP server gives addresses, and tells the rest.
-    pub managed: bool,
     /// What stands for IPv4 addresses, where the host translates these.
     pub nat64: Option<Ipv6Net>,
 }
@@ -154,7 +154,7 @@ impl Voice {
             link_address: self.device.link_address,
             network: self.device.address,
             mtu: self.device.mtu,
-            managed: self.advice.managed,
+            managed: self.device.managed,
             resolvers: &resolvers,
             domain: self.advice.domain.as_deref(),
             nat64: self.advice.nat64,

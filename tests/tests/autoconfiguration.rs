@@ -3,8 +3,8 @@
 
 use std::{
     fs,
-    net::{Ipv6Addr, SocketAddrV6},
-    os::fd::AsRawFd as _,
+    net::{Ipv6Addr, SocketAddrV6, UdpSocket},
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
     thread,
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use tapnat_testbed::{
     Namespace,
     capture::{Capture, Captured, Options},
     packet::Ip,
+    process::Process,
     snapshot::Snapshot,
     topology::{GUEST_DEVICE, Guest, Inside, Tap, TapMaker, Topology, UPLINK},
     traffic::{self, FrameSender},
@@ -29,6 +30,7 @@ use tapnat_tests::{
     instance::{Instance, PATIENCE},
     world::World,
 };
+use tempfile::TempDir;
 
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_LINK: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
@@ -473,6 +475,141 @@ fn guests_are_told_when_it_is_over() -> Result<()> {
     let is_last = |it: &Advertisement| it.header.router_lifetime == 0;
     ensure!(!told.iter().any(is_last), "{told:?}");
     check_guest(&topology.guests[0])
+}
+
+/// What the DHCP client runs: it writes down what it was told.
+const CLIENT_SCRIPT: &str = "#!/bin/sh
+[ -z \"$new_dhcp6_name_servers$new_ip6_address\" ] || {
+    echo \"address=$new_ip6_address\"
+    echo \"resolvers=$new_dhcp6_name_servers\"
+    echo \"domains=$new_dhcp6_domain_search\"
+    echo end
+} >> TOLD
+exit 0
+";
+
+/// A guest's DHCP client (ISC's), with all that it writes.
+struct Client {
+    process: Process,
+    directory: TempDir,
+}
+
+impl Client {
+    fn start(guest: &Guest, options: &[&str]) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let script = CLIENT_SCRIPT.replace("TOLD", &path("told"));
+        fs::write(path("script"), script)?;
+        fs::set_permissions(path("script"), fs::Permissions::from_mode(0o755))?;
+        fs::write(path("leases"), "")?;
+
+        link_local(&guest.namespace, GUEST_DEVICE)?;
+        let command = guest.namespace.command("dhclient");
+        let process = command
+            .args(["-6", "-v", "-d", "-1", "-D", "LL"])
+            .args(["-sf", &path("script"), "-lf", &path("leases")])
+            .args(["-pf", &path("process")])
+            .args(options)
+            .arg(GUEST_DEVICE)
+            .spawn()?;
+        Ok(Self { process, directory })
+    }
+
+    /// What it was told, line by line.
+    fn told(&self, name: &str) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let told = fs::read_to_string(self.directory.path().join("told"));
+            let told = told.unwrap_or_default();
+            if told.contains("end") {
+                let line = told
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+                return Ok(line.with_context(|| told.clone())?.trim().to_owned());
+            }
+            let said = || self.process.stderr();
+            ensure!(start.elapsed() < PATIENCE, "told nothing: {}", said());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn guests_that_ask_get_addresses_that_stay_and_resolvers() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Bridge).ipv6().guests(2);
+    let topology = topology.build()?;
+    let capture = listen(&topology.guests[0])?;
+    let arguments = ["--dns", "2001:db8::53", "--domain", "lan.example"];
+    let mut world = World::start_in(topology, &arguments)?;
+    // The advertisement says that there is something to ask for.
+    let told = advertisement(&capture, |_| true)?;
+    ensure!(told.header.managed_address_config && told.header.other_config);
+
+    let information = Client::start(world.guest(0), &["-S"])?;
+    ensure!(information.told("resolvers")? == "2001:db8::53");
+    ensure!(information.told("domains")?.trim_end_matches('.') == "lan.example");
+    drop(information);
+    let mut given = Vec::new();
+    for guest in 0..2 {
+        let client = Client::start(world.guest(guest), &[])?;
+        let address: Ipv6Addr = client.told("address")?.parse()?;
+        ensure!(client.told("resolvers")? == "2001:db8::53");
+        ensure!(
+            address.segments()[..4] == [0xfd00, 0x7a70, 0, 0],
+            "{address}"
+        );
+        given.push(address);
+    }
+    ensure!(given[0] != given[1], "{given:?}");
+    // Also from one that remembers nothing.
+    world.restart(&arguments)?;
+    let again: Ipv6Addr = Client::start(world.guest(0), &[])?
+        .told("address")?
+        .parse()?;
+    ensure!(again == given[0], "{again} and {given:?}");
+    // It is of use.
+    let guest = &world.guest(0).namespace;
+    guest.ip(&format!("address add {again}/128 dev {GUEST_DEVICE} nodad"))?;
+    let (_, gateway) = world.guest(0).ipv6.context("there is IPv6")?;
+    let line = format!("ping -6 -c 1 -W 5 -I {again} {gateway}");
+    guest.exec(&line).map(drop)
+}
+
+#[test]
+fn in_a_network_of_another_size_guests_have_addresses_by_asking() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).ipv6().build()?;
+    let guest = &topology.guests[0];
+    guest.forget_ipv6()?;
+    let capture = listen(guest)?;
+    let instance = Instance::new(&topology.host);
+    let _process = instance.start(&["--inside", "veth0=fd00:7a70::1/120"])?;
+    let told = advertisement(&capture, |_| true)?;
+    // On the link, and nobody's choice.
+    ensure!(told.option(3)?[2..4] == [120, 0x80], "{told:?}");
+    let client = Client::start(guest, &[])?;
+    let address: Ipv6Addr = client.told("address")?.parse()?;
+    let network = Ipv6Addr::new(0xfd00, 0x7a70, 0, 0, 0, 0, 0, address.segments()[7] & 0xff);
+    ensure!(address == network, "{address}");
+    let shown = guest
+        .namespace
+        .ip(&format!("-6 address show dev {GUEST_DEVICE}"))?;
+    ensure!(!shown.contains("scope global"), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn another_dhcp_server_is_left_its_guests() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).ipv6().build()?;
+    let another = topology.host.run(|| Ok(UdpSocket::bind("[::]:547")?))?;
+    let world = World::start_in(topology, &[])?;
+    let start = Instant::now();
+    while !world.said().contains("another DHCPv6 server") {
+        ensure!(start.elapsed() < PATIENCE, "{}", world.said());
+        thread::sleep(Duration::from_millis(20));
+    }
+    ensure!(world.said().contains("--no-dhcp"), "{}", world.said());
+    drop(another);
+    Ok(())
 }
 
 /// Sockets that hear or speak ICMPv6 on a host.

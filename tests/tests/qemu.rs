@@ -7,8 +7,8 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
     capture::{Capture, Direction, Partial},
-    qemu::{Guest, Kernel, Machine, Model},
-    topology::{Topology, WORLD_ADDRESSES},
+    qemu::{Guest, Kernel, Machine, Model, find_program},
+    topology::{Topology, WORLD_ADDRESSES, WORLD_ADDRESSES6},
     traffic::{self, HttpServer},
 };
 use tapnat_tests::{
@@ -153,6 +153,62 @@ fn a_guest_needs_nothing_but_tapnat() -> Result<()> {
     let seen = guest.run_within(&format!("/bin/curl -sS --max-time 50 {url}"), PATIENCE)?;
     let seen: std::net::SocketAddr = seen.parse().with_context(|| seen.clone())?;
     ensure!(seen.ip() == OUTSIDE, "seen as {seen}");
+    Ok(())
+}
+
+/// What the client of DHCPv6 runs, in the guest.
+const CONFIGURE_IPV6: &str = "#!/bin/sh
+[ -z \"$new_dhcp6_name_servers\" ] ||
+    for address in $new_dhcp6_name_servers; do echo nameserver $address; done > /etc/resolv.conf
+exit 0
+";
+
+/// Its kernel hears who its router is and chooses its address; a client asks whom to ask for names.
+#[test]
+fn a_guest_with_ipv6_needs_nothing_but_tapnat() -> Result<()> {
+    let topology = Topology::builder().ipv6().guests(0).build()?;
+    topology.host.ip("link set lo up")?;
+    let _resolver = resolver::start(&topology.host, resolver::STUB)?;
+    let directory = tempfile::tempdir()?;
+    let resolvers = directory.path().join("resolv.conf");
+    resolver::write(&resolvers, &[resolver::STUB])?;
+    let script = directory.path().join("configure");
+    fs::write(&script, CONFIGURE_IPV6)?;
+
+    let mut instance = Instance::new(&topology.host);
+    instance.use_resolvers(&resolvers)?;
+    let inside = ["--inside", "tap0=fd00:7a70::1/64"];
+    let world = World::start_instance(topology, instance, &inside)?;
+    let machine = Machine::new(Kernel::installed()?)
+        .ipv6()
+        .program(find_program("dhclient")?)
+        .card_with_queues("tap0", Model::Virtio, 2)
+        .file(&script, "/configure");
+    let mut guest = machine.boot(&world.topology.host)?;
+    guest.run("chmod 755 /configure && mkdir -p /etc && ip link set eth0 up")?;
+    let until = |guest: &mut Guest, command: &str| {
+        let wait = format!("until {command}; do sleep 0.2; done");
+        guest.run_within(&wait, PATIENCE).map(drop)
+    };
+    until(
+        &mut guest,
+        "/bin/ip -6 address show dev eth0 scope global -tentative | grep -q fd00:7a70:",
+    )?;
+    until(&mut guest, "/bin/ip -6 route show default | grep -q fe80:")?;
+    let mtu = guest.run("cat /proc/sys/net/ipv6/conf/eth0/mtu")?;
+    ensure!(mtu.trim() == "1500", "{mtu}");
+    let said = guest.run("ping6 -c 3 -W 5 fd00:7a70::1")?;
+    ensure!(said.contains("3 packets received"), "{said}");
+    let client = "/bin/dhclient -6 -S -1 -sf /configure -lf /tmp/leases -pf /tmp/process eth0";
+    guest.run_within(client, PATIENCE)?;
+    until(&mut guest, "grep -q nameserver /etc/resolv.conf")?;
+    let told = guest.run("cat /etc/resolv.conf")?;
+    ensure!(told.trim() == "nameserver fd00:7a70::1", "{told}");
+    let said = guest.run_within("nslookup -type=a server.example", PATIENCE)?;
+    ensure!(said.contains("203.0.113.1"), "{said}");
+    let remote = WORLD_ADDRESSES6[0];
+    let said = guest.run(&format!("ping6 -c 3 -W 5 {remote}"))?;
+    ensure!(said.contains("3 packets received"), "{said}");
     Ok(())
 }
 

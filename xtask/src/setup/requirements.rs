@@ -219,6 +219,12 @@ pub const REQUIREMENTS: &[Requirement] = &[
     ),
     Requirement::package(
         Group::Test,
+        &["isc-dhcp-client"],
+        "dhclient",
+        "guests that ask for IPv6 addresses (no device of this machine is asked for)",
+    ),
+    Requirement::package(
+        Group::Test,
         &["stun-client"],
         "stun",
         "asks a STUN server how the NAT behaves",
