@@ -53,7 +53,7 @@ pub struct Passed {
 struct Traffic {
     ipv4: Halves<Be32>,
     ipv6: Halves<Be128>,
-    /// Their sums.
+    /// Their sums, by what guests have in the tables.
     guests: HashMap<IpAddr, Passed>,
 }
 
@@ -175,14 +175,23 @@ impl Said {
             .extend(tables.denied()?.into_iter().map(Into::into));
         self.untranslated
             .extend(tables.untranslated()?.into_iter().map(Into::into));
-        let (guests, _) = tables.guests()?;
-        self.guests.extend(
-            guests
-                .iter()
-                .map(|(address, guest)| GuestView::new(*address, guest)),
-        );
+        self.guests.extend(guests(tables)?);
         Ok(())
     }
+}
+
+/// The guests of a family, each by its own address.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn guests<A: IpFamily>(tables: &PinnedTables<A>) -> Result<Vec<GuestView>> {
+    let (guests, _) = tables.guests()?;
+    let guests = guests.iter().map(|(address, guest)| {
+        let behind = tables.behind_stand_in((*address).into());
+        GuestView::new(*address, guest).behind(behind)
+    });
+    Ok(guests.collect())
 }
 
 fn status_with(name: &InstanceName, tables: &BothTables, families: FamiliesView) -> Result<Status> {
@@ -265,13 +274,8 @@ impl Look {
         let guests = status.guests.iter().map(|guest| {
             let passed = |look: &Self| {
                 let traffic = look.traffic.as_ref()?;
-                Some(
-                    traffic
-                        .guests
-                        .get(&guest.address)
-                        .copied()
-                        .unwrap_or_default(),
-                )
+                let passed = traffic.guests.get(&guest.key());
+                Some(passed.copied().unwrap_or_default())
             };
             let rates = passed(earlier).zip(passed(self));
             GuestActivity {
@@ -314,8 +318,7 @@ impl Look {
         let guests = status.guests.iter().map(|guest| {
             let is_on = |it: &&DeviceView| it.has_in_network(guest.address);
             let traffic = self.traffic.as_ref();
-            let passed =
-                traffic.map(|it| it.guests.get(&guest.address).copied().unwrap_or_default());
+            let passed = traffic.map(|it| it.guests.get(&guest.key()).copied().unwrap_or_default());
             let both = |part: fn(Counter) -> u64| {
                 passed.map(|it| Directions {
                     outbound: part(it.outbound),
@@ -333,7 +336,7 @@ impl Look {
             }
         });
         let mut guests: Vec<_> = guests.collect();
-        guests.sort_unstable_by_key(|it| it.guest.address);
+        guests.sort_unstable_by_key(|it| (it.guest.address, it.guest.stand_in));
         guests
     }
 }
@@ -486,6 +489,7 @@ fn busiest_of<A: Part>(
             flow = is_shown(&key, &half, other.as_ref());
         }
         let Some(flow) = flow else { continue };
+        let flow = flow.of_guest(tables.guest_of(key.source));
         let (outbound, inbound) = (passed(&key), passed(&other_key));
         let [before, after] = [(outbound.0, inbound.0), (outbound.1, inbound.1)]
             .map(|(outbound, inbound)| Passed { outbound, inbound });
@@ -716,6 +720,7 @@ pub(crate) mod tests {
                 sessions,
                 ports: sessions,
                 refused,
+                stand_in: None,
             },
             rates: Some(rates(bits)),
         }
@@ -901,6 +906,7 @@ pub(crate) mod tests {
                 "sessions": 7,
                 "ports": 7,
                 "refused": 2,
+                "stand_in": null,
                 "device": "tap0",
                 "max_sessions": 100,
                 "max_ports": 50,

@@ -41,13 +41,16 @@ pub struct Filter {
 
 impl Filter {
     /// Whether the session of this half is meant as far as one half tells, so that the other need
-    /// not be read.
-    fn admits_half<A: IpFamily>(&self, key: &FlowKey<A>, half: &Session<A>) -> bool {
+    /// not be read. `guest_of` says whose an inside address is.
+    fn admits_half<A: IpFamily>(
+        &self,
+        key: &FlowKey<A>,
+        half: &Session<A>,
+        guest_of: impl Fn(A) -> IpAddr,
+    ) -> bool {
         let to_guest = half.flags & session_flags::TO_INSIDE != 0;
-        let contain = |nets: &[IpNet], address: A| {
-            let address: IpAddr = address.into();
-            nets.iter().any(|net| net.contains(&address))
-        };
+        let contain =
+            |nets: &[IpNet], address: IpAddr| nets.iter().any(|net| net.contains(&address));
         let port = |it: &RangeInclusive<u16>| {
             it.contains(&key.source_port.get())
                 || it.contains(&half.source_port.get())
@@ -55,10 +58,10 @@ impl Filter {
         };
         let protocol = key.arrival.protocol();
         (self.guests.is_empty()
-            || contain(&self.guests, key.source)
-            || to_guest && contain(&self.guests, half.destination))
+            || contain(&self.guests, guest_of(key.source))
+            || to_guest && contain(&self.guests, guest_of(half.destination)))
             && (self.protocols.is_empty() || self.protocols.contains(&protocol))
-            && (self.remotes.is_empty() || contain(&self.remotes, key.destination))
+            && (self.remotes.is_empty() || contain(&self.remotes, key.destination.into()))
             && (self.ports.is_empty() || self.ports.iter().any(port))
     }
 
@@ -97,11 +100,13 @@ fn for_each_of<A: IpFamily>(
     let mut walk = Walk::default();
     while !walk.is_over() {
         for (key, half) in tables.next_halves(&mut walk)? {
-            if key.arrival.device().is_none() || !filter.admits_half(key, half) {
+            let guest_of = |address| tables.guest_of(address);
+            if key.arrival.device().is_none() || !filter.admits_half(key, half, guest_of) {
                 continue;
             }
             let twin = tables.half(&half.twin_key(key))?;
-            if let Some(flow) = Flow::from_half(key, half, twin.as_ref(), &settings, now)
+            let flow = Flow::from_half(key, half, twin.as_ref(), &settings, now);
+            if let Some(flow) = flow.map(|flow| flow.of_guest(guest_of(key.source)))
                 && filter.admits(&flow)
                 && visit(flow)?.is_break()
             {
@@ -333,7 +338,7 @@ mod tests {
     #[test]
     fn a_filter_looks_at_every_endpoint_that_is_shown() {
         let (key, mut half) = half(protocol::TCP);
-        let admits = |filter: Filter, half: &Session| filter.admits_half(&key, half);
+        let admits = |filter: Filter, half: &Session| filter.admits_half(&key, half, Into::into);
         let guests = |text: &str| Filter {
             guests: net(text),
             ..Filter::default()
@@ -382,11 +387,29 @@ mod tests {
                 remotes: net(remotes),
                 ..Filter::default()
             };
-            filter.admits_half(&key, &Session::default())
+            filter.admits_half(&key, &Session::default(), Into::into)
         };
         assert!(admits("fd00:7a70::/64", "::/0"));
         assert!(!admits("fd00:7a71::/64", "::/0"));
         assert!(!admits("fd00:7a70::10/128", "0.0.0.0/0"));
+    }
+
+    #[test]
+    fn a_guest_is_not_known_by_its_stand_in() {
+        let (key, half) = half(protocol::TCP);
+        let guest: IpAddr = "fd00:7a70::10".parse().unwrap();
+        let admits = |text: &str| {
+            let filter = Filter {
+                guests: net(text),
+                ..Filter::default()
+            };
+            filter.admits_half(&key, &half, |address| {
+                assert_eq!(address, key.source);
+                guest
+            })
+        };
+        assert!(admits("fd00:7a70::/64"));
+        assert!(!admits("10.0.0.2/32"));
     }
 
     fn flow(guest: u8, state: &'static str, idle_seconds: u64, bytes: u64) -> Flow {

@@ -2,7 +2,7 @@
 //! Reads the pinned tables alone, as all that shows something does. How scrapers get it is
 //! [`scrapes`]'.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result};
 use prometheus::{
@@ -205,12 +205,14 @@ fn by_address(ports: &[PortsView], value: fn(&UsageView) -> u64) -> Vec<(Vec<Lab
         .collect()
 }
 
+/// Of one that has sessions with IPv4 by NAT64 and others with IPv6, both together.
 fn by_guest(status: &Status, value: fn(&GuestView) -> u32) -> Vec<(Vec<Label>, u64)> {
-    let guests = status.guests.iter();
-    guests
-        .map(|guest| {
-            let labels = vec![("guest", guest.address.to_string())];
-            (labels, value(guest).into())
-        })
+    let mut sums = BTreeMap::new();
+    for guest in &status.guests {
+        *sums.entry(guest.address).or_default() += u64::from(value(guest));
+    }
+    let label = |address: IpAddr| ("guest", address.to_string());
+    let sums = sums.into_iter();
+    sums.map(|(address, sum)| (vec![label(address)], sum))
         .collect()
 }

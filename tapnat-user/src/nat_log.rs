@@ -6,7 +6,7 @@
 pub mod history;
 mod sink;
 
-use std::{path::Path, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tapnat_common::{
     abi::{EndpointKey, mapping_flags, maps},
-    nat_log::{Record, events},
+    nat_log::{Record, events, mapped},
     net::Be128,
 };
 use tokio::time::{Instant, sleep_until};
@@ -32,6 +32,8 @@ use crate::{
 
 /// In systemd's journal, what `journalctl -t` asks for.
 pub const IDENTIFIER: &str = "tapnat-nat";
+/// Guests that are remembered by their stand-ins; with more it begins anew.
+const REMEMBERED: usize = 4096;
 /// How often the ring is read. It has room for what happens meanwhile.
 const PERIOD: Duration = Duration::from_millis(200);
 
@@ -106,6 +108,8 @@ pub struct NatLog {
     ring: RingBuf<MapData>,
     /// Empty where IPv6 is not translated.
     ipv6: PinnedTables<Be128>,
+    /// Whom addresses stand in for (NAT64): at a mapping's end the table may know it no more.
+    stand_ins: HashMap<IpAddr, IpAddr>,
     lost: PerCpuArray<MapData, u64>,
     known_lost: u64,
     sink: Sink,
@@ -136,6 +140,7 @@ impl NatLog {
             ring: open(maps::NAT_LOG)?.try_into()?,
             ipv6: PinnedTables::open_unfilled(directory)
                 .map_err(|reason| reason.explain(instance, directory))?,
+            stand_ins: HashMap::new(),
             lost: open(maps::NAT_LOG_LOST)?.try_into()?,
             known_lost: 0,
             sink: Sink::open(target)?,
@@ -199,20 +204,21 @@ impl NatLog {
         while let Some(bytes) = self.ring.next() {
             records.extend(Record::read(&bytes));
         }
-        let lines = records.iter().filter_map(|record| {
+        let mut lines = Vec::new();
+        for record in &records {
             let event = match record.event {
                 events::MAPPING_CREATED => Event::MappingCreated,
                 events::MAPPING_REMOVED => Event::MappingRemoved,
                 events::SESSION_CREATED => Event::SessionCreated,
                 events::SESSION_REMOVED => Event::SessionRemoved,
-                _ => return None,
+                _ => continue,
             };
             let time = Timestamp::UNIX_EPOCH + (offset + Duration::from_nanos(record.time));
             let mut line = self.of_endpoints(event, time, record.inside, record.outside);
             line.remote = (record.remote_is_told != 0).then(|| endpoint(record.remote));
-            Some(line)
-        });
-        Ok(lines.collect())
+            lines.push(line);
+        }
+        Ok(lines)
     }
 
     fn count_lost(&self) -> Result<u64> {
@@ -221,40 +227,48 @@ impl NatLog {
     }
 
     /// The mappings that there are.
-    fn add_present(&self, tables: &PinnedTables, lines: &mut Vec<Line>) -> Result<()> {
-        self.add_present_of(tables, lines)?;
-        self.add_present_of(&self.ipv6, lines)
+    fn add_present(&mut self, tables: &PinnedTables, lines: &mut Vec<Line>) -> Result<()> {
+        let time = Timestamp::now();
+        let four = present(tables)?;
+        let six = present(&self.ipv6)?;
+        for (inside, outside) in four.into_iter().chain(six) {
+            let line = self.of_endpoints(Event::MappingPresent, time, inside, outside);
+            lines.push(line);
+        }
+        Ok(())
     }
 
-    fn add_present_of<A: IpFamily>(
-        &self,
-        tables: &PinnedTables<A>,
-        lines: &mut Vec<Line>,
-    ) -> Result<()> {
-        let (time, now) = (Timestamp::now(), now());
-        tables.for_each_mapping(|outside, mapping| {
-            let stays = mapping.flags & mapping_flags::STATIC != 0;
-            if stays || now.is_before(mapping.expires_at) {
-                let event = Event::MappingPresent;
-                lines.push(self.of_endpoints(event, time, mapping.inside, *outside));
-            }
-            Ok(())
-        })
-    }
-
-    fn of_endpoints<A: IpFamily>(
-        &self,
+    fn of_endpoints(
+        &mut self,
         event: Event,
         time: Timestamp,
-        inside: EndpointKey<A>,
-        outside: EndpointKey<A>,
+        inside: EndpointKey<Be128>,
+        outside: EndpointKey<Be128>,
     ) -> Line {
+        let mut guest = endpoint(inside);
+        guest.address = self.guest_of(guest.address, event);
         Line {
             protocol: Some(protocol_label(outside.protocol).into_owned()),
-            inside: Some(endpoint(inside)),
+            inside: Some(guest),
             outside: Some(endpoint(outside)),
             ..self.line(event, time)
         }
+    }
+
+    /// Whose an inside address is, or was.
+    fn guest_of(&mut self, address: IpAddr, event: Event) -> IpAddr {
+        let is_over = matches!(event, Event::MappingRemoved | Event::SessionRemoved);
+        if is_over && let Some(guest) = self.stand_ins.get(&address) {
+            return *guest;
+        }
+        let Some(guest) = self.ipv6.behind_stand_in(address) else {
+            return address;
+        };
+        if self.stand_ins.len() >= REMEMBERED {
+            self.stand_ins.clear();
+        }
+        self.stand_ins.insert(address, guest);
+        guest
     }
 
     fn line(&self, event: Event, time: Timestamp) -> Line {
@@ -273,6 +287,22 @@ impl NatLog {
     }
 }
 
-fn endpoint<A: IpFamily>(key: EndpointKey<A>) -> Endpoint {
+/// The mappings of a family that there are: inside and outside.
+fn present<A: IpFamily>(
+    tables: &PinnedTables<A>,
+) -> Result<Vec<(EndpointKey<Be128>, EndpointKey<Be128>)>> {
+    let now = now();
+    let mut present = Vec::new();
+    tables.for_each_mapping(|outside, mapping| {
+        let stays = mapping.flags & mapping_flags::STATIC != 0;
+        if stays || now.is_before(mapping.expires_at) {
+            present.push((mapped(&mapping.inside), mapped(outside)));
+        }
+        Ok(())
+    })?;
+    Ok(present)
+}
+
+fn endpoint(key: EndpointKey<Be128>) -> Endpoint {
     Endpoint::new(key.address, key.port)
 }

@@ -24,6 +24,7 @@ use tapnat_common::{
         Nat64, Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, maps, role,
     },
     embed::Prefix,
+    nat::nat64::is_stand_in,
     net::{Be32, Be128},
     nptv6::PrefixPair,
     ports::{Class, PortSet, Reserved, SETS, set_index},
@@ -232,6 +233,23 @@ impl<A: IpFamily> PinnedTables<A> {
             Ok(())
         })?;
         Ok(stand_ins)
+    }
+
+    /// Whose an address inside is: a guest that reaches IPv4 by NAT64 has a stand-in in the tables of
+    /// IPv4. The address itself where nobody knows any more whom it stood in for.
+    pub fn guest_of(&self, address: impl Into<IpAddr>) -> IpAddr {
+        let address = address.into();
+        self.behind_stand_in(address).unwrap_or(address)
+    }
+
+    /// Whom an address stands in for. `None` for any other, and when the kernel refuses.
+    pub fn behind_stand_in(&self, address: IpAddr) -> Option<IpAddr> {
+        let IpAddr::V4(address) = address else {
+            return None;
+        };
+        let address = Be32::from(address);
+        let guest = is_stand_in(address).then(|| self.stand_ins.get(&address, 0).ok())??;
+        Some(guest.address.into())
     }
 
     /// Gives a stand-in back.

@@ -157,6 +157,13 @@ impl Flow {
             }),
         })
     }
+
+    /// The same session, of the guest with this address.
+    #[must_use]
+    pub fn of_guest(mut self, address: IpAddr) -> Self {
+        self.inside.address = address;
+        self
+    }
 }
 
 /// An endpoint-independent mapping.
@@ -194,6 +201,13 @@ impl MappingView {
             expires_in_seconds: (!stays)
                 .then(|| seconds_left(mapping.expires_at.since(now), STAMP_AFTER)),
         })
+    }
+
+    /// The same mapping, of the guest with this address.
+    #[must_use]
+    pub fn of_guest(mut self, address: IpAddr) -> Self {
+        self.inside.address = address;
+        self
     }
 }
 
@@ -529,6 +543,9 @@ pub struct GuestView {
     pub ports: u32,
     /// New sessions that a limit refused.
     pub refused: u32,
+    /// What stands for it in the tables of IPv4, where these are its sessions with IPv4 (NAT64), which
+    /// are counted apart from those with IPv6.
+    pub stand_in: Option<Ipv4Addr>,
 }
 
 impl GuestView {
@@ -538,10 +555,36 @@ impl GuestView {
         let link = link.map(|byte| format!("{byte:02x}")).join(":");
         Self {
             address: address.into(),
+            stand_in: None,
             link_address: (guest.link != 0).then_some(link),
             sessions: guest.sessions,
             ports: guest.ports,
             refused: guest.refused,
+        }
+    }
+
+    /// The same entry, of the guest with this address if its own stands in for it.
+    #[must_use]
+    pub fn behind(mut self, guest: Option<IpAddr>) -> Self {
+        if let (Some(guest), IpAddr::V4(address)) = (guest, self.address) {
+            self.stand_in = Some(address);
+            self.address = guest;
+        }
+        self
+    }
+
+    /// What it has in the tables.
+    #[must_use]
+    pub fn key(&self) -> IpAddr {
+        self.stand_in.map_or(self.address, Into::into)
+    }
+
+    /// The address, and by which of its ways to the world this is where it has two.
+    #[must_use]
+    pub fn title(&self) -> String {
+        match self.stand_in {
+            Some(_) => format!("{} (NAT64)", self.address),
+            None => self.address.to_string(),
         }
     }
 }

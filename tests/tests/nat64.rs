@@ -2,11 +2,14 @@
 //! the guest and the world would send them, and real connections.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use tapnat_testbed::{
     packet::{self, Parsed},
     qemu::{Kernel, Machine, Model},
@@ -433,5 +436,122 @@ fn mistakes_are_told_with_a_way_out() -> Result<()> {
         let said = output.stderr.replace('\n', " ");
         ensure!(said.contains(part), "{arguments:?}: {said}");
     }
+    Ok(())
+}
+
+#[test]
+fn the_nat_log_tells_of_the_guests_own_address() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let log = directory.path().join("nat.log").display().to_string();
+    let ends = [
+        "--udp-timeout",
+        "1s",
+        "--port-rest",
+        "1s",
+        "--sweep-interval",
+        "1s",
+    ];
+    let arguments = [&["--count", "--nat-log", &log][..], &ends].concat();
+    let (_world, wires) = wired(1, &arguments)?;
+    let remote = V4.remote(0, 53);
+    let inside = wires.inside(0, 40_000);
+    let address = inside.ip().to_string();
+    let written = |event: &str| -> Result<Value> {
+        let start = Instant::now();
+        loop {
+            let text = fs::read_to_string(&log)?;
+            let mut lines = text.lines().map(serde_json::from_str::<Value>);
+            if let Some(line) = lines.find(|it| it.as_ref().is_ok_and(|it| it["event"] == event)) {
+                return Ok(line?);
+            }
+            ensure!(start.elapsed() < PATIENCE, "no {event} in {text}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    open(&wires, 0, 40_000, remote)?;
+    for event in ["mapping-created", "mapping-removed"] {
+        let line = written(event)?;
+        ensure!(line["inside"]["address"] == address, "{line}");
+    }
+    Ok(())
+}
+
+/// Wherever the world's address is told, too.
+#[test]
+fn a_guest_is_shown_by_its_own_address() -> Result<()> {
+    let (world, wires) = wired(2, &["--count"])?;
+    let remote = V4.remote(0, 53);
+    let inside = wires.inside(0, 40_000);
+    let address = inside.ip().to_string();
+    open(&wires, 0, 40_000, remote)?;
+    open(&wires, 1, 40_000, remote)?;
+    let expected = json!({"address": address, "port": 40_000});
+    let flows = world.instance.ask_json("flows")?;
+    let list = flows.as_array().context("an array")?;
+    ensure!(list.len() == 2, "{flows}");
+    let is_shown = |flow: &Value| flow["inside"] == expected && flow["outside"]["port"] == 40_000;
+    ensure!(list.iter().any(is_shown), "{flows}");
+    let mappings = world.instance.ask_json("mappings")?;
+    let list = mappings.as_array().context("an array")?;
+    ensure!(list.iter().any(|it| it["inside"] == expected), "{mappings}");
+    let chosen = world
+        .instance
+        .ask("flows", &["--guest", &address, "--json"])?;
+    let chosen: Value = serde_json::from_str(&chosen)?;
+    ensure!(
+        chosen.as_array().is_some_and(|it| it.len() == 1),
+        "{chosen}"
+    );
+    let sums = world.instance.ask("flows", &["--by", "guest"])?;
+    ensure!(sums.contains(&address), "{sums}");
+
+    let guests = world.instance.ask_json("guests")?;
+    let of = |list: &Value| {
+        let found = list.as_array()?.iter().find(|it| it["address"] == address);
+        found.cloned()
+    };
+    let guest = of(&guests).with_context(|| guests.to_string())?;
+    ensure!(
+        guest["device"] == "veth0" && guest["sessions"] == 1 && guest["bytes"]["outbound"] != 0,
+        "{guest}"
+    );
+    ensure!(
+        guest["stand_in"]
+            .as_str()
+            .is_some_and(|it| it.starts_with("0.")),
+        "{guest}"
+    );
+    let text = world.instance.ask("guests", &[])?;
+    ensure!(text.contains(&format!("{address} (NAT64)")), "{text}");
+    for (command, options) in [
+        ("top", &["--interval", "1"][..]),
+        ("map", &[]),
+        ("status", &[]),
+    ] {
+        let shown = world
+            .instance
+            .ask(command, &[options, &["--json"]].concat())?;
+        let shown: Value = serde_json::from_str(&shown)?;
+        ensure!(of(&shown["guests"]).is_some(), "{command}: {shown}");
+    }
+    // It has another way to the world, which is counted apart.
+    let six = packet::udp(inside, V6.remote(0, 53)).payload(b"six to six");
+    wires.out(0, &six)?;
+    let guests = world.instance.ask_json("guests")?;
+    let entries = guests.as_array().context("an array")?;
+    let entries: Vec<_> = entries
+        .iter()
+        .filter(|it| it["address"] == address)
+        .collect();
+    ensure!(
+        entries.len() == 2 && entries.iter().any(|it| it["stand_in"].is_null()),
+        "{guests}"
+    );
+    let metrics = world.instance.ask("metrics", &[])?;
+    let lines: Vec<_> = metrics
+        .lines()
+        .filter(|line| line.starts_with("tapnat_guest_sessions{") && line.contains(&address))
+        .collect();
+    ensure!(lines.len() == 1 && lines[0].ends_with(" 2"), "{lines:?}");
     Ok(())
 }

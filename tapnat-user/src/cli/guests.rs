@@ -48,7 +48,7 @@ fn cells(it: &GuestDetail) -> Vec<String> {
     let guest = &it.guest;
     let limit = |most: Option<u32>| most.map_or_else(|| "-".to_owned(), |most| most.to_string());
     vec![
-        guest.address.to_string(),
+        guest.title(),
         known(&it.device),
         known(&guest.link_address),
         guest.sessions.to_string(),

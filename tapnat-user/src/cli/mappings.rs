@@ -40,7 +40,10 @@ fn print<A: IpFamily>(tables: &PinnedTables<A>, list: &mut List) -> Result<()> {
     let now = now();
     tables.for_each_mapping(
         |outside, mapping| match MappingView::new(outside, mapping, now) {
-            Some(view) => list.entry(&view, cells),
+            Some(view) => {
+                let guest = tables.guest_of(mapping.inside.address);
+                list.entry(&view.of_guest(guest), cells)
+            }
             None => Ok(()),
         },
     )

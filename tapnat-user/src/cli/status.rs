@@ -138,7 +138,9 @@ fn describe(status: &Status) -> Result<String> {
         writeln!(
             text,
             "guest {}: {} sessions, {} refused",
-            guest.address, guest.sessions, guest.refused
+            guest.title(),
+            guest.sessions,
+            guest.refused
         )?;
     }
     writeln!(text, "packets{scope}:")?;

@@ -152,17 +152,9 @@ impl Arguments {
 
     /// Who can be meant: guests of both families, or of the one of the packet.
     fn guests(&self, tables: &BothTables) -> Result<Vec<GuestView>> {
-        let (ipv4, _) = tables.ipv4.guests()?;
-        let mut guests: Vec<_> = ipv4
-            .iter()
-            .map(|(address, guest)| GuestView::new(*address, guest))
-            .collect();
+        let mut guests = activity::guests(&tables.ipv4)?;
         if let Some(tables) = &tables.ipv6 {
-            let (ipv6, _) = tables.guests()?;
-            guests.extend(
-                ipv6.iter()
-                    .map(|(address, guest)| GuestView::new(*address, guest)),
-            );
+            guests.extend(activity::guests(tables)?);
         }
         if let Some((to, _)) = self.to {
             guests.retain(|guest| guest.address.is_ipv4() == to.is_ipv4());
