@@ -213,6 +213,7 @@ fn status_with(name: &InstanceName, tables: &BothTables, families: FamiliesView)
         devices: devices(name, tables)?,
         denied: said.denied,
         untranslated: said.untranslated,
+        prefixes: tables.prefix_pairs()?,
         families,
         guests: said.guests,
         counters: tables.ipv4.counters()?,

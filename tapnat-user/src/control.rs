@@ -222,7 +222,7 @@ async fn perform_alone(
 ) -> Result<Vec<String>> {
     let pins = Pins::find(instance)?;
     let remover = pins.remover()?;
-    let BothTables { ipv4, ipv6 } = &mut tables;
+    let BothTables { ipv4, ipv6, .. } = &mut tables;
     let mut notes = perform(ipv4, ipv6.as_mut(), &remover, request)?;
     let claims = journal.claims().iter();
     let uplinks = claims.filter(|claim| claim.role == Role::Uplink);

@@ -334,7 +334,7 @@ fn inside_networks(
     tables: Option<&BothTables>,
     config: Option<&Config>,
 ) -> Result<Vec<InsideNetwork>> {
-    if let Some(BothTables { ipv4, ipv6 }) = tables {
+    if let Some(BothTables { ipv4, ipv6, .. }) = tables {
         let mut networks = inside_networks_in(ipv4, links)?;
         if let Some(ipv6) = ipv6 {
             networks.extend(inside_networks_in(ipv6, links)?);

@@ -116,6 +116,20 @@ impl PrefixTables {
         })
     }
 
+    /// The pairs that are translated.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn pairs(&self) -> Result<Vec<PrefixPair>> {
+        let pairs: Vec<_> = self
+            .pairs
+            .iter()
+            .collect::<Result<_, _>>()
+            .context("cannot read the pairs of prefixes")?;
+        Ok(pairs.into_iter().filter(|pair| pair.is_set()).collect())
+    }
+
     /// Makes these the pairs that are translated, [`MAX_PREFIX_PAIRS`] at most.
     ///
     /// # Errors
@@ -221,6 +235,17 @@ impl<A: IpFamily> PinnedTables<A> {
         self.nat64.set(0, nat64, 0).context(cannot)
     }
 
+    /// The prefix of NAT64, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn nat64(&self) -> Result<Option<Prefix>> {
+        let nat64 = self.nat64.get(&0, 0);
+        let prefix = nat64.context("cannot read the prefix of NAT64")?.prefix;
+        Ok(Some(prefix).filter(|prefix| prefix.is_set()))
+    }
+
     /// Who has which stand-in.
     ///
     /// # Errors
@@ -237,12 +262,14 @@ impl<A: IpFamily> PinnedTables<A> {
 
     /// Whose an address inside is: a guest that reaches IPv4 by NAT64 has a stand-in in the tables of
     /// IPv4. The address itself where nobody knows any more whom it stood in for.
+    #[must_use]
     pub fn guest_of(&self, address: impl Into<IpAddr>) -> IpAddr {
         let address = address.into();
         self.behind_stand_in(address).unwrap_or(address)
     }
 
     /// Whom an address stands in for. `None` for any other, and when the kernel refuses.
+    #[must_use]
     pub fn behind_stand_in(&self, address: IpAddr) -> Option<IpAddr> {
         let IpAddr::V4(address) = address else {
             return None;

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use tapnat_common::{
     abi::{
@@ -22,6 +22,7 @@ use tapnat_common::{
         session::{Half, last_kept, state, timeout},
     },
     net::{Address as _, Be16, Be32, Be128, protocol},
+    nptv6::PrefixPair,
     time::{Instant, Ticks},
     verdict::{Outcome, Reason},
 };
@@ -320,6 +321,8 @@ pub struct Status {
     /// Sessions that one guest may begin in a second; null for no limit.
     pub guest_new_sessions: Option<u32>,
     pub policy: PolicyView,
+    /// Prefixes of IPv6 that are translated into each other, without sessions.
+    pub prefixes: Vec<PrefixPairView>,
     /// Of both families together.
     pub tables: TablesView,
     pub families: FamiliesView,
@@ -352,6 +355,23 @@ pub struct PolicyView {
     pub roaming: bool,
     /// What the host's firewall has to do with their packets: `bypass` or `ask`.
     pub firewall: &'static str,
+}
+
+/// Two prefixes that are translated into each other (RFC 6296).
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub struct PrefixPairView {
+    /// Of guests.
+    pub internal: Ipv6Net,
+    /// By which the world knows them.
+    pub external: Ipv6Net,
+}
+
+fn pair(pair: PrefixPair) -> Option<PrefixPairView> {
+    let net = |(address, length): (Be128, u8)| Ipv6Net::new(address.into(), length).ok();
+    Some(PrefixPairView {
+        internal: net(pair.internal())?,
+        external: net(pair.external())?,
+    })
 }
 
 /// [`DeviceView::role`].
@@ -622,6 +642,7 @@ pub struct StatusSource {
     pub devices: Vec<DeviceView>,
     pub denied: Vec<IpNet>,
     pub untranslated: Vec<IpNet>,
+    pub prefixes: Vec<PrefixPair>,
     pub families: FamiliesView,
     pub guests: Vec<GuestView>,
     pub counters: Vec<(Reason, Counter)>,
@@ -682,6 +703,7 @@ impl From<StatusSource> for Status {
                     "ask"
                 },
             },
+            prefixes: source.prefixes.into_iter().filter_map(pair).collect(),
             tables: source.families.sum(),
             families: source.families,
             guests: source.guests,
@@ -776,6 +798,7 @@ mod tests {
     use tapnat_common::abi::{ABI_VERSION, Arrival, NextHop, Timeouts, tcp_state};
 
     use super::*;
+    use crate::config::parse_prefix_pair;
 
     const TAP: u32 = 7;
 
@@ -977,6 +1000,7 @@ mod tests {
             )],
             denied: Vec::new(),
             untranslated: Vec::new(),
+            prefixes: vec![parse_prefix_pair("fd00:1::/48=2001:db8:1::/48").unwrap()],
             families: FamiliesView {
                 ipv4: tables,
                 ipv6: Some(tables),
@@ -1019,6 +1043,10 @@ mod tests {
             json!({"tcp": "address-dependent", "udp": "endpoint-independent"})
         );
         assert_eq!(json["mapping"]["udp"], "address-and-port-dependent");
+        assert_eq!(
+            json["prefixes"],
+            json!([{"internal": "fd00:1::/48", "external": "2001:db8:1::/48"}])
+        );
         assert_eq!(json["counted"], json!(false));
         assert_eq!(json["guest_new_sessions"], json!(null));
         assert_eq!(

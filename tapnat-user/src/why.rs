@@ -15,8 +15,9 @@ use etherparse::PacketBuilder;
 use serde::Serialize;
 use tapnat_common::{
     abi::{Device, role},
-    nat::Route,
-    net::protocol,
+    nat::{Route, prefixes},
+    net::{Be32, Be128, protocol},
+    nptv6::PrefixPair,
     parse::Packet,
     pipeline::{self, Quick},
     verdict::{Next, Outcome, Plan, Reason},
@@ -72,22 +73,24 @@ impl Answer {
     }
 }
 
-/// Decides about a packet as the datapath would now. `devices` are those of the tables.
+/// Decides about a packet as the datapath would now. `devices` are those of the tables, and `pairs`
+/// the prefixes that are translated.
 ///
 /// # Errors
 ///
 /// When the tables cannot be read.
-pub fn rehearse<A: IpFamily>(
+pub fn rehearse<A: Rehearsed>(
     question: &Question<A>,
     tables: &PinnedTables<A>,
     devices: &[(u32, Device<A>)],
+    pairs: &[PrefixPair],
 ) -> Result<Answer> {
     let packet = build(question)?;
     let is_inside = devices
         .iter()
         .any(|(index, device)| *index == question.device && device.role == role::INSIDE);
     let device = NonZeroU32::new(question.device).filter(|_| is_inside);
-    let rehearsal = Rehearsal::new(tables, devices, question.route)?;
+    let rehearsal = Rehearsal::new(tables, devices, pairs, question.route)?;
     let mut frame = Bytes::new(packet.clone());
     let reason = decide(&mut frame, device, &rehearsal);
     rehearsal.check()?;
@@ -107,19 +110,60 @@ pub fn rehearse<A: IpFamily>(
     })
 }
 
+/// A family with what only it has in front of its other stages.
+pub trait Rehearsed: IpFamily {
+    /// The translation of prefixes, if it is that packet's.
+    fn prefix(
+        frame: &mut Bytes,
+        device: Option<NonZeroU32>,
+        tables: &Rehearsal<'_, Self>,
+        packet: &mut Packet<Self>,
+        plan: &mut Plan<Self>,
+    ) -> Option<Next>;
+}
+
+impl Rehearsed for Be32 {
+    fn prefix(
+        _: &mut Bytes,
+        _: Option<NonZeroU32>,
+        _: &Rehearsal<'_, Self>,
+        _: &mut Packet<Self>,
+        _: &mut Plan<Self>,
+    ) -> Option<Next> {
+        None
+    }
+}
+
+impl Rehearsed for Be128 {
+    fn prefix(
+        frame: &mut Bytes,
+        device: Option<NonZeroU32>,
+        tables: &Rehearsal<'_, Self>,
+        packet: &mut Packet<Self>,
+        plan: &mut Plan<Self>,
+    ) -> Option<Next> {
+        prefixes::concern(frame, device, tables)
+            .then(|| pipeline::prefix(frame, device, tables, packet, plan))
+    }
+}
+
 /// The stages of the datapath, in its order.
-fn decide<A: IpFamily>(
+fn decide<A: Rehearsed>(
     frame: &mut Bytes,
     device: Option<NonZeroU32>,
     tables: &Rehearsal<'_, A>,
 ) -> Reason {
     let mut packet = Packet::default();
     let mut plan = Plan::default();
-    let mut next = match pipeline::established(frame, device, tables, &mut packet) {
-        Quick::Onward(..) => return Reason::Translated,
-        Quick::Broken => return Reason::RewriteFailed,
-        Quick::New => pipeline::begin(frame, &mut packet, &mut plan),
-        Quick::Not => pipeline::exceptional(frame, device, tables, &mut packet, &mut plan),
+    let prefix = A::prefix(frame, device, tables, &mut packet, &mut plan);
+    let mut next = match prefix {
+        Some(next) => next,
+        None => match pipeline::established(frame, device, tables, &mut packet) {
+            Quick::Onward(..) => return Reason::Translated,
+            Quick::Broken => return Reason::RewriteFailed,
+            Quick::New => pipeline::begin(frame, &mut packet, &mut plan),
+            Quick::Not => pipeline::exceptional(frame, device, tables, &mut packet, &mut plan),
+        },
     };
     loop {
         next = match next {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use etherparse::IpNumber;
+use serde_json::{Value, json};
 use tapnat_testbed::{
     capture::Captured,
     packet::{self, Builder},
@@ -456,5 +457,45 @@ fn prefixes_that_cannot_be_translated_are_refused() -> Result<()> {
         ensure!(!output.status.success(), "{prefixes} is taken");
         ensure!(text.contains(said), "{prefixes}: {text}");
     }
+    Ok(())
+}
+
+#[test]
+fn pairs_are_shown_and_why_knows_them() -> Result<()> {
+    let (world, wires) = world(1, &[])?;
+    let status = world.instance.ask_json("status")?;
+    let expected = json!([{"internal": "fd00:7a70::/48", "external": "2001:db8:f::/48"}]);
+    ensure!(status["prefixes"] == expected, "{status}");
+    let text = world.instance.ask("status", &[])?;
+    let line = "prefix: fd00:7a70::/48 is 2001:db8:f::/48 outside, without sessions";
+    ensure!(text.contains(line), "{text}");
+
+    let why = |arguments: &[&str]| -> Result<Value> {
+        let more = ["--proto", "udp", "--json"];
+        let said = world.instance.ask("why", &[arguments, &more].concat())?;
+        Ok(serde_json::from_str::<Value>(&said)?["packet"].clone())
+    };
+    let (inside, remote) = (wires.inside(0, 40_000), V6.remote(0, 53));
+    let known = outside_endpoint(inside);
+    let shown = |end: SocketAddr| json!({"address": end.ip(), "port": end.port()});
+    let (guest, server) = (inside.ip().to_string(), remote.to_string());
+    let out = why(&["--guest", &guest, "--to", &server])?;
+    ensure!(
+        out["reason"] == "prefix-translated"
+            && out["after"]["source"] == shown(known)
+            && out["after"]["destination"] == shown(remote),
+        "{out}"
+    );
+    // As it says, so it is.
+    wires.guests[0].send(&packet::udp(inside, remote))?;
+    check(
+        &wires.world.receive_captured()?,
+        &packet::udp(known, remote).ttl(63),
+    )?;
+    let back = why(&["--from", &server, "--to", &known.to_string()])?;
+    ensure!(
+        back["reason"] == "prefix-translated" && back["after"]["destination"] == shown(inside),
+        "{back}"
+    );
     Ok(())
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Shown, print};
 use crate::{
     activity,
-    view::{PolicyView, Status, TablesView, UsageView},
+    view::{PolicyView, PrefixPairView, Status, TablesView, UsageView},
 };
 
 /// At most so many guests are shown to people: those that were refused the most.
@@ -53,6 +53,17 @@ fn describe_policy(policy: &PolicyView, text: &mut String) -> Result<()> {
         .collect();
     if !untranslated.is_empty() {
         writeln!(text, "not translated: to {}", untranslated.join(", "))?;
+    }
+    Ok(())
+}
+
+fn describe_prefixes(pairs: &[PrefixPairView], text: &mut String) -> Result<()> {
+    for pair in pairs {
+        writeln!(
+            text,
+            "prefix: {} is {} outside, without sessions",
+            pair.internal, pair.external
+        )?;
     }
     Ok(())
 }
@@ -111,6 +122,7 @@ fn describe(status: &Status) -> Result<String> {
         timeouts.other
     )?;
     describe_policy(&status.policy, &mut text)?;
+    describe_prefixes(&status.prefixes, &mut text)?;
     let one_of = |it: UsageView| format!("{} of {}", it.used, it.capacity);
     let families = status.families;
     let parts = |it: TablesView| {

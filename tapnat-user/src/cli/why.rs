@@ -12,7 +12,7 @@ use serde::Serialize;
 use tapnat_common::{
     abi::{Device, role},
     nat::{Fate, Route},
-    net::protocol,
+    net::{Be128, protocol},
     verdict::{Outcome, Reason},
 };
 
@@ -24,7 +24,7 @@ use crate::{
     host::netlink::Netlink,
     tables::{BothTables, PinnedTables},
     view::{DeviceView, GuestView, ReasonView, SCHEMA, protocol_number},
-    why::{ANY_PORT, Answer, Question, device_of, rehearse},
+    why::{ANY_PORT, Answer, Question, Rehearsed, device_of, rehearse},
 };
 
 /// Ends with this when the packet does not get through.
@@ -125,7 +125,10 @@ impl Arguments {
             (Some(to), _) if to.0.is_ipv4() => {
                 Some(self.packet(guest, to, &tables.ipv4, &tables).await?)
             }
-            (Some(to), Some(ipv6)) => Some(self.packet(guest, to, ipv6, &tables).await?),
+            (Some(to), Some(ipv6)) => {
+                check_not_nat64(to.0, ipv6)?;
+                Some(self.packet(guest, to, ipv6, &tables).await?)
+            }
             (Some((to, _)), None) => bail!(
                 "'{to}' is of IPv6, which the instance does not translate: give a device a network \
                  of it (`--inside {INSIDE}`)"
@@ -196,7 +199,7 @@ impl Arguments {
     }
 
     /// What would become of the packet, by the tables of its family.
-    async fn packet<A: IpFamily>(
+    async fn packet<A: Rehearsed>(
         &self,
         guest: Option<IpAddr>,
         to: End,
@@ -205,7 +208,7 @@ impl Arguments {
     ) -> Result<Answer> {
         let devices = tables.devices()?;
         let question = self.question(guest, to, both, &devices).await?;
-        rehearse(&question, tables, &devices)
+        rehearse(&question, tables, &devices, &both.prefix_pairs()?)
     }
 
     async fn question<A: IpFamily>(
@@ -267,6 +270,20 @@ impl Arguments {
             route,
         })
     }
+}
+
+/// What goes to IPv4 is decided about by the tables of IPv4, of a packet that is not there yet.
+fn check_not_nat64(to: IpAddr, tables: &PinnedTables<Be128>) -> Result<()> {
+    let (Some(prefix), Some(to)) = (tables.nat64()?, Be128::from_ip(to)) else {
+        return Ok(());
+    };
+    ensure!(
+        !prefix.contains(to),
+        "{} stands for an address of IPv4 (NAT64), and what becomes of such packets is not known \
+         beforehand: send one, and look at it with `tapnat trace`",
+        IpAddr::from(to)
+    );
+    Ok(())
 }
 
 /// Where the kernel sends packets from this inside device.

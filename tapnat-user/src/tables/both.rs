@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use tapnat_common::net::Be128;
+use anyhow::Result;
+use tapnat_common::{net::Be128, nptv6::PrefixPair};
 
-use super::{PinnedTables, Unusable};
+use super::{PinnedTables, PrefixTables, Unusable};
 
 /// The tables of an instance.
 pub struct BothTables {
     pub ipv4: PinnedTables,
     /// Absent where IPv6 is not translated.
     pub ipv6: Option<PinnedTables<Be128>>,
+    prefixes: Option<PrefixTables>,
 }
 
 impl BothTables {
@@ -25,9 +27,21 @@ impl BothTables {
             Err(Unusable::Unfinished) => None,
             Err(reason) => return Err(reason),
         };
+        let prefixes = ipv6.is_some().then(|| PrefixTables::open(directory));
         Ok(Self {
             ipv4: PinnedTables::open(directory)?,
             ipv6,
+            prefixes: prefixes.transpose()?,
         })
+    }
+
+    /// The pairs of prefixes that are translated into each other.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn prefix_pairs(&self) -> Result<Vec<PrefixPair>> {
+        let tables = self.prefixes.as_ref();
+        tables.map_or_else(|| Ok(Vec::new()), PrefixTables::pairs)
     }
 }

@@ -18,11 +18,13 @@ use tapnat_common::{
     },
     nat::{Fate, Insert, Route, Tables},
     net::{Be32, protocol},
+    nptv6::PrefixPair,
     parse::Packet,
     ports::{CLASSES, Class, PortSet, Reserved},
     time::Instant,
 };
 
+use super::device_of;
 use crate::{
     daemon::now,
     family::IpFamily,
@@ -96,6 +98,7 @@ pub struct Rehearsal<'a, A: IpFamily> {
     tables: &'a PinnedTables<A>,
     settings: Settings<A>,
     devices: &'a [(u32, Device<A>)],
+    pairs: &'a [PrefixPair],
     reserved: Vec<Reserved>,
     denied: Vec<A::Net>,
     untranslated: Vec<A::Net>,
@@ -119,6 +122,7 @@ impl<'a, A: IpFamily> Rehearsal<'a, A> {
     pub fn new(
         tables: &'a PinnedTables<A>,
         devices: &'a [(u32, Device<A>)],
+        pairs: &'a [PrefixPair],
         route: Route,
     ) -> Result<Self> {
         let mut reserved = Vec::new();
@@ -135,6 +139,7 @@ impl<'a, A: IpFamily> Rehearsal<'a, A> {
             tables,
             settings: tables.settings()?,
             devices,
+            pairs,
             reserved,
             denied: tables.denied()?,
             untranslated: tables.untranslated()?,
@@ -350,6 +355,15 @@ impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
 
     fn reserved(&self, class: u32) -> Option<&Reserved> {
         self.reserved.get(class as usize)
+    }
+
+    fn prefix_pair(&self, place: u32) -> Option<&PrefixPair> {
+        self.pairs.get(place as usize)
+    }
+
+    fn inside_device(&self, address: A) -> Option<u32> {
+        let is_known = !self.pairs.is_empty();
+        is_known.then(|| device_of(address, self.devices)).flatten()
     }
 
     fn route_from(&self, _: NonZeroU32, _: &Packet<A>) -> Route {
