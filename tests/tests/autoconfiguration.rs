@@ -23,7 +23,7 @@ use tapnat_testbed::{
     packet::Ip,
     process::Process,
     snapshot::Snapshot,
-    topology::{GUEST_DEVICE, Guest, Inside, Tap, TapMaker, Topology, UPLINK},
+    topology::{GUEST_DEVICE, Guest, Inside, Tap, TapMaker, Topology, UPLINK, WORLD_ADDRESSES6},
     traffic::{self, FrameSender},
 };
 use tapnat_tests::{
@@ -582,18 +582,33 @@ fn in_a_network_of_another_size_guests_have_addresses_by_asking() -> Result<()> 
     guest.forget_ipv6()?;
     let capture = listen(guest)?;
     let instance = Instance::new(&topology.host);
-    let _process = instance.start(&["--inside", "veth0=fd00:7a70::1/120"])?;
+    let _process = instance.start(&["--inside", "veth0=fd00:7a70::1/126"])?;
     let told = advertisement(&capture, |_| true)?;
     // On the link, and nobody's choice.
-    ensure!(told.option(3)?[2..4] == [120, 0x80], "{told:?}");
+    ensure!(told.option(3)?[2..4] == [126, 0x80], "{told:?}");
     let client = Client::start(guest, &[])?;
     let address: Ipv6Addr = client.told("address")?.parse()?;
-    let network = Ipv6Addr::new(0xfd00, 0x7a70, 0, 0, 0, 0, 0, address.segments()[7] & 0xff);
-    ensure!(address == network, "{address}");
+    let of_guests = ["fd00:7a70::2", "fd00:7a70::3"].map(|it| it.parse().ok());
+    ensure!(of_guests.contains(&Some(address)), "{address}");
     let shown = guest
         .namespace
         .ip(&format!("-6 address show dev {GUEST_DEVICE}"))?;
     ensure!(!shown.contains("scope global"), "{shown}");
+    // It is of use, and there are no more than these.
+    let remote = WORLD_ADDRESSES6[0];
+    for (address, answers) in [(address, true), ("fd00:7a70::7".parse()?, false)] {
+        let namespace = &guest.namespace;
+        namespace.ip(&format!(
+            "address add {address}/128 dev {GUEST_DEVICE} nodad"
+        ))?;
+        let ping = traffic::ping(namespace, remote.into(), 1, &["-I", &address.to_string()])?;
+        ensure!(
+            (ping.received == 1) == answers,
+            "{address}: {}",
+            ping.output
+        );
+    }
+    ensure!(instance.count("spoofed-source")? > 0);
     Ok(())
 }
 
