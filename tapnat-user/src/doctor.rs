@@ -396,6 +396,23 @@ fn name_of(links: &[Link], index: u32) -> String {
         .map_or_else(|| format!("#{index}"), |link| link.name.clone())
 }
 
+/// How to let in what guests ask the host for.
+fn let_in(firewall: &Firewall, device: &str) -> String {
+    if firewall.managers.contains(&"ufw") {
+        format!(
+            "ufw allow in on {device} proto udp to any port 53,67; ufw allow in on {device} proto tcp \
+             to any port 53"
+        )
+    } else if firewall.managers.contains(&"firewalld") {
+        format!("firewall-cmd --zone=trusted --change-interface={device}")
+    } else {
+        format!(
+            "a rule before the others of INPUT: iptables -I INPUT -i {device} -p udp -m multiport \
+             --dports 53,67 -j ACCEPT, and the same for tcp port 53"
+        )
+    }
+}
+
 /// `asks`: whether the firewall decides about guests' packets.
 fn judge_firewall(firewall: &Firewall, networks: &[InsideNetwork], asks: bool) -> Vec<Finding> {
     let topic = "firewall";
@@ -442,6 +459,21 @@ fn judge_firewall(firewall: &Firewall, networks: &[InsideNetwork], asks: bool) -
                  firewall; between inside networks and containers, where the host forwards, it holds"
             },
         ));
+    }
+    if (firewall.drops_incoming || firewall.managers.contains(&"firewalld"))
+        && !firewall.knows_dhcp
+        && let Some(inside) = networks.first()
+    {
+        findings.push(
+            Finding::new(
+                Level::Warning,
+                topic,
+                "the firewall drops what is for the host by default",
+                "guests ask the host for their addresses (UDP port 67), and, where it asks its \
+                 resolvers for them, for names (port 53)",
+            )
+            .way_out(let_in(firewall, &inside.device)),
+        );
     }
     for manager in &firewall.managers {
         let why = match *manager {
@@ -977,6 +1009,11 @@ mod tests {
         let all = "-A POSTROUTING -o eth0 -j MASQUERADE\n";
         assert_eq!(judge(all, &networks()), [Level::Warning]);
         assert_eq!(judge(all, &[]), [Level::Note]);
+        let closed = ":INPUT DROP [0:0]\n";
+        assert_eq!(judge(closed, &networks()), [Level::Warning]);
+        assert_eq!(judge(closed, &[]), [Level::Ok]);
+        let open = ":INPUT DROP [0:0]\n-A INPUT -p udp --dport 67 -j ACCEPT\n";
+        assert_eq!(judge(open, &networks()), [Level::Ok]);
         let docker = "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n";
         assert_eq!(judge(docker, &networks()), [Level::Ok]);
         let guests = "-A POSTROUTING -s 10.0.0.0/8 -j SNAT --to-source 192.0.2.1\n";

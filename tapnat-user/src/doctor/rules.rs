@@ -37,12 +37,20 @@ impl Rule {
 
 /// What matters of the rules.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is something that the rules say or not"
+)]
 pub struct Firewall {
     /// Whether the rules could be read at all.
     pub seen: bool,
     pub masquerades: Vec<Rule>,
     /// Forwarded packets are dropped unless a rule accepts them.
     pub drops_forwarded: bool,
+    /// What is for the host is dropped unless a rule accepts it.
+    pub drops_incoming: bool,
+    /// A rule is about DHCP's port of servers.
+    pub knows_dhcp: bool,
     /// Programs that manage rules here.
     pub managers: Vec<&'static str>,
 }
@@ -100,13 +108,17 @@ impl Firewall {
                     if let ["table", name, ..] = words.as_slice() {
                         family = name;
                     }
-                    firewall.drops_forwarded |= hook == "forward" && line.contains("policy drop");
+                    let drops = line.contains("policy drop");
+                    firewall.drops_forwarded |= hook == "forward" && drops;
+                    firewall.drops_incoming |= hook == "input" && drops;
                     nft_rule(line, family, &words)
                 } else {
                     firewall.drops_forwarded |= line.starts_with(":FORWARD DROP");
+                    firewall.drops_incoming |= line.starts_with(":INPUT DROP");
                     iptables_rule(line, family, &words)
                 };
                 firewall.masquerades.extend(rule);
+                firewall.knows_dhcp |= is_about_dhcp(line);
                 for (sign, manager) in MANAGERS {
                     if words.iter().any(|word| word.contains(sign))
                         && !firewall.managers.contains(&manager)
@@ -118,6 +130,14 @@ impl Firewall {
         }
         firewall
     }
+}
+
+/// Whether a rule names port 67, alone or among others.
+fn is_about_dhcp(line: &str) -> bool {
+    line.contains("dport")
+        && line
+            .split(|it: char| !it.is_ascii_alphanumeric())
+            .any(|word| ["67", "bootps"].contains(&word))
 }
 
 fn after<'a>(words: &[&'a str], word: &str) -> Option<&'a str> {
@@ -185,7 +205,11 @@ mod tests {
                     -A POSTROUTING ! -s 10.0.0.0/8 -o eth0 -j MASQUERADE\n\
                     -A PREROUTING -j DNAT --to-destination 10.0.0.1\nCOMMIT\n";
         let firewall = Firewall::of_texts(&[("iptables", text)]);
-        assert!(firewall.seen && firewall.drops_forwarded);
+        assert!(firewall.seen && firewall.drops_forwarded && !firewall.drops_incoming);
+        let text =
+            ":INPUT DROP [0:0]\n-A INPUT -i tap0 -p udp -m multiport --dports 53,67 -j ACCEPT\n";
+        let closed = Firewall::of_texts(&[("iptables", text)]);
+        assert!(closed.drops_incoming && closed.knows_dhcp);
         assert_eq!(firewall.managers, ["Docker"]);
         assert_eq!(sources_of(&firewall), ["172.17.0.0/16", "0.0.0.0/0"]);
         assert!(
@@ -236,7 +260,10 @@ mod tests {
         );
         let accepting = "chain c {\ntype filter hook input priority 0; policy drop;\n}\n\
                          chain d {\ntype filter hook forward priority 0; policy accept;\n}\n";
-        assert!(!Firewall::of_texts(&[("nft", accepting)]).drops_forwarded);
+        let firewall = Firewall::of_texts(&[("nft", accepting)]);
+        assert!(!firewall.drops_forwarded && firewall.drops_incoming && !firewall.knows_dhcp);
+        let rule = "iifname \"tap0\" udp dport { 53, 67 } accept";
+        assert!(Firewall::of_texts(&[("nft", rule)]).knows_dhcp);
         assert!(!Firewall::of_texts(&[]).seen);
     }
 }
