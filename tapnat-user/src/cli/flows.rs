@@ -172,7 +172,7 @@ impl Cell {
             Self::Proto => Column::text("PROTO"),
             Self::Inside => Column::inside("INSIDE"),
             Self::Outside => Column::outside("OUTSIDE"),
-            Self::Remote => Column::text("REMOTE"),
+            Self::Remote => Column::endpoint("REMOTE"),
             Self::State => Column::text("STATE"),
             Self::Expires => Column::number("EXPIRES"),
             Self::Idle => Column::number("IDLE"),
@@ -461,7 +461,7 @@ impl Found {
             }
             Rows::Sums(sums) => {
                 let title = shape.by.map_or("", title);
-                let mut columns = vec![Column::text(title), Column::number("SESSIONS")];
+                let mut columns = vec![Column::endpoint(title), Column::number("SESSIONS")];
                 if counted {
                     columns.extend([Cell::Packets, Cell::Bytes].map(Cell::column));
                 }

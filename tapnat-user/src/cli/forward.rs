@@ -19,8 +19,8 @@ use crate::{
 
 const COLUMNS: [Column; 6] = [
     Column::text("PROTO"),
-    Column::text("OUTSIDE"),
-    Column::text("INSIDE"),
+    Column::outside("OUTSIDE"),
+    Column::inside("INSIDE"),
     Column::text("FROM"),
     Column::text("MADE BY"),
     Column::number("SESSIONS"),

@@ -11,8 +11,8 @@ use crate::{daemon::now, family::IpFamily, tables::PinnedTables, view::MappingVi
 
 const COLUMNS: [Column; 6] = [
     Column::text("PROTO"),
-    Column::text("INSIDE"),
-    Column::text("OUTSIDE"),
+    Column::inside("INSIDE"),
+    Column::outside("OUTSIDE"),
     Column::text("KIND"),
     Column::number("SESSIONS"),
     Column::number("EXPIRES"),

@@ -1,7 +1,7 @@
 //! Prints lists of any length: as a table for people, as a JSON array for programs. Rows are written
 //! as they come, so that a million of them need no memory; the first ones wait for each other, as
-//! they say how wide the columns are. On a terminal no row is wider than that, and there are colours
-//! unless `NO_COLOR` is set.
+//! they say how wide the columns are. On a terminal no row is wider than that: long endpoints lack
+//! their middle, then columns are left out. There are colours there unless `NO_COLOR` is set.
 
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
 
@@ -9,13 +9,15 @@ use anyhow::{Context as _, Result};
 use console::Style;
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
-use tapnat_display::palette;
+use tapnat_display::{palette, units::shortened};
 
 pub const OUTPUT: &str = "cannot write to the standard output";
 
 /// How many rows are looked at for the widths of the columns.
 const SAMPLE: usize = 200;
 const SEPARATOR: &str = "  ";
+/// To how many letters an endpoint is shortened at most: any of IPv4 stays whole.
+const SHORTEST: usize = "255.255.255.255:65535".len();
 /// Bytes that are written at once.
 const BUFFER: usize = 1 << 16;
 
@@ -25,6 +27,8 @@ const BUFFER: usize = 1 << 16;
 pub struct Column {
     title: &'static str,
     is_number: bool,
+    /// Whether its cells are of use without their middle.
+    is_endpoint: bool,
     tint: Tint,
 }
 
@@ -54,32 +58,49 @@ impl Column {
         Self {
             title,
             is_number: false,
+            is_endpoint: false,
             tint: Tint::Plain,
         }
     }
 
-    /// As [`Self::text`], of guests' own endpoints.
-    pub const fn inside(title: &'static str) -> Self {
+    /// As [`Self::text`], of addresses with or without ports.
+    pub const fn endpoint(title: &'static str) -> Self {
         Self {
-            tint: Tint::Inside,
+            is_endpoint: true,
             ..Self::text(title)
         }
     }
 
-    /// As [`Self::text`], of endpoints that stand for guests.
+    /// Guests' own endpoints.
+    pub const fn inside(title: &'static str) -> Self {
+        Self {
+            tint: Tint::Inside,
+            ..Self::endpoint(title)
+        }
+    }
+
+    /// Endpoints that stand for guests.
     pub const fn outside(title: &'static str) -> Self {
         Self {
             tint: Tint::Outside,
-            ..Self::text(title)
+            ..Self::endpoint(title)
         }
     }
 
     /// Aligned to the right.
     pub const fn number(title: &'static str) -> Self {
         Self {
-            title,
             is_number: true,
-            tint: Tint::Plain,
+            ..Self::text(title)
+        }
+    }
+
+    /// The least width of a column whose widest cell is this wide.
+    fn least(&self, widest: usize) -> usize {
+        if self.is_endpoint {
+            widest.min(SHORTEST)
+        } else {
+            widest
         }
     }
 }
@@ -213,10 +234,14 @@ impl<'a> Table<'a> {
         }
     }
 
-    fn row(&mut self, cells: Vec<String>, output: &mut impl Write) -> io::Result<()> {
+    fn row(&mut self, mut cells: Vec<String>, output: &mut impl Write) -> io::Result<()> {
         if let Some(widths) = &mut self.widths {
-            for (width, cell) in widths.iter_mut().zip(&cells) {
-                *width = cell.len().max(*width);
+            if self.limit.is_some() {
+                shorten(&mut cells, self.columns, widths);
+            } else {
+                for (width, cell) in widths.iter_mut().zip(&cells) {
+                    *width = cell.len().max(*width);
+                }
             }
             let style = |it: &Column| self.is_coloured.then(|| it.tint.style());
             return write_row(output, self.columns, widths, &cells, style);
@@ -243,10 +268,27 @@ impl<'a> Table<'a> {
         let total = |widths: &[usize]| {
             widths.iter().sum::<usize>() + SEPARATOR.len() * widths.len().saturating_sub(1)
         };
-        while widths.len() > 1 && self.limit.is_some_and(|limit| total(&widths) > limit) {
-            widths.pop();
+        if let Some(limit) = self.limit {
+            let least = |(column, width): (&Column, &usize)| column.least(*width);
+            let mut least: Vec<_> = self.columns.iter().zip(&widths).map(least).collect();
+            while least.len() > 1 && total(&least) > limit {
+                least.pop();
+            }
+            widths.truncate(least.len());
+            while total(&widths) > limit
+                && let Some((width, _)) = widths
+                    .iter_mut()
+                    .zip(&least)
+                    .filter(|(width, least)| **width > **least)
+                    .max_by_key(|(width, _)| **width)
+            {
+                *width -= 1;
+            }
         }
-        for (number, row) in self.held.drain(..).enumerate() {
+        for (number, mut row) in self.held.drain(..).enumerate() {
+            if self.limit.is_some() && number > 0 {
+                shorten(&mut row, self.columns, &widths);
+            }
             let is_coloured = self.is_coloured;
             let style = |column: &Column| {
                 is_coloured.then(|| match number {
@@ -258,6 +300,15 @@ impl<'a> Table<'a> {
         }
         self.widths = Some(widths);
         Ok(())
+    }
+}
+
+/// Takes the middle out of endpoints that are too wide.
+fn shorten(cells: &mut [String], columns: &[Column], widths: &[usize]) {
+    for ((cell, column), width) in cells.iter_mut().zip(columns).zip(widths) {
+        if column.is_endpoint && cell.len() > *width {
+            *cell = shortened(cell, *width);
+        }
     }
 }
 
@@ -388,6 +439,44 @@ mod tests {
             "NAME         COUNT\nlonger-name      7\n"
         );
         assert_eq!(printed(Some(1), &rows), "NAME\nlonger-name\n");
+    }
+
+    #[test]
+    fn endpoints_lack_their_middle_before_columns_are_left_out() {
+        let columns = [
+            Column::inside("INSIDE"),
+            Column::endpoint("REMOTE"),
+            Column::text("STATE"),
+        ];
+        let inside = "[fd00:7a70::431:6ff:fe47:d058]:28352";
+        let cells = [inside, "198.51.100.111:65535", "two-way"];
+        let printed = |limit, rows: usize| {
+            let mut output = Vec::new();
+            let mut table = Table::new(&columns, Some(limit));
+            for _ in 0..rows {
+                table.row(row(cells), &mut output).unwrap();
+            }
+            table.settle(&mut output).unwrap();
+            String::from_utf8(output).unwrap()
+        };
+        let whole = printed(80, 1);
+        assert!(whole.contains(inside), "{whole}");
+        for limit in [60, 52] {
+            let text = printed(limit, SAMPLE + 1);
+            let (title, rows) = text.split_once('\n').unwrap();
+            assert!(title.ends_with("STATE"), "{text}");
+            for line in rows.lines() {
+                assert_eq!(line.chars().count(), limit, "{line}");
+                assert!(
+                    line.starts_with("[fd00:7a7") && line.contains("…"),
+                    "{line}"
+                );
+                assert!(line.ends_with(":28352  198.51.100.111:65535  two-way"));
+            }
+        }
+        let narrower = printed(51, 1);
+        let ends = |line: &str| line.ends_with(":28352  198.51.100.111:65535");
+        assert!(narrower.lines().skip(1).all(ends), "{narrower}");
     }
 
     #[test]

@@ -19,8 +19,8 @@ use crate::{
 };
 
 const COLUMNS: [Column; 4] = [
-    Column::text("OUTSIDE"),
-    Column::text("INSIDE"),
+    Column::outside("OUTSIDE"),
+    Column::inside("INSIDE"),
     Column::text("FROM"),
     Column::text("MADE BY"),
 ];
