@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::host::bpffs;
+use crate::{files::cannot, host::bpffs};
 
 const RUN_DIRECTORY: &str = "/run/tapnat";
 const PIN_DIRECTORY: &str = "tapnat";
@@ -204,11 +204,12 @@ impl Lock {
                     path: path.to_owned(),
                 })
             })
-            .with_context(|| {
-                format!(
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => Error::new(error).context(format!(
                     "cannot lock {}: run as root, or let this user write to {RUN_DIRECTORY}",
                     path.display()
-                )
+                )),
+                _ => cannot("cannot lock", path, error),
             })
     }
 

@@ -13,6 +13,7 @@ pub mod dns;
 pub mod doctor;
 pub mod explain;
 pub mod family;
+pub mod files;
 pub mod flows;
 pub mod forwards;
 pub mod host;

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use clap::{ArgAction, ArgMatches, Command, CommandFactory as _, parser::ValueSource};
 use toml::{
     Spanned,
@@ -22,6 +22,7 @@ use crate::{
         check::{About, Contradiction},
         parse_outside_address,
     },
+    files::cannot,
     forwards::{Forward, parse_from},
     instance::InstanceName,
 };
@@ -81,7 +82,7 @@ impl File {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
         let text = fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration file {shown}"))?;
+            .map_err(|error| cannot("cannot read the configuration file", path, error))?;
         let (options, forwards) = parse(&text).map_err(|mistake| anyhow!("{shown}:{mistake}"))?;
         Ok(Self {
             path: path.to_owned(),

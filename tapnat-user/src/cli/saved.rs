@@ -14,6 +14,7 @@ use super::{
 use crate::{
     control::{self, Request},
     daemon::tell,
+    files::cannot,
     forwards::{Forward, Share},
     instance::InstanceName,
     statics::Selector,
@@ -40,10 +41,10 @@ impl Saved {
             file::default_path(instance)
         };
         // What is a link stays one.
-        let path = fs::canonicalize(&path)
-            .with_context(|| format!("cannot save this in {}", path.display()))?;
+        let path =
+            fs::canonicalize(&path).map_err(|error| cannot("cannot save this in", &path, error))?;
         let before = fs::read_to_string(&path)
-            .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+            .map_err(|error| cannot("cannot read the configuration file", &path, error))?;
         let document = before.parse().map_err(|_| {
             anyhow!(
                 "{0} is no TOML: `tapnat check {0}` says where",

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
 
 use super::{IDENTIFIER, Line};
-use crate::host::systemd::Journal;
+use crate::{files::cannot, host::systemd::Journal};
 
 /// What the operator named.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -101,7 +101,7 @@ impl Sink {
                     *file = open(path)?;
                 }
                 file.write_all(all().as_bytes())
-                    .with_context(|| format!("cannot write the NAT log to {}", path.display()))
+                    .map_err(|error| cannot("cannot write the NAT log to", path, error))
             }
         }
     }
@@ -114,5 +114,5 @@ fn open(path: &Path) -> Result<File> {
         .create(true)
         .mode(0o600)
         .open(path)
-        .with_context(|| format!("cannot write the NAT log to {}", path.display()))
+        .map_err(|error| cannot("cannot write the NAT log to", path, error))
 }

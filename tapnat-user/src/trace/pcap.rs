@@ -23,6 +23,7 @@ use pcap_file::{
 use tapnat_common::trace::{MOST_BYTES, Side};
 
 use super::Seen;
+use crate::files::cannot;
 
 /// Times are in nanoseconds: `10^-9`.
 const RESOLUTION: u8 = 9;
@@ -48,8 +49,7 @@ impl PcapFile {
     ///
     /// When it cannot be written to.
     pub fn create(path: &Path) -> Result<Self> {
-        let file =
-            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file = File::create(path).map_err(|error| cannot("cannot write", path, error))?;
         let writer = PcapNgWriter::new(BufWriter::new(file))
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self {
