@@ -330,20 +330,26 @@ fn an_uplink_that_was_given_stays_wherever_the_default_route_goes() -> Result<()
     world.ip("address add 192.0.2.130/25 dev world1")?;
     let socket = setting.socket(0, 40_000)?;
     setting.seen(&socket)?;
-    let before = setting.udp.received().len();
+    let for_the_host = |status: &Value| {
+        let reasons = status["reasons"].as_array().into_iter().flatten();
+        let of_the_host = |it: &&Value| it["reason"] == "for-the-host";
+        let found = reasons
+            .filter(of_the_host)
+            .find_map(|it| it["packets"].as_u64());
+        found.unwrap_or_default()
+    };
+    let before = for_the_host(&setting.instance.ask_json("status")?);
     host.ip("route replace default via 192.0.2.130 dev uplink1")?;
-    // Whoever names the uplink does not want guests' packets elsewhere, as they
-    // are even less.
-    socket.send_to(b"elsewhere", setting.udp.address())?;
+    // Whoever names the uplink does not have another one: what would leave elsewhere is the host's.
+    setting.instance.until(|status| {
+        let sent = socket.send_to(b"elsewhere", setting.udp.address());
+        sent.is_ok() && for_the_host(status) > before
+    })?;
     host.ip(&format!("route replace default via {GATEWAY} dev uplink0"))?;
-    ensure!(setting.seen(&socket)?.ip() == OUTSIDE, "not translated");
-    let received = setting.udp.received();
-    let inside: Vec<_> = received
-        .iter()
-        .skip(before)
-        .filter(|datagram| datagram.peer.ip() != OUTSIDE)
-        .collect();
-    ensure!(inside.is_empty(), "{inside:?}");
+    setting.instance.until(|_| {
+        let seen = setting.seen(&socket);
+        seen.is_ok_and(|seen| seen.ip() == OUTSIDE)
+    })?;
     Ok(())
 }
 
