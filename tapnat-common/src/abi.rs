@@ -1023,8 +1023,10 @@ pub mod setting_flags {
     pub const COUNTED: u32 = 1 << 4;
     /// There is something in [`super::maps::Names::denied`].
     pub const DENY: u32 = 1 << 5;
-    /// Guests must not reach each other.
+    /// Guests must not reach each other over outside addresses either.
     pub const ISOLATE: u32 = 1 << 6;
+    /// Guests may reach each other under their own addresses, through the host.
+    pub const ROUTE_GUESTS: u32 = 1 << 14;
     /// Guests must not reach the host, nor networks that are not behind the uplink.
     pub const DENY_HOST: u32 = 1 << 7;
     /// A guest's address may move to another link address at any time.

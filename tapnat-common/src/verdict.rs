@@ -205,7 +205,7 @@ reasons! {
     /// From a guest of NAT64 to the host itself, to what is reached otherwise than over
     /// the uplink, or to nothing that there is a way to; ICMPv6 1/1 was sent.
     UnreachableByNat64 = Refuse "unreachable-by-nat64",
-    /// From a guest to another one, and guests are isolated; ICMP 3/13 was sent.
+    /// From a guest to another one, which it must not reach so; ICMP 3/13 was sent.
     GuestIsolated = Refuse "guest-isolated",
     /// From a guest to the host, which is denied to guests; ICMP 3/13 was sent.
     HostDenied = Refuse "host-denied",

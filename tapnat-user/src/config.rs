@@ -112,8 +112,10 @@ pub struct Config {
     pub prefixes: Vec<PrefixPair>,
     /// Keep guests from the host, and from networks that are not behind the uplink.
     pub deny_host: bool,
-    /// Keep guests from each other.
+    /// Keep guests from each other over outside addresses, too.
     pub isolate: bool,
+    /// Whether guests may reach each other under their own addresses.
+    pub route_guests: bool,
     /// Let guests' addresses move from one link address to another.
     pub roaming: bool,
     /// Whether the host's firewall decides about guests' packets.

@@ -1352,6 +1352,7 @@ fn flags<A: IpFamily>(config: &Config) -> u32 {
         (has_own(&config.untranslated), setting_flags::UNTRANSLATED),
         (config.deny_host, setting_flags::DENY_HOST),
         (config.isolate, setting_flags::ISOLATE),
+        (config.route_guests, setting_flags::ROUTE_GUESTS),
         (config.roaming, setting_flags::ROAMING),
         (config.count, setting_flags::COUNTED),
         (

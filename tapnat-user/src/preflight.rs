@@ -698,6 +698,7 @@ mod tests {
             prefixes: Vec::new(),
             deny_host: false,
             isolate: false,
+            route_guests: false,
             roaming: false,
             firewall: Firewall::Bypass,
             answer_unsolicited: true,

@@ -341,6 +341,10 @@ pub struct UplinkHookView {
 }
 
 /// What the operator denies to guests, and where they go as themselves.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own"
+)]
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct PolicyView {
     /// Prefixes that they must not send to.
@@ -349,8 +353,10 @@ pub struct PolicyView {
     pub untranslated: Vec<IpNet>,
     /// Whether they must not reach the host.
     pub deny_host: bool,
-    /// Whether they must not reach each other.
+    /// Whether they must not reach each other over outside addresses either.
     pub isolate: bool,
+    /// Whether guests reach each other under their own addresses, through the host.
+    pub route_guests: bool,
     /// Whether their addresses may move to other link addresses while they have sessions.
     pub roaming: bool,
     /// What the host's firewall has to do with their packets: `bypass` or `ask`.
@@ -696,6 +702,7 @@ impl From<StatusSource> for Status {
                 untranslated: source.untranslated,
                 deny_host: settings.flags & setting_flags::DENY_HOST != 0,
                 isolate: settings.flags & setting_flags::ISOLATE != 0,
+                route_guests: settings.flags & setting_flags::ROUTE_GUESTS != 0,
                 roaming: settings.flags & setting_flags::ROAMING != 0,
                 firewall: if settings.flags & setting_flags::ASK_FIREWALL == 0 {
                     "bypass"

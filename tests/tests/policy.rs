@@ -9,10 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use etherparse::{ArpEthIpv4Packet, ArpOperation};
 use nix::libc;
 use tapnat_testbed::{
     Namespace, packet,
-    topology::{Inside, Topology},
+    topology::{GUEST_DEVICE, HOST_ADDRESS, Inside, Topology},
     traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 use tapnat_tests::{
@@ -145,17 +146,22 @@ fn sessions_end_when_they_are_denied_and_the_others_go_on(family: Family) -> Res
 }
 both_families!(sessions_end_when_they_are_denied_and_the_others_go_on);
 
-fn isolated_guests_reach_the_world_and_not_each_other(family: Family) -> Result<()> {
-    for isolate in [false, true] {
+fn guests_reach_each_other_as_the_world_does_or_as_they_are_let(family: Family) -> Result<()> {
+    for (option, over_outside, directly) in [
+        ("", true, false),
+        ("--isolate", false, false),
+        ("--route-guests", true, true),
+    ] {
         let mut arguments = vec!["--filtering", "endpoint-independent"];
-        arguments.extend(isolate.then_some("--isolate"));
+        arguments.extend(Some(option).filter(|option| !option.is_empty()));
         let world = world(family, 2, &arguments)?;
-        // For the way through the host.
-        let setting = match family {
-            V4 => "net.ipv4.ip_forward",
-            V6 => "net.ipv6.conf.all.forwarding",
-        };
-        world.topology.host.sysctl(setting, "1")?;
+        if family == V6 {
+            // Without it the kernel forwards between no devices, whatever is set for them.
+            world
+                .topology
+                .host
+                .sysctl("net.ipv6.conf.all.forwarding", "1")?;
+        }
         let outer = UdpReflector::start(&world.topology.world, family.server(0, 7))?;
         let inner = TcpReflector::start(&world.guest(1).namespace, world.guest_endpoint(1, 80))?;
         let asked = world.guest_socket(1, 40_000)?;
@@ -163,22 +169,36 @@ fn isolated_guests_reach_the_world_and_not_each_other(family: Family) -> Result<
         let asking = world.guest_socket(0, 40_001)?;
         traffic::reflect_udp(&asking, outer.address(), b"where am I?")?;
         asking.send_to(b"hairpin", outside)?;
-        asked.set_read_timeout(Some(Duration::from_millis(500)))?;
-        let mut buffer = [0; 16];
-        let arrived = asked.recv_from(&mut buffer).is_ok();
-        ensure!(arrived != isolate, "hairpin: {arrived}");
-        let guest = &world.guest(0).namespace;
-        if isolate {
-            is_refused(guest, inner.address())?;
-            ensure!(world.instance.count("guest-isolated")? >= 2, "not counted");
+        if over_outside {
+            let mut buffer = [0; 16];
+            let (length, _) = asked.recv_from(&mut buffer)?;
+            ensure!(&buffer[..length] == b"hairpin", "something else");
         } else {
-            TcpSession::open(guest, None, inner.address())?.exchange(b"neighbour")?;
+            // By an ICMP error.
+            let told = asking.recv_from(&mut [0; 16]).err();
+            ensure!(
+                told.is_some_and(|error| error.kind() != io::ErrorKind::WouldBlock),
+                "{option}: the guest is not told"
+            );
         }
+        let guest = &world.guest(0).namespace;
+        if directly {
+            TcpSession::open(guest, None, inner.address())?.exchange(b"neighbour")?;
+        } else {
+            is_refused(guest, inner.address())?;
+        }
+        let refused = world.instance.count("guest-isolated")?;
+        let paths = [over_outside, directly];
+        let expected = paths.iter().filter(|path| !**path).count();
+        ensure!(
+            refused >= u64::try_from(expected)? && (refused == 0) == (expected == 0),
+            "{option}: {refused} refused"
+        );
         world.check_reach()?;
     }
     Ok(())
 }
-both_families!(isolated_guests_reach_the_world_and_not_each_other);
+both_families!(guests_reach_each_other_as_the_world_does_or_as_they_are_let);
 
 fn guests_that_are_kept_from_the_host_reach_the_world_and_answer_the_host(
     family: Family,
@@ -258,3 +278,44 @@ fn a_guest_cannot_send_in_anothers_name_from_another_device(family: Family) -> R
     wires.answer_udp(family.remote(0, 53), outside, 0, 40_000)
 }
 both_families!(a_guest_cannot_send_in_anothers_name_from_another_device);
+
+/// Neither a guest on another device nor the host's own addresses can be announced away.
+#[test]
+fn what_a_guest_announces_by_arp_holds_for_its_own_device_alone() -> Result<()> {
+    let world = world(V4, 2, &[])?;
+    world.check_reach()?;
+    let host = &world.topology.host;
+    let wires = Wires::open(&world)?;
+    let victim = world.guest(0);
+    let known = || host.ip(&format!("neighbour show {} dev veth0", victim.address));
+    let link = victim.namespace.mac_address(GUEST_DEVICE)?;
+    ensure!(known()?.contains(&link), "the host does not know the guest");
+    let forged = [
+        victim.address,
+        victim.gateway,
+        HOST_ADDRESS,
+        world.guest(1).gateway,
+    ];
+    let frames = forged.map(|address| {
+        let announced = ArpEthIpv4Packet {
+            operation: ArpOperation::REQUEST,
+            sender_mac: [2, 0, 0, 0, 6, 6],
+            sender_ipv4: address.octets(),
+            target_mac: [0; 6],
+            target_ipv4: address.octets(),
+        };
+        [
+            &[0xff; 6][..],
+            &[2, 0, 0, 0, 6, 6, 0x08, 0x06],
+            &announced.to_bytes(),
+        ]
+        .concat()
+    });
+    wires.guests[1].send_all(&packet::udp(V4.remote(0, 1), V4.remote(0, 1)), |_| {
+        frames.into()
+    })?;
+    // After those.
+    wires.map_udp(1, 40_000, V4.remote(0, 53))?;
+    ensure!(known()?.contains(&link), "{}", known()?);
+    world.check_reach()
+}

@@ -34,10 +34,18 @@ pub(super) fn exempts<A: Network, T: Tables<A>>(
     settings.flags & setting_flags::UNTRANSLATED != 0 && tables.is_untranslated(destination)
 }
 
-/// Whether these guests must not reach each other.
+/// Whether these guests must not reach each other over outside addresses, as the world
+/// does.
 #[inline(always)]
 pub(super) fn isolates<A: Network>(one: A, other: A, settings: &Settings<A>) -> bool {
     settings.flags & setting_flags::ISOLATE != 0 && one != other
+}
+
+/// Whether these guests must not reach each other under their own addresses, through the
+/// host.
+#[inline(always)]
+pub(super) fn separates<A: Network>(one: A, other: A, settings: &Settings<A>) -> bool {
+    settings.flags & setting_flags::ROUTE_GUESTS == 0 && one != other
 }
 
 /// Whether a session that is there must not be any more, since the settings have

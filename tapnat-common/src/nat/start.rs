@@ -107,7 +107,7 @@ fn from_inside<A: Network, T: Tables<A>>(
         Fate::Onward if hairpin || way == role::UPLINK => {}
         Fate::Onward
             if way == role::INSIDE
-                && policy::isolates(packet.source, packet.destination, settings) =>
+                && policy::separates(packet.source, packet.destination, settings) =>
         {
             return Err(Reason::GuestIsolated);
         }

@@ -440,6 +440,7 @@ fn step() -> BoxedStrategy<Step> {
             flags: flags
                 & (setting_flags::PASS_UNSOLICITED
                     | setting_flags::ISOLATE
+                    | setting_flags::ROUTE_GUESTS
                     | setting_flags::DENY_HOST
                     | setting_flags::ROAMING
                     | setting_flags::UNTRANSLATED),

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use tapnat_common::{
-    abi::role,
+    abi::{role, setting_flags},
     nat::{Fate, Route},
     verdict::Reason,
 };
@@ -115,11 +115,17 @@ fn nobody_is_sent_to_addresses_of_nobody() {
 #[test]
 fn only_what_leaves_by_an_uplink_is_translated() {
     let world = World::new();
-    // To another guest by its own address: the host routes, and its firewall
-    // decides.
-    for guest in [OTHER_GUEST, NEIGHBOUR] {
-        let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(guest, 53)).build());
-        assert_eq!(exit.reason, Reason::ForTheHost);
+    // To another guest by its own address: where that is allowed the host routes, and
+    // its firewall decides.
+    for (flags, expected) in [
+        (0, Reason::GuestIsolated),
+        (setting_flags::ROUTE_GUESTS, Reason::ForTheHost),
+    ] {
+        world.set(|settings| settings.flags = flags);
+        for guest in [OTHER_GUEST, NEIGHBOUR] {
+            let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(guest, 53)).build());
+            assert_eq!(exit.reason, expected);
+        }
     }
     // To a network that the host reaches by a device of its own.
     let beyond = Ipv4Addr::new(172, 16, 0, 1);
@@ -152,7 +158,7 @@ fn an_uplink_that_is_none_any_more_is_not_used() {
     let world = World::new();
     world.set_device(UPLINK, |device| device.role = role::INSIDE);
     let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-    assert_eq!(exit.reason, Reason::ForTheHost);
+    assert_eq!(exit.reason, Reason::GuestIsolated);
 }
 
 #[test]

@@ -144,10 +144,10 @@ fn isolated_guests_do_not_reach_each_other() {
 }
 
 #[test]
-fn isolated_guests_do_not_reach_each_other_through_the_host() {
+fn guests_reach_each_other_through_the_host_only_if_that_is_allowed() {
     for (flags, expected) in [
-        (0, Reason::ForTheHost),
-        (setting_flags::ISOLATE, Reason::GuestIsolated),
+        (0, Reason::GuestIsolated),
+        (setting_flags::ROUTE_GUESTS, Reason::ForTheHost),
     ] {
         let world = with(flags);
         for flag in ["S", "SA"] {

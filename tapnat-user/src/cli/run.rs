@@ -191,9 +191,14 @@ pub struct Arguments {
     #[arg(long)]
     deny_host: bool,
 
-    /// Keep guests from each other
+    /// Keep guests from each other over outside addresses, too, by which they reach each other as the
+    /// world does
     #[arg(long)]
     isolate: bool,
+
+    /// Let guests reach each other under their own addresses, by the host's routing and firewall
+    #[arg(long, conflicts_with = "isolate")]
+    route_guests: bool,
 
     /// Let a guest's address move to another Ethernet address while it has sessions, as with VRRP
     #[arg(long)]
@@ -379,6 +384,7 @@ impl Arguments {
             prefixes: self.prefixes,
             deny_host: self.deny_host,
             isolate: self.isolate,
+            route_guests: self.route_guests,
             roaming: self.roaming,
             firewall: self.firewall,
             dhcp: !self.no_dhcp,

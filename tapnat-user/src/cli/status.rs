@@ -43,6 +43,9 @@ fn describe_policy(policy: &PolicyView, text: &mut String) -> Result<()> {
     if !denied.is_empty() {
         writeln!(text, "guests are kept from: {}", denied.join(", "))?;
     }
+    if policy.route_guests {
+        writeln!(text, "guests reach each other through the host")?;
+    }
     if policy.firewall == "ask" {
         writeln!(text, "the host's firewall is asked about new sessions")?;
     }

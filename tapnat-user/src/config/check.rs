@@ -106,6 +106,14 @@ impl Config {
             )?;
         }
         self.check_dns()?;
+        if self.isolate && self.route_guests {
+            refuse(
+                About::Option("route-guests"),
+                "guests cannot be isolated and reach each other: leave out isolate, or \
+                 route-guests"
+                    .to_owned(),
+            )?;
+        }
         self.check_domain()?;
         self.check_prefixes()?;
         for (position, forward) in self.forwards.iter().enumerate() {
@@ -432,6 +440,7 @@ impl Config {
             prefixes,
             deny_host: _,
             isolate: _,
+            route_guests: _,
             roaming: _,
             firewall,
             answer_unsolicited: _,
