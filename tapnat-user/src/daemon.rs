@@ -6,6 +6,7 @@ mod follow;
 mod ipv6;
 mod pressure;
 mod reload;
+mod retry;
 mod six;
 
 use std::{
@@ -35,7 +36,7 @@ use tapnat_common::{
 };
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 
-use self::{pressure::Pressure, six::Six};
+use self::{pressure::Pressure, retry::Retry, six::Six};
 use crate::{
     changes::{RealHost, read_sysctl},
     config::{Config, Firewall},
@@ -108,14 +109,16 @@ pub async fn run(config: &Config, options: Options, reread: Option<Reread>) -> R
     let mut signals = Signals::new(reread.is_some())?;
     let (mut daemon, scrapes) = Box::pin(Daemon::start(config, options.fresh, reread)).await?;
     daemon.settle_guests().await;
-    if let Err(error) = daemon.give_up_privileges() {
+    let settled = daemon.give_up_privileges().and_then(|()| {
+        daemon.answer_scrapes(scrapes);
+        daemon.announce()
+    });
+    if let Err(error) = settled {
         if let Err(error) = Box::pin(daemon.end()).await {
             warn(&format!("{error:#}"));
         }
         return Err(error);
     }
-    daemon.answer_scrapes(scrapes);
-    daemon.announce()?;
     daemon.serve(&mut signals).await;
     if options.keep {
         let name = &config.instance;
@@ -384,6 +387,7 @@ struct Daemon {
     drivers: Option<Drivers>,
     /// Warnings that need no repeating.
     told: Vec<String>,
+    retry: Retry,
 }
 
 /// What a start has when everything is in place.
@@ -398,6 +402,36 @@ struct Prepared {
     hooks: Vec<Hook>,
     drivers: Option<Drivers>,
     told: Vec<String>,
+}
+
+/// What a start has before it changes anything.
+struct Begun {
+    host: RealHost,
+    events: Events,
+    journal: Journal,
+    /// Whether an earlier start left the journal.
+    adopting: bool,
+}
+
+impl Begun {
+    async fn new(instance: &InstanceName) -> Result<Self> {
+        let host = RealHost::new(instance.clone(), Netlink::open()?);
+        // Before anything is read, so that no change falls between.
+        let events = Events::listen(host.netlink()).await?;
+        let left = Journal::load(instance)?;
+        let adopting = left.is_some();
+        let mut journal = match left {
+            Some(journal) => journal,
+            None => Journal::begin(instance)?,
+        };
+        check_namespace(instance, &mut journal)?;
+        Ok(Self {
+            host,
+            events,
+            journal,
+            adopting,
+        })
+    }
 }
 
 impl Daemon {
@@ -419,16 +453,25 @@ impl Daemon {
                 bail!("the tapnat instance '{instance}'{holder} is starting or ending: try again")
             }
         };
-        let host = RealHost::new(instance.clone(), Netlink::open()?);
-        // Before anything is read, so that no change falls between.
-        let events = Events::listen(host.netlink()).await?;
-        let left = Journal::load(instance)?;
-        let mut adopting = left.is_some();
-        let mut journal = match left {
-            Some(journal) => journal,
-            None => Journal::begin(instance)?,
+        let begun = match Begun::new(instance).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                // What an earlier start left is its own.
+                if !Journal::is_there(instance) {
+                    let removed = lock.remove_with_directory();
+                    if let Err(error) = removed.and_then(|()| everyone.remove()) {
+                        warn(&format!("{error:#}"));
+                    }
+                }
+                return Err(error);
+            }
         };
-        check_namespace(instance, &mut journal)?;
+        let Begun {
+            host,
+            events,
+            mut journal,
+            mut adopting,
+        } = begun;
         let mark = journal.mark();
         let prepared = async {
             // Before anything is changed: the port may be another program's.
@@ -471,6 +514,7 @@ impl Daemon {
                     hooks: prepared.hooks,
                     drivers: prepared.drivers,
                     told: prepared.told,
+                    retry: Retry::default(),
                 };
                 Ok((daemon, scrapes))
             }
@@ -549,11 +593,8 @@ impl Daemon {
                         Err(error) => warn(&format!("{error:#}")),
                     },
                 },
-                () = self.events.changed() => {
-                    if let Err(error) = self.follow().await {
-                        warn(&format!("{error:#}"));
-                    }
-                }
+                () = self.events.changed() => self.follow().await,
+                () = self.retry.due() => self.follow().await,
                 pending = self.control.next() => {
                     let result = self.perform(&pending.request).await;
                     pending.answer(result);

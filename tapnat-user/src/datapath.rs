@@ -18,6 +18,7 @@ use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfError, TestRun as _, TestRunOptions,
     maps::{Map, MapData, MapError, MapInfo, xdp::DevMapHash},
+    pin::PinError,
     programs::{
         CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType,
         Xdp, XdpMode,
@@ -785,6 +786,14 @@ fn explain_load(error: EbpfError) -> Error {
                 _ => explain_kernel(),
             };
             anyhow!("cannot create the table {name}: {io_error}: {way_out}")
+        }
+        // Its own words say the same three times.
+        EbpfError::MapError(MapError::PinError {
+            name,
+            error: PinError::SyscallError(error),
+        }) => {
+            let name = name.as_deref().unwrap_or("without a name");
+            anyhow!("cannot pin the table {name}: {}", error.io_error)
         }
         _ => anyhow!(error).context("cannot load the datapath"),
     }

@@ -6,6 +6,7 @@ pub mod bpffs;
 pub mod capabilities;
 pub mod cgroup;
 pub mod events;
+pub mod multicast;
 pub mod namespace;
 pub mod netlink;
 pub mod resolvers;

@@ -197,7 +197,14 @@ impl Lock {
     }
 
     fn acquire(path: &Path, operation: FlockOperation) -> Result<Result<Self, Holder>> {
-        Self::try_acquire(path, operation)
+        let acquired = Self::try_acquire(path, operation);
+        if acquired.is_err()
+            && let Some(directory) = path.parent()
+        {
+            // If it was made for this, or is empty for another reason.
+            let _ = fs::remove_dir(directory);
+        }
+        acquired
             .map(|outcome| {
                 outcome.map(|file| Self {
                     file,
@@ -245,10 +252,14 @@ impl Lock {
                 file.metadata()
                     .is_ok_and(|ours| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
             }) {
-                file.set_len(0)?;
-                file.rewind()?;
-                writeln!(file, "{}", std::process::id())?;
-                return Ok(Ok(file));
+                let named = file
+                    .set_len(0)
+                    .and_then(|()| file.rewind())
+                    .and_then(|()| writeln!(file, "{}", std::process::id()));
+                if named.is_err() {
+                    let _ = fs::remove_file(path);
+                }
+                return named.map(|()| Ok(file));
             }
         }
     }

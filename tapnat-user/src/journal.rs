@@ -256,6 +256,12 @@ impl Journal {
         Self { path, record }
     }
 
+    /// Whether an instance left a record, be it one that cannot be read.
+    #[must_use]
+    pub fn is_there(instance: &InstanceName) -> bool {
+        path_of(instance).exists()
+    }
+
     /// Reads the record that an instance left, if it left one.
     ///
     /// # Errors

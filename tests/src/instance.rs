@@ -129,6 +129,22 @@ impl Instance {
             .timeout(PATIENCE))
     }
 
+    /// A verb of the program for this instance, to be run on the host by another program with
+    /// these arguments before its own.
+    ///
+    /// # Errors
+    /// The program is not known.
+    pub fn command_under(&self, wrapper: &[String], verb: &str) -> Result<Command> {
+        let (first, arguments) = wrapper.split_first().context("no wrapper")?;
+        Ok(self
+            .host
+            .command(first)
+            .args(arguments)
+            .arg(self.program()?)
+            .args([verb, "--instance", &self.name])
+            .timeout(PATIENCE))
+    }
+
     /// Starts `tapnat run` with these arguments and waits until it is ready.
     ///
     /// # Errors
@@ -191,6 +207,21 @@ impl Drop for Instance {
         // The test has its verdict already; the next run would not mind.
         let _ = self.command("down").and_then(Command::output);
     }
+}
+
+/// What a process has: memory in KiB, and descriptors.
+///
+/// # Errors
+/// It has ended.
+pub fn size(process: u32) -> Result<(u64, usize)> {
+    let directory = format!("/proc/{process}");
+    let status = fs::read_to_string(format!("{directory}/status"))?;
+    let memory = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok())
+        .context("no VmRSS")?;
+    Ok((memory, fs::read_dir(format!("{directory}/fd"))?.count()))
 }
 
 /// Removes what killed tests left of their instances. Their processes and

@@ -4,6 +4,7 @@
 
 pub mod connection;
 pub mod family;
+pub mod faults;
 pub mod instance;
 pub mod resolver;
 pub mod stun;

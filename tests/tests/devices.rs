@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tapnat_testbed::{
     Namespace,
+    cable::{Cable, Layer, Options, TunTap},
     process::Process,
     snapshot::Snapshot,
     topology::{GATEWAY, GUEST_DEVICE, Guest, HOST_ADDRESS, Inside, Topology},
@@ -318,6 +319,63 @@ fn the_default_routes_device_is_the_uplink_wherever_it_goes() -> Result<()> {
     session.exchange(&traffic::pattern(50_000))?;
     configure_uplink(&setting, "uplink0")?;
     ensure!(setting.seen(&socket)?.ip() == OUTSIDE, "not back");
+    Ok(())
+}
+
+/// What a provider gives a line that is dialled in: another end, which is no network.
+const PROVIDER: &str = "192.0.2.1";
+
+/// Makes a line without Ethernet with this address, as a PPP daemon does.
+fn dial(setting: &Setting, address: &str) -> Result<Cable> {
+    let (host, world) = (setting.host(), &setting.topology.world);
+    let options = Options::new(Layer::Ip);
+    let ends = [
+        TunTap::create(host, "ppp0", options)?,
+        TunTap::create(world, "provider0", options)?,
+    ];
+    let [near, far] = ends;
+    let cable = Cable::connect(near, far)?;
+    host.ip(&format!("address add {address} peer {PROVIDER} dev ppp0"))?;
+    world.ip(&format!(
+        "address add {PROVIDER} peer {address} dev provider0"
+    ))?;
+    host.ip("route replace default dev ppp0")?;
+    setting.instance.until(|status| {
+        served(status, "uplink") == ["ppp0"] && status["outside_addresses"] == json!([address])
+    })?;
+    Ok(cable)
+}
+
+#[test]
+fn a_line_that_is_dialled_anew_has_another_address() -> Result<()> {
+    let setting = Setting::new(1, &ONE)?;
+    let socket = setting.socket(0, 40_000)?;
+    let mut seen = vec![setting.seen(&socket)?.ip()];
+    for last in 50..53 {
+        let address = format!("198.18.0.{last}");
+        let cable = dial(&setting, &address)?;
+        let own: IpAddr = address.parse()?;
+        let outside = setting.seen(&socket)?;
+        ensure!(outside == SocketAddr::new(own, 40_000), "from {outside}");
+        let mut session = setting.connect(0)?;
+        ensure!(session.seen().ip() == own, "from {}", session.seen());
+        session.exchange(&traffic::pattern(50_000))?;
+        seen.push(own);
+        // It hangs up. What the guest sends until the next one goes nowhere.
+        drop(cable);
+        setting
+            .instance
+            .until(|status| status["outside_addresses"] == json!([]))?;
+        socket.send_to(b"into the void", setting.udp.address())?;
+    }
+    configure_uplink(&setting, "uplink0")?;
+    ensure!(setting.seen(&socket)?.ip() == OUTSIDE, "not back");
+    let received = setting.udp.received();
+    let others: Vec<_> = received
+        .iter()
+        .filter(|datagram| !seen.contains(&datagram.peer.ip()))
+        .collect();
+    ensure!(others.is_empty(), "{others:?}");
     Ok(())
 }
 

@@ -1,19 +1,23 @@
 //! The running instance follows its network: addresses and MTUs that change
 //! under it are used at once.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tapnat_testbed::{
-    packet,
+    Namespace, packet,
     topology::{HOST_ADDRESS, Inside, Topology},
 };
 use tapnat_tests::{
     both_families,
     connection::{Connection, Flags},
     family::{Family, V4, V6},
-    instance::Instance,
+    instance::{Instance, PATIENCE},
     wires::Wires,
     world::World,
 };
@@ -48,6 +52,47 @@ fn the_outside_address_is_that_which_the_uplink_has() -> Result<()> {
 
     world.host.ip("address add 198.51.100.99/24 dev uplink0")?;
     instance.until(|status| status["outside_addresses"] == json!(["198.51.100.99"]))
+}
+
+/// Datagrams that sockets of this network namespace had no room for.
+fn lost_events(host: &Namespace) -> Result<u64> {
+    let sockets = host.exec("cat /proc/self/net/netlink")?;
+    let drops = sockets.lines().skip(1).map(|line| {
+        let drops = line.split_whitespace().nth(8).context("no drops")?;
+        Ok(drops.parse::<u64>()?)
+    });
+    drops.sum()
+}
+
+#[test]
+fn what_the_kernel_had_no_room_to_tell_is_followed_all_the_same() -> Result<()> {
+    let world = Topology::builder().inside(Inside::Veth).build()?;
+    let instance = Instance::new(&world.host);
+    let mut process = instance.start(&["--inside", "veth0=10.0.0.1/24"])?;
+    instance.until(|status| status["outside_addresses"] == json!([HOST_ADDRESS]))?;
+    process.signal(Signal::SIGSTOP)?;
+    let mut changes = "link add br9 type bridge\n".to_owned();
+    for number in 0..2000 {
+        let address = format!("10.99.{}.{}/32", number / 250, number % 250);
+        writeln!(changes, "address add {address} dev br9")?;
+        writeln!(changes, "address del {address} dev br9")?;
+    }
+    world
+        .host
+        .command("ip")
+        .args(["-batch", "-"])
+        .stdin(changes)
+        .timeout(PATIENCE)
+        .run()?;
+    ensure!(lost_events(&world.host)? > 0, "all of it was told");
+    // Nor is this, which comes last.
+    world.host.ip("address flush dev uplink0")?;
+    world.host.ip("address add 198.51.100.99/24 dev uplink0")?;
+    process.signal(Signal::SIGCONT)?;
+    instance.until(|status| status["outside_addresses"] == json!(["198.51.100.99"]))?;
+    // And it goes on to listen.
+    world.host.ip("address flush dev uplink0")?;
+    instance.until(|status| status["outside_addresses"] == json!([]))
 }
 
 #[test]

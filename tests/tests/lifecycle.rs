@@ -90,28 +90,6 @@ fn down_ends_a_running_instance() -> Result<()> {
 }
 
 #[test]
-fn down_undoes_a_start_that_was_killed_anywhere() -> Result<()> {
-    let world = world()?;
-    let instance = Instance::new(&world.host);
-    let before = Snapshot::take(&world.host, &instance.pins())?;
-    // As long as a whole start takes here, in steps.
-    let start = std::time::Instant::now();
-    instance.start(&BOTH)?.signal(Signal::SIGKILL)?;
-    let whole = start.elapsed();
-    instance.ask("down", &[])?;
-    same(&before, &instance, &world.host)?;
-    for step in 0..20 {
-        let mut process = instance.command("run")?.args(BOTH).spawn()?;
-        thread::sleep(whole * step / 20);
-        process.signal(Signal::SIGKILL)?;
-        process.wait(PATIENCE)?;
-        instance.ask("down", &[])?;
-        same(&before, &instance, &world.host).with_context(|| format!("killed at step {step}"))?;
-    }
-    Ok(())
-}
-
-#[test]
 fn a_signal_during_the_start_ends_it_cleanly() -> Result<()> {
     let world = world()?;
     let instance = Instance::new(&world.host);

@@ -27,7 +27,7 @@ use tapnat_testbed::{
     traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 use tapnat_tests::{
-    instance::{Instance, PATIENCE},
+    instance::{Instance, PATIENCE, size},
     world::server,
 };
 
@@ -373,18 +373,6 @@ fn count_answers(socket: &UdpSocket, score: &Score) {
     }
 }
 
-/// What a process has: memory in KiB, and descriptors.
-fn size(process: &Process) -> Result<(u64, usize)> {
-    let directory = format!("/proc/{}", process.id());
-    let status = fs::read_to_string(format!("{directory}/status"))?;
-    let memory = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok())
-        .context("no VmRSS")?;
-    Ok((memory, fs::read_dir(format!("{directory}/fd"))?.count()))
-}
-
 /// Strikes until the time is over, and each fault once at least. Returns how often
 /// all of them came, and what the process was like after the first time.
 fn strike_all(
@@ -406,7 +394,7 @@ fn strike_all(
         // What is still under way belongs to what was before.
         score.fault.store(0, Relaxed);
         times += 1;
-        let now = size(operator.process()?)?;
+        let now = size(operator.process()?.id())?;
         first.get_or_insert(now);
         if length.is_none_or(|length| start.elapsed() >= length) {
             return Ok((times, first.unwrap_or(now)));
@@ -474,7 +462,7 @@ fn nothing_is_lost_and_nothing_grows() -> Result<()> {
         );
         ensure!(answered.load(Relaxed) > 0, "{}: no answers", fault.name());
     }
-    let last = size(operator.process()?)?;
+    let last = size(operator.process()?.id())?;
     ensure!(
         last.1 <= first.1,
         "descriptors: {} became {}",

@@ -104,6 +104,9 @@ pub fn run(options: &Options) -> Result<()> {
         if selection == Selection::Program("dist".to_owned()) {
             add_packages(&mut cargo)?;
         }
+        if selection == Selection::Program("faults".to_owned()) {
+            cargo.env("TAPNAT_FAULTS", "all");
+        }
         if selection == Selection::Program("upgrade".to_owned()) {
             let others = upgrade::build()?;
             cargo

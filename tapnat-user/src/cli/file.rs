@@ -499,4 +499,20 @@ mod tests {
             }
         }
     }
+
+    /// Of each key it stands there whether a reload applies it.
+    #[test]
+    fn every_key_is_in_the_table_of_a_reload() {
+        let text = include_str!("../../../docs/configuration.md");
+        let (_, table) = text.split_once("| applied at once |").unwrap();
+        let row = table.lines().nth(2).unwrap();
+        let named: Vec<_> = row.split('`').skip(1).step_by(2).collect();
+        let run = run_command();
+        for key in known_keys(&run) {
+            let times = named.iter().filter(|name| **name == key).count();
+            let is_told_apart =
+                key.ends_with("-timeout") || ["port-rest", "keep", FORWARD, STATIC].contains(&key);
+            assert_eq!(times, usize::from(!is_told_apart), "{key}");
+        }
+    }
 }

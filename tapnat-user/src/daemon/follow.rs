@@ -24,7 +24,21 @@ use crate::{
 impl Daemon {
     /// Tells the datapath what the network looks like now, and attaches it to the devices that are
     /// there now.
-    pub(super) async fn follow(&mut self) -> Result<()> {
+    pub(super) async fn follow(&mut self) {
+        self.retry.begin();
+        if let Err(error) = self.take_over_network().await {
+            self.fail(&format!("{error:#}"));
+        }
+        self.retry.end();
+    }
+
+    /// Says what failed, which is tried again.
+    fn fail(&mut self, message: &str) {
+        warn(message);
+        self.retry.fail();
+    }
+
+    async fn take_over_network(&mut self) -> Result<()> {
         let mut plan = facts(&self.config, &self.host)
             .await?
             .replan(&self.config, &self.plan);
@@ -95,7 +109,7 @@ impl Daemon {
             };
             match prepared {
                 Ok(()) => ready.push(inside),
-                Err(error) => warn(&format!(
+                Err(error) => self.fail(&format!(
                     "{} is not served: {error:#}",
                     inside.device_name()
                 )),
@@ -170,8 +184,7 @@ impl Daemon {
             };
             match done {
                 Ok(()) => attached.push(hook),
-                // It went away again, or the next change brings another try.
-                Err(error) => warn(&format!("{} is not served: {error:#}", hook.device)),
+                Err(error) => self.fail(&format!("{} is not served: {error:#}", hook.device)),
             }
         }
         self.hooks = attached;

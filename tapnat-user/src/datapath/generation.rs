@@ -337,17 +337,24 @@ fn load_side_by_side(object: &mut Ebpf, names: &[&str]) -> Result<()> {
             .next();
         next.map(|(_, name, program)| load(name, program))
     };
+    let load_all = || iter::from_fn(load_next).collect::<Result<()>>();
     thread::scope(|scope| {
         let count = thread::available_parallelism()
             .map_or(1, NonZeroUsize::get)
             .min(most);
-        let workers: Vec<_> = (0..count)
-            .map(|_| scope.spawn(|| iter::from_fn(load_next).collect::<Result<()>>()))
+        // Where there can be no other thread, this one does it all.
+        let others: Vec<_> = (1..count)
+            .map_while(|_| {
+                let thread = thread::Builder::new();
+                thread.spawn_scoped(scope, load_all).ok()
+            })
             .collect();
-        workers.into_iter().try_for_each(|worker| {
-            let loaded = worker.join();
+        let own = load_all();
+        others.into_iter().try_for_each(|other| {
+            let loaded = other.join();
             loaded.map_err(|_| anyhow!("loading the programs failed: please report this"))?
-        })
+        })?;
+        own
     })
 }
 

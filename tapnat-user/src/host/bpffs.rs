@@ -105,14 +105,14 @@ fn in_init_namespace(action: impl FnOnce() -> io::Result<()> + Send) -> io::Resu
     }
     let namespace = File::open(INIT_NAMESPACE)?;
     thread::scope(|scope| {
-        scope
-            .spawn(|| {
+        thread::Builder::new()
+            .spawn_scoped(scope, || {
                 // SAFETY: only the thread's root and working directory stop being shared, and it
                 // does nothing but the action after this.
                 unsafe { unshare_unsafe(UnshareFlags::FS) }?;
                 move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
                 action()
-            })
+            })?
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("a thread in that namespace failed")))
     })

@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use rustix::{
+    io::Errno,
     process::geteuid,
     thread::{
         CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
@@ -111,12 +112,14 @@ pub fn give_up(circumstances: Circumstances, can_read: impl FnOnce() -> bool) ->
     set(before.permitted, before.permitted)?;
     if before.permitted.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().difference(kept).iter() {
-            // One that this kernel does not know is gone already.
-            let _ = remove_capability_from_bounding_set(capability);
+            match remove_capability_from_bounding_set(capability) {
+                // One that this kernel does not know is gone already.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(error) => return Err(error).context(WHAT),
+            }
         }
     }
-    // Kernels before 4.3 have no ambient set.
-    let _ = clear_ambient_capability_set();
+    clear_ambient_capability_set().context(WHAT)?;
     set_no_new_privs(true).context(WHAT)?;
     set(kept, kept)
 }

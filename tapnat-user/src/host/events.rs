@@ -1,10 +1,10 @@
 //! What the kernel tells of changes to devices, what their drivers can do, addresses, routes and
-//! neighbours' link addresses: only that there were some. Whoever wants to know more asks over [`super::netlink`], on another socket.
+//! neighbours' link addresses: only that there were some. Whoever wants to know more asks over
+//! [`super::netlink`], on another socket.
 
-use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
+use std::{collections::HashMap, io, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result};
-use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -12,24 +12,38 @@ use rtnetlink::{
         RouteNetlinkMessage,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     },
-    sys::SocketAddr,
+    sys::protocols::NETLINK_ROUTE,
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::{netlink::Netlink, xdp::Changes};
+use super::{multicast::Listener, netlink::Netlink, xdp};
 
 /// Changes come in swarms; this long after the first, all that belong together are there.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// Between two changes of neighbours' link addresses. Guests make as many as they like, and each has
+/// every session look for its next hop.
+const NEIGHBOURS_REST: Duration = Duration::from_secs(1);
+
 /// Neighbours to remember: more than the kernel itself keeps by default.
 const MOST_NEIGHBOURS: usize = 4096;
+
+/// Datagrams that are read in one go.
+const MOST_AT_ONCE: usize = 1024;
 
 /// A listener for changes in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Events {
-    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
-    neighbours: Neighbours,
-    features: Option<Changes>,
+    netlink: Netlink,
+    network: Listener,
+    /// Apart from the others, which must not get lost among them.
+    neighbours: Listener,
+    drivers: Option<Listener>,
+    known: Neighbours,
+    /// Something that was told of neighbours was lost.
+    is_behind: bool,
+    /// Neighbours are not listened to before this.
+    quiet_until: Instant,
     /// There was a change, and those that come with it are there by then.
     settles_at: Option<Instant>,
 }
@@ -41,55 +55,90 @@ impl Events {
     ///
     /// When the kernel gives no netlink socket, or does not tell the neighbours that it knows.
     pub async fn listen(netlink: &Netlink) -> Result<Self> {
-        let groups = [
+        let listen = |groups: &[MulticastGroup]| {
+            let groups = groups.iter().map(|group| *group as u32);
+            Listener::new(NETLINK_ROUTE, groups).context("cannot listen for changes of the network")
+        };
+        let network = listen(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
-            MulticastGroup::Neigh,
-        ];
-        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)
-            .context("cannot listen for changes of the network")?;
-        tokio::spawn(connection);
-        let mut neighbours = Neighbours::default();
-        for neighbour in netlink.neighbours().await? {
-            neighbours.is_as_before(&neighbour);
-        }
+        ])?;
+        let neighbours = listen(&[MulticastGroup::Neigh])?;
         Ok(Self {
-            messages,
+            network,
             neighbours,
-            features: Changes::listen()?,
+            drivers: xdp::listen()?,
+            known: Neighbours::of(&netlink.neighbours().await?),
+            netlink: netlink.clone(),
+            is_behind: false,
+            quiet_until: Instant::now(),
             settles_at: None,
         })
     }
 
-    /// Waits for a change, and for the others that come with it. Never returns when the kernel stops
-    /// telling. Can be dropped while it waits, and called again.
+    /// Waits for a change, and for the others that come with it. Can be dropped while it waits, and
+    /// called again.
     pub async fn changed(&mut self) {
         while self.settles_at.is_none() {
-            tokio::select! {
-                message = self.messages.next() => match message {
-                    Some((message, _)) if self.neighbours.are_as_before(&message) => {}
-                    Some(_) => break,
-                    None => std::future::pending().await,
-                },
-                () = next(self.features.as_ref()) => break,
+            let is_change = tokio::select! {
+                // Even if something was lost: then this is not known.
+                _ = self.network.next() => true,
+                heard = next_after(&self.neighbours, self.quiet_until) => self.read_neighbours(heard),
+                () = next(self.drivers.as_ref()) => true,
+            };
+            self.settles_at = is_change.then(|| Instant::now() + SETTLE);
+        }
+        if let Some(settles_at) = self.settles_at {
+            sleep_until(settles_at).await;
+        }
+        for _ in 0..MOST_AT_ONCE {
+            if let Ok(None) = self.network.try_next() {
+                break;
             }
         }
-        let settles_at = self
-            .settles_at
-            .get_or_insert_with(|| Instant::now() + SETTLE);
-        sleep_until(*settles_at).await;
-        self.settles_at = None;
-        while let Ok((message, _)) = self.messages.try_recv() {
-            self.neighbours.are_as_before(&message);
+        if self.is_behind
+            && let Ok(neighbours) = self.netlink.neighbours().await
+        {
+            self.known = Neighbours::of(&neighbours);
+            self.is_behind = false;
         }
+        self.settles_at = None;
+    }
+
+    /// Takes in what was heard of neighbours, and what else is there of them. Returns whether a link
+    /// address is another one now, as far as can be told.
+    fn read_neighbours(&mut self, heard: io::Result<Vec<u8>>) -> bool {
+        let mut is_change = self.take_in(heard);
+        for _ in 0..MOST_AT_ONCE {
+            let Some(heard) = self.neighbours.try_next().transpose() else {
+                break;
+            };
+            is_change |= self.take_in(heard);
+        }
+        let rest = if is_change { NEIGHBOURS_REST } else { SETTLE };
+        self.quiet_until = Instant::now() + rest;
+        is_change
+    }
+
+    fn take_in(&mut self, heard: io::Result<Vec<u8>>) -> bool {
+        let Ok(datagram) = heard else {
+            self.is_behind = true;
+            return true;
+        };
+        !self.known.are_as_before(&datagram)
     }
 }
 
-async fn next(features: Option<&Changes>) {
-    match features {
-        Some(features) => features.next().await,
+async fn next_after(listener: &Listener, time: Instant) -> io::Result<Vec<u8>> {
+    sleep_until(time).await;
+    listener.next().await
+}
+
+async fn next(drivers: Option<&Listener>) {
+    match drivers {
+        Some(drivers) => drop(drivers.next().await),
         None => std::future::pending().await,
     }
 }
@@ -102,16 +151,33 @@ struct Neighbours {
 }
 
 impl Neighbours {
-    /// Whether the message is about a neighbour whose link address is not another than before.
-    fn are_as_before(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-        let NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewNeighbour(neighbour)
-            | RouteNetlinkMessage::DelNeighbour(neighbour),
-        ) = &message.payload
-        else {
-            return false;
-        };
-        self.is_as_before(neighbour)
+    fn of(neighbours: &[NeighbourMessage]) -> Self {
+        let mut them = Self::default();
+        for neighbour in neighbours {
+            them.is_as_before(neighbour);
+        }
+        them
+    }
+
+    /// Whether the datagram is about neighbours whose link addresses are not others than before.
+    fn are_as_before(&mut self, datagram: &[u8]) -> bool {
+        let mut rest = datagram;
+        let mut are_as_before = true;
+        while !rest.is_empty() {
+            let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) else {
+                return false;
+            };
+            are_as_before &= match &message.payload {
+                NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::NewNeighbour(neighbour)
+                    | RouteNetlinkMessage::DelNeighbour(neighbour),
+                ) => self.is_as_before(neighbour),
+                _ => false,
+            };
+            let length = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+        are_as_before
     }
 
     fn is_as_before(&mut self, neighbour: &NeighbourMessage) -> bool {

@@ -57,11 +57,11 @@ impl NetworkNamespace {
     fn of_file(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         thread::scope(|scope| {
-            scope
-                .spawn(|| {
+            thread::Builder::new()
+                .spawn_scoped(scope, || {
                     move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
                     Self::of_this_thread()
-                })
+                })?
                 .join()
                 .unwrap_or_else(|_| Err(io::Error::other("a thread in that namespace failed")))
         })

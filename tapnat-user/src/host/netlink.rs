@@ -3,18 +3,25 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fmt,
+    error::Error as StdError,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
-use futures::TryStreamExt as _;
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use futures::{Stream, TryStreamExt as _};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::{
     Error, Handle, IpVersion, LinkUnspec, RouteMessageBuilder,
-    packet_core::ErrorMessage,
+    packet_core::{ErrorMessage, NetlinkMessage, NetlinkPayload},
     packet_route::{
-        AddressFamily,
+        AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
         neighbour::NeighbourMessage,
@@ -25,6 +32,7 @@ use rtnetlink::{
     },
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 /// The kind of the queueing discipline that TC programs attach to without TCX.
 const CLSACT: &str = "clsact";
@@ -198,10 +206,50 @@ pub struct DefaultRoute {
     pub source: Option<Ipv4Addr>,
 }
 
-/// A connection to the kernel, for the network namespace of the thread that opened it.
+/// The connection ended, or the answer did not come, whatever was asked.
+#[derive(Clone, Copy, Debug)]
+struct Broken;
+
+impl fmt::Display for Broken {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("the kernel took no netlink request, or gave no whole answer")
+    }
+}
+
+impl StdError for Broken {}
+
+/// How long the kernel may take for an answer, which is nearly none.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A connection to the kernel, for the network namespace of the thread that opened it. One that
+/// breaks off, as when the kernel has no memory for a request, is made anew for the next one, in the
+/// namespace of the thread that asks.
 #[derive(Clone, Debug)]
 pub struct Netlink {
+    connection: Arc<Mutex<Connection>>,
+}
+
+#[derive(Debug)]
+struct Connection {
     handle: Handle,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Connection {
+    fn open() -> Result<Self> {
+        let (mut connection, handle, _) =
+            rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        // Or an answer that breaks off would look like a whole one.
+        connection.set_forward_done(true);
+        connection.set_forward_ack(true);
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&is_over);
+        tokio::spawn(async move {
+            connection.await;
+            over.store(true, Ordering::Relaxed);
+        });
+        Ok(Self { handle, is_over })
+    }
 }
 
 impl Netlink {
@@ -212,10 +260,67 @@ impl Netlink {
     ///
     /// When the kernel gives no netlink socket.
     pub fn open() -> Result<Self> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().context("cannot open a netlink socket")?;
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            connection: Arc::new(Mutex::new(Connection::open()?)),
+        })
+    }
+
+    fn handle(&self) -> Result<Handle> {
+        let mut connection = self
+            .connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if connection.is_over.load(Ordering::Relaxed) {
+            *connection = Connection::open()?;
+        }
+        Ok(connection.handle.clone())
+    }
+
+    /// Asks for a list. What changes nothing can be asked twice.
+    async fn list<S, T>(&self, ask: impl Fn(Handle) -> S) -> Result<Vec<T>>
+    where
+        S: Stream<Item = Result<T, Error>>,
+    {
+        match self.list_once(&ask).await {
+            Err(error) if error.is::<Broken>() => self.list_once(&ask).await,
+            answer => answer,
+        }
+    }
+
+    async fn list_once<S, T>(&self, ask: impl Fn(Handle) -> S) -> Result<Vec<T>>
+    where
+        S: Stream<Item = Result<T, Error>>,
+    {
+        let mut answers = pin!(ask(self.handle()?));
+        let mut found = Vec::new();
+        loop {
+            let answer = timeout(PATIENCE, answers.try_next()).await;
+            match answer.context(Broken)? {
+                Ok(Some(item)) => found.push(item),
+                // The end, without which it is not all.
+                Err(Error::UnexpectedMessage(message)) => {
+                    check_done(message)?;
+                    return Ok(found);
+                }
+                Ok(None) | Err(Error::RequestFailed) => bail!(Broken),
+                Err(error) => return Err(plain(error)),
+            }
+        }
+    }
+
+    /// Has the kernel do something. `false` when what it is to be done to is gone.
+    async fn change<F>(&self, request: impl FnOnce(Handle) -> F) -> Result<bool>
+    where
+        F: Future<Output = Result<(), Error>>,
+    {
+        let answer = timeout(PATIENCE, request(self.handle()?)).await;
+        match answer.context(Broken)? {
+            // The acknowledgement is an error without a number.
+            Err(Error::NetlinkError(message)) if message.code.is_none() => Ok(true),
+            Err(Error::NetlinkError(message)) if means_gone(&message) => Ok(false),
+            Ok(()) | Err(Error::RequestFailed) => bail!(Broken),
+            Err(error) => Err(plain(error)),
+        }
     }
 
     /// All devices with all their addresses, in the order of their indices.
@@ -225,14 +330,9 @@ impl Netlink {
     /// When the kernel refuses to list them.
     pub async fn links(&self) -> Result<Vec<Link>> {
         let mut addresses = self.addresses().await?;
-        let messages: Vec<_> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
+        let messages = self
+            .list(|handle| handle.link().get().execute())
             .await
-            .map_err(plain)
             .context("cannot list the network devices")?;
         let mut links: Vec<_> = messages.into_iter().filter_map(link).collect();
         for link in &mut links {
@@ -256,14 +356,9 @@ impl Netlink {
     }
 
     async fn addresses(&self) -> Result<HashMap<u32, Vec<Address>>> {
-        let messages: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
+        let messages = self
+            .list(|handle| handle.address().get().execute())
             .await
-            .map_err(plain)
             .context("cannot list the addresses")?;
         let mut addresses: HashMap<u32, Vec<Address>> = HashMap::new();
         for message in messages {
@@ -283,10 +378,12 @@ impl Netlink {
     ///
     /// When the kernel refuses to list them.
     pub async fn neighbours(&self) -> Result<Vec<NeighbourMessage>> {
-        let neighbours = self.handle.neighbours();
-        let request = neighbours.get().set_family(IpVersion::V4).execute();
-        let neighbours = request.try_collect().await.map_err(plain);
-        neighbours.context("cannot list the neighbours")
+        self.list(|handle| {
+            let request = handle.neighbours().get();
+            request.set_family(IpVersion::V4).execute()
+        })
+        .await
+        .context("cannot list the neighbours")
     }
 
     /// The default route with the smallest metric of the main table, of IPv6 where IPv4 has none. Of
@@ -297,22 +394,17 @@ impl Netlink {
     /// When the kernel refuses to list the routes.
     pub async fn default_route(&self) -> Result<Option<DefaultRoute>> {
         let ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        if let Some(route) = self.default_route_of(ipv4).await? {
+        if let Some(route) = self.default_route_of(&ipv4).await? {
             return Ok(Some(route));
         }
         let ipv6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        self.default_route_of(ipv6).await
+        self.default_route_of(&ipv6).await
     }
 
-    async fn default_route_of(&self, family: RouteMessage) -> Result<Option<DefaultRoute>> {
-        let routes: Vec<_> = self
-            .handle
-            .route()
-            .get(family)
-            .execute()
-            .try_collect()
+    async fn default_route_of(&self, family: &RouteMessage) -> Result<Option<DefaultRoute>> {
+        let routes = self
+            .list(|handle| handle.route().get(family.clone()).execute())
             .await
-            .map_err(plain)
             .context("cannot list the routes")?;
         Ok(routes
             .iter()
@@ -333,7 +425,7 @@ impl Netlink {
             .destination_prefix(destination, length)
             .context("no route can be asked for")?
             .build();
-        let mut answers = self.handle.route().get(question).execute();
+        let mut answers = self.handle()?.route().get(question).execute();
         let answer = match answers.try_next().await {
             Ok(answer) => answer.context("the kernel does not tell a route")?,
             Err(Error::NetlinkError(error))
@@ -367,14 +459,12 @@ impl Netlink {
     ///
     /// When the kernel refuses to list the routes.
     pub async fn advertised_to(&self) -> Result<BTreeSet<u32>> {
-        let routes: Vec<_> = self
-            .handle
-            .route()
-            .get(RouteMessageBuilder::<Ipv6Addr>::new().build())
-            .execute()
-            .try_collect()
+        let routes = self
+            .list(|handle| {
+                let question = RouteMessageBuilder::<Ipv6Addr>::new().build();
+                handle.route().get(question).execute()
+            })
             .await
-            .map_err(plain)
             .context("cannot list the IPv6 routes")?;
         let devices = routes
             .iter()
@@ -397,24 +487,25 @@ impl Netlink {
     ///
     /// When the device is gone or the address is there already.
     pub async fn add_address(&self, device: &Device, net: IpNet) -> Result<()> {
-        let addresses = self.handle.address();
-        let mut request = addresses.add(device.index, net.addr(), net.prefix_len());
-        if net.addr().is_ipv6() {
-            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        }
-        if net.addr().is_ipv6() && net.prefix_len() == net.max_prefix_len() {
-            // Without a network it is for what others send. The host's own connections do not begin
-            // from it while it has another one (RFC 6724 section 5, rule 3).
-            let mut lifetimes = CacheInfo::default();
-            lifetimes.ifa_preferred = 0;
-            lifetimes.ifa_valid = u32::MAX;
-            let attributes = &mut request.message_mut().attributes;
-            attributes.push(AddressAttribute::CacheInfo(lifetimes));
-        }
-        request
-            .execute()
-            .await
-            .map_err(plain)
+        let add = self.change(|handle| {
+            let addresses = handle.address();
+            let mut request = addresses.add(device.index, net.addr(), net.prefix_len());
+            if net.addr().is_ipv6() {
+                request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            }
+            if net.addr().is_ipv6() && net.prefix_len() == net.max_prefix_len() {
+                // Without a network it is for what others send. The host's own connections do not
+                // begin from it while it has another one (RFC 6724 section 5, rule 3).
+                let mut lifetimes = CacheInfo::default();
+                lifetimes.ifa_preferred = 0;
+                lifetimes.ifa_valid = u32::MAX;
+                let attributes = &mut request.message_mut().attributes;
+                attributes.push(AddressAttribute::CacheInfo(lifetimes));
+            }
+            request.execute()
+        });
+        add.await
+            .and_then(not_gone)
             .with_context(|| format!("cannot put {net} on {device}"))
     }
 
@@ -436,7 +527,8 @@ impl Netlink {
         message
             .attributes
             .push(AddressAttribute::Address(net.addr()));
-        gone_is_false(self.handle.address().del(message).execute().await)
+        self.change(|handle| handle.address().del(message).execute())
+            .await
             .with_context(|| format!("cannot take {net} from {device}"))
     }
 
@@ -447,12 +539,9 @@ impl Netlink {
     /// When the device is gone or its driver refuses.
     pub async fn set_up(&self, device: &Device) -> Result<()> {
         let message = LinkUnspec::new_with_index(device.index).up().build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
+        self.change(|handle| handle.link().set(message).execute())
             .await
-            .map_err(plain)
+            .and_then(not_gone)
             .with_context(|| format!("cannot set {device} up"))
     }
 
@@ -463,7 +552,8 @@ impl Netlink {
     /// When the kernel refuses, as without `CAP_NET_ADMIN`.
     pub async fn set_down(&self, device: &Device) -> Result<bool> {
         let message = LinkUnspec::new_with_index(device.index).down().build();
-        gone_is_false(self.handle.link().set(message).execute().await)
+        self.change(|handle| handle.link().set(message).execute())
+            .await
             .with_context(|| format!("cannot set {device} down"))
     }
 
@@ -474,7 +564,8 @@ impl Netlink {
     ///
     /// When the kernel refuses, as for hardware or without `CAP_NET_ADMIN`.
     pub async fn remove_link(&self, device: &Device) -> Result<bool> {
-        gone_is_false(self.handle.link().del(device.index).execute().await)
+        self.change(|handle| handle.link().del(device.index).execute())
+            .await
             .with_context(|| format!("cannot remove {device}"))
     }
 
@@ -485,14 +576,9 @@ impl Netlink {
     ///
     /// When the kernel refuses to list them.
     pub async fn has_clsact(&self, device: &Device) -> Result<bool> {
-        let disciplines: Vec<_> = self
-            .handle
-            .qdisc()
-            .get()
-            .execute()
-            .try_collect()
+        let disciplines = self
+            .list(|handle| handle.qdisc().get().execute())
             .await
-            .map_err(plain)
             .context("cannot list the queueing disciplines")?;
         let clsact = TcAttribute::Kind(CLSACT.to_owned());
         Ok(disciplines.iter().any(|discipline| {
@@ -508,13 +594,18 @@ impl Netlink {
     /// When the kernel refuses to list them.
     pub async fn clsact_filters(&self, device: &Device) -> Result<usize> {
         let mut filters = 0;
-        let get = || self.handle.traffic_filter(device.index.cast_signed()).get();
-        for request in [get().ingress(), get().egress()] {
-            let found: Vec<_> = request
-                .execute()
-                .try_collect()
+        for is_ingress in [true, false] {
+            let found = self
+                .list(|handle| {
+                    let request = handle.traffic_filter(device.index.cast_signed()).get();
+                    let request = if is_ingress {
+                        request.ingress()
+                    } else {
+                        request.egress()
+                    };
+                    request.execute()
+                })
                 .await
-                .map_err(plain)
                 .with_context(|| format!("cannot list the filters of {device}"))?;
             filters += found.len();
         }
@@ -528,17 +619,21 @@ impl Netlink {
     ///
     /// When the kernel refuses, as without `CAP_NET_ADMIN`.
     pub async fn remove_clsact(&self, device: &Device) -> Result<bool> {
-        let mut request = self.handle.qdisc().del(device.index.cast_signed());
-        let message = request.message_mut();
-        message.header.parent = TcHandle::CLSACT;
-        message.header.handle = TcHandle {
-            major: TcHandle::CLSACT.major,
-            minor: 0,
-        };
-        message
-            .attributes
-            .push(TcAttribute::Kind(CLSACT.to_owned()));
-        gone_is_false(request.execute().await)
+        let remove = self.change(|handle| {
+            let mut request = handle.qdisc().del(device.index.cast_signed());
+            let message = request.message_mut();
+            message.header.parent = TcHandle::CLSACT;
+            message.header.handle = TcHandle {
+                major: TcHandle::CLSACT.major,
+                minor: 0,
+            };
+            message
+                .attributes
+                .push(TcAttribute::Kind(CLSACT.to_owned()));
+            request.execute()
+        });
+        remove
+            .await
             .with_context(|| format!("cannot remove clsact from {device}"))
     }
 }
@@ -551,12 +646,21 @@ fn plain(error: Error) -> anyhow::Error {
     }
 }
 
-fn gone_is_false(result: Result<(), Error>) -> Result<bool> {
-    match result {
-        Ok(()) => Ok(true),
-        Err(Error::NetlinkError(message)) if means_gone(&message) => Ok(false),
-        Err(error) => Err(plain(error)),
+/// What ends a list, if nothing kept the kernel from going on.
+fn check_done(message: NetlinkMessage<RouteNetlinkMessage>) -> Result<()> {
+    match message.payload {
+        NetlinkPayload::Done(done) if done.code < 0 => {
+            bail!(io::Error::from_raw_os_error(-done.code))
+        }
+        NetlinkPayload::Done(_) => Ok(()),
+        _ => bail!(Error::UnexpectedMessage(message)),
     }
+}
+
+/// For what cannot be done to a thing that is gone.
+fn not_gone(is_there: bool) -> Result<()> {
+    ensure!(is_there, "it is gone");
+    Ok(())
 }
 
 fn means_gone(message: &ErrorMessage) -> bool {

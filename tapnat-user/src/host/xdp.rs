@@ -19,7 +19,8 @@ use rtnetlink::{
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC},
 };
-use tokio::io::{Interest, unix::AsyncFd};
+
+use super::multicast::Listener;
 
 const FAMILY: &str = "netdev";
 /// The group that is told of changes.
@@ -177,47 +178,20 @@ fn group_number(group: &[McastGrpAttrs]) -> Option<u32> {
     })
 }
 
-/// Tells that the driver of some device can do something else than before.
-#[derive(Debug)]
-pub struct Changes {
-    socket: AsyncFd<Socket>,
-}
-
-impl Changes {
-    /// Starts to listen. `None` where the kernel does not tell. Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel gives no netlink socket.
-    pub fn listen() -> Result<Option<Self>> {
-        let Some(drivers) = Drivers::open()? else {
-            return Ok(None);
-        };
-        let listen = || -> io::Result<_> {
-            let socket = socket()?;
-            socket.add_membership(drivers.group)?;
-            socket.set_non_blocking(true)?;
-            // SAFETY: the socket keeps its descriptor open for as long as it lives.
-            unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }
-                .map_err(io::Error::from)
-        };
-        let socket = listen().context("cannot listen for changes of drivers' features")?;
-        Ok(Some(Self { socket }))
-    }
-
-    /// Waits for a change. Can be dropped while it waits, and called again.
-    pub async fn next(&self) {
-        loop {
-            let Ok(mut ready) = self.socket.readable().await else {
-                return std::future::pending().await;
-            };
-            let read = ready.try_io(|socket| socket.get_ref().recv_from_full());
-            // Some that were lost are a change, too; what there was is in none of them.
-            if read.is_ok() {
-                return;
-            }
-        }
-    }
+/// Listens for drivers that can do something else than before. `None` where the kernel does not tell.
+/// What is heard is in the family's own words; that there was something is enough. Must be called
+/// within a tokio runtime.
+///
+/// # Errors
+///
+/// When the kernel gives no netlink socket.
+pub fn listen() -> Result<Option<Listener>> {
+    let Some(drivers) = Drivers::open()? else {
+        return Ok(None);
+    };
+    Listener::new(NETLINK_GENERIC, [drivers.group])
+        .map(Some)
+        .context("cannot listen for changes of drivers' features")
 }
 
 fn socket() -> io::Result<Socket> {

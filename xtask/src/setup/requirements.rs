@@ -261,6 +261,12 @@ pub const REQUIREMENTS: &[Requirement] = &[
         check: Check::Machine(|_| UNBOUND.is_present()),
         install: Install::Action(|apt| UNBOUND.install(apt)),
     },
+    Requirement::package(
+        Group::Test,
+        &["strace"],
+        "strace",
+        "lets system calls fail, and kills at them",
+    ),
     Requirement::package(Group::Test, &["groff-base"], "groff", "reads the man pages"),
     Requirement::package(
         Group::Test,
