@@ -24,6 +24,8 @@ const ALL: &str = "TAPNAT_KERNELS";
 const PROGRAMS: &str = "TAPNAT_TEST_PROGRAMS";
 /// The oldest kernel that is supported.
 const OLDEST: (u32, u32) = (6, 1);
+/// The oldest one whose verifier is known to take the programs of IPv6.
+const OLDEST_WITH_IPV6: (u32, u32) = (6, 12);
 /// Emulation is slow, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_mins(5);
 
@@ -32,24 +34,38 @@ const TOOLS: [&str; 4] = ["ethtool", "ping", "tc", "tcpdump"];
 
 const MODULES: [&str; 5] = ["bridge", "cls_bpf", "sch_ingress", "tun", "veth"];
 
-/// Test programs and their tests, and whether they run in any case.
-const TESTS: [(&str, &str, bool); 8] = [
-    ("links", "guests_on_taps_that_tapnat_makes", true),
-    ("links", "guests_on_taps", false),
-    ("links", "guests_on_a_bridge", false),
-    ("links", "clsact_in_place_of_tcx", false),
-    ("links", "no_ethernet_anywhere", false),
+/// When a test is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Always,
+    /// If [`ALL`] is set.
+    All,
+    /// The same, on kernels that take the programs of IPv6.
+    Ipv6,
+}
+
+/// Test programs and their tests.
+const TESTS: [(&str, &str, When); 9] = [
+    ("links", "guests_on_taps_that_tapnat_makes", When::Always),
+    ("links", "guests_on_taps", When::All),
+    ("links", "guests_on_a_bridge", When::All),
+    ("links", "clsact_in_place_of_tcx", When::All),
+    ("links", "no_ethernet_anywhere", When::All),
     (
         "lifecycle",
-        "no_packet_is_lost_while_processes_are_killed_and_replaced",
-        // It has IPv6, whose programs are too much for the verifier of Linux 6.1.
-        false,
+        "no_packet_is_lost_while_processes_are_killed_and_replaced::v4",
+        When::Always,
     ),
-    ("forwards", "the_host_itself_comes_in::v4", false),
+    (
+        "lifecycle",
+        "no_packet_is_lost_while_processes_are_killed_and_replaced::v6",
+        When::Ipv6,
+    ),
+    ("forwards", "the_host_itself_comes_in::v4", When::All),
     (
         "trace",
         "packets_are_told_as_they_come_and_as_they_leave",
-        false,
+        When::All,
     ),
 ];
 
@@ -67,6 +83,9 @@ mount -t cgroup2 none /sys/fs/cgroup
 /bin/ip link set uplink1 up
 /bin/ip address add 192.0.2.2/24 dev uplink1
 /bin/ip tuntap add tun0 mode tun
+/bin/ip link add veth0 type veth peer name guest0
+/bin/ip address add 2001:db8:1::2/64 dev uplink0 nodad
+/bin/ip address add 2001:db8:2::2/64 dev uplink1
 cat >/bin/try <<'END'
 #!/bin/sh
 rm -f /tmp/said
@@ -134,9 +153,10 @@ fn version(release: &str) -> Result<(u32, u32)> {
 }
 
 /// Starts and ends the program in each variant: with and without counters and
-/// log, with and without Ethernet headers on the uplink, and asking the firewall.
-fn check_variants(guest: &mut Guest) -> Result<()> {
-    for options in [
+/// log, with and without Ethernet headers on the uplink, asking the firewall, and with
+/// IPv6, prefixes of it, and IPv4 for guests that have only that.
+fn check_variants(guest: &mut Guest, has_ipv6: bool) -> Result<()> {
+    let of_ipv4 = [
         "--uplink uplink0",
         "--uplink uplink0 --count",
         "--uplink uplink0 --verbose",
@@ -147,18 +167,37 @@ fn check_variants(guest: &mut Guest) -> Result<()> {
         "--uplink uplink1 --count",
         "--uplink uplink1 --verbose",
         "--uplink uplink1 --count --verbose --firewall ask",
-    ] {
+    ];
+    let of_ipv6 = [
+        "--uplink uplink0",
+        "--uplink uplink0 --count --verbose --firewall ask",
+        "--uplink uplink0 --uplink-hook xdp",
+        "--uplink uplink0 --prefix fd00:7a70::/64=2001:db8:7::/64",
+        "--uplink uplink0 --nat64 64:ff9b::/96",
+        "--uplink uplink1",
+        "--uplink uplink1 --count --verbose --firewall ask",
+    ];
+    let of_ipv6 = of_ipv6.map(|options| format!("--inside veth0=fd00:7a70::1/64 {options}"));
+    let of_ipv6 = of_ipv6.iter().filter(|_| has_ipv6).map(String::as_str);
+    for options in of_ipv4.into_iter().chain(of_ipv6) {
         guest.run_within(&format!("try {options}"), PATIENCE)?;
         println!("{options}");
     }
     Ok(())
 }
 
-fn check_tests(guest: &mut Guest, all: bool) -> Result<()> {
-    for (program, test, _) in TESTS.iter().filter(|(.., always)| all || *always) {
+fn check_tests(guest: &mut Guest, all: bool, has_ipv6: bool) -> Result<()> {
+    let tests = TESTS.iter().filter(|(_, _, when)| match when {
+        When::Always => true,
+        When::All => all,
+        When::Ipv6 => all && has_ipv6,
+    });
+    let families = if has_ipv6 { "" } else { "TAPNAT_IPV4_ONLY=1" };
+    for (program, test, _) in tests {
         let start = Instant::now();
-        let line =
-            format!("TAPNAT_EMULATED=1 TAPNAT_BIN=/bin/tapnat {program} --exact {test} 2>&1");
+        let line = format!(
+            "{families} TAPNAT_EMULATED=1 TAPNAT_BIN=/bin/tapnat {program} --exact {test} 2>&1"
+        );
         let said = guest.run_within(&line, PATIENCE)?;
         ensure!(said.contains("1 passed"), "there is no test {test}: {said}");
         println!("{test}: {:.0?}", start.elapsed());
@@ -195,14 +234,16 @@ fn check_refusal(guest: &mut Guest) -> Result<()> {
 fn another_kernel_translates_or_says_that_it_is_too_old() -> Result<()> {
     let (kernel, mut guest) = boot()?;
     println!("Linux {}", kernel.release());
-    if version(kernel.release())? < OLDEST {
+    let version = version(kernel.release())?;
+    if version < OLDEST {
         return check_refusal(&mut guest);
     }
+    let has_ipv6 = version >= OLDEST_WITH_IPV6;
     let all = env::var_os(ALL).is_some();
     if all {
-        check_variants(&mut guest).context("a variant")?;
+        check_variants(&mut guest, has_ipv6).context("a variant")?;
     }
-    check_tests(&mut guest, all)
+    check_tests(&mut guest, all, has_ipv6)
 }
 
 #[test]

@@ -21,7 +21,11 @@ use tapnat_testbed::{
     topology::{Guest, Inside, Topology, WORLD_ADDRESSES},
     traffic::ping,
 };
-use tapnat_tests::instance::{Instance, PATIENCE};
+use tapnat_tests::{
+    both_families,
+    family::Family,
+    instance::{Instance, PATIENCE},
+};
 
 /// A host with an uplink, a guest on a veth, and no instance.
 fn world() -> Result<Topology> {
@@ -309,11 +313,15 @@ fn what_the_programs_say_is_heard_by_the_next_process() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn no_packet_is_lost_while_processes_are_killed_and_replaced() -> Result<()> {
-    let world = world()?;
+fn no_packet_is_lost_while_processes_are_killed_and_replaced(family: Family) -> Result<()> {
+    let world = family.topology().inside(Inside::Veth).build()?;
     let instance = Instance::new(&world.host);
-    let mut process = instance.start(&BOTH)?;
+    let devices = world.inside();
+    let arguments: Vec<_> = devices
+        .iter()
+        .flat_map(|device| ["--inside", device])
+        .collect();
+    let mut process = instance.start(&arguments)?;
     let guest = &world
         .guests
         .first()
@@ -321,7 +329,7 @@ fn no_packet_is_lost_while_processes_are_killed_and_replaced() -> Result<()> {
         .namespace;
     let ping = |count: u32| {
         let count = count.to_string();
-        let destination = WORLD_ADDRESSES[0].to_string();
+        let destination = family.server(0, 0).ip().to_string();
         guest
             .command("ping")
             .args(["-i", "0.005", "-W", "5", "-c", &count, &destination])
@@ -332,7 +340,7 @@ fn no_packet_is_lost_while_processes_are_killed_and_replaced() -> Result<()> {
         process.signal(Signal::SIGKILL)?;
         process.wait(PATIENCE)?;
         ping(1).run().context("a new session without a process")?;
-        process = instance.start(&BOTH)?;
+        process = instance.start(&arguments)?;
     }
     pings.wait(PATIENCE)?;
     let said = pings.stdout();
@@ -342,6 +350,7 @@ fn no_packet_is_lost_while_processes_are_killed_and_replaced() -> Result<()> {
     );
     Ok(())
 }
+both_families!(no_packet_is_lost_while_processes_are_killed_and_replaced);
 
 #[test]
 fn a_kept_datapath_stays_until_down() -> Result<()> {
