@@ -10,10 +10,10 @@ mod retry;
 mod six;
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, IsTerminal as _, Write as _},
     net::IpAddr,
-    os::unix::ffi::OsStrExt as _,
+    os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -571,9 +571,12 @@ impl Daemon {
     /// Tells whoever waits that packets are translated.
     fn announce(&self) -> Result<()> {
         let summary = self.summary();
-        let mut output = io::stdout();
-        let printed = writeln!(output, "tapnat ready: {summary}").and_then(|()| output.flush());
-        match printed {
+        // Not by a buffer, which would say it after all when the process has ended for want of that.
+        let print = || -> io::Result<()> {
+            let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+            output.write_all(format!("tapnat ready: {summary}\n").as_bytes())
+        };
+        match print() {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 return Err(error).context("cannot write to the standard output");
             }

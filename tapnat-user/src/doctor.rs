@@ -456,7 +456,7 @@ fn judge_firewall(firewall: &Firewall, networks: &[InsideNetwork], asks: bool) -
                 "guests reach what its rules let through, as --firewall ask says"
             } else {
                 "guests reach the world all the same, for tapnat's packets do not pass the \
-                 firewall; between inside networks and containers, where the host forwards, it holds"
+                 firewall; where the host forwards, as for containers, it holds"
             },
         ));
     }

@@ -139,6 +139,8 @@ fn rules_that_translate_guests_too_are_found() -> Result<()> {
     host.exec("iptables-nft -N DOCKER-USER")?;
     bed.finds("note", "firewall", &["drops forwarded packets"])?;
     bed.finds("note", "firewall", &["Docker"])?;
+    host.exec("iptables-nft -N ufw-user-forward")?;
+    bed.finds("note", "firewall", &["ufw"])?;
     Ok(())
 }
 
@@ -212,6 +214,24 @@ fn what_is_odd_about_the_network_is_found() -> Result<()> {
     host.ip("link set uplink0 down")?;
     bed.finds("problem", "uplink", &["ip link set uplink0 up"])?;
     Ok(())
+}
+
+#[test]
+fn a_strict_reverse_path_is_found_beside_the_default_route() -> Result<()> {
+    let bed = Bed::new(V4)?;
+    let host = &bed.world.host;
+    let _process = bed
+        .instance
+        .start(&["--inside", "veth0=10.0.0.1/24", "--uplink", "uplink0"])?;
+    host.sysctl("net.ipv4.conf.uplink0.rp_filter", "1")?;
+    bed.finds_nothing("rp-filter")?;
+    host.ip("link add other0 type bridge")?;
+    host.ip("link set other0 up")?;
+    host.ip("route replace default dev other0")?;
+    let finding = bed.finds("warning", "rp-filter", &["uplink0"])?;
+    let way_out = finding["way_out"].as_str().context("no way out")?;
+    host.exec(way_out)?;
+    bed.finds_nothing("rp-filter")
 }
 
 #[test]

@@ -123,7 +123,7 @@ fn sample(steps: Vec<Step>) -> impl Iterator<Item = Step> {
     let one_in = if env::var_os("TAPNAT_FAULTS").is_some() {
         1
     } else {
-        5
+        10
     };
     steps.into_iter().step_by(one_in)
 }
