@@ -27,7 +27,7 @@ const OLDEST: (u32, u32) = (6, 1);
 /// The oldest one whose verifier is known to take the programs of IPv6.
 const OLDEST_WITH_IPV6: (u32, u32) = (6, 12);
 /// Emulation is slow, and the machine may be busy.
-const PATIENCE: Duration = Duration::from_mins(5);
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// What the test programs start.
 const TOOLS: [&str; 4] = ["ethtool", "ping", "tc", "tcpdump"];
