@@ -6,6 +6,7 @@ pub mod connection;
 pub mod family;
 pub mod faults;
 pub mod instance;
+pub mod newcomer;
 pub mod resolver;
 pub mod stun;
 pub mod wires;

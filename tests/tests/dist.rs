@@ -19,9 +19,13 @@ use tapnat_testbed::{
     process::{Command, Process},
     snapshot::Snapshot,
     topology::{Inside, Tap, Topology},
-    traffic::{TcpReflector, TcpSession, pattern},
+    traffic::{HttpServer, TcpReflector, TcpSession, pattern},
 };
-use tapnat_tests::{instance::PATIENCE, world::server};
+use tapnat_tests::{
+    instance::PATIENCE,
+    newcomer, resolver,
+    world::{OUTSIDE, server},
+};
 
 /// Mounts a root over the clean one and becomes its systemd.
 const BOOT: &str = r#"
@@ -326,6 +330,32 @@ fn removing_ends_what_runs_and_keeps_what_was_configured() -> Result<()> {
     machine.run("dpkg --purge tapnat")?;
     machine.run("test ! -e /etc/tapnat")?;
     Ok(())
+}
+
+#[test]
+#[ignore = "builds packages and a root: `cargo xtask test dist`"]
+fn a_guest_needs_nothing_but_the_package() -> Result<()> {
+    let topology = Topology::builder().guests(0).build()?;
+    // The host's own resolver is one that guests cannot reach.
+    topology.host.ip("link set lo up")?;
+    let _resolver = resolver::start(&topology.host, resolver::STUB)?;
+    let http = HttpServer::start(&topology.world, server(0, 80))?;
+    let machine = Machine::boot(&topology.host)?;
+    machine.run(&format!(
+        "echo nameserver {} > /etc/resolv.conf",
+        resolver::STUB
+    ))?;
+    machine.install("TAPNAT_PACKAGE")?;
+    machine.run("echo 'inside = \"tap0=10.0.0.1/24\"' > /etc/tapnat/tapnat.toml")?;
+    machine.run("systemctl enable --now tapnat@default || { journalctl -n 30 >&2; false; }")?;
+
+    let directory = tempfile::tempdir()?;
+    let mut guest = newcomer::boot(&topology.host, directory.path())?;
+    let seen = newcomer::fetch(&mut guest, http.address().port())?;
+    ensure!(seen.ip() == OUTSIDE, "seen as {seen}");
+    let flows = machine.run("tapnat flows --protocol tcp")?;
+    ensure!(flows.contains(&server(0, 80).ip().to_string()), "{flows}");
+    machine.run("dpkg --purge tapnat").map(drop)
 }
 
 fn check_configuration(text: &str) -> Result<()> {

@@ -2,7 +2,7 @@
 //! card that leaves segmentation and checksums to others, one with a card of
 //! 1990s make that does all by itself.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
@@ -13,7 +13,7 @@ use tapnat_testbed::{
 };
 use tapnat_tests::{
     instance::Instance,
-    resolver,
+    newcomer, resolver,
     world::{OUTSIDE, World, server},
 };
 
@@ -116,14 +116,6 @@ fn a_guest_with_an_old_card_reaches_the_world() -> Result<()> {
     Ok(())
 }
 
-/// What a DHCP client runs, in the guest.
-const CONFIGURE: &str = "#!/bin/sh
-[ \"$1\" = bound ] || exit 0
-ip address replace $ip/$mask dev $interface
-ip route replace default via $router
-for address in $dns; do echo nameserver $address; done > /etc/resolv.conf
-";
-
 /// On a host as laptops are: its own resolver is one that guests cannot reach.
 #[test]
 fn a_guest_needs_nothing_but_tapnat() -> Result<()> {
@@ -134,24 +126,12 @@ fn a_guest_needs_nothing_but_tapnat() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let resolvers = directory.path().join("resolv.conf");
     resolver::write(&resolvers, &[resolver::STUB])?;
-    let script = directory.path().join("configure");
-    fs::write(&script, CONFIGURE)?;
 
     let mut instance = Instance::new(&topology.host);
     instance.use_resolvers(&resolvers)?;
     let world = World::start_instance(topology, instance, &["--inside", "tap0=10.0.0.1/24"])?;
-    let machine = Machine::new(Kernel::installed()?)
-        .card_with_queues("tap0", Model::Virtio, 2)
-        .file(&script, "/configure");
-    let mut guest = machine.boot(&world.topology.host)?;
-    guest.run("chmod 755 /configure && mkdir -p /etc && ip link set eth0 up")?;
-    guest.run_within("udhcpc -f -n -q -i eth0 -s /configure", PATIENCE)?;
-    let told = guest.run("cat /etc/resolv.conf")?;
-    ensure!(told.trim() == "nameserver 10.0.0.1", "{told}");
-    let port = http.address().port();
-    let url = format!("http://server.example:{port}/");
-    let seen = guest.run_within(&format!("/bin/curl -sS --max-time 50 {url}"), PATIENCE)?;
-    let seen: std::net::SocketAddr = seen.parse().with_context(|| seen.clone())?;
+    let mut guest = newcomer::boot(&world.topology.host, directory.path())?;
+    let seen = newcomer::fetch(&mut guest, http.address().port())?;
     ensure!(seen.ip() == OUTSIDE, "seen as {seen}");
     Ok(())
 }
