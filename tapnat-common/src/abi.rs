@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -903,6 +903,9 @@ pub mod role {
 pub struct Device<A = Be32> {
     /// The host's address on it: where our ICMP errors come from.
     pub address: A,
+    /// An address of the inside network. The host's is one, unless there is but one guest, and this
+    /// is its address (point to point).
+    pub network: A,
     /// The network mask of the inside network; guests have addresses in it.
     pub mask: A,
     /// In bytes.
@@ -911,6 +914,22 @@ pub struct Device<A = Be32> {
     pub role: u8,
     /// Non-zero where frames have an Ethernet header.
     pub ethernet: u8,
+}
+
+impl<A: Address> Device<A> {
+    /// Whether an address is of the inside network.
+    #[inline(always)]
+    #[must_use]
+    pub fn contains(&self, address: A) -> bool {
+        address.same_network(self.network, self.mask)
+    }
+
+    /// Whether a guest can have this address.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_guests(&self, address: A) -> bool {
+        self.contains(address) && address.is_host(self.mask) && address != self.address
+    }
 }
 
 /// A per-CPU counter of one reason.
@@ -1170,8 +1189,8 @@ const _: () = {
     assert!(size_of::<Nat64>() == 24);
     assert!(size_of::<StandIn>() == 20);
     assert!(size_of::<Guest>() == 32);
-    assert!(size_of::<Device>() == 12);
-    assert!(size_of::<Device<Be128>>() == 36);
+    assert!(size_of::<Device>() == 16);
+    assert!(size_of::<Device<Be128>>() == 52);
     assert!(size_of::<Settings>() == 4 + 4 + 36 + 64 + 4 + 4 + 4 + 4 + 8);
     assert!(size_of::<Settings<Be128>>() == 4 + 4 + 36 + 256 + 4 + 4 + 4 + 4 + 8);
 };

@@ -704,6 +704,7 @@ pub(crate) mod tests {
                 role,
                 address: Some(address.into()),
                 prefix_length: Some(24),
+                peer: None,
                 ipv6_address: None,
                 ipv6_prefix_length: None,
                 mtu: 1500,
@@ -762,6 +763,46 @@ pub(crate) mod tests {
             },
             rates: rates(bits),
         }
+    }
+
+    /// The same in both families: the guest that has least to say has IPv6.
+    pub(crate) fn activity_in_both() -> Activity {
+        let mut activity = activity();
+        let outside: Ipv6Addr = "2001:db8:1::2".parse().unwrap();
+        activity.outside_addresses.push(outside.into());
+        activity.families.ipv6 = Some(TablesView {
+            sessions: usage(7, 131_072),
+            mappings: usage(7, 65_536),
+            guests: usage(1, 4096),
+        });
+        activity.ports.push(PortsView {
+            address: outside.into(),
+            tcp: usage(7, 27_231),
+            udp: usage(0, 27_231),
+            icmp: usage(0, 65_535),
+        });
+        for it in &mut activity.devices {
+            let address = if it.device.is_inside() {
+                "fd00:7a70::1"
+            } else {
+                "2001:db8:1::2"
+            };
+            it.device.ipv6_address = Some(address.parse().unwrap());
+            it.device.ipv6_prefix_length = Some(64);
+        }
+        let quiet = activity.guests.iter_mut().find(|it| it.guest.sessions == 7);
+        if let Some(it) = quiet {
+            let address: Ipv6Addr = "fd00:7a70::12".parse().unwrap();
+            it.guest.address = address.into();
+            it.rates = Some(rates(2.4e6));
+            let mut talk = flow(12, 2.4e6);
+            talk.flow.inside.address = address.into();
+            talk.flow.outside.address = outside.into();
+            let remote: Ipv6Addr = "2001:db8:2::1".parse().unwrap();
+            talk.flow.remote.address = remote.into();
+            activity.busiest.push(talk);
+        }
+        activity
     }
 
     /// Something of everything.

@@ -180,9 +180,11 @@ impl Host for RealHost {
                 *index = self.netlink.link(name).await?.map(|link| link.index);
                 Ok(())
             }
-            Change::AddAddress { device, address } => {
-                self.netlink.add_address(device, *address).await
-            }
+            Change::AddAddress {
+                device,
+                address,
+                peer,
+            } => self.netlink.add_address(device, *address, *peer).await,
             Change::SetUp { device } => self.netlink.set_up(device).await,
             Change::SetSysctl { sysctl, new, .. } => write_sysctl(sysctl, new),
             Change::ReservePorts { ports } => {
@@ -203,9 +205,13 @@ impl Host for RealHost {
     async fn revert(&self, change: &Change) -> Result<Reverted> {
         match change {
             Change::CreateTap { name, index, .. } => self.remove_tap(name, *index).await,
-            Change::AddAddress { device, address } => self
+            Change::AddAddress {
+                device,
+                address,
+                peer,
+            } => self
                 .netlink
-                .remove_address(device, *address)
+                .remove_address(device, *address, *peer)
                 .await
                 .map(done_if),
             Change::SetUp { device } => self.set_down(device).await,

@@ -33,7 +33,7 @@ use crate::{
 pub mod check;
 mod inside;
 
-pub use self::inside::{Devices, Inside, Networks, overlap};
+pub use self::inside::{Devices, Inside, Networks, Written, overlap};
 
 /// Ports that guests may get unless told otherwise. Those from 512 to 1023 go only to guests that
 /// use such a port themselves (RFC 4787 REQ-3a), as clients of NFS do; those below belong to

@@ -256,7 +256,9 @@ fn without_changes(links: Vec<Link>, journal: &Journal) -> Vec<Link> {
             Change::CreateTap { name, index, .. } => {
                 links.retain(|link| link.name != *name || Some(link.index) != *index);
             }
-            Change::AddAddress { device, address } => {
+            Change::AddAddress {
+                device, address, ..
+            } => {
                 for link in links.iter_mut().filter(|link| link.index == device.index) {
                     link.addresses.retain(|it| it.net != *address);
                 }
@@ -666,7 +668,8 @@ impl Daemon {
                 Some(dhcp::Served {
                     name: link.name.clone(),
                     index: link.index,
-                    address: networks.ipv4?,
+                    address: networks.ipv4?.addr(),
+                    network: networks.guests_ipv4()?,
                     mtu: mtu_of(link.index)?,
                 })
             })
@@ -1160,6 +1163,7 @@ async fn prepare_inside(
         let add = Change::AddAddress {
             device: device.clone(),
             address,
+            peer: inside.networks.peer_of(address),
         };
         if inside.lacks(address) {
             journal.make(add, host).await?;
@@ -1445,15 +1449,17 @@ fn devices<A: IpFamily>(
         .filter_map(|inside| {
             let link = inside.link_in(links)?;
             // Without a network no address is in it.
-            let (address, length) =
-                A::of(&inside.networks).map_or((A::UNSPECIFIED, A::BITS), A::host);
-            Some((link.index, device(link, address, length, role::INSIDE)))
+            let none = (A::UNSPECIFIED, A::BITS);
+            let (address, _) = A::of(&inside.networks).map_or(none, A::host);
+            let network = A::guests(&inside.networks).map_or(none, A::parts);
+            Some((link.index, device(link, address, network, role::INSIDE)))
         })
         .collect();
     if let Some(uplink) = links.iter().find(|link| link.index == plan.uplink.index) {
         let (address, length) =
             A::primary(uplink).map_or_else(|| (outside.unwrap_or_default(), A::BITS), A::host);
-        devices.push((uplink.index, device(uplink, address, length, role::UPLINK)));
+        let uplink_device = device(uplink, address, (address, length), role::UPLINK);
+        devices.push((uplink.index, uplink_device));
     }
     devices
 }
@@ -1467,9 +1473,15 @@ fn has_ipv6(config: &Config, plan: &Plan) -> bool {
     is_there || config.speaks_ipv6()
 }
 
-fn device<A: IpFamily>(link: &Link, address: A, prefix_length: u8, role: u8) -> abi::Device<A> {
+fn device<A: IpFamily>(
+    link: &Link,
+    address: A,
+    (network, prefix_length): (A, u8),
+    role: u8,
+) -> abi::Device<A> {
     abi::Device {
         address,
+        network,
         mask: A::mask(prefix_length),
         mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
         role,

@@ -22,7 +22,7 @@ use tokio::net::UdpSocket;
 
 use crate::{
     dns::{Gateway, Names},
-    leases::{Guest, Pool},
+    leases::{Guest, Ipv4Guests, Pool},
     services::PerDevice,
 };
 
@@ -35,14 +35,17 @@ const MOST: u32 = 100;
 
 const OPTION_MTU: u8 = 26;
 const OPTION_DOMAIN: u8 = 15;
+const OPTION_ROUTES: u8 = 121;
 
 /// A device whose guests are served.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Served {
     pub name: String,
     pub index: u32,
-    /// The host's address on it, and the guests' network.
-    pub address: Ipv4Net,
+    /// The host's address on it.
+    pub address: Ipv4Addr,
+    /// The guests'. It need not have the host's address, if there is one guest.
+    pub network: Ipv4Net,
     /// Bytes.
     pub mtu: u16,
 }
@@ -54,18 +57,23 @@ impl Served {
         Gateway {
             device: self.name.clone(),
             index: self.index,
-            address: self.address.addr().into(),
+            address: self.address.into(),
         }
     }
 
     /// Whether there is room for a guest.
     fn has_room(&self) -> bool {
-        self.address.prefix_len() <= 30
+        self.network.prefix_len() < 32 || !self.has_host()
+    }
+
+    /// Whether guests are in one network with the host.
+    fn has_host(&self) -> bool {
+        self.network.contains(&self.address)
     }
 }
 
 /// Guests of several devices may share a network.
-type Pools = HashMap<Ipv4Net, Arc<Mutex<Pool<Ipv4Net>>>>;
+type Pools = HashMap<Ipv4Net, Arc<Mutex<Pool<Ipv4Guests>>>>;
 
 /// The servers of one instance, one for each device.
 #[derive(Debug, Default)]
@@ -142,10 +150,18 @@ fn explain(device: &str, error: io::Error) -> anyhow::Error {
     ))
 }
 
+/// Routes for a guest whose router is in none of its networks (RFC 3442): first to that, on the
+/// link, and by that to everybody. Each is a length, as many bytes of the prefix as that takes, and
+/// the router.
+fn routes_to(router: Ipv4Addr) -> [u8; 14] {
+    let [a, b, c, d] = router.octets();
+    [32, a, b, c, d, 0, 0, 0, 0, 0, a, b, c, d]
+}
+
 struct Server {
     socket: UdpSocket,
     device: Served,
-    pool: Arc<Mutex<Pool<Ipv4Net>>>,
+    pool: Arc<Mutex<Pool<Ipv4Guests>>>,
     domain: Option<String>,
     names: Arc<Names>,
 }
@@ -165,8 +181,11 @@ impl Server {
         names: Arc<Names>,
     ) -> Result<Self> {
         let socket = listen(&device.name).map_err(|error| explain(&device.name, error))?;
-        let pool = pools.entry(device.address.trunc()).or_insert_with(|| {
-            let pool = Pool::new(device.address);
+        let pool = pools.entry(device.network).or_insert_with(|| {
+            let pool = Pool::new(Ipv4Guests {
+                network: device.network,
+                host: device.address,
+            });
             Arc::new(Mutex::new(pool))
         });
         Ok(Self {
@@ -205,7 +224,7 @@ impl Server {
         let packet = DhcpPacket::new_checked(message).ok()?;
         let asked = DhcpRepr::parse(&packet).ok()?;
         let guest = &Guest(asked.client_hardware_address.0.to_vec());
-        let gateway = self.device.address.addr();
+        let gateway = self.device.address;
         let for_another = asked
             .server_identifier
             .is_some_and(|server| server != gateway);
@@ -262,12 +281,19 @@ impl Server {
         message_type: DhcpMessageType,
         address: Option<Ipv4Addr>,
     ) -> Option<Answer> {
-        let gateway = self.device.address.addr();
+        let gateway = self.device.address;
         let refused = message_type == DhcpMessageType::Nak;
         let lease = u32::try_from(LEASE.as_secs()).ok()?;
         let leased = address.map(|_| lease);
         let mtu = self.device.mtu.to_be_bytes();
+        let routes = routes_to(gateway);
         let mut options = Vec::new();
+        if !refused && !self.device.has_host() {
+            options.push(DhcpOption {
+                kind: OPTION_ROUTES,
+                data: &routes,
+            });
+        }
         if !refused {
             options.push(DhcpOption {
                 kind: OPTION_MTU,
@@ -298,7 +324,7 @@ impl Server {
             your_ip: address.unwrap_or(Ipv4Addr::UNSPECIFIED),
             server_ip: gateway,
             router: (!refused).then_some(gateway),
-            subnet_mask: (!refused).then_some(self.device.address.netmask()),
+            subnet_mask: (!refused).then_some(self.device.network.netmask()),
             relay_agent_ip: asked.relay_agent_ip,
             broadcast: asked.broadcast,
             requested_ip: None,

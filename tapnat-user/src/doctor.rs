@@ -359,10 +359,10 @@ fn inside_networks(
                 } else {
                     given
                 };
-                let networks: Vec<_> = networks.iter().collect();
+                let networks: Vec<_> = networks.guests().collect();
                 networks.into_iter().map(move |network| InsideNetwork {
                     device: device.clone(),
-                    network: network.trunc(),
+                    network,
                 })
             })
         })
@@ -380,7 +380,7 @@ fn inside_networks_in<A: IpFamily>(
         .filter(|(_, device)| device.role == role::INSIDE && device.address != A::UNSPECIFIED);
     Ok(insides
         .filter_map(|(index, device)| {
-            let network: IpNet = A::net(device.address, A::length(device.mask))?.into();
+            let network: IpNet = A::net(device.network, A::length(device.mask))?.into();
             Some(InsideNetwork {
                 device: name_of(links, *index),
                 network: network.trunc(),

@@ -35,6 +35,8 @@ pub trait IpFamily: Family + Default + Into<IpAddr> {
     fn forwarding(device: &str) -> Sysctl;
     /// The host's address on an inside device.
     fn of(networks: &Networks) -> Option<Self::Net>;
+    /// Where guests have their addresses there.
+    fn guests(networks: &Networks) -> Option<Self::Net>;
     /// The address that a device has for good, or at least as long as it is there.
     fn primary(link: &Link) -> Option<Self::Net>;
     /// The address of the uplink that stands for guests, where the operator named none. `before` are
@@ -91,6 +93,10 @@ impl IpFamily for Be32 {
         networks.ipv4
     }
 
+    fn guests(networks: &Networks) -> Option<Ipv4Net> {
+        networks.guests_ipv4()
+    }
+
     fn primary(link: &Link) -> Option<Ipv4Net> {
         link.primary_ipv4()
     }
@@ -139,6 +145,10 @@ impl IpFamily for Be128 {
     }
 
     fn of(networks: &Networks) -> Option<Ipv6Net> {
+        networks.ipv6
+    }
+
+    fn guests(networks: &Networks) -> Option<Ipv6Net> {
         networks.ipv6
     }
 

@@ -8,6 +8,7 @@
 
 use std::{
     fs, io,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
@@ -43,7 +44,13 @@ pub enum Change {
         index: Option<u32>,
     },
     /// An address was put on a device.
-    AddAddress { device: Device, address: IpNet },
+    AddAddress {
+        device: Device,
+        address: IpNet,
+        /// Who is at the other end, if the address is of no network.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<Ipv4Addr>,
+    },
     /// A device was set up.
     SetUp { device: Device },
     /// A kernel parameter was changed.
@@ -103,12 +110,17 @@ impl Change {
         match (self, other) {
             (Self::CreateTap { name, .. }, Self::CreateTap { name: other, .. }) => name == other,
             (
-                Self::AddAddress { device, address },
+                Self::AddAddress {
+                    device,
+                    address,
+                    peer,
+                },
                 Self::AddAddress {
                     device: other_device,
                     address: other_address,
+                    peer: other_peer,
                 },
-            ) => device.index == other_device.index && address == other_address,
+            ) => (device.index, address, peer) == (other_device.index, other_address, other_peer),
             (Self::SetUp { device }, Self::SetUp { device: other })
             | (Self::AddClsact { device }, Self::AddClsact { device: other }) => {
                 device.index == other.index
@@ -801,6 +813,7 @@ mod tests {
             Change::AddAddress {
                 device: device.clone(),
                 address: "10.0.0.1/24".parse().unwrap(),
+                peer: None,
             },
             Change::SetUp {
                 device: device.clone(),

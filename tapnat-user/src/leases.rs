@@ -20,7 +20,7 @@ const OFFER: Duration = Duration::from_mins(1);
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Guest(pub Vec<u8>);
 
-/// A network, with the host's own address in it.
+/// A network of guests, and the host's own address.
 pub trait Network: Copy + Debug {
     type Address: Copy + Debug + Eq + Hash;
 
@@ -152,17 +152,33 @@ impl Lease {
     }
 }
 
-impl Network for Ipv4Net {
+/// A network of IPv4's, and the host's own address, which need not be in it if there is one guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv4Guests {
+    pub network: Ipv4Net,
+    pub host: Ipv4Addr,
+}
+
+impl Ipv4Guests {
+    /// Whether the network's ends are nobody's. In smaller ones both are hosts' (RFC 3021).
+    const fn has_ends(self) -> bool {
+        self.network.prefix_len() < 31
+    }
+}
+
+impl Network for Ipv4Guests {
     type Address = Ipv4Addr;
 
     fn is_guests(&self, address: Ipv4Addr) -> bool {
-        self.contains(&address)
-            && ![self.addr(), self.network(), self.broadcast()].contains(&address)
+        let ends = [self.network.network(), self.network.broadcast()];
+        let is_end = self.has_ends() && ends.contains(&address);
+        self.network.contains(&address) && address != self.host && !is_end
     }
 
     fn candidates(&self, guest: &Guest) -> impl Iterator<Item = Ipv4Addr> + use<> {
-        let first = u32::from(self.network());
-        let hosts = u32::from(self.broadcast()) - first;
+        let first = u32::from(self.network.network());
+        let rest = u32::from(self.network.broadcast()) - first;
+        let hosts = if self.has_ends() { rest } else { rest + 1 };
         // FNV-1a: it spreads addresses that differ in the last byte only.
         let start = guest.0.iter().fold(0x811c_9dc5_u32, |hash, byte| {
             (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
@@ -204,8 +220,10 @@ mod tests {
 
     const LEASE: Duration = Duration::from_hours(1);
 
-    fn pool(prefix: u8) -> Pool<Ipv4Net> {
-        Pool::new(Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 1), prefix).unwrap())
+    fn pool(prefix: u8) -> Pool<Ipv4Guests> {
+        let host = Ipv4Addr::new(10, 0, 0, 1);
+        let network = Ipv4Net::new_assert(host, prefix).trunc();
+        Pool::new(Ipv4Guests { network, host })
     }
 
     fn guest(number: u16) -> Guest {
@@ -248,6 +266,20 @@ mod tests {
             lease(&mut pool, 999, later).is_some(),
             "expired ones are free"
         );
+    }
+
+    #[test]
+    fn small_networks_have_room_for_one() {
+        let now = Instant::now();
+        let host = Ipv4Addr::new(10, 0, 0, 1);
+        for (network, guest) in [("10.0.0.0/30", 2), ("10.0.0.0/31", 0), ("10.0.0.10/32", 10)] {
+            let network = network.parse().unwrap();
+            let mut pool = Pool::new(Ipv4Guests { network, host });
+            let given = Some(Ipv4Addr::new(10, 0, 0, guest));
+            assert_eq!(lease(&mut pool, 1, now), given, "{network}");
+            assert_eq!(lease(&mut pool, 2, now), None, "{network}");
+            assert_eq!(lease(&mut pool, 1, now), given, "{network}");
+        }
     }
 
     #[test]

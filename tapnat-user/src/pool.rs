@@ -37,6 +37,7 @@ fn change(uplink: &Device, address: IpAddr) -> Change {
     Change::AddAddress {
         device: uplink.clone(),
         address: address.into(),
+        peer: None,
     }
 }
 
@@ -96,6 +97,7 @@ pub async fn settle(
                 Change::AddAddress {
                     device,
                     address: net,
+                    peer: _,
                 } => {
                     let address = net.addr();
                     device.index == uplink.index

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::{
     config::{Config, DeviceName, Firewall, Networks, overlap},
-    host::netlink::{DefaultRoute, Link, LinkLayer},
+    host::netlink::{Address, DefaultRoute, Link, LinkLayer},
     instance::InstanceName,
     journal::{Claim, Role},
 };
@@ -475,7 +475,7 @@ impl Facts {
             ));
         }
         for inside in insides {
-            for network in inside.networks.iter() {
+            for network in inside.networks.guests() {
                 let other = self.links.iter().find(|link| {
                     link.name != inside.device_name()
                         && link.up
@@ -485,9 +485,7 @@ impl Facts {
                     warnings.push(format!(
                         "the inside network {} of {} overlaps a network of {}: this host reaches \
                          only one of them",
-                        network.trunc(),
-                        inside.name,
-                        other.name
+                        network, inside.name, other.name
                     ));
                 }
             }
@@ -524,7 +522,7 @@ fn check_overlap(
     earlier: &[PlannedInside],
 ) -> Result<()> {
     let name = &inside.name;
-    for network in inside.networks.iter().map(|it| it.trunc()) {
+    for network in inside.networks.guests() {
         if let Some(outside) = networks_at(uplink).find(|other| overlap(network, *other)) {
             bail!(
                 "the inside network {network} of {name} overlaps {} of the uplink {}: give {name} \
@@ -544,7 +542,7 @@ fn check_overlap(
         }
         if let Some(other) = earlier
             .iter()
-            .find(|other| other.networks.overlapping(network).is_some())
+            .find(|other| other.networks.overlaps(&inside.networks))
         {
             bail!(
                 "the inside network {network} of {name} overlaps that of {}: give each inside \
@@ -572,8 +570,10 @@ fn check_mtu(inside: &PlannedInside) -> Result<()> {
 
 /// The networks that a device has for guests already.
 pub(crate) fn networks_of(link: &Link) -> Networks {
+    let ipv4 = link.first_ipv4_network();
     Networks {
-        ipv4: link.first_ipv4_network(),
+        ipv4: ipv4.map(|(net, _)| net),
+        peer: ipv4.and_then(|(_, it)| it.peer),
         ipv6: link.first_ipv6_network(),
     }
 }
@@ -606,9 +606,11 @@ impl PlannedInside {
     /// Whether this address has to be put on the device.
     #[must_use]
     pub fn lacks(&self, address: IpNet) -> bool {
-        self.link
-            .as_ref()
-            .is_none_or(|link| link.addresses.iter().all(|it| it.net != address))
+        self.link.as_ref().is_none_or(|link| {
+            let peer = self.networks.peer_of(address);
+            let has = |it: &Address| it.net == address && it.peer == peer;
+            !link.addresses.iter().any(has)
+        })
     }
 }
 
@@ -619,10 +621,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Attach, DEFAULT_MAX_SESSIONS, DEFAULT_PORTS, Firewall, PerProtocol},
-        host::{
-            netlink::{Address, Device},
-            tap::Queues,
-        },
+        host::{netlink::Device, tap::Queues},
         uplink_hook::UplinkHook,
     };
 
@@ -642,6 +641,7 @@ mod tests {
                 .iter()
                 .map(|net| Address {
                     net: net.parse().unwrap(),
+                    peer: None,
                     global: !net.starts_with("fe80:"),
                     secondary: false,
                     permanent: true,

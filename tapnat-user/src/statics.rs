@@ -48,9 +48,7 @@ impl<A: IpFamily> Ground<A> {
     fn device_of(&self, address: A) -> Option<(u32, &Device<A>)> {
         self.devices
             .iter()
-            .find(|(_, device)| {
-                device.role == role::INSIDE && address.same_network(device.address, device.mask)
-            })
+            .find(|(_, device)| device.role == role::INSIDE && device.contains(address))
             .map(|(index, device)| (*index, device))
     }
 
@@ -139,7 +137,7 @@ fn of_family<A: IpFamily>(address: IpAddr) -> Result<A> {
 
 /// The network that guests behind a device are in.
 fn network<A: IpFamily>(device: &Device<A>) -> IpNet {
-    let network = A::net(device.address, A::length(device.mask)).map(Into::into);
+    let network = A::net(device.network, A::length(device.mask)).map(Into::into);
     network.unwrap_or_default().trunc()
 }
 

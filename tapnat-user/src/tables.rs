@@ -159,7 +159,7 @@ impl PrefixTables {
                 continue;
             }
             let length = u32::from(IpFamily::length(device.mask));
-            let address = Be128::new(device.address.get() & device.mask.get());
+            let address = Be128::new(device.network.get() & device.mask.get());
             let key = Key::new(length, address);
             self.networks.insert(&key, index, 0).context(writing)?;
             wanted.push((length, address));

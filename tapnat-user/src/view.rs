@@ -28,7 +28,7 @@ use tapnat_common::{
 };
 
 use crate::{
-    config::{filtering_label, mapping_label},
+    config::{Written, filtering_label, mapping_label},
     family::IpFamily,
     forwards::{Share, Standing},
     tables::Usage,
@@ -399,6 +399,8 @@ pub struct DeviceView {
     pub address: Option<Ipv4Addr>,
     /// Of the network that guests have their addresses from.
     pub prefix_length: Option<u8>,
+    /// The one guest's address where it is in no network with the host's; null elsewhere.
+    pub peer: Option<Ipv4Addr>,
     /// The same for IPv6.
     pub ipv6_address: Option<Ipv6Addr>,
     pub ipv6_prefix_length: Option<u8>,
@@ -418,10 +420,20 @@ impl DeviceView {
         networks.filter_map(|(address, length)| IpNet::new(address, length).ok())
     }
 
+    /// The same as `--inside` takes them.
+    pub fn written(&self) -> impl Iterator<Item = Written> + use<> {
+        let peer = self.peer;
+        self.networks()
+            .map(move |it| Written(it, peer.filter(|_| it.addr().is_ipv4())))
+    }
+
     /// Whether the address is of one of its networks.
     #[must_use]
     pub fn has_in_network(&self, address: IpAddr) -> bool {
-        self.networks().any(|network| network.contains(&address))
+        self.written().any(|Written(network, peer)| match peer {
+            Some(peer) => address == IpAddr::V4(peer),
+            None => network.contains(&address),
+        })
     }
 
     /// Whether guests are behind it.
@@ -446,6 +458,9 @@ impl DeviceView {
             role: role_label(device.role),
             address: ipv4.map(|it| it.address.into()),
             prefix_length: ipv4.map(|it| prefix_length(&it.mask.bytes())),
+            peer: ipv4
+                .filter(|it| !it.contains(it.address))
+                .map(|it| it.network.into()),
             ipv6_address: ipv6.map(|it| it.address.into()),
             ipv6_prefix_length: ipv6.map(|it| prefix_length(&it.mask.bytes())),
             mtu: device.mtu,
@@ -994,6 +1009,7 @@ mod tests {
                 TAP,
                 &Device {
                     address: address("10.0.0.1"),
+                    network: address("10.0.0.0"),
                     mask: Be32::mask(24),
                     mtu: 1500,
                     role: role::INSIDE,
@@ -1001,6 +1017,7 @@ mod tests {
                 },
                 Some(&Device {
                     address: "fd00:7a70::1".parse::<Ipv6Addr>().unwrap().into(),
+                    network: "fd00:7a70::".parse::<Ipv6Addr>().unwrap().into(),
                     mask: Be128::mask(64),
                     ..Device::default()
                 }),
@@ -1032,8 +1049,20 @@ mod tests {
             (device.prefix_length, device.ipv6_prefix_length),
             (Some(24), Some(64))
         );
-        let networks: Vec<_> = device.networks().map(|it| it.to_string()).collect();
+        let networks: Vec<_> = device.written().map(|it| it.to_string()).collect();
         assert_eq!(networks, ["10.0.0.1/24", "fd00:7a70::1/64"]);
+        let alone = Device {
+            address: address("169.254.1.1"),
+            network: address("10.0.0.10"),
+            mask: Be32::mask(32),
+            role: role::INSIDE,
+            ..Device::default()
+        };
+        let alone = DeviceView::new(None, TAP, &alone, None);
+        let networks: Vec<_> = alone.written().map(|it| it.to_string()).collect();
+        assert_eq!(networks, ["169.254.1.1 peer 10.0.0.10"]);
+        assert!(alone.has_in_network("10.0.0.10".parse().unwrap()));
+        assert!(!alone.has_in_network("169.254.1.1".parse().unwrap()));
         assert!(device.has_in_network("fd00:7a70::10".parse().unwrap()));
         assert!(!device.has_in_network("fd00:7a71::10".parse().unwrap()));
         assert_eq!(

@@ -219,8 +219,6 @@ fn build<A: IpFamily>(question: &Question<A>) -> Result<Vec<u8>> {
 pub fn device_of<A: IpFamily>(guest: A, devices: &[(u32, Device<A>)]) -> Option<u32> {
     devices
         .iter()
-        .find(|(_, device)| {
-            device.role == role::INSIDE && guest.same_network(device.address, device.mask)
-        })
+        .find(|(_, device)| device.role == role::INSIDE && device.contains(guest))
         .map(|(index, _)| *index)
 }

@@ -78,6 +78,10 @@ fn a_wrong_command_line_is_refused() -> Result<()> {
         &["network address", "10.0.0.1/24"],
     )?;
     run("--inside tap0=10.0.0.300/24", &["write 10.0.0.1/24"])?;
+    run(
+        "--inside tap0=10.0.0.1/32",
+        &["no room for a guest", "'10.0.0.1 peer 10.0.0.10'"],
+    )?;
     run("--inside a-very-long-device=10.0.0.1/24", &["too long"])?;
     run(
         "--inside tap0=fe80::1/64",

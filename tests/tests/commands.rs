@@ -24,10 +24,40 @@ use tapnat_tests::instance::PATIENCE;
 use tempfile::TempDir;
 
 /// Where every block of shell is run.
-const DOCUMENTS: [&str; 4] = ["tutorial", "recipes", "troubleshooting", "comparison"];
+const DOCUMENTS: [&str; 8] = [
+    "../README",
+    "tutorial",
+    "recipes",
+    "troubleshooting",
+    "comparison",
+    "operations",
+    "configuration",
+    "security",
+];
 
 /// Blocks that are not.
-const NOT_RUN: [(&str, &str); 6] = [
+const NOT_RUN: [(&str, &str); 12] = [
+    (
+        "no-readme-qemu",
+        "`..` stands for what the guest is; `qemu` is the same with a disk",
+    ),
+    (
+        "no-readme-script",
+        "`..` stands for what the guest is; `qemu-script` is the same with a disk",
+    ),
+    (
+        "no-package",
+        "tests/dist.rs installs the package on a machine of its own",
+    ),
+    (
+        "no-build",
+        "what is tested was built so, without `--release`",
+    ),
+    (
+        "no-unit",
+        "tests/dist.rs runs the unit with a systemd of its own",
+    ),
+    ("no-watch", "it does not end by itself; tests/flows.rs does"),
     (
         "tutorial-qemu",
         "a stand-in has the tap; `qemu` is the same command",
@@ -302,6 +332,8 @@ runs! {
     qemu_calls_tapnat "qemu-script" None, no_guest
     qemu_without_root "qemu-owner" None, no_guest
     a_bridge "bridge" None, no_guest
+    taps "taps" None, no_guest
+    taps_with_one_address "taps-alone" None, no_guest
     libvirt "libvirt" None, no_guest
     firecracker "firecracker" None, a_guest
     cloud_hypervisor "cloud-hypervisor" None, a_guest
@@ -313,6 +345,8 @@ runs! {
     several_addresses "pool" None, no_guest
     dns64 "dns64" None, no_guest
     metrics "metrics" None, no_guest
+    operations "operations" None, a_guest
+    down "down" None, no_guest
     troubleshooting "troubleshooting" None, a_guest
     comparison_with_iptables "iptables" None, no_guest
 }

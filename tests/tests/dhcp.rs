@@ -3,22 +3,28 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use tapnat_testbed::{
+    Namespace,
     process::Output,
+    snapshot::Snapshot,
     topology::{GUEST_DEVICE, Inside, Topology},
-    traffic,
+    traffic::{self, TcpReflector, TcpSession},
 };
-use tapnat_tests::world::{World, server};
+use tapnat_tests::{
+    instance::{Instance, PATIENCE},
+    world::{OUTSIDE, World, server},
+};
 
 /// What the client runs: it says what it was told, in one line.
 const SCRIPT: &str = "#!/bin/sh
-[ \"$1\" = bound ] && echo \"bound ip=$ip subnet=$subnet router=$router dns=$dns mtu=$mtu domain=$domain lease=$lease\"
+[ \"$1\" = bound ] && echo \"bound ip=$ip subnet=$subnet router=$router dns=$dns mtu=$mtu domain=$domain lease=$lease routes=$(echo $staticroutes | tr ' ' ,)\"
 exit 0
 ";
 
@@ -43,6 +49,10 @@ impl Drop for Script {
 
 /// Asks as a guest, and gives up soon.
 fn ask(world: &World, guest: usize, name: &str, options: &[&str]) -> Result<Output> {
+    ask_as(&world.guest(guest).namespace, name, options)
+}
+
+fn ask_as(guest: &Namespace, name: &str, options: &[&str]) -> Result<Output> {
     let script = Script::new(name)?;
     let script = script.0.to_str().context("a path")?;
     let arguments = [
@@ -59,7 +69,7 @@ fn ask(world: &World, guest: usize, name: &str, options: &[&str]) -> Result<Outp
         "-s",
         script,
     ];
-    let client = world.guest(guest).namespace.command("busybox");
+    let client = guest.command("busybox");
     client.args(arguments).args(options).output()
 }
 
@@ -130,6 +140,128 @@ fn guests_of_a_bridge_get_addresses_of_their_own() -> Result<()> {
     given.sort_unstable();
     given.dedup();
     ensure!(given.len() == 3, "{given:?}");
+    Ok(())
+}
+
+/// A network of its own for each of two devices, as small as can be.
+struct Small {
+    inside: &'static str,
+    subnet: &'static str,
+    routers: [&'static str; 2],
+    guests: [&'static str; 2],
+    /// What the first is told of ways to its router.
+    routes: &'static str,
+}
+
+const SMALL: [Small; 3] = [
+    Small {
+        inside: "veth*=10.9.0.1/30",
+        subnet: "255.255.255.252",
+        routers: ["10.9.0.1", "10.9.0.5"],
+        guests: ["10.9.0.2", "10.9.0.6"],
+        routes: "",
+    },
+    Small {
+        inside: "veth*=10.9.0.1/31",
+        subnet: "255.255.255.254",
+        routers: ["10.9.0.1", "10.9.0.3"],
+        guests: ["10.9.0.0", "10.9.0.2"],
+        routes: "",
+    },
+    Small {
+        inside: "veth*=10.9.0.1 peer 10.9.0.10",
+        subnet: "255.255.255.255",
+        routers: ["10.9.0.1", "10.9.0.1"],
+        guests: ["10.9.0.10", "10.9.0.11"],
+        routes: "10.9.0.1/32,0.0.0.0,0.0.0.0/0,10.9.0.1",
+    },
+];
+
+#[test]
+fn a_guest_may_have_a_network_or_an_address_alone() -> Result<()> {
+    for small in SMALL {
+        check_small(&small).with_context(|| small.inside)?;
+    }
+    Ok(())
+}
+
+fn check_small(small: &Small) -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).guests(2);
+    let topology = topology.build()?;
+    let Topology { host, guests, .. } = &topology;
+    let instance = Instance::new(host);
+    let before = Snapshot::take(host, &instance.pins())?;
+    let mut process = instance.start(&["--inside", small.inside])?;
+    for (number, guest) in guests.iter().enumerate() {
+        let namespace = &guest.namespace;
+        let (router, address) = (small.routers[number], small.guests[number]);
+        let output = ask_as(namespace, &format!("{address}-{}", instance.name()), &[])?;
+        for (name, value) in [
+            ("ip", address),
+            ("subnet", small.subnet),
+            ("router", router),
+        ] {
+            ensure!(told(&output, name)? == value, "{output:?}");
+        }
+        if number == 0 {
+            ensure!(told(&output, "routes")? == small.routes, "{output:?}");
+        }
+        namespace.ip(&format!("address flush dev {GUEST_DEVICE}"))?;
+        namespace.ip(&format!("address add {address}/32 dev {GUEST_DEVICE}"))?;
+        namespace.ip(&format!("route add {router} dev {GUEST_DEVICE}"))?;
+        namespace.ip(&format!("route add default via {router}"))?;
+    }
+    let reflector = TcpReflector::start(&topology.world, server(0, 7))?;
+    for guest in guests {
+        let mut session = TcpSession::open(&guest.namespace, None, reflector.address())?;
+        session.exchange(&traffic::pattern(100_000))?;
+        ensure!(session.seen().ip() == OUTSIDE);
+        // The host, the world, and each other, through the host.
+        let others = small.guests.iter().chain(&small.routers[..1]);
+        for other in others.copied().chain(["203.0.113.1"]) {
+            let ping = traffic::ping(&guest.namespace, other.parse()?, 1, &[])?;
+            ensure!(ping.received == 1, "{other}: {}", ping.output);
+        }
+    }
+
+    // The world comes in to guests, and to nobody else there.
+    let first = &guests[0].namespace;
+    let local = SocketAddr::new(small.guests[0].parse()?, 80);
+    let inner = TcpReflector::start(first, local)?;
+    let forward = |to: &str| instance.ask("forward", &["add", "tcp", "8080", to]);
+    for not_a_guest in [small.routers[0], "10.9.0.77"] {
+        ensure!(forward(not_a_guest).is_err(), "{not_a_guest}");
+    }
+    forward(&inner.address().to_string())?;
+    let forwarded = SocketAddr::new(OUTSIDE, 8080);
+    TcpSession::open(&topology.world, None, forwarded)?.exchange(b"from the world")?;
+
+    // One guest is not another.
+    first.ip(&format!(
+        "address add {}/32 dev {GUEST_DEVICE}",
+        "10.9.0.77"
+    ))?;
+    let ping = traffic::ping(first, server(0, 0).ip(), 1, &["-I", "10.9.0.77"])?;
+    ensure!(ping.received == 0, "{}", ping.output);
+    let devices = &instance.ask_json("status")?["devices"];
+    let peers: Vec<_> = devices.as_array().into_iter().flatten().collect();
+    let peer = peers.iter().find(|it| it["name"] == "veth0");
+    let peer = peer.map(|it| it["peer"].clone()).context("no veth0")?;
+    let is_alone = small.subnet == "255.255.255.255";
+    ensure!(
+        peer.as_str() == is_alone.then_some(small.guests[0]),
+        "{peer}"
+    );
+
+    // Also what was left by a process that was killed is taken away.
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    let mut process = instance.start(&["--inside", small.inside])?;
+    let ping = traffic::ping(&guests[1].namespace, server(0, 0).ip(), 1, &[])?;
+    ensure!(ping.received == 1, "{}", ping.output);
+    ensure!(process.terminate(PATIENCE)?.success());
+    let after = Snapshot::take(host, &instance.pins())?;
+    ensure!(before == after, "{:?}", before.difference(&after));
     Ok(())
 }
 

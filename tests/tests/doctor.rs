@@ -144,6 +144,20 @@ fn rules_that_translate_guests_too_are_found() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_firewall_that_keeps_guests_from_asking_is_found() -> Result<()> {
+    let bed = Bed::new(V4)?;
+    let _process = bed.start()?;
+    let host = &bed.world.host;
+    host.exec("iptables-nft -P INPUT DROP")?;
+    let finding = bed.finds("warning", "firewall", &["port 67", "port 53"])?;
+    let way_out = finding["way_out"].as_str().context("no way out")?;
+    let command = way_out.split_once("iptables").context("another way out")?.1;
+    let (command, _) = command.split_once(", and").context("one command")?;
+    host.exec(&format!("iptables-nft{command}"))?;
+    bed.finds_nothing("firewall")
+}
+
 fn what_was_set_back_under_an_instance_is_found(family: Family) -> Result<()> {
     let bed = Bed::new(family)?;
     let _process = bed.start()?;

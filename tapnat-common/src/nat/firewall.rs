@@ -73,8 +73,7 @@ pub fn may_be_asked<A: Network, T: Tables<A>>(from: u32, source: Option<A>, tabl
     let Some(way_in) = tables.device(from) else {
         return false;
     };
-    way_in.role != role::INSIDE
-        || source.is_none_or(|source| source.same_network(way_in.address, way_in.mask))
+    way_in.role != role::INSIDE || source.is_none_or(|source| way_in.contains(source))
 }
 
 /// What a packet is that leaves by the device `out` and came by the device `from`
@@ -93,7 +92,7 @@ pub fn forwarded<A: Network, T: Tables<A>>(
         return Forwarded::Leave;
     }
     let device = NonZeroU32::new(from).filter(|_| way_in.role == role::INSIDE);
-    let is_guests = device.is_some() && packet.source.same_network(way_in.address, way_in.mask);
+    let is_guests = device.is_some() && way_in.contains(packet.source);
     if device.is_some() && !is_guests {
         return Forwarded::Leave;
     }

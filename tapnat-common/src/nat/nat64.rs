@@ -10,10 +10,10 @@ use core::num::NonZeroU32;
 
 use super::{Insert, Tables};
 use crate::{
-    abi::{Device, StandIn},
+    abi::StandIn,
     embed::Prefix,
     frame::LinkAddresses,
-    net::{Address, Be32, Be128},
+    net::{Be32, Be128},
     parse::Packet,
     siit,
     verdict::Reason,
@@ -129,7 +129,7 @@ pub fn to_ipv4<T: Tables<Be128>, S: StandIns>(
     // From the world nobody comes this way.
     let device = device.ok_or(Reason::UnroutableDestination)?;
     let inside = tables.device(device.get()).ok_or(Reason::NoMapping)?;
-    if !is_guest(packet.source, inside) {
+    if !inside.is_guests(packet.source) {
         return Err(Reason::SpoofedSource);
     }
     let destination = world(packet.destination, stand_ins)?;
@@ -138,12 +138,6 @@ pub fn to_ipv4<T: Tables<Be128>, S: StandIns>(
         device: device.get(),
     };
     Ok((stand_in_of(&guest, stand_ins)?, destination))
-}
-
-fn is_guest(source: Be128, inside: &Device<Be128>) -> bool {
-    source.same_network(inside.address, inside.mask)
-        && source.is_host(inside.mask)
-        && source != inside.address
 }
 
 /// The world's address that is embedded in this one.

@@ -211,10 +211,7 @@ pub(super) fn check_ends<A: Network, T: Tables<A>>(
         return Err(policy::to_host(packet, Reason::LinkLocal, settings));
     }
     // Who stands behind a stand-in was looked at before.
-    let is_guest = stands_in
-        || packet.source.same_network(inside.address, inside.mask)
-            && packet.source.is_host(inside.mask)
-            && packet.source != inside.address;
+    let is_guest = stands_in || inside.is_guests(packet.source);
     if !is_guest {
         return Err(Reason::SpoofedSource);
     }
@@ -399,7 +396,7 @@ fn from_outside<A: Network, T: Tables<A>>(
         || source.is_link_local()
         || tables
             .device(target.device)
-            .is_some_and(|inside| source.same_network(inside.address, inside.mask))
+            .is_some_and(|inside| inside.contains(source))
     {
         return Err(Reason::SpoofedSource);
     }

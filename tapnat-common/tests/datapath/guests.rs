@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use tapnat_common::{
     abi::{role, setting_flags},
     nat::{Fate, Route},
+    net::Be32,
     verdict::Reason,
 };
 use tapnat_testbed::packet;
@@ -43,6 +44,30 @@ fn a_guest_sends_only_as_itself() {
         assert_eq!(from(foreign), Reason::SpoofedSource, "{foreign}");
     }
     assert_eq!(world.sizes(), [0; 5]);
+    assert_eq!(from(GUEST), Reason::SessionStarted);
+}
+
+#[test]
+fn one_guest_may_have_a_device_for_itself_with_the_host_in_no_network_of_its() {
+    let world = World::new();
+    world.set_device(TAP, |device| {
+        device.address = Ipv4Addr::new(169, 254, 1, 1).into();
+        device.network = GUEST.into();
+        device.mask = Be32::mask(32);
+    });
+    let from = |source| {
+        world
+            .guest_sends(TAP, &udp(at(source, 40_000), at(SERVER, 53)).build())
+            .reason
+    };
+    for foreign in [
+        NEIGHBOUR,
+        HOST[0].into(),
+        Ipv4Addr::new(169, 254, 1, 1),
+        Ipv4Addr::new(169, 254, 1, 2),
+    ] {
+        assert_eq!(from(foreign), Reason::SpoofedSource, "{foreign}");
+    }
     assert_eq!(from(GUEST), Reason::SessionStarted);
 }
 

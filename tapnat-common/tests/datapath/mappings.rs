@@ -377,6 +377,7 @@ fn a_mapping_follows_its_guest_to_another_device() {
     let address = |world: &World, device, first| {
         world.set_device(device, |device| {
             device.address = Be32::from_bytes([10, 0, first, 1]);
+            device.network = device.address;
         });
     };
     address(&world, TAP, 9);

@@ -314,6 +314,7 @@ fn some_packets_are_never_answered() {
     assert!(exit.sent.is_none());
     world.set_device(TAP, |device| {
         device.address = Be32::from_bytes([127, 0, 0, 1]);
+        device.network = device.address;
         device.mask = Be32::mask(8);
     });
     let unroutable = Ipv4Addr::new(127, 0, 0, 9);

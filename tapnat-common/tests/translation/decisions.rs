@@ -60,6 +60,7 @@ impl Net {
         );
         let device = |address, role| Device {
             address: v6(address).into(),
+            network: v6(address).into(),
             mask: Be128::mask(64),
             mtu: 1500,
             role,
@@ -140,9 +141,10 @@ impl Tables<Be128> for Net {
     }
 
     fn inside_device(&self, address: Be128) -> Option<u32> {
-        let found = self.devices.iter().find(|(_, device)| {
-            device.role == role::INSIDE && address.same_network(device.address, device.mask)
-        });
+        let found = self
+            .devices
+            .iter()
+            .find(|(_, device)| device.role == role::INSIDE && device.contains(address));
         found.map(|(index, _)| *index)
     }
 
@@ -366,7 +368,9 @@ fn hops_and_lengths_are_looked_at() {
 #[test]
 fn a_subnet_of_ones_only_has_no_counterpart() {
     let mut net = Net::new();
-    net.devices[1].1.address = v6("fd01:203:405:ffff::1").into();
+    let device = &mut net.devices[1].1;
+    device.address = v6("fd01:203:405:ffff::1").into();
+    device.network = device.address;
     let guest = "fd01:203:405:ffff::7";
     becomes(
         &net,

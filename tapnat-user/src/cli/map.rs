@@ -16,6 +16,7 @@ use tapnat_display::{
 use super::{Format, Instance, flows::parse_interval, print, watch::watch};
 use crate::{
     activity::{Activity, DeviceActivity, GuestActivity, Look, Rates, rounded},
+    files::cannot,
     forwards::{Share, Standing},
     progress::Progress,
     statics,
@@ -94,7 +95,7 @@ impl Arguments {
             console::set_colors_enabled(false);
             let document = vector::render(&map.draw(COLUMNS)?);
             return fs::write(path, document + "\n")
-                .with_context(|| format!("cannot write {}", path.display()));
+                .map_err(|error| cannot("cannot write", path, error));
         }
         let columns = print::terminal_width().unwrap_or(COLUMNS);
         print::text(&text(&map.draw(columns)?))
@@ -136,17 +137,18 @@ enum Detail {
     /// Without the middle of long ones.
     ShortAddresses,
     Addresses,
-    Networks,
+    /// Whom guests talk to, too.
+    ShortRemotes,
     Remotes,
+    Networks,
 }
 
 impl Detail {
     fn address(self, address: IpAddr, style: &console::Style) -> String {
         let text = address.to_string();
-        let text = if self == Self::ShortAddresses {
-            units::shortened(&text, SHORT)
-        } else {
-            text
+        let text = match self {
+            Self::ShortAddresses | Self::ShortRemotes => units::shortened(&text, SHORT),
+            Self::Addresses | Self::Remotes | Self::Networks => text,
         };
         style.apply_to(text).to_string()
     }
@@ -168,8 +170,9 @@ impl Map {
     /// The lines of the picture, and of what leads to guests.
     fn draw(&self, columns: usize) -> Result<Vec<String>> {
         let picture = [
-            Detail::Remotes,
             Detail::Networks,
+            Detail::Remotes,
+            Detail::ShortRemotes,
             Detail::Addresses,
             Detail::ShortAddresses,
         ]
@@ -223,8 +226,8 @@ impl Map {
             uplink,
             world: Station {
                 title: "world",
-                lines: if detail == Detail::Remotes {
-                    self.remotes()
+                lines: if detail >= Detail::ShortRemotes {
+                    self.remotes(detail)
                 } else {
                     Vec::new()
                 },
@@ -276,7 +279,7 @@ impl Map {
     }
 
     /// Whom most is exchanged with.
-    fn remotes(&self) -> Vec<String> {
+    fn remotes(&self, detail: Detail) -> Vec<String> {
         let mut seen = BTreeSet::new();
         let busiest = self
             .activity
@@ -284,7 +287,8 @@ impl Map {
             .iter()
             .map(|it| it.flow.remote.address);
         let remotes: Vec<_> = busiest.filter(|it| seen.insert(*it)).collect();
-        let shown = remotes.iter().take(MOST_REMOTES).map(ToString::to_string);
+        let shown = remotes.iter().take(MOST_REMOTES);
+        let shown = shown.map(|it| detail.address(*it, &console::Style::new()));
         shown.chain(more(remotes.len(), MOST_REMOTES)).collect()
     }
 
@@ -354,11 +358,11 @@ impl Map {
 
 fn port(device: &DeviceActivity, detail: Detail, style: &console::Style) -> Port {
     let device = &device.device;
-    let mut addresses = device.networks().map(|network| {
-        if detail >= Detail::Networks {
-            style.apply_to(network).to_string()
+    let mut addresses = device.written().map(|written| {
+        if detail == Detail::Networks {
+            style.apply_to(written).to_string()
         } else {
-            detail.address(network.addr(), style)
+            detail.address(written.0.addr(), style)
         }
     });
     Port {
@@ -418,7 +422,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        activity::tests::{activity, device, guest, uncounted},
+        activity::tests::{activity, activity_in_both, device, guest, uncounted},
         view::Endpoint,
     };
 
@@ -463,7 +467,7 @@ mod tests {
 
     #[test]
     fn it_is_what_the_documents_show() {
-        let lines = map(two_devices(activity())).draw(COLUMNS).unwrap();
+        let lines = map(two_devices(activity_in_both())).draw(COLUMNS).unwrap();
         let document = include_str!("../../../docs/operations.md");
         let text = text(&lines);
         assert!(

@@ -80,7 +80,7 @@ fn describe(status: &Status) -> Result<String> {
     writeln!(text, "instance {}: {process}", status.instance)?;
     for device in &status.devices {
         let fallback = format!("#{}", device.index);
-        let networks: Vec<_> = device.networks().map(|it| it.to_string()).collect();
+        let networks: Vec<_> = device.written().map(|it| it.to_string()).collect();
         writeln!(
             text,
             "  {:<8} {:<15} {} mtu {}",

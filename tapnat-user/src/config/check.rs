@@ -9,7 +9,7 @@ use tapnat_common::{
     net::Be128,
 };
 
-use super::{Config, Devices, Firewall, Inside, can_be_host, overlap};
+use super::{Config, Devices, Firewall, Inside, Networks, can_be_host, overlap};
 use crate::{
     dns::Resolver,
     forwards::{Forward, Share},
@@ -321,7 +321,7 @@ impl Config {
                 ),
             )?;
         }
-        for network in inside.networks.iter().map(|it| it.trunc()) {
+        for network in inside.networks.guests() {
             if let Some(nat64) = self.nat64.filter(|nat64| overlap(nat64.net, network)) {
                 refuse(
                     About::Option("nat64"),
@@ -334,7 +334,7 @@ impl Config {
             }
             if let Some(other) = earlier
                 .iter()
-                .find(|other| other.networks.overlapping(network).is_some())
+                .find(|other| other.networks.overlaps(&inside.networks))
             {
                 refuse(
                     about,
@@ -398,14 +398,16 @@ impl Config {
         {
             return Ok(());
         }
-        let mut networks = self.insides.iter().flat_map(|it| it.networks.iter());
-        let Some(network) = networks.find(|network| network.contains(&inside)) else {
+        let mut insides = self.insides.iter().map(|it| it.networks);
+        let has = |it: &Networks| it.guests().any(|it| it.contains(&inside));
+        let Some(networks) = insides.find(has) else {
             return refuse(
                 about,
                 format!("{name} cannot lead to {inside}: no inside network has that address"),
             );
         };
-        if !is_guest(network, inside) {
+        let is_hosts = |own: IpNet| own.contains(&inside) && !is_guest(own, inside);
+        if networks.iter().any(is_hosts) {
             return refuse(
                 about,
                 format!("{name} cannot lead to {inside}: no guest can have that address"),

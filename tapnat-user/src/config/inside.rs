@@ -50,6 +50,9 @@ pub struct Inside {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Networks {
     pub ipv4: Option<Ipv4Net>,
+    /// The address of the only guest, which need not be in a network with the host's: that is
+    /// written with a length of 32 then.
+    pub peer: Option<Ipv4Addr>,
     pub ipv6: Option<Ipv6Net>,
 }
 
@@ -112,25 +115,51 @@ impl Networks {
         *self == Self::default()
     }
 
-    /// Those that there are, IPv4 first.
+    /// The host's addresses that there are, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = IpNet> + use<> {
         let ipv4 = self.ipv4.map(IpNet::V4);
         ipv4.into_iter().chain(self.ipv6.map(IpNet::V6))
     }
 
+    /// Where guests have IPv4 addresses.
+    #[must_use]
+    pub fn guests_ipv4(&self) -> Option<Ipv4Net> {
+        let peer = self.peer.map(Ipv4Net::from);
+        peer.or(self.ipv4.map(|it| it.trunc()))
+    }
+
+    /// Where guests have addresses, IPv4 first.
+    pub fn guests(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let ipv4 = self.guests_ipv4().map(IpNet::V4);
+        let ipv6 = self.ipv6.map(|it| IpNet::V6(it.trunc()));
+        ipv4.into_iter().chain(ipv6)
+    }
+
+    /// The peer of one of the host's addresses.
+    #[must_use]
+    pub fn peer_of(&self, address: IpNet) -> Option<Ipv4Addr> {
+        self.peer.filter(|_| address.addr().is_ipv4())
+    }
+
     /// These, and of a family that is missing here, the other ones.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
+        let ipv4 = if self.ipv4.is_some() { self } else { other };
         Self {
-            ipv4: self.ipv4.or(other.ipv4),
+            ipv4: ipv4.ipv4,
+            peer: ipv4.peer,
             ipv6: self.ipv6.or(other.ipv6),
         }
     }
 
-    /// The first network here that has addresses in common with this one.
+    /// Whether guests here have addresses in common with those of another device, or with its host's.
     #[must_use]
-    pub fn overlapping(&self, other: IpNet) -> Option<IpNet> {
-        self.iter().find(|network| overlap(*network, other))
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let within = |guests: &Self, others: IpNet| guests.guests().any(|it| overlap(it, others));
+        let hosts = |it: &Self| it.iter().map(|it| IpNet::from(it.addr()));
+        other.guests().any(|it| within(self, it))
+            || hosts(other).any(|it| within(self, it))
+            || hosts(self).any(|it| within(other, it))
     }
 }
 
@@ -146,9 +175,25 @@ impl fmt::Display for Networks {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (position, network) in self.iter().enumerate() {
             let separator = if position == 0 { "" } else { "," };
-            write!(formatter, "{separator}{network}")?;
+            write!(
+                formatter,
+                "{separator}{}",
+                Written(network, self.peer_of(network))
+            )?;
         }
         Ok(())
+    }
+}
+
+/// An address of the host's on a device, as `ip address` has it and `--inside` takes it.
+pub struct Written(pub IpNet, pub Option<Ipv4Addr>);
+
+impl fmt::Display for Written {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            Some(peer) => write!(formatter, "{} peer {peer}", self.0.addr()),
+            None => self.0.fmt(formatter),
+        }
     }
 }
 
@@ -177,10 +222,19 @@ impl Inside {
         })?;
         let mut networks = Networks::default();
         for first in self.networks.iter() {
-            let network = numbered(first, number).with_context(|| {
-                format!("there is no network number {number} after {first}, for {name}")
+            let peer = self.networks.peer_of(first);
+            let counted = peer.map_or(first, |peer| IpNet::from(IpAddr::V4(peer)));
+            let network = numbered(counted, number).with_context(|| {
+                format!("there is no network number {number} after {counted}, for {name}")
             })?;
-            networks.add(network);
+            match (peer, network) {
+                // The host has the same address on all of them.
+                (Some(_), IpNet::V4(guest)) => {
+                    networks.add(first);
+                    networks.peer = Some(guest.addr());
+                }
+                _ => networks.add(network),
+            }
         }
         Ok(networks)
     }
@@ -242,7 +296,13 @@ impl FromStr for Networks {
         );
         let mut networks = Self::default();
         for word in text.split(',') {
-            let network = parse_host_address(word)?;
+            let (network, peer) = match word.split_once(" peer ") {
+                Some((host, guest)) => {
+                    let (host, guest) = parse_pair(host, guest)?;
+                    (host.into(), Some(guest))
+                }
+                None => (parse_host_address(word)?, None),
+            };
             let family = match network {
                 IpNet::V4(_) => networks.ipv4.map(|_| "IPv4"),
                 IpNet::V6(_) => networks.ipv6.map(|_| "IPv6"),
@@ -254,9 +314,38 @@ impl FromStr for Networks {
                 );
             }
             networks.add(network);
+            networks.peer = networks.peer.or(peer);
         }
         Ok(networks)
     }
+}
+
+/// Reads the host's address and that of the one guest.
+fn parse_pair(host: &str, guest: &str) -> Result<(Ipv4Net, Ipv4Addr)> {
+    let read = |text: &str| -> Result<Ipv4Addr> {
+        let text = text.trim();
+        let text = text.strip_suffix("/32").unwrap_or(text);
+        let address: IpAddr = text.parse().with_context(|| {
+            format!("'{text}' is not the address of one host: write 10.0.0.1 peer 10.0.0.10")
+        })?;
+        let IpAddr::V4(address) = address else {
+            bail!(
+                "{text} cannot have a peer: give each tap an IPv6 network of its own, such as \
+                 fd00:7a70::1/64, in which the guest chooses its address"
+            )
+        };
+        ensure!(
+            is_unicast(address.into()),
+            "{text} cannot be a host's address: use private ones, as in 10.0.0.1 peer 10.0.0.10"
+        );
+        Ok(address)
+    };
+    let (host, guest) = (read(host)?, read(guest)?);
+    ensure!(
+        host != guest,
+        "{host} is the host's address and the guest's at once: write 10.0.0.1 peer 10.0.0.10"
+    );
+    Ok((host.into(), guest))
 }
 
 /// Reads the address of a host with the length of its network's prefix.
@@ -303,6 +392,11 @@ fn check_ipv4(net: Ipv4Net) -> Result<()> {
     ensure!(
         is_unicast(address.into()),
         "{net} cannot be a host's address: use a private one, such as 10.0.0.1/24"
+    );
+    ensure!(
+        net.prefix_len() < 32,
+        "{net} has no room for a guest: write {address}/24, or, for one guest alone, '{address} peer \
+         10.0.0.10'"
     );
     Ok(())
 }
@@ -389,6 +483,31 @@ mod tests {
     }
 
     #[test]
+    fn a_device_may_have_one_guest_in_no_network_of_the_hosts() {
+        let one = networks("169.254.1.1 peer 10.0.0.10,fd00:7a70::1/64");
+        assert_eq!(
+            networks("fd00:7a70::1/64,169.254.1.1/32 peer 10.0.0.10/32"),
+            one
+        );
+        assert_eq!(
+            one.to_string(),
+            "169.254.1.1 peer 10.0.0.10,fd00:7a70::1/64"
+        );
+        let guests: Vec<_> = one.guests().map(|it| it.to_string()).collect();
+        assert_eq!(guests, ["10.0.0.10/32", "fd00:7a70::/64"]);
+
+        let inside: Inside = "tap*=10.0.0.1 peer 10.0.0.10".parse().unwrap();
+        let on = |name| inside.networks_on(name).unwrap();
+        assert_eq!(on("tap0"), networks("10.0.0.1 peer 10.0.0.10"));
+        assert_eq!(on("tap3"), networks("10.0.0.1 peer 10.0.0.13"));
+        assert!(!on("tap0").overlaps(&on("tap3")));
+        assert!(on("tap0").overlaps(&networks("10.0.0.2 peer 10.0.0.10")));
+        assert!(on("tap0").overlaps(&networks("10.0.9.1 peer 10.0.0.1")));
+        assert!(on("tap0").overlaps(&networks("10.0.0.1/24")));
+        assert!(networks("10.0.0.1/16").overlaps(&on("tap0")));
+    }
+
+    #[test]
     fn numbers_count_networks_of_any_size() {
         for (first, name, networks) in [
             ("fd00::1/48", "tap2", "fd00:0:2::1/48"),
@@ -421,6 +540,12 @@ mod tests {
             ("tap0=10.0.0.1/33", "write 10.0.0.1/24"),
             ("tap0=host/24", "write 10.0.0.1/24"),
             ("tap0=127.0.0.1/8", "use a private one"),
+            ("tap0=10.0.0.1/32", "'10.0.0.1 peer 10.0.0.10'"),
+            ("tap0=10.0.0.1 peer 10.0.0.1", "at once"),
+            ("tap0=10.0.0.1 peer 10.0.0.0/24", "of one host"),
+            ("tap0=10.0.0.1/24 peer 10.0.0.10", "of one host"),
+            ("tap0=10.0.0.1 peer 127.0.0.1", "use private ones"),
+            ("tap0=fd00::1 peer fd00::2", "an IPv6 network of its own"),
             ("tap0=224.0.0.1/24", "use a private one"),
             ("tap0=10.0.0.1/24,10.0.1.1/24", "a device of its own"),
             ("tap0=fd00::1/64,fd01::1/64", "two IPv6 networks"),

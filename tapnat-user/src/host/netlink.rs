@@ -72,6 +72,8 @@ pub struct Address {
     /// The device's own address with the length of its network's prefix. On a point-to-point device
     /// this is not the peer's.
     pub net: IpNet,
+    /// The other end, where that is one host outside of the device's own network.
+    pub peer: Option<Ipv4Addr>,
     /// Valid beyond this host and this link.
     pub global: bool,
     /// A later address of a network that the device already had one in.
@@ -139,10 +141,8 @@ impl Link {
 
     /// The first IPv4 address of its own network that the device has, where guests can be.
     #[must_use]
-    pub fn first_ipv4_network(&self) -> Option<Ipv4Net> {
-        self.ipv4()
-            .find(|(_, it)| it.global && !it.secondary)
-            .map(|(net, _)| net)
+    pub fn first_ipv4_network(&self) -> Option<(Ipv4Net, &Address)> {
+        self.ipv4().find(|(_, it)| it.global && !it.secondary)
     }
 
     /// The first IPv6 address that makes the host the router of guests there. Where it got its
@@ -486,10 +486,26 @@ impl Netlink {
     /// # Errors
     ///
     /// When the device is gone or the address is there already.
-    pub async fn add_address(&self, device: &Device, net: IpNet) -> Result<()> {
+    pub async fn add_address(
+        &self,
+        device: &Device,
+        net: IpNet,
+        peer: Option<Ipv4Addr>,
+    ) -> Result<()> {
         let add = self.change(|handle| {
             let addresses = handle.address();
             let mut request = addresses.add(device.index, net.addr(), net.prefix_len());
+            if let Some(peer) = peer {
+                let attributes = &mut request.message_mut().attributes;
+                // Nobody else is on the way there.
+                attributes.retain(|it| {
+                    !matches!(
+                        it,
+                        AddressAttribute::Address(_) | AddressAttribute::Broadcast(_)
+                    )
+                });
+                attributes.push(AddressAttribute::Address(peer.into()));
+            }
             if net.addr().is_ipv6() {
                 request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
             }
@@ -514,7 +530,12 @@ impl Netlink {
     /// # Errors
     ///
     /// When the kernel refuses, as without `CAP_NET_ADMIN`.
-    pub async fn remove_address(&self, device: &Device, net: IpNet) -> Result<bool> {
+    pub async fn remove_address(
+        &self,
+        device: &Device,
+        net: IpNet,
+        peer: Option<Ipv4Addr>,
+    ) -> Result<bool> {
         let mut message = AddressMessage::default();
         message.header.family = if net.addr().is_ipv4() {
             AddressFamily::Inet
@@ -524,9 +545,9 @@ impl Netlink {
         message.header.index = device.index;
         message.header.prefix_len = net.prefix_len();
         message.attributes.push(AddressAttribute::Local(net.addr()));
-        message
-            .attributes
-            .push(AddressAttribute::Address(net.addr()));
+        message.attributes.push(AddressAttribute::Address(
+            peer.map_or(net.addr(), Into::into),
+        ));
         self.change(|handle| handle.address().del(message).execute())
             .await
             .with_context(|| format!("cannot take {net} from {device}"))
@@ -728,8 +749,15 @@ fn address(message: &AddressMessage) -> Option<Address> {
     }
     let flags = message.header.flags;
     let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+    let peer = match (own, either) {
+        (Some(own), Some(IpAddr::V4(peer))) if own != peer => {
+            (message.header.prefix_len == 32).then_some(peer)
+        }
+        _ => None,
+    };
     Some(Address {
         net: IpNet::new(own.or(either)?, message.header.prefix_len).ok()?,
+        peer,
         global: message.header.scope == AddressScope::Universe,
         secondary: flags.contains(AddressHeaderFlags::Secondary),
         permanent: flags.contains(AddressHeaderFlags::Permanent),

@@ -234,6 +234,7 @@ impl World {
         world.settings.set(&(), &settings);
         let device = |address: [u8; 4], mtu, role| Device {
             address: Be32::from_bytes(address),
+            network: Be32::from_bytes(address),
             mask: Be32::mask(24),
             mtu,
             role,
@@ -776,16 +777,18 @@ impl World {
             let is_guests_own = self.mappings.copy(&EndpointKey::whole(source)).is_some();
             // Without an address, sessions keep the one that they had.
             let is_former = settings.outside_count == 0
-                && self.devices.all().iter().all(|(_, device)| {
-                    device.role == role::UPLINK || !source.same_network(device.address, device.mask)
-                });
+                && self
+                    .devices
+                    .all()
+                    .iter()
+                    .all(|(_, device)| device.role == role::UPLINK || !device.contains(source));
             let is_exempt = is_in(&self.untranslated.borrow(), address(16));
             assert!(
                 settings.is_outside(source) || is_guests_own || is_former || is_exempt,
                 "{ip:02x?}"
             );
         } else {
-            let is_guests = address(16).same_network(device.address, device.mask);
+            let is_guests = device.contains(address(16));
             assert!(is_guests && address(16) != device.address, "{ip:02x?}");
         }
     }
@@ -881,7 +884,7 @@ impl World {
             if device.address == destination {
                 return Route::default();
             }
-            if destination.same_network(device.address, device.mask) {
+            if device.contains(destination) {
                 return route(index, device.mtu);
             }
         }

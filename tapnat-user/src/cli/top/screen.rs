@@ -382,7 +382,7 @@ fn draw_devices(activity: &Activity, frame: &mut Frame<'_>, area: Rect) {
         } else {
             Color::Green
         };
-        let mut networks = device.networks().map(|it| fitted(&it, width).fg(colour));
+        let mut networks = device.written().map(|it| fitted(&it, width).fg(colour));
         let first = networks.next().unwrap_or_else(|| Cell::from("-"));
         let left = [Cell::from(name), first];
         let first = Row::new(left.into_iter().chain(rates(it.rates)));
@@ -529,7 +529,7 @@ mod tests {
     use ratatui::{Terminal, backend::TestBackend};
 
     use super::*;
-    use crate::activity::tests::{activity, uncounted};
+    use crate::activity::tests::{activity, activity_in_both, uncounted};
 
     fn drawn(view: &mut View, activity: Option<&Activity>, columns: u16, rows: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
@@ -548,7 +548,7 @@ mod tests {
 
     #[test]
     fn it_is_what_the_document_shows() {
-        let text = drawn(&mut view(), Some(&activity()), 80, 24);
+        let text = drawn(&mut view(), Some(&activity_in_both()), 80, 24);
         let document = include_str!("../../../../docs/operations.md");
         assert!(
             document.contains(&text),
