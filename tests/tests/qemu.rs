@@ -2,7 +2,7 @@
 //! card that leaves segmentation and checksums to others, one with a card of
 //! 1990s make that does all by itself.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
