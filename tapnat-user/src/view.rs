@@ -984,6 +984,22 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_may_be_alone_in_its_network() {
+        let alone = Device {
+            address: address("169.254.1.1"),
+            network: address("10.0.0.10"),
+            mask: Be32::mask(32),
+            role: role::INSIDE,
+            ..Device::default()
+        };
+        let alone = DeviceView::new(None, TAP, &alone, None);
+        let networks: Vec<_> = alone.written().map(|it| it.to_string()).collect();
+        assert_eq!(networks, ["169.254.1.1 peer 10.0.0.10"]);
+        assert!(alone.has_in_network("10.0.0.10".parse().unwrap()));
+        assert!(!alone.has_in_network("169.254.1.1".parse().unwrap()));
+    }
+
+    #[test]
     fn a_status_says_what_was_set() {
         let mut settings = settings();
         settings.filtering_tcp = 1;
@@ -1051,18 +1067,6 @@ mod tests {
         );
         let networks: Vec<_> = device.written().map(|it| it.to_string()).collect();
         assert_eq!(networks, ["10.0.0.1/24", "fd00:7a70::1/64"]);
-        let alone = Device {
-            address: address("169.254.1.1"),
-            network: address("10.0.0.10"),
-            mask: Be32::mask(32),
-            role: role::INSIDE,
-            ..Device::default()
-        };
-        let alone = DeviceView::new(None, TAP, &alone, None);
-        let networks: Vec<_> = alone.written().map(|it| it.to_string()).collect();
-        assert_eq!(networks, ["169.254.1.1 peer 10.0.0.10"]);
-        assert!(alone.has_in_network("10.0.0.10".parse().unwrap()));
-        assert!(!alone.has_in_network("169.254.1.1".parse().unwrap()));
         assert!(device.has_in_network("fd00:7a70::10".parse().unwrap()));
         assert!(!device.has_in_network("fd00:7a71::10".parse().unwrap()));
         assert_eq!(
