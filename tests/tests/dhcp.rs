@@ -191,7 +191,7 @@ fn check_small(small: &Small) -> Result<()> {
     let Topology { host, guests, .. } = &topology;
     let instance = Instance::new(host);
     let before = Snapshot::take(host, &instance.pins())?;
-    let mut process = instance.start(&["--inside", small.inside])?;
+    let mut process = instance.start(&["--inside", small.inside, "--route-guests"])?;
     for (number, guest) in guests.iter().enumerate() {
         let namespace = &guest.namespace;
         let (router, address) = (small.routers[number], small.guests[number]);
