@@ -540,10 +540,11 @@ fn check_overlap(
                  {name} another network"
             );
         }
-        if let Some(other) = earlier
-            .iter()
-            .find(|other| other.networks.overlaps(&inside.networks))
-        {
+        let other = earlier.iter().find_map(|other| {
+            let network = inside.networks.overlapping(&other.networks)?;
+            Some((other, network))
+        });
+        if let Some((other, network)) = other {
             bail!(
                 "the inside network {network} of {name} overlaps that of {}: give each inside \
                  device a network of its own, or join them with a bridge",

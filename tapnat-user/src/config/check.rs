@@ -332,10 +332,11 @@ impl Config {
                     ),
                 )?;
             }
-            if let Some(other) = earlier
-                .iter()
-                .find(|other| other.networks.overlaps(&inside.networks))
-            {
+            let other = earlier.iter().find_map(|other| {
+                let network = inside.networks.overlapping(&other.networks)?;
+                Some((other, network))
+            });
+            if let Some((other, network)) = other {
                 refuse(
                     about,
                     format!(

@@ -152,14 +152,19 @@ impl Networks {
         }
     }
 
-    /// Whether guests here have addresses in common with those of another device, or with its host's.
+    /// The network here that has addresses in common with those of another device: guests' with
+    /// guests' or its host's, or the host's with guests'.
     #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
+    pub fn overlapping(&self, other: &Self) -> Option<IpNet> {
         let within = |guests: &Self, others: IpNet| guests.guests().any(|it| overlap(it, others));
         let hosts = |it: &Self| it.iter().map(|it| IpNet::from(it.addr()));
-        other.guests().any(|it| within(self, it))
-            || hosts(other).any(|it| within(self, it))
-            || hosts(self).any(|it| within(other, it))
+        let of_guests = |network: &IpNet| {
+            within(other, *network) || hosts(other).any(|it| overlap(*network, it))
+        };
+        let mut own = hosts(self);
+        self.guests()
+            .find(of_guests)
+            .or_else(|| own.find(|it| within(other, *it)))
     }
 }
 
@@ -500,11 +505,19 @@ mod tests {
         let on = |name| inside.networks_on(name).unwrap();
         assert_eq!(on("tap0"), networks("10.0.0.1 peer 10.0.0.10"));
         assert_eq!(on("tap3"), networks("10.0.0.1 peer 10.0.0.13"));
-        assert!(!on("tap0").overlaps(&on("tap3")));
-        assert!(on("tap0").overlaps(&networks("10.0.0.2 peer 10.0.0.10")));
-        assert!(on("tap0").overlaps(&networks("10.0.9.1 peer 10.0.0.1")));
-        assert!(on("tap0").overlaps(&networks("10.0.0.1/24")));
-        assert!(networks("10.0.0.1/16").overlaps(&on("tap0")));
+        assert_eq!(on("tap0").overlapping(&on("tap3")), None);
+        assert!(
+            on("tap0")
+                .overlapping(&networks("10.0.0.2 peer 10.0.0.10"))
+                .is_some()
+        );
+        assert!(
+            on("tap0")
+                .overlapping(&networks("10.0.9.1 peer 10.0.0.1"))
+                .is_some()
+        );
+        assert!(on("tap0").overlapping(&networks("10.0.0.1/24")).is_some());
+        assert!(networks("10.0.0.1/16").overlapping(&on("tap0")).is_some());
     }
 
     #[test]
