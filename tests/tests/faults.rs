@@ -167,8 +167,13 @@ fn an_end_that_is_killed_at_any_step_is_finished() -> Result<()> {
     for step in sample(steps) {
         let trace = Trace::new();
         let mut process = bed.run_under(&trace.killer(&step))?;
-        process.wait_for_line(PATIENCE, |line| line.starts_with("tapnat ready"))?;
-        process.terminate(PATIENCE)?;
+        // Calls of other threads move the step, at worst into the start.
+        let ready = process.wait_for_line(PATIENCE, |line| line.starts_with("tapnat ready"));
+        if ready.is_ok() {
+            process.terminate(PATIENCE)?;
+        } else {
+            process.wait(PATIENCE)?;
+        }
         bed.down()
             .with_context(|| format!("killed at {}", step.line))?;
     }
