@@ -446,11 +446,11 @@ impl<A: Routed> Tables<A> for Kernel<A> {
     }
 
     #[inline(always)]
-    fn count_on_guest(&self, address: A, more: bool) {
+    fn count_off_guest(&self, address: A) {
         if let Some(guest) = value(A::guests().get_ptr_mut(address))
-            && (more || guest.sessions != 0)
+            && guest.sessions != 0
         {
-            count(&mut guest.sessions, more);
+            count(&mut guest.sessions, false);
         }
     }
 

@@ -23,7 +23,7 @@ use tokio::net::UdpSocket;
 use crate::{
     dns::{Gateway, Names},
     leases::{Guest, Ipv4Guests, Pool},
-    services::PerDevice,
+    services::{PerDevice, Rate, no_addresses},
 };
 
 /// How long a guest may keep its address without asking again.
@@ -136,20 +136,6 @@ fn send_without_checksum(socket: &Socket) -> io::Result<()> {
     }
 }
 
-fn explain(device: &str, error: io::Error) -> anyhow::Error {
-    let way_out = match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "another DHCP server listens there, and guests get their addresses from it; pass \
-             --no-dhcp to say so"
-        }
-        io::ErrorKind::PermissionDenied => "grant CAP_NET_BIND_SERVICE, or pass --no-dhcp",
-        _ => "pass --no-dhcp if guests need no addresses",
-    };
-    anyhow::Error::new(error).context(format!(
-        "cannot give guests of {device} addresses: {way_out}"
-    ))
-}
-
 /// Routes for a guest whose router is in none of its networks (RFC 3442): first to that, on the
 /// link, and by that to everybody. Each is a length, as many bytes of the prefix as that takes, and
 /// the router.
@@ -180,7 +166,8 @@ impl Server {
         pools: &mut Pools,
         names: Arc<Names>,
     ) -> Result<Self> {
-        let socket = listen(&device.name).map_err(|error| explain(&device.name, error))?;
+        let socket = listen(&device.name)
+            .map_err(|error| no_addresses(&device.name, "addresses", "DHCP", error))?;
         let pool = pools.entry(device.network).or_insert_with(|| {
             let pool = Pool::new(Ipv4Guests {
                 network: device.network,
@@ -199,20 +186,17 @@ impl Server {
 
     async fn run(self) {
         let mut buffer = vec![0; LONGEST];
-        let mut since = Instant::now();
-        let mut answered = 0;
+        let mut answered = Rate::new(MOST, Instant::now());
         while let Ok((length, _)) = self.socket.recv_from(&mut buffer).await {
-            if since.elapsed() >= Duration::from_secs(1) {
-                (since, answered) = (Instant::now(), 0);
-            }
-            if answered == MOST {
+            let now = Instant::now();
+            if !answered.has_room(now) {
                 continue;
             }
             let Some(message) = buffer.get(..length) else {
                 continue;
             };
-            if let Some(answer) = self.answer(message, Instant::now()) {
-                answered += 1;
+            if let Some(answer) = self.answer(message, now) {
+                answered.take();
                 // The device may be down: the guest asks again.
                 let _ = self.socket.send_to(&answer.message, answer.to).await;
             }

@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Error;
 use dhcproto::{
     Name,
     v6::{
@@ -26,7 +25,7 @@ use tokio::net::UdpSocket;
 use crate::{
     dns::{Gateway, Names},
     leases::{Guest, Pool},
-    services::PerDevice,
+    services::{PerDevice, Rate, no_addresses},
 };
 
 /// `All_DHCP_Relay_Agents_and_Servers`.
@@ -105,7 +104,8 @@ impl Servers {
             .iter()
             .map(|device| (device.clone(), domain.map(str::to_owned)));
         let start = |(device, domain): &(Served, Option<String>)| {
-            let socket = listen(device).map_err(|error| explain(&device.name, error))?;
+            let socket = listen(device)
+                .map_err(|error| no_addresses(&device.name, "IPv6 addresses", "DHCPv6", error))?;
             let pool = pools.entry(device.address.trunc()).or_insert_with(|| {
                 let pool = Pool::new(device.address);
                 Arc::new(Mutex::new(pool))
@@ -134,20 +134,6 @@ fn listen(device: &Served) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-fn explain(device: &str, error: io::Error) -> Error {
-    let way_out = match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "another DHCPv6 server listens there, and guests get their addresses from it; pass \
-             --no-dhcp to say so"
-        }
-        io::ErrorKind::PermissionDenied => "grant CAP_NET_BIND_SERVICE, or pass --no-dhcp",
-        _ => "pass --no-dhcp if guests need no addresses",
-    };
-    Error::new(error).context(format!(
-        "cannot give guests of {device} IPv6 addresses: {way_out}"
-    ))
-}
-
 struct Server {
     device: Served,
     pool: Arc<Mutex<Pool<Ipv6Net>>>,
@@ -158,23 +144,20 @@ struct Server {
 impl Server {
     async fn run(self, socket: UdpSocket) {
         let mut buffer = vec![0; LONGEST];
-        let mut since = Instant::now();
-        let mut heard = 0;
+        let mut heard = Rate::new(MOST, Instant::now());
         while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            if since.elapsed() >= Duration::from_secs(1) {
-                (since, heard) = (Instant::now(), 0);
-            }
-            heard += 1;
-            if heard > MOST {
+            let now = Instant::now();
+            if !heard.has_room(now) {
                 continue;
             }
+            heard.take();
             let message = buffer.get(..length).unwrap_or_default();
             // Guests ask from their link (RFC 8415 section 13.1), and are answered there.
             let guest = match from.ip() {
                 IpAddr::V6(address) if address.is_unicast_link_local() => address,
                 IpAddr::V4(_) | IpAddr::V6(_) => continue,
             };
-            if let Some(answer) = self.answer(message, Instant::now()) {
+            if let Some(answer) = self.answer(message, now) {
                 let guest = SocketAddrV6::new(guest, CLIENT_PORT, 0, self.device.index);
                 // The device may be down: the guest asks again. Nothing waits for one that is gone.
                 let _ = SockRef::from(&socket).send_to(&answer, &guest.into());
@@ -251,14 +234,18 @@ impl Server {
             let guest = guest(client, association.id);
             let mut pool = self.pool();
             let is_elsewhere = wanted(association).any(|it| !self.device.address.contains(&it));
-            let given = pool
-                .offer(&guest, wanted(association).next(), now)
-                .filter(|address| pool.lease(&guest, *address, now, VALID));
-            answer.opts_mut().insert(DhcpOption::IANA(match given {
-                _ if is_elsewhere => refused(association.id, Status::NotOnLink),
-                Some(address) => leased(association.id, [address]),
-                None => refused(association.id, Status::NoAddrsAvail),
-            }));
+            let mut give = || {
+                pool.offer(&guest, wanted(association).next(), now)
+                    .filter(|address| pool.lease(&guest, *address, now, VALID))
+            };
+            let bound = if is_elsewhere {
+                refused(association.id, Status::NotOnLink)
+            } else if let Some(address) = give() {
+                leased(association.id, [address])
+            } else {
+                refused(association.id, Status::NoAddrsAvail)
+            };
+            answer.opts_mut().insert(DhcpOption::IANA(bound));
         }
         answer
     }

@@ -1,8 +1,65 @@
 //! What an instance does for guests by itself, beside translating: a task for each device. Owns which
-//! of them run; what they do is [`crate::dhcp`]'s and [`crate::router`]'s.
+//! of them run, how much guests may ask of them, and what is said where one cannot be; what they do is
+//! [`crate::dhcp`]'s, [`crate::dhcpv6`]'s, [`crate::router`]'s and [`crate::dns`]'s.
 
-use anyhow::Result;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Error, Result};
 use tokio::task::JoinHandle;
+
+/// So many messages of guests a second, and no more.
+#[derive(Debug)]
+pub struct Rate {
+    most: u32,
+    since: Instant,
+    taken: u32,
+}
+
+impl Rate {
+    /// At most so many in a second, the first of which begins now.
+    #[must_use]
+    pub const fn new(most: u32, now: Instant) -> Self {
+        Self {
+            most,
+            since: now,
+            taken: 0,
+        }
+    }
+
+    /// Whether there is room for another one.
+    pub fn has_room(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
+            *self = Self::new(self.most, now);
+        }
+        self.taken < self.most
+    }
+
+    /// One came, where there was room.
+    pub const fn take(&mut self) {
+        self.taken += 1;
+    }
+}
+
+/// Why guests of a device get no addresses: of `addresses`, by what kind of `server`.
+#[must_use]
+pub fn no_addresses(device: &str, addresses: &str, server: &str, error: io::Error) -> Error {
+    let way_out = match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "another {server} server listens there, and guests get their addresses from it; pass \
+             --no-dhcp to say so"
+        ),
+        io::ErrorKind::PermissionDenied => {
+            "grant CAP_NET_BIND_SERVICE, or pass --no-dhcp".to_owned()
+        }
+        _ => "pass --no-dhcp if guests need no addresses".to_owned(),
+    };
+    Error::new(error).context(format!(
+        "cannot give guests of {device} {addresses}: {way_out}"
+    ))
+}
 
 /// The tasks of one service, each with what it was started for. They end with this.
 #[derive(Debug)]
@@ -97,6 +154,28 @@ mod tests {
     use anyhow::bail;
 
     use super::*;
+
+    #[test]
+    fn so_many_come_in_a_second() {
+        let begin = Instant::now();
+        let mut rate = Rate::new(2, begin);
+        for (after, rooms) in [
+            (0, [true, true, false]),
+            (999, [false; 3]),
+            (1000, [true, true, false]),
+        ] {
+            for room in rooms {
+                assert_eq!(
+                    rate.has_room(begin + Duration::from_millis(after)),
+                    room,
+                    "{after}"
+                );
+                if room {
+                    rate.take();
+                }
+            }
+        }
+    }
 
     #[tokio::test]
     async fn only_what_differs_is_ended_and_started() {

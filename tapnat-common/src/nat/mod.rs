@@ -169,8 +169,8 @@ pub trait Tables<A: Network = Be32> {
     fn is_denied(&self, destination: A) -> bool;
     /// Whether guests reach the destination under their own addresses.
     fn is_untranslated(&self, destination: A) -> bool;
-    /// Adds to (or takes from) the guest's sessions; never below 0.
-    fn count_on_guest(&self, address: A, more: bool);
+    /// Takes 1 from the guest's sessions; never below 0.
+    fn count_off_guest(&self, address: A);
     /// Adds to (or takes from) the ports that the guest holds; never below 0.
     fn count_port_on_guest(&self, address: A, more: bool);
 

@@ -93,7 +93,8 @@ fn is_of<S: StandIns>(address: Be32, guest: &StandIn, stand_ins: &S) -> bool {
         .is_some_and(|there| there == guest)
 }
 
-/// Which addresses a guest does not share with others that know its own.
+/// What the stand-ins follow from that a guest may get. Who does not know the secret finds no
+/// address of which the same follow as of another guest's.
 #[inline(always)]
 fn hash_of(guest: &StandIn, secret: u32) -> u32 {
     let mut hash = secret;

@@ -740,7 +740,7 @@ fn count_out<A: Network, T: Tables<A>>(
     if key.arrival.device().is_none() {
         return;
     }
-    tables.count_on_guest(key.source, false);
+    tables.count_off_guest(key.source);
     // One that has changed hands since counts its new owner's only. And a
     // forward that the operator took away and made anew does not know of
     // the sessions before.

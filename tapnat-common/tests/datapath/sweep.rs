@@ -169,7 +169,7 @@ fn half_a_session_goes_too() {
         // Uncounted, as whoever removes a half does.
         world.sessions.remove(lost);
         if !from_outside {
-            world.count_on_guest(GUEST.into(), false);
+            world.count_off_guest(GUEST.into());
             let outside = endpoint(OUTSIDE, 40000, protocol::UDP);
             world.mappings.get(&outside).unwrap().sessions -= 1;
         }

@@ -189,7 +189,7 @@ impl Tables<Be128> for Net {
         known_guest(Be128) -> Option<&Guest>;
         remove_guest(Be128) -> bool;
         is_untranslated(Be128) -> bool;
-        count_on_guest(Be128, bool);
+        count_off_guest(Be128);
         count_port_on_guest(Be128, bool);
         ports(u32) -> Option<&mut PortSet>;
         reserved(u32) -> Option<&Reserved>;

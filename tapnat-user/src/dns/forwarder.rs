@@ -22,7 +22,7 @@ use super::{
     Gateway,
     room::{Place, Rooms},
 };
-use crate::host::resolvers;
+use crate::{host::resolvers, services::Rate};
 
 const DNS: u16 = 53;
 /// The longest that UDP carries.
@@ -85,8 +85,7 @@ impl Forwarder {
     pub async fn run(self) {
         let mut work = JoinSet::new();
         let mut buffer = vec![0; LONGEST];
-        let mut since = Instant::now();
-        let mut taken = 0;
+        let mut taken = Rate::new(MOST_QUESTIONS, Instant::now());
         loop {
             tokio::select! {
                 received = self.questions.recv_from(&mut buffer) => {
@@ -94,13 +93,12 @@ impl Forwarder {
                         sleep(REST).await;
                         continue;
                     };
-                    if since.elapsed() >= Duration::from_secs(1) {
-                        (since, taken) = (Instant::now(), 0);
+                    if !taken.has_room(Instant::now()) {
+                        continue;
                     }
-                    taken += 1;
+                    taken.take();
                     let text = buffer.get(..length).unwrap_or_default();
-                    if taken <= MOST_QUESTIONS
-                        && let Some(query) = query(text)
+                    if let Some(query) = query(text)
                         && let Some(place) = self.place(guest, |rooms| &rooms.questions)
                     {
                         let socket = self.questions.clone();

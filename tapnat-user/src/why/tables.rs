@@ -336,9 +336,9 @@ impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
         any_contains(&self.untranslated, destination)
     }
 
-    fn count_on_guest(&self, address: A, more: bool) {
+    fn count_off_guest(&self, address: A) {
         if let Some(guest) = self.guest(address) {
-            self.count(&mut guest.sessions, more);
+            self.count(&mut guest.sessions, false);
         }
     }
 

@@ -1114,10 +1114,10 @@ impl Tables for World {
         is_in(&self.untranslated.borrow(), destination)
     }
 
-    fn count_on_guest(&self, address: Be32, more: bool) {
+    fn count_off_guest(&self, address: Be32) {
         self.operate(Operation::Count);
         if let Some(guest) = self.guests.get(&address) {
-            guest.sessions = step(guest.sessions, more);
+            guest.sessions = step(guest.sessions, false);
         }
     }
 
