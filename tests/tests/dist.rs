@@ -311,11 +311,10 @@ fn removing_ends_what_runs_and_keeps_what_was_configured() -> Result<()> {
     topology
         .host
         .ip("address delete 198.51.100.2/24 dev uplink0")?;
-    wait_for(|| {
-        let said = machine.run("journalctl --output cat -t tapnat").ok()?;
-        said.contains("no address").then_some(())
-    })
-    .context("what it says is lost")?;
+    let said = || machine.run("journalctl --output cat -t tapnat");
+    let is_told = || said().is_ok_and(|it| it.contains("uplink0 lost its IPv4 address"));
+    wait_for(|| is_told().then_some(()))
+        .with_context(|| format!("what it says is lost: {:?}", said()))?;
     topology
         .host
         .ip("address add 198.51.100.2/24 dev uplink0")?;

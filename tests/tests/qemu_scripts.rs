@@ -1,6 +1,6 @@
 //! What QEMU runs when a guest's tap comes and goes.
 
-use std::os::unix::fs::symlink;
+use std::{net::UdpSocket, os::unix::fs::symlink};
 
 use anyhow::{Context as _, Result, ensure};
 use tapnat_testbed::{
@@ -88,6 +88,19 @@ fn what_is_wrong_is_told() -> Result<()> {
     );
     ensure!(output.stderr.lines().count() == 1, "{output:?}");
     Ok(())
+}
+
+#[test]
+fn what_the_instance_says_at_its_start_is_told() -> Result<()> {
+    let topology = topology(1)?;
+    let _another = topology.host.run(|| Ok(UdpSocket::bind("0.0.0.0:67")?))?;
+    let instance = Instance::new(&topology.host);
+    let output = script(&instance, "qemu-ifup", &["tap0"])?;
+    ensure!(
+        output.status.success() && output.stderr.contains("another DHCP server"),
+        "{output:?}"
+    );
+    check_reach(&topology.guests[0].namespace)
 }
 
 #[test]

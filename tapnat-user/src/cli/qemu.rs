@@ -3,7 +3,16 @@
 //! the instance's business.
 
 use std::{
-    env, fs, io, os::unix::process::CommandExt as _, path::PathBuf, process::Stdio, time::Duration,
+    env, fs,
+    io::{self, Read as _, Write as _},
+    net::Shutdown,
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
+    path::PathBuf,
+    process::Stdio,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -101,20 +110,34 @@ impl Up {
         // Signals of QEMU's terminal are not for it.
         command.process_group(0);
         command.stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (mut said, end) = UnixStream::pair().context("cannot make a pair of sockets")?;
+        command.stdout(Stdio::piped()).stderr(OwnedFd::from(end));
         let mut child = Command::from(command)
             .spawn()
             .context("cannot start tapnat")?;
         if is_ready(&mut child).await? {
+            // What it says from now on goes to the journal; what it has said is there to be read.
+            said.shutdown(Shutdown::Read)
+                .context("cannot take leave of tapnat")?;
+            let said = read(&mut said)?;
+            // Who has closed it does not want to know.
+            let _ = io::stderr().write_all(&said);
             return mark(instance);
         }
         if Lock::holder(instance).is_some() {
             // Another guest's script was faster.
             return Ok(());
         }
-        let output = child.wait_with_output().await?;
-        bail!("{}", told(&output.stderr));
+        bail!("{}", told(&read(&mut said)?));
     }
+}
+
+/// All that the instance said, until it ended or we took leave.
+fn read(said: &mut UnixStream) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    said.read_to_end(&mut bytes)
+        .context("cannot read what tapnat said")?;
+    Ok(bytes)
 }
 
 /// Waits until the instance translates; `false` if it ends.
