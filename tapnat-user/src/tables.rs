@@ -227,7 +227,7 @@ impl<A: IpFamily> PinnedTables<A> {
     /// When the kernel refuses.
     pub fn set_nat64(&mut self, prefix: Option<Prefix>) -> Result<()> {
         let cannot = "cannot write the prefix of NAT64";
-        let mut nat64 = self.nat64.get(&0, 0).context(cannot)?;
+        let mut nat64 = self.nat64_settings()?;
         nat64.prefix = prefix.unwrap_or_default();
         if nat64.secret == 0 {
             nat64.secret = random()?;
@@ -241,9 +241,18 @@ impl<A: IpFamily> PinnedTables<A> {
     ///
     /// When the kernel refuses.
     pub fn nat64(&self) -> Result<Option<Prefix>> {
-        let nat64 = self.nat64.get(&0, 0);
-        let prefix = nat64.context("cannot read the prefix of NAT64")?.prefix;
+        let prefix = self.nat64_settings()?.prefix;
         Ok(Some(prefix).filter(|prefix| prefix.is_set()))
+    }
+
+    /// What stand-ins follow from.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn nat64_settings(&self) -> Result<Nat64> {
+        let nat64 = self.nat64.get(&0, 0);
+        nat64.context("cannot read the prefix of NAT64")
     }
 
     /// Who has which stand-in.
@@ -275,8 +284,30 @@ impl<A: IpFamily> PinnedTables<A> {
             return None;
         };
         let address = Be32::from(address);
-        let guest = is_stand_in(address).then(|| self.stand_ins.get(&address, 0).ok())??;
-        Some(guest.address.into())
+        let guest = is_stand_in(address).then(|| self.stand_in(address).ok())??;
+        Some(guest?.address.into())
+    }
+
+    /// The guest that an address stands in for.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn stand_in(&self, address: Be32) -> Result<Option<StandIn>> {
+        match self.stand_ins.get(&address, 0) {
+            Ok(guest) => Ok(Some(guest)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("cannot read the table of stand-ins"),
+        }
+    }
+
+    /// How full the table of stand-ins is.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn stand_in_usage(&self) -> Result<Usage> {
+        usage(&self.stand_ins)
     }
 
     /// Gives a stand-in back.

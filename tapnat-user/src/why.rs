@@ -15,17 +15,21 @@ use etherparse::PacketBuilder;
 use serde::Serialize;
 use tapnat_common::{
     abi::{Device, role},
-    nat::{Route, prefixes},
-    net::{Be32, Be128, protocol},
-    nptv6::PrefixPair,
-    parse::Packet,
+    nat::{Route, nat64, prefixes},
+    net::{Address as _, Be32, Be128, protocol},
+    network::Network as _,
+    parse::{self, Packet},
     pipeline::{self, Quick},
+    siit::{self, Version},
     verdict::{Next, Outcome, Plan, Reason},
 };
 
-use self::{frame::Bytes, tables::Rehearsal};
+use self::{
+    frame::Bytes,
+    tables::{Rehearsal, StandInTable},
+};
 use crate::{
-    explain::explain, family::IpFamily, tables::PinnedTables, trace::packet::PacketView,
+    explain::explain, family::IpFamily, tables::BothTables, trace::packet::PacketView,
     view::outcome_label,
 };
 
@@ -73,27 +77,17 @@ impl Answer {
     }
 }
 
-/// Decides about a packet as the datapath would now. `devices` are those of the tables, and `pairs`
-/// the prefixes that are translated.
+/// Decides about a packet as the datapath would now.
 ///
 /// # Errors
 ///
 /// When the tables cannot be read.
-pub fn rehearse<A: Rehearsed>(
-    question: &Question<A>,
-    tables: &PinnedTables<A>,
-    devices: &[(u32, Device<A>)],
-    pairs: &[PrefixPair],
-) -> Result<Answer> {
+pub fn rehearse<A: Rehearsed>(question: &Question<A>, tables: &BothTables) -> Result<Answer> {
     let packet = build(question)?;
-    let is_inside = devices
-        .iter()
-        .any(|(index, device)| *index == question.device && device.role == role::INSIDE);
-    let device = NonZeroU32::new(question.device).filter(|_| is_inside);
-    let rehearsal = Rehearsal::new(tables, devices, pairs, question.route)?;
     let mut frame = Bytes::new(packet.clone());
-    let reason = decide(&mut frame, device, &rehearsal);
-    rehearsal.check()?;
+    let both = Both::new(tables, question.route)?;
+    let reason = A::decide(&mut frame, question.device, &both);
+    both.check()?;
     let explanation = explain(reason).context("a reason is not explained: rebuild tapnat")?;
     let view = |bytes: &[u8]| {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -110,71 +104,154 @@ pub fn rehearse<A: Rehearsed>(
     })
 }
 
-/// A family with what only it has in front of its other stages.
+/// The tables of an instance, for one packet.
+pub struct Both<'a> {
+    ipv4: Rehearsal<'a, Be32>,
+    /// Absent where IPv6 is not translated.
+    ipv6: Option<Six<'a>>,
+}
+
+struct Six<'a> {
+    tables: Rehearsal<'a, Be128>,
+    stand_ins: StandInTable<'a>,
+}
+
+impl<'a> Both<'a> {
+    fn new(tables: &'a BothTables, route: Route) -> Result<Self> {
+        let six = |ipv6| -> Result<Six<'a>> {
+            Ok(Six {
+                tables: Rehearsal::new(ipv6, tables.prefix_pairs()?, route)?,
+                stand_ins: StandInTable::new(ipv6)?,
+            })
+        };
+        Ok(Self {
+            ipv4: Rehearsal::new(&tables.ipv4, Vec::new(), route)?,
+            ipv6: tables.ipv6.as_ref().map(six).transpose()?,
+        })
+    }
+
+    /// Whether every entry could be read.
+    fn check(&self) -> Result<()> {
+        self.ipv4.check()?;
+        if let Some(six) = &self.ipv6 {
+            six.tables.check()?;
+            six.stand_ins.check()?;
+        }
+        Ok(())
+    }
+
+    /// Decides about a packet of IPv4, from a stand-in perhaps, and takes it to the guest that a
+    /// stand-in is for.
+    fn decide_in_ipv4(&self, frame: &mut Bytes, device: u32, stands_in: bool) -> Reason {
+        let reason = decide(frame, self.ipv4.inside(device), stands_in, &self.ipv4);
+        let Some(six) = &self.ipv6 else {
+            return reason;
+        };
+        let destination = Be32::read_destination(frame, 0);
+        if reason.outcome() != Outcome::Forward || !destination.is_some_and(Be32::is_stand_in) {
+            return reason;
+        }
+        let back = cross::<Be32>(frame, |packet| {
+            let (guest, source) = nat64::to_ipv6(packet, &self.ipv4, &six.tables, &six.stand_ins)?;
+            Ok((source, guest.address))
+        });
+        back.err().unwrap_or(reason)
+    }
+}
+
+/// A family with what the datapath has in front of its other stages.
 pub trait Rehearsed: IpFamily {
-    /// The translation of prefixes, if it is that packet's.
-    fn prefix(
-        frame: &mut Bytes,
-        device: Option<NonZeroU32>,
-        tables: &Rehearsal<'_, Self>,
-        packet: &mut Packet<Self>,
-        plan: &mut Plan<Self>,
-    ) -> Option<Next>;
+    /// Decides about the packet in the frame, which becomes what leaves if it is to be sent on.
+    fn decide(frame: &mut Bytes, device: u32, both: &Both<'_>) -> Reason;
 }
 
 impl Rehearsed for Be32 {
-    fn prefix(
-        _: &mut Bytes,
-        _: Option<NonZeroU32>,
-        _: &Rehearsal<'_, Self>,
-        _: &mut Packet<Self>,
-        _: &mut Plan<Self>,
-    ) -> Option<Next> {
-        None
+    fn decide(frame: &mut Bytes, device: u32, both: &Both<'_>) -> Reason {
+        both.decide_in_ipv4(frame, device, false)
     }
 }
 
 impl Rehearsed for Be128 {
-    fn prefix(
-        frame: &mut Bytes,
-        device: Option<NonZeroU32>,
-        tables: &Rehearsal<'_, Self>,
-        packet: &mut Packet<Self>,
-        plan: &mut Plan<Self>,
-    ) -> Option<Next> {
-        prefixes::concern(frame, device, tables)
-            .then(|| pipeline::prefix(frame, device, tables, packet, plan))
+    fn decide(frame: &mut Bytes, device: u32, both: &Both<'_>) -> Reason {
+        let Some(Six { tables, stand_ins }) = &both.ipv6 else {
+            return Reason::NotIp;
+        };
+        let inside = tables.inside(device);
+        let destination = Self::read_destination(frame, 0);
+        if destination.is_some_and(|destination| nat64::is_for(destination, stand_ins)) {
+            let across = cross::<Self>(frame, |packet| {
+                nat64::to_ipv4(packet, inside, tables, stand_ins)
+            });
+            return match across {
+                Ok(()) => both.decide_in_ipv4(frame, device, true),
+                Err(reason) => reason,
+            };
+        }
+        if prefixes::concern(frame, inside, tables) {
+            let mut packet = Packet::default();
+            let mut plan = Plan::default();
+            let next = pipeline::prefix(frame, inside, tables, &mut packet, &mut plan);
+            return finish(next, frame, inside, tables, &mut packet, &mut plan);
+        }
+        decide(frame, inside, false, tables)
     }
 }
 
+/// Makes it a packet of the other IP version, with these ends.
+fn cross<A: Version>(
+    frame: &mut Bytes,
+    ends: impl FnOnce(&Packet<A>) -> Result<(A::Other, A::Other), Reason>,
+) -> Result<(), Reason> {
+    let mut packet = Packet::default();
+    parse::parse(frame, &mut packet)?;
+    let ends = ends(&packet)?;
+    let mut plan = siit::plan(frame, &packet, ends, Be32::ZERO).map_err(nat64::exit)?;
+    plan.set_sum(0);
+    let difference = A::Other::HEADER.cast_signed() - A::HEADER.cast_signed();
+    frame.lengthen(difference + plan.room());
+    plan.apply(frame).ok_or(Reason::RewriteFailed)
+}
+
 /// The stages of the datapath, in its order.
-fn decide<A: Rehearsed>(
+fn decide<A: IpFamily>(
     frame: &mut Bytes,
     device: Option<NonZeroU32>,
+    stands_in: bool,
     tables: &Rehearsal<'_, A>,
 ) -> Reason {
     let mut packet = Packet::default();
-    let mut plan = Plan::default();
-    let prefix = A::prefix(frame, device, tables, &mut packet, &mut plan);
-    let mut next = match prefix {
-        Some(next) => next,
-        None => match pipeline::established(frame, device, tables, &mut packet) {
-            Quick::Onward(..) => return Reason::Translated,
-            Quick::Broken => return Reason::RewriteFailed,
-            Quick::New => pipeline::begin(frame, &mut packet, &mut plan),
-            Quick::Not => pipeline::exceptional(frame, device, tables, &mut packet, &mut plan),
-        },
+    let mut plan = Plan {
+        stands_in,
+        ..Plan::default()
     };
+    let next = match pipeline::established(frame, device, tables, &mut packet) {
+        Quick::Onward(..) => return Reason::Translated,
+        Quick::Broken => return Reason::RewriteFailed,
+        Quick::New => pipeline::begin(frame, &mut packet, &mut plan),
+        Quick::Not => pipeline::exceptional(frame, device, tables, &mut packet, &mut plan),
+    };
+    finish(next, frame, device, tables, &mut packet, &mut plan)
+}
+
+/// The stages from this one on.
+fn finish<A: IpFamily>(
+    mut next: Next,
+    frame: &mut Bytes,
+    device: Option<NonZeroU32>,
+    tables: &Rehearsal<'_, A>,
+    packet: &mut Packet<A>,
+    plan: &mut Plan<A>,
+) -> Reason {
     loop {
         next = match next {
             Next::Leave(reason) => return reason,
-            Next::Start => pipeline::start(frame, device, tables, &packet, &mut plan),
-            Next::Map => pipeline::map(tables, &packet, &mut plan),
-            Next::Resume => pipeline::resume(frame, device, tables, &mut packet, &mut plan),
-            Next::Error => pipeline::error(frame, device, tables, &packet, &mut plan),
-            Next::Close => pipeline::close(device, tables, &packet),
-            Next::Open => pipeline::open(device, tables, &packet, &mut plan),
-            Next::Insert => pipeline::insert(frame, device, tables, &packet, &mut plan),
+            Next::Start => pipeline::start(frame, device, tables, packet, plan),
+            Next::Map => pipeline::map(tables, packet, plan),
+            Next::Resume => pipeline::resume(frame, device, tables, packet, plan),
+            Next::Error => pipeline::error(frame, device, tables, packet, plan),
+            Next::Close => pipeline::close(device, tables, packet),
+            Next::Open => pipeline::open(device, tables, packet, plan),
+            Next::Insert => pipeline::insert(frame, device, tables, packet, plan),
         };
     }
 }

@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant as Clock},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tapnat_testbed::{
     Namespace,
     topology::{Guest, HOST_ADDRESS, Inside, Topology},
@@ -105,7 +105,7 @@ impl Bed {
         Ok(output.stderr)
     }
 
-    fn json(&self, verb: &str) -> Result<serde_json::Value> {
+    fn json(&self, verb: &str) -> Result<Value> {
         let text = self.instance.ask(verb, &["list", "--json"])?;
         serde_json::from_str(&text).with_context(|| text.clone())
     }
@@ -207,6 +207,91 @@ fn the_world_and_other_guests_come_in(family: Family) -> Result<()> {
     Ok(())
 }
 both_families!(the_world_and_other_guests_come_in);
+
+/// What would become of a packet, what does, and the picture.
+fn a_forward_is_seen_in_every_view(family: Family) -> Result<()> {
+    let bed = Bed::new(family)?;
+    let _process = bed.start()?;
+    let guest = bed.guest(0)?;
+    let inside = server(family, guest, 80);
+    let _tcp = TcpReflector::start(&guest.namespace, inside)?;
+    bed.forward("add tcp 8080 guest0:80")?;
+    let end = |end: SocketAddr| json!({"address": end.ip(), "port": end.port()});
+
+    let remote = family.server(1, 5000);
+    let question = |port| [remote, family.outside(port)].map(|end| end.to_string());
+    let [from, to] = question(8080);
+    let arguments = ["--from", &from, "--to", &to, "--json"];
+    let report: Value = serde_json::from_str(&bed.instance.ask("why", &arguments)?)?;
+    let packet = &report["packet"];
+    ensure!(packet["reason"] == "session-admitted", "{packet}");
+    ensure!(
+        packet["after"]["source"] == end(remote) && packet["after"]["destination"] == end(inside),
+        "{packet}"
+    );
+    let [from, to] = question(8081);
+    let why = bed.instance.command("why")?;
+    let other = why
+        .args(["--from", &from, "--to", &to, "--json"])
+        .output()?;
+    let report: Value = serde_json::from_str(&other.stdout)?;
+    let refused = ["no-mapping", "unsolicited-syn"].map(Value::from);
+    ensure!(refused.contains(&report["packet"]["reason"]), "{report}");
+
+    let trace = bed.instance.command("trace")?;
+    let mut trace = trace
+        .args(["--json", "--count", "2", "--protocol", "tcp"])
+        .spawn()?;
+    trace.wait_for_error_line(PATIENCE, |line| line.starts_with("tapnat: tracing"))?;
+    let local = SocketAddr::new(family.server(0, 0).ip(), 5001);
+    let session = TcpSession::open(&bed.world.world, Some(local), family.outside(8080))?;
+    let status = trace.wait(PATIENCE)?;
+    let told = trace.stdout();
+    ensure!(status.success(), "{status}: {told}{}", trace.stderr());
+    let told: Vec<Value> = told
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let [syn, answer] = told.as_slice() else {
+        bail!("{told:?}")
+    };
+    ensure!(
+        syn["reason"] == "session-admitted" && syn["role"] == "uplink",
+        "{syn}"
+    );
+    for (packet, before, after) in [
+        (syn, [local, family.outside(8080)], [local, inside]),
+        (answer, [inside, local], [family.outside(8080), local]),
+    ] {
+        for (side, [source, destination]) in [("before", before), ("after", after)] {
+            let seen = &packet[side];
+            ensure!(
+                seen["source"] == end(source) && seen["destination"] == end(destination),
+                "{packet}"
+            );
+        }
+    }
+
+    let map: Value = serde_json::from_str(&bed.instance.ask("map", &["--json"])?)?;
+    let [forward] = map["forwards"].as_array().context("no array")?.as_slice() else {
+        bail!("{map}")
+    };
+    ensure!(
+        forward["outside"] == end(family.outside(8080))
+            && forward["inside"] == end(inside)
+            && forward["sessions"] == 1,
+        "{forward}"
+    );
+    let picture = bed.instance.ask("map", &[])?;
+    let is_line = |line: &str| line.contains("80 ←") && line.contains(":8080");
+    ensure!(picture.lines().any(is_line), "{picture}");
+    let guest = family.address_of(guest).to_string();
+    let flows = bed.instance.ask("flows", &["--guest", &guest])?;
+    ensure!(flows.contains(&family.outside(8080).to_string()), "{flows}");
+    drop(session);
+    Ok(())
+}
+both_families!(a_forward_is_seen_in_every_view);
 
 fn a_range_of_ports_and_a_part_of_it(family: Family) -> Result<()> {
     let bed = Bed::new(family)?;

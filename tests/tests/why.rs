@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tapnat_testbed::{
     snapshot::Snapshot,
     topology::{Inside, Topology},
@@ -99,7 +99,7 @@ fn what_it_says_is_what_happens() -> Result<()> {
     )?;
     let after = &report["packet"]["after"]["source"];
     ensure!(
-        *after == serde_json::json!({"address": "198.51.100.2", "port": 40_000}),
+        *after == json!({"address": "198.51.100.2", "port": 40_000}),
         "{report}"
     );
     ensure!(
@@ -133,7 +133,7 @@ fn packets_of_both_families_are_asked_about() -> Result<()> {
         ensure!(code == 0 && packet["reason"] == name, "{report}");
         let after = &packet["after"]["source"];
         ensure!(
-            *after == serde_json::json!({"address": family.outside_address(), "port": 40_000}),
+            *after == json!({"address": family.outside_address(), "port": 40_000}),
             "{report}"
         );
         Ok(())
@@ -181,6 +181,96 @@ fn packets_of_both_families_are_asked_about() -> Result<()> {
     ensure!(
         mixed.status.code() == Some(1) && mixed.stderr.contains("of one family"),
         "{mixed:?}"
+    );
+    Ok(())
+}
+
+/// Such a guest asks by the world's own address, or by what it has for it.
+#[test]
+fn packets_of_guests_with_ipv6_only_to_ipv4_are_asked_about() -> Result<()> {
+    let builder = Topology::builder()
+        .ipv6_guests()
+        .inside(Inside::Veth)
+        .guests(2);
+    let arguments = [
+        &["--nat64", "64:ff9b:1::/96", "--deny", "203.0.113.2"][..],
+        &["--filtering", "endpoint-independent"],
+    ];
+    let world = World::start(builder, &arguments.concat())?;
+    let instance = &world.instance;
+    let [first, second] = [0, 1].map(|number| V6.address_of(world.guest(number)).to_string());
+    let asked = |guest: &str, to: &str, protocol: &str| -> Result<(Value, i32)> {
+        let (report, code) = ask(
+            instance,
+            &["--guest", guest, "--proto", protocol, "--to", to],
+        )?;
+        Ok((report["packet"].clone(), code))
+    };
+    let embedded = json!({"address": "64:ff9b:1::cb00:7101", "port": 9});
+    let outside = json!({"address": "198.51.100.2", "port": 40_000});
+    let before = instance.ask_json("status")?;
+    for to in ["203.0.113.1:9", "[64:ff9b:1::cb00:7101]:9"] {
+        let (packet, code) = asked(&first, to, "udp")?;
+        ensure!(
+            code == 0 && packet["reason"] == "session-started",
+            "{packet}"
+        );
+        ensure!(packet["before"]["destination"] == embedded, "{packet}");
+        ensure!(packet["after"]["source"] == outside, "{packet}");
+        ensure!(
+            packet["after"]["destination"] == json!({"address": "203.0.113.1", "port": 9}),
+            "{packet}"
+        );
+    }
+    for (to, reason) in [
+        ("203.0.113.2:9", "denied-destination"),
+        ("198.51.100.2:9", "unreachable-by-nat64"),
+        ("127.0.0.1:9", "unroutable-destination"),
+    ] {
+        let (packet, code) = asked(&first, to, "udp")?;
+        ensure!(code == PROBLEM && packet["reason"] == reason, "{packet}");
+    }
+    let (packet, _) = asked("fd00:7a70:9::9", "203.0.113.1:9", "udp")?;
+    ensure!(packet["reason"] == "spoofed-source", "{packet}");
+    let (packet, _) = asked(&first, "203.0.113.1", "icmp")?;
+    ensure!(
+        packet["before"]["protocol"] == "icmpv6" && packet["after"]["protocol"] == "icmp",
+        "{packet}"
+    );
+    ensure!(
+        before == instance.ask_json("status")?,
+        "asking changed something"
+    );
+
+    let local = SocketAddr::new(V6.address_of(world.guest(0)), 40_000);
+    let socket = traffic::udp_socket(&world.guest(0).namespace, local)?;
+    let seen: SocketAddr = "[64:ff9b:1::cb00:7101]:9".parse()?;
+    socket.send_to(b"x", seen)?;
+    instance.until(|_| instance.count("session-started").is_ok_and(|it| it == 1))?;
+    // The only guest there is.
+    let arguments = ["--proto", "udp", "--to", "203.0.113.1:9"];
+    let (report, _) = ask(instance, &arguments)?;
+    ensure!(report["packet"]["reason"] == "translated", "{report}");
+    ensure!(report["packet"]["after"]["source"] == outside, "{report}");
+    ensure!(
+        report["guest"]["address"] == *first && report["guest"]["sessions"] == 1,
+        "{report}"
+    );
+    // What comes back is the guest's again, from the world and from another guest.
+    let inside = json!({"address": first, "port": 40_000});
+    let arguments = ["--from", "203.0.113.1:9", "--to", "198.51.100.2:40000"];
+    let (report, _) = ask(instance, &[&arguments[..], &["--proto", "udp"]].concat())?;
+    let packet = &report["packet"];
+    ensure!(
+        packet["reason"] == "translated"
+            && packet["after"]["source"] == embedded
+            && packet["after"]["destination"] == inside,
+        "{packet}"
+    );
+    let (packet, _) = asked(&second, "198.51.100.2:40000", "udp")?;
+    ensure!(
+        packet["reason"] == "hairpin-started" && packet["after"]["destination"] == inside,
+        "{packet}"
     );
     Ok(())
 }

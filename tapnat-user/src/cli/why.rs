@@ -11,6 +11,7 @@ use clap::Args;
 use serde::Serialize;
 use tapnat_common::{
     abi::{Device, role},
+    embed::Prefix,
     nat::{Fate, Route},
     net::{Be128, protocol},
     verdict::{Outcome, Reason},
@@ -112,31 +113,41 @@ struct Drops {
 }
 
 impl Arguments {
-    pub async fn execute(self) -> Result<ExitCode> {
+    pub async fn execute(mut self) -> Result<ExitCode> {
         let tables = self.instance.tables()?;
-        let guests = self.guests(&tables)?;
+        let prefix = nat64(&tables)?;
+        let guests = self.guests(&tables, prefix)?;
         let guest = match (self.guest, self.from) {
             (Some(guest), _) => Some(guest),
             (None, Some(_)) => None,
             (None, None) => Some(self.only_guest(&guests, &tables)?),
         };
+        // A guest with IPv6 only has a name of its own for what it reaches by NAT64.
+        if let (Some(IpAddr::V6(_)), Some((IpAddr::V4(to), port)), Some(prefix)) =
+            (guest, self.to, prefix)
+        {
+            self.to = Some((prefix.embed(to.into()).into(), port));
+        }
         let packet = match (self.to, &tables.ipv6) {
             (None, _) => None,
             (Some(to), _) if to.0.is_ipv4() => {
                 Some(self.packet(guest, to, &tables.ipv4, &tables).await?)
             }
-            (Some(to), Some(ipv6)) => {
-                check_not_nat64(to.0, ipv6)?;
-                Some(self.packet(guest, to, ipv6, &tables).await?)
-            }
+            (Some(to), Some(ipv6)) => Some(self.packet(guest, to, ipv6, &tables).await?),
             (Some((to, _)), None) => bail!(
                 "'{to}' is of IPv6, which the instance does not translate: give a device a network \
                  of it (`--inside {INSIDE}`)"
             ),
         };
+        let crosses = match self.to {
+            Some((to, _)) => behind_nat64(&tables, to)?.is_some(),
+            None => false,
+        };
+        let of_guest = guests.into_iter().filter(|it| Some(it.address) == guest);
         let report = Report {
             schema: SCHEMA,
-            guest: guests.into_iter().find(|it| Some(it.address) == guest),
+            // One that has both ways to the world is there twice.
+            guest: of_guest.max_by_key(|it| it.stand_in.is_some() == crosses),
             drops: drops(&tables.ipv4)?,
             packet,
         };
@@ -153,14 +164,18 @@ impl Arguments {
         })
     }
 
-    /// Who can be meant: guests of both families, or of the one of the packet.
-    fn guests(&self, tables: &BothTables) -> Result<Vec<GuestView>> {
+    /// Who can be meant: guests of both families, or those that can send such a packet.
+    fn guests(&self, tables: &BothTables, prefix: Option<Prefix>) -> Result<Vec<GuestView>> {
         let mut guests = activity::guests(&tables.ipv4)?;
         if let Some(tables) = &tables.ipv6 {
             guests.extend(activity::guests(tables)?);
         }
         if let Some((to, _)) = self.to {
-            guests.retain(|guest| guest.address.is_ipv4() == to.is_ipv4());
+            let is_of_family = |guest: &GuestView| guest.address.is_ipv4() == to.is_ipv4();
+            // By NAT64 those with IPv6 only reach IPv4.
+            if guests.iter().any(is_of_family) || prefix.is_none() || to.is_ipv6() {
+                guests.retain(|guest| is_of_family(guest) || Some(guest.address) == self.guest);
+            }
         }
         Ok(guests)
     }
@@ -182,7 +197,8 @@ impl Arguments {
             )
         };
         let is_first = |guest: &GuestView| {
-            guest.link_address.is_some() && guest.link_address == first.link_address
+            guest.address == first.address
+                || guest.link_address.is_some() && guest.link_address == first.link_address
         };
         if guests.iter().skip(1).all(is_first) {
             return Ok(first.address);
@@ -198,7 +214,7 @@ impl Arguments {
         )
     }
 
-    /// What would become of the packet, by the tables of its family.
+    /// What would become of the packet. `tables` are those of its family.
     async fn packet<A: Rehearsed>(
         &self,
         guest: Option<IpAddr>,
@@ -206,9 +222,8 @@ impl Arguments {
         tables: &PinnedTables<A>,
         both: &BothTables,
     ) -> Result<Answer> {
-        let devices = tables.devices()?;
-        let question = self.question(guest, to, both, &devices).await?;
-        rehearse(&question, tables, &devices, &both.prefix_pairs()?)
+        let question = self.question(guest, to, both, &tables.devices()?).await?;
+        rehearse(&question, both)
     }
 
     async fn question<A: IpFamily>(
@@ -231,7 +246,10 @@ impl Arguments {
         );
         let read = |address| {
             A::from_ip(address).with_context(|| {
-                format!("a packet to {to} is not from {address}: both are of one family")
+                format!(
+                    "a packet to {to} is not from {address}: both are of one family, but with \
+                     --nat64"
+                )
             })
         };
         let first = |wanted| {
@@ -252,9 +270,12 @@ impl Arguments {
             let device = device.context("the instance has no inside device now")?;
             let known = activity::devices(&self.instance.name, tables)?;
             let known = known.into_iter().find(|it| it.index == device);
-            let route = match known.and_then(|it| it.name) {
-                Some(name) => route(&name, to, devices).await?,
-                None => bail!("the guest's device is not of this host: run tapnat where it is"),
+            let name = known
+                .and_then(|it| it.name)
+                .context("the guest's device is not of this host: run tapnat where it is")?;
+            let route = match behind_nat64(tables, to)? {
+                Some(to) => route(&name, to, &tables.ipv4.devices()?).await?,
+                None => route(&name, to, devices).await?,
             };
             ((guest, ANY_PORT), device, route)
         };
@@ -272,18 +293,20 @@ impl Arguments {
     }
 }
 
-/// What goes to IPv4 is decided about by the tables of IPv4, of a packet that is not there yet.
-fn check_not_nat64(to: IpAddr, tables: &PinnedTables<Be128>) -> Result<()> {
-    let (Some(prefix), Some(to)) = (tables.nat64()?, Be128::from_ip(to)) else {
-        return Ok(());
+/// The prefix of NAT64, if there is one.
+fn nat64(tables: &BothTables) -> Result<Option<Prefix>> {
+    match &tables.ipv6 {
+        Some(tables) => tables.nat64(),
+        None => Ok(None),
+    }
+}
+
+/// The address of IPv4 that this one of IPv6 stands for.
+fn behind_nat64(tables: &BothTables, address: IpAddr) -> Result<Option<IpAddr>> {
+    let (Some(prefix), Some(address)) = (nat64(tables)?, Be128::from_ip(address)) else {
+        return Ok(None);
     };
-    ensure!(
-        !prefix.contains(to),
-        "{} stands for an address of IPv4 (NAT64), and what becomes of such packets is not known \
-         beforehand: send one, and look at it with `tapnat trace`",
-        IpAddr::from(to)
-    );
-    Ok(())
+    Ok(prefix.extract(address).map(IpAddr::from))
 }
 
 /// Where the kernel sends packets from this inside device.

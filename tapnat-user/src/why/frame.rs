@@ -1,7 +1,7 @@
 //! A packet in a vector, without a link header. Its transport checksum is not kept right: nobody
 //! receives it.
 
-use std::ptr;
+use std::{iter, ptr};
 
 use tapnat_common::{
     checksum::Delta,
@@ -19,6 +19,16 @@ impl Bytes {
 
     pub fn bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// Makes it longer by this at its beginning, or shorter if that is below 0.
+    pub fn lengthen(&mut self, difference: i32) {
+        let bytes = difference.unsigned_abs() as usize;
+        if difference < 0 {
+            self.0.drain(..bytes.min(self.0.len()));
+        } else {
+            self.0.splice(..0, iter::repeat_n(0, bytes));
+        }
     }
 }
 

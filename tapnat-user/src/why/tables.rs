@@ -13,11 +13,16 @@ use anyhow::{Error, Result};
 use ipnet::IpNet;
 use tapnat_common::{
     abi::{
-        Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings, Unsolicited,
+        Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, Nat64, NextHop,
+        Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, role,
     },
-    nat::{Fate, Insert, Route, Tables},
-    net::{Be32, protocol},
+    embed::Prefix,
+    frame::LinkAddresses,
+    nat::{
+        Fate, Insert, Route, Tables,
+        nat64::{GROWTH, StandIns, TO_STAND_IN},
+    },
+    net::{Be32, Be128, protocol},
     nptv6::PrefixPair,
     parse::Packet,
     ports::{CLASSES, Class, PortSet, Reserved},
@@ -97,8 +102,8 @@ impl<K: Copy + Eq + Hash, V: Copy> Copies<K, V> {
 pub struct Rehearsal<'a, A: IpFamily> {
     tables: &'a PinnedTables<A>,
     settings: Settings<A>,
-    devices: &'a [(u32, Device<A>)],
-    pairs: &'a [PrefixPair],
+    devices: Vec<(u32, Device<A>)>,
+    pairs: Vec<PrefixPair>,
     reserved: Vec<Reserved>,
     denied: Vec<A::Net>,
     untranslated: Vec<A::Net>,
@@ -119,12 +124,7 @@ pub struct Rehearsal<'a, A: IpFamily> {
 }
 
 impl<'a, A: IpFamily> Rehearsal<'a, A> {
-    pub fn new(
-        tables: &'a PinnedTables<A>,
-        devices: &'a [(u32, Device<A>)],
-        pairs: &'a [PrefixPair],
-        route: Route,
-    ) -> Result<Self> {
+    pub fn new(tables: &'a PinnedTables<A>, pairs: Vec<PrefixPair>, route: Route) -> Result<Self> {
         let mut reserved = Vec::new();
         for class in [Class::Tcp, Class::Udp, Class::Icmp] {
             reserved.push(tables.reserved(class)?);
@@ -138,7 +138,7 @@ impl<'a, A: IpFamily> Rehearsal<'a, A> {
         Ok(Self {
             tables,
             settings: tables.settings()?,
-            devices,
+            devices: tables.devices()?,
             pairs,
             reserved,
             denied: tables.denied()?,
@@ -164,13 +164,7 @@ impl<'a, A: IpFamily> Rehearsal<'a, A> {
     }
 
     fn read<T>(&self, result: Result<Option<T>>) -> Option<T> {
-        match result {
-            Ok(value) => value,
-            Err(error) => {
-                self.error.set(Some(error));
-                None
-            }
-        }
+        read(&self.error, result)
     }
 
     fn read_session(&self, key: &FlowKey<A>) -> Option<Session<A>> {
@@ -189,12 +183,78 @@ impl<'a, A: IpFamily> Rehearsal<'a, A> {
         self.read(self.tables.permission(key))
     }
 
+    /// The device as the datapath sees where a packet arrived: nobody's unless it is an inside one.
+    pub fn inside(&self, index: u32) -> Option<NonZeroU32> {
+        let known = self.known(index)?;
+        NonZeroU32::new(index).filter(|_| known.role == role::INSIDE)
+    }
+
     fn known(&self, index: u32) -> Option<&Device<A>> {
         let mut devices = self.devices.iter();
         devices
             .find(|(known, _)| *known == index)
             .map(|(_, device)| device)
     }
+}
+
+/// Who stands in for whom, for one packet.
+pub struct StandInTable<'a> {
+    tables: &'a PinnedTables<Be128>,
+    nat64: Nat64,
+    has_room: bool,
+    stand_ins: Copies<Be32, StandIn>,
+    /// Why an entry could not be read.
+    error: Cell<Option<Error>>,
+}
+
+impl<'a> StandInTable<'a> {
+    pub fn new(tables: &'a PinnedTables<Be128>) -> Result<Self> {
+        let usage = tables.stand_in_usage()?;
+        Ok(Self {
+            tables,
+            nat64: tables.nat64_settings()?,
+            has_room: usage.used < u64::from(usage.capacity),
+            stand_ins: Copies::default(),
+            error: Cell::default(),
+        })
+    }
+
+    /// Whether every entry could be read.
+    pub fn check(&self) -> Result<()> {
+        self.error.take().map_or(Ok(()), Err)
+    }
+
+    fn read(&self, address: Be32) -> Option<StandIn> {
+        read(&self.error, self.tables.stand_in(address))
+    }
+}
+
+impl StandIns for StandInTable<'_> {
+    fn prefix(&self) -> Option<Prefix> {
+        Some(self.nat64.prefix).filter(|prefix| prefix.is_set())
+    }
+
+    fn secret(&self) -> u32 {
+        self.nat64.secret
+    }
+
+    fn stand_in(&self, address: Be32) -> Option<&StandIn> {
+        let guest = self.stand_ins.get(&address, || self.read(address));
+        guest.map(|guest| &*guest)
+    }
+
+    fn insert_stand_in(&self, address: Be32, guest: &StandIn) -> Insert {
+        let read = || self.read(address);
+        insert_or_full(&self.stand_ins, self.has_room, &address, *guest, read)
+    }
+}
+
+/// What was read; why nothing was goes to `error`.
+fn read<T>(error: &Cell<Option<Error>>, result: Result<Option<T>>) -> Option<T> {
+    result.unwrap_or_else(|why| {
+        error.set(Some(why));
+        None
+    })
 }
 
 fn insert_or_full<K: Copy + Eq + Hash, V: Copy>(
@@ -363,25 +423,29 @@ impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
 
     fn inside_device(&self, address: A) -> Option<u32> {
         let is_known = !self.pairs.is_empty();
-        is_known.then(|| device_of(address, self.devices)).flatten()
+        is_known
+            .then(|| device_of(address, &self.devices))
+            .flatten()
     }
 
     fn route_from(&self, _: NonZeroU32, _: &Packet<A>) -> Route {
         self.route
     }
 
-    fn route_on(&self, device: u32, _: A, _: A) -> Route {
+    fn route_on(&self, device: u32, _: A, destination: A) -> Route {
         let Some(known) = self.known(device) else {
             return Route::default();
         };
+        let (link, growth) = if destination.is_stand_in() {
+            (TO_STAND_IN, GROWTH)
+        } else {
+            (LinkAddresses::default(), 0)
+        };
         Route {
             fate: Fate::Onward,
-            next_hop: NextHop {
-                device,
-                ..NextHop::default()
-            },
+            next_hop: NextHop { device, link },
             linked: false,
-            mtu: known.mtu,
+            mtu: known.mtu.saturating_sub(growth),
         }
     }
 
