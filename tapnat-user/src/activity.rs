@@ -15,7 +15,7 @@ use tapnat_common::{
 };
 
 use crate::{
-    daemon::now,
+    clock::now,
     family::IpFamily,
     host::namespace::NetworkNamespace,
     instance::{InstanceName, Lock},

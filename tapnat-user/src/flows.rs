@@ -15,7 +15,7 @@ use serde::Serialize;
 use tapnat_common::abi::{FlowKey, Session, session_flags};
 
 use crate::{
-    daemon::now,
+    clock::now,
     family::IpFamily,
     tables::{BothTables, PinnedTables, Walk},
     view::{Directions, Flow},

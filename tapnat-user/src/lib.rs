@@ -3,6 +3,7 @@
 pub mod activity;
 pub mod changes;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;
@@ -23,6 +24,7 @@ pub mod leases;
 pub mod logs;
 pub mod metrics;
 pub mod nat_log;
+pub mod notice;
 pub mod pool;
 pub mod ports;
 pub mod preflight;

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use self::sink::Sink;
 pub use self::sink::Target;
 use crate::{
-    daemon::now,
+    clock::now,
     family::IpFamily,
     instance::InstanceName,
     tables::PinnedTables,

@@ -24,8 +24,8 @@ use self::{
     schedule::{Audience, Schedule},
 };
 use crate::{
-    daemon::warn,
     dns::{Gateway, Names},
+    notice::warn,
     services::PerDevice,
 };
 

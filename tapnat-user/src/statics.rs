@@ -12,7 +12,7 @@ use tapnat_common::{
 };
 
 use crate::{
-    daemon::now,
+    clock::now,
     family::IpFamily,
     forwards::{Forward, Ports, Share, Standing, Transport, standing},
     host::sockets::{self, Listener},

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::Instance;
-use crate::daemon;
+use crate::{daemon, notice};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -15,7 +15,7 @@ pub struct Arguments {
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
         if !daemon::down(&self.instance.name).await? {
-            daemon::tell(&format!(
+            notice::tell(&format!(
                 "nothing to take away: there is no instance '{}'",
                 self.instance.name
             ));

@@ -11,8 +11,8 @@ use super::{Format, Instance, Shown, print::Column, saved::Saved};
 use crate::{
     config::parse_outside_address,
     control::{self, Request},
-    daemon::tell,
     forwards::{Forward, InsideEnd, Ports, Share, Standing, Transport, parse_from},
+    notice::tell,
     statics::{self, Selector},
     view::{Endpoint, ForwardView},
 };

@@ -7,7 +7,7 @@ use super::{
     Shown,
     print::{Column, List},
 };
-use crate::{daemon::now, family::IpFamily, tables::PinnedTables, view::MappingView};
+use crate::{clock::now, family::IpFamily, tables::PinnedTables, view::MappingView};
 
 const COLUMNS: [Column; 6] = [
     Column::text("PROTO"),

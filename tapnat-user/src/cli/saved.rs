@@ -13,10 +13,10 @@ use super::{
 };
 use crate::{
     control::{self, Request},
-    daemon::tell,
     files::cannot,
     forwards::{Forward, Share},
     instance::InstanceName,
+    notice::tell,
     statics::Selector,
 };
 

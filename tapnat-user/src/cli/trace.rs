@@ -26,10 +26,10 @@ use tokio::{
 use super::{Format, Instance, print};
 use crate::{
     activity,
-    daemon::{tell, warn},
     datapath::Hook,
     host::{namespace::NetworkNamespace, netlink},
     journal::{Direction, Journal, Role},
+    notice::{tell, warn},
     trace::{Seen, Trace, packet::TraceView, pcap::PcapFile},
     view::{DeviceView, SCHEMA, protocol_number},
 };

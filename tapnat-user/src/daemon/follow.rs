@@ -5,17 +5,20 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
-use tapnat_common::{net::Be128, ports::Class};
+use tapnat_common::net::Be128;
 
 use super::{
-    Daemon, Surroundings, attach, choose_hook, claims, facts, follow_statics, forwarded, hooks,
-    prepare_inside, set_forwarding, set_outside, surroundings, tell, warn, xdp_devices,
+    Daemon, follow_statics,
+    hooks::{attach, choose_hook, hooks, xdp_devices},
+    prepare::{claims, facts, forwarded, prepare_inside, set_forwarding},
+    settings::{Surroundings, surroundings},
 };
 use crate::{
     config::Firewall,
     datapath::Hook,
     host::{netlink::Link, systemd},
     journal::{Change, Direction},
+    notice::{tell, warn},
     pool,
     preflight::{Plan, PlannedInside},
     uplink_hook::{Chosen, UplinkHook},
@@ -65,11 +68,13 @@ impl Daemon {
         self.datapath.load_programs(&wanted)?;
         let forgotten = self.hooks.iter().any(|hook| !wanted.contains(hook));
         self.attach_to(wanted).await;
-        self.enter(known, chosen)?;
+        let devices = xdp_devices(chosen, &self.plan, self.drivers.as_ref());
+        self.datapath.set_xdp_devices(&devices)?;
+        self.four.enter(known, chosen)?;
         if let Some(six) = &mut self.six {
-            six.enter(known_six)?;
+            six.enter(known_six, chosen)?;
         }
-        for note in follow_statics(&mut self.tables, self.six.as_mut())? {
+        for note in follow_statics(&mut self.four.tables, self.six.as_mut())? {
             warn(&note);
         }
         self.let_in().await?;
@@ -153,16 +158,15 @@ impl Daemon {
         if plan.uplink.index != self.plan.uplink.index {
             tell(&format!("the uplink is {name} now"));
         }
-        let lost_ipv6 = self
-            .six
-            .as_ref()
-            .is_some_and(|six| !six.known.outside.is_empty() && known_six.outside.is_empty());
+        let lost_ipv6 = self.six.as_ref().is_some_and(|six| {
+            !six.version.known.outside.is_empty() && known_six.outside.is_empty()
+        });
         if lost_ipv6 && links.iter().any(|link| link.index == plan.uplink.index) {
             warn(&format!(
                 "uplink {name} lost its IPv6 address: no new sessions of IPv6 until it has one"
             ));
         }
-        if known.outside.is_empty() && !self.known.outside.is_empty() {
+        if known.outside.is_empty() && !self.four.known.outside.is_empty() {
             let is_there = links.iter().any(|link| link.index == plan.uplink.index);
             let what = if is_there {
                 "lost its IPv4 address: no new sessions until it has one"
@@ -188,28 +192,6 @@ impl Daemon {
             }
         }
         self.hooks = attached;
-    }
-
-    /// Enters into the tables what the network looks like now.
-    fn enter(&mut self, known: Surroundings, chosen: Chosen) -> Result<()> {
-        let devices = xdp_devices(chosen, &self.plan, self.drivers.as_ref());
-        self.datapath.set_xdp_devices(&devices)?;
-        let mut settings = self.tables.settings()?;
-        if known != self.known {
-            self.tables.set_devices(&known.devices)?;
-            if known.outside != self.known.outside && !known.outside.is_empty() {
-                // Before the first port of another address is given away.
-                let withheld = self.tables.reserved(Class::Tcp)?;
-                self.tables.set_reserved(&withheld, &known.outside)?;
-            }
-            set_outside(&mut settings, &known.outside);
-            self.known = known;
-            // What stood on an address or a device that is gone is over.
-            self.sweep.hurry();
-        }
-        settings.generation = settings.generation.wrapping_add(1);
-        settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
-        self.tables.set_settings(&settings)
     }
 
     /// Has the kernel tell routes for packets from devices that are new. Not before all else is in

@@ -3,11 +3,12 @@
 
 use anyhow::{Context as _, Result};
 
-use super::{RealHost, set_sysctl, warn};
+use super::prepare::set_sysctl;
 use crate::{
-    changes::read_sysctl,
+    changes::{RealHost, read_sysctl},
     host::sysctl::Sysctl,
     journal::{Change, Journal},
+    notice::warn,
 };
 
 /// The value of `accept_ra` that stands for "unless the host forwards".

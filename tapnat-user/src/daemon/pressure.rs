@@ -7,8 +7,7 @@ use anyhow::Result;
 use tapnat_common::time::Ticks;
 use tokio::time::{Instant as Timer, sleep_until};
 
-use super::warn;
-use crate::{family::IpFamily, sweep::Sweep, tables::PinnedTables};
+use crate::{family::IpFamily, notice::warn, sweep::Sweep, tables::PinnedTables};
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// How long a session lives then in which nobody answers. Whoever still waits for an answer sends

@@ -4,10 +4,12 @@
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
-    Daemon, answers, divide_ports, follow_statics, reserved, settings, settle_host_sockets,
-    surroundings, wanted_addresses, warn,
+    Daemon, follow_statics, prepare::divide_ports, settings::surroundings, settle_host_sockets,
+    wanted_addresses,
 };
-use crate::{config::Config, host::systemd, metrics::scrapes::Scrapes, pool, statics};
+use crate::{
+    config::Config, host::systemd, metrics::scrapes::Scrapes, notice::warn, pool, statics,
+};
 
 /// What begins every refusal.
 const NOTHING: &str = "nothing was applied";
@@ -88,47 +90,44 @@ impl Daemon {
         let links = pool::without_ours(links, &uplink, &self.journal);
         let known = surroundings(config, &self.plan, &links);
         let known_six = surroundings(config, &self.plan, &links);
-        let left = self.tables.settings()?;
-        // What begins from then on is judged by it, and what is there with its next packet.
-        self.tables.set_denied(&config.deny)?;
-        self.tables.set_untranslated(&config.untranslated)?;
-        self.tables
-            .set_settings(&settings(config, &known.outside, &left))?;
+        self.four.apply(config, &known.outside)?;
         if let Some(six) = &mut self.six {
-            six.apply(config, &known_six)?;
+            six.version.apply(config, &known_six.outside)?;
         }
-        let mut notes = follow_statics(&mut self.tables, self.six.as_mut())?;
-        let ipv6 = self.six.as_mut().map(|six| &mut six.tables);
-        statics::configure(&mut self.tables, ipv6, &self.datapath, &config.forwards)?;
+        let mut notes = follow_statics(&mut self.four.tables, self.six.as_mut())?;
+        let ipv6 = self.six.as_mut().map(|six| &mut six.version.tables);
+        statics::configure(
+            &mut self.four.tables,
+            ipv6,
+            &self.datapath,
+            &config.forwards,
+        )?;
         let six = self.six.as_ref();
-        notes.extend(settle_host_sockets(&mut self.datapath, &self.tables, six));
-        let wanted = wanted_addresses(config, &self.tables, six)?;
+        notes.extend(settle_host_sockets(
+            &mut self.datapath,
+            &self.four.tables,
+            six,
+        ));
+        let wanted = wanted_addresses(config, &self.four.tables, six)?;
         notes.extend(pool::settle(&wanted, &[], &uplink, &self.host, &mut self.journal).await?);
-        let outside_six = six.map(|six| &six.known.outside);
-        if config.ports != self.config.ports
-            || known.outside != self.known.outside
-            || outside_six.is_some_and(|outside| known_six.outside != *outside)
-        {
+        let is_elsewhere = known.outside != self.four.known.outside
+            || six.is_some_and(|six| known_six.outside != six.version.known.outside);
+        self.four.known = known;
+        if let Some(six) = &mut self.six {
+            six.version.known = known_six;
+        }
+        if config.ports != self.config.ports || is_elsewhere {
             // What is reserved for guests that no longer get it stays so until the end: the host has
             // ports enough.
             let withheld = divide_ports(config, &self.host, &mut self.journal).await?;
-            self.tables
-                .set_reserved(&reserved(&withheld), &known.outside)?;
+            self.four.withhold(&withheld)?;
             if let Some(six) = &mut self.six {
-                six.known = known_six;
-                six.withhold(&withheld)?;
+                six.version.withhold(&withheld)?;
             }
-        } else if let Some(six) = &mut self.six {
-            six.known = known_six;
         }
-        if known.outside.is_empty() && config.speaks_ipv4() {
+        if self.four.known.outside.is_empty() && config.speaks_ipv4() {
             notes.push("the uplink has no address: no new sessions until it has one".to_owned());
         }
-        self.sweep.set_interval(config.sweep_interval);
-        // By shorter timeouts much may be over.
-        self.sweep.hurry();
-        self.answers = answers(config);
-        self.known = known;
         Ok(notes)
     }
 }

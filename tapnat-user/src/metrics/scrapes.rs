@@ -22,7 +22,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{daemon::warn, host::sockets};
+use crate::{host::sockets, notice::warn};
 
 /// Where scrapers look.
 const PATH: &str = "/metrics";

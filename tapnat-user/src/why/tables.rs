@@ -31,7 +31,7 @@ use tapnat_common::{
 
 use super::device_of;
 use crate::{
-    daemon::now,
+    clock::now,
     family::IpFamily,
     forwards::Transport,
     host::sockets::{Listener, listeners},
