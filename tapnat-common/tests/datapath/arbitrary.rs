@@ -9,10 +9,7 @@
 //! `PROPTEST_CASES` says how many sequences are tried; `cargo xtask fuzz` goes
 //! on for as long as one likes.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    num::NonZeroU32,
-};
+use std::{net::SocketAddr, num::NonZeroU32};
 
 use etherparse::{IpNumber, TcpOptionElement};
 use proptest::{
@@ -23,6 +20,7 @@ use proptest::{
 };
 use tapnat_common::{
     abi::setting_flags,
+    net::{Be32, Be128, protocol},
     parse::{Packet, parse, parse_plain},
     time::Ticks,
     verdict::{Outcome, Reason},
@@ -31,49 +29,46 @@ use tapnat_testbed::packet::{self, Builder, checksum};
 
 use crate::support::{
     frame::{Bytes, Partial},
-    network::{
-        GUEST, HOST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, ROUTER, SECOND_TAP, SERVER,
-        TAP, UPLINK, at, ip, tcp,
-    },
+    network::{MOST_OPTIONS, SECOND_TAP, TAP, UPLINK, Version, at, icmp_error, ip, tcp},
     world::{World, route},
 };
 use crate::sweep::sweep_all;
 
 /// Who is on this side: mostly those who belong there, few enough to meet often.
-fn here(device: Option<NonZeroU32>) -> BoxedStrategy<Ipv4Addr> {
+fn here<A: Version>(device: Option<NonZeroU32>) -> BoxedStrategy<A> {
     let own = match device {
-        Some(TAP) => vec![GUEST, NEIGHBOUR],
-        Some(_) => vec![OTHER_GUEST],
-        None => vec![SERVER, OTHER_SERVER, ROUTER],
+        Some(TAP) => vec![A::GUEST, A::NEIGHBOUR],
+        Some(_) => vec![A::OTHER_GUEST],
+        None => vec![A::SERVER, A::OTHER_SERVER, A::ROUTER],
     };
-    prop_oneof![30 => select(own), 1 => anyone()].boxed()
+    prop_oneof![30 => select(own), 1 => anyone::<A>()].boxed()
 }
 
 /// Whom they send to.
-fn there(device: Option<NonZeroU32>) -> BoxedStrategy<Ipv4Addr> {
+fn there<A: Version>(device: Option<NonZeroU32>) -> BoxedStrategy<A> {
     match device {
         Some(_) => prop_oneof![
-            20 => select(vec![SERVER, OTHER_SERVER]),
-            8 => Just(OUTSIDE),
-            1 => anyone(),
+            20 => select(vec![A::SERVER, A::OTHER_SERVER]),
+            8 => Just(A::OUTSIDE),
+            1 => anyone::<A>(),
         ]
         .boxed(),
-        None => prop_oneof![20 => Just(OUTSIDE), 1 => anyone()].boxed(),
+        None => prop_oneof![20 => Just(A::OUTSIDE), 1 => anyone::<A>()].boxed(),
     }
 }
 
-fn anyone() -> BoxedStrategy<Ipv4Addr> {
+fn anyone<A: Version>() -> BoxedStrategy<A> {
     prop_oneof![
         select(vec![
-            GUEST,
-            NEIGHBOUR,
-            OTHER_GUEST,
-            SERVER,
-            OUTSIDE,
-            HOST[0].into(),
-            Ipv4Addr::BROADCAST,
+            A::GUEST,
+            A::NEIGHBOUR,
+            A::OTHER_GUEST,
+            A::SERVER,
+            A::OUTSIDE,
+            A::HOST[0],
+            A::DHCP_SERVERS,
         ]),
-        any::<u32>().prop_map(Ipv4Addr::from),
+        vec(any::<u8>(), size_of::<A>()).prop_map(|bytes| A::address(&bytes)),
     ]
     .boxed()
 }
@@ -97,8 +92,8 @@ fn payload() -> BoxedStrategy<Vec<u8>> {
 
 type Ends = (SocketAddr, SocketAddr);
 
-fn ends(device: Option<NonZeroU32>) -> BoxedStrategy<Ends> {
-    (here(device), port(), there(device), port())
+fn ends<A: Version>(device: Option<NonZeroU32>) -> BoxedStrategy<Ends> {
+    (here::<A>(device), port(), there::<A>(device), port())
         .prop_map(|(source, from, destination, to)| (at(source, from), at(destination, to)))
         .boxed()
 }
@@ -171,11 +166,11 @@ fn other(ends: BoxedStrategy<Ends>) -> BoxedStrategy<Builder> {
 }
 
 /// Whatever is set beside addresses, ports and payload.
-fn dressed(builder: BoxedStrategy<Builder>) -> BoxedStrategy<Builder> {
+fn dressed<A: Version>(builder: BoxedStrategy<Builder>) -> BoxedStrategy<Builder> {
     let time_to_live = prop_oneof![6 => Just(64_u8), 1 => 0_u8..3];
     let options = prop_oneof![
         6 => Just(0),
-        1 => 1_usize..=10,
+        1 => 1..=MOST_OPTIONS,
     ];
     (
         builder,
@@ -189,8 +184,11 @@ fn dressed(builder: BoxedStrategy<Builder>) -> BoxedStrategy<Builder> {
             let builder = builder
                 .payload(&payload)
                 .ttl(ttl)
-                .options(&vec![1; options * 4])
                 .identification(identification);
+            let builder = match options {
+                0 => builder,
+                amount => A::with_options(builder, amount),
+            };
             if whole {
                 builder.dont_fragment()
             } else {
@@ -200,55 +198,68 @@ fn dressed(builder: BoxedStrategy<Builder>) -> BoxedStrategy<Builder> {
         .boxed()
 }
 
-fn simple(device: Option<NonZeroU32>) -> BoxedStrategy<Builder> {
-    between(ends(device))
+fn simple<A: Version>(device: Option<NonZeroU32>) -> BoxedStrategy<Builder> {
+    between::<A>(ends::<A>(device))
 }
 
-fn between(ends: BoxedStrategy<Ends>) -> BoxedStrategy<Builder> {
+fn between<A: Version>(ends: BoxedStrategy<Ends>) -> BoxedStrategy<Builder> {
     prop_oneof![
-        4 => dressed(tcp_segment(ends.clone())),
-        4 => dressed(datagram(ends.clone())),
-        2 => dressed(echo(ends.clone())),
-        1 => dressed(other(ends)),
+        4 => dressed::<A>(tcp_segment(ends.clone())),
+        4 => dressed::<A>(datagram(ends.clone())),
+        2 => dressed::<A>(echo(ends.clone())),
+        1 => dressed::<A>(other(ends)),
     ]
     .boxed()
 }
 
 /// What opens a session from the guest to a server.
-fn outbound() -> BoxedStrategy<Builder> {
-    let server = select(vec![SERVER, OTHER_SERVER]);
-    let kinds = select(vec![6, 17, 1, 47, 132]);
+fn outbound<A: Version>() -> BoxedStrategy<Builder> {
+    let server = select(vec![A::SERVER, A::OTHER_SERVER]);
+    let kinds = select(vec![6, 17, A::ICMP, 47, 132]);
     let builder = (kinds, port(), server, port()).prop_map(|(kind, from, server, to)| match kind {
-        6 => tcp(at(GUEST, from), at(server, to), "S"),
-        17 => packet::udp(at(GUEST, from), at(server, to)),
-        1 => packet::echo_request(ip(GUEST), ip(server), from, 1),
-        number => packet::other(ip(GUEST), ip(server), IpNumber(number)),
+        6 => tcp(at(A::GUEST, from), at(server, to), "S"),
+        17 => packet::udp(at(A::GUEST, from), at(server, to)),
+        number if number == A::ICMP => packet::echo_request(ip(A::GUEST), ip(server), from, 1),
+        number => packet::other(ip(A::GUEST), ip(server), IpNumber(number)),
     });
     // Long enough for the ports of SCTP.
-    (dressed(builder.boxed()), vec(any::<u8>(), 8..1400))
+    (dressed::<A>(builder.boxed()), vec(any::<u8>(), 8..1400))
         .prop_map(|(builder, payload)| builder.payload(&payload))
         .boxed()
 }
 
-fn error_kind() -> BoxedStrategy<(u8, u8)> {
+fn error_kind<A: Version>() -> BoxedStrategy<(u8, u8)> {
     prop_oneof![
-        4 => select(vec![(3_u8, 0_u8), (3, 3), (3, 4), (11, 0), (12, 0)]),
+        4 => select(vec![
+            A::HOST_UNREACHABLE,
+            A::PORT_UNREACHABLE,
+            A::TOO_BIG,
+            A::TIME_EXCEEDED,
+            A::PARAMETER_PROBLEM,
+        ]),
         1 => any::<(u8, u8)>(),
     ]
     .boxed()
 }
 
 /// An ICMP error about some packet that went the other way.
-fn error(device: Option<NonZeroU32>) -> BoxedStrategy<Builder> {
-    let about = between(
-        ends(device)
+fn error<A: Version>(device: Option<NonZeroU32>) -> BoxedStrategy<Builder> {
+    let about = between::<A>(
+        ends::<A>(device)
             .prop_map(|(source, destination)| (destination, source))
             .boxed(),
     );
-    let length = prop_oneof![4 => 28_usize..80, 1 => 0_usize..3000];
+    let length = prop_oneof![4 => A::HEADER + 8..A::HEADER + 60, 1 => 0_usize..3000];
     let tail = vec(any::<u8>(), 0..20);
-    let ends = (here(device), there(device));
-    (ends, error_kind(), any::<[u8; 4]>(), about, length, tail)
+    let ends = (here::<A>(device), there::<A>(device));
+    (
+        ends,
+        error_kind::<A>(),
+        any::<[u8; 4]>(),
+        about,
+        length,
+        tail,
+    )
         .prop_map(|((from, to), kind, rest, about, length, tail)| {
             let mut quoted = about.build();
             quoted.truncate(length);
@@ -259,12 +270,12 @@ fn error(device: Option<NonZeroU32>) -> BoxedStrategy<Builder> {
 }
 
 /// An IP packet, right as far as its builder makes it so, or not.
-fn ip_packet(device: Option<NonZeroU32>) -> BoxedStrategy<Vec<u8>> {
-    let whole = simple(device).prop_map(|builder| builder.build());
-    let errors = error(device).prop_map(|builder| builder.build());
+fn ip_packet<A: Version>(device: Option<NonZeroU32>) -> BoxedStrategy<Vec<u8>> {
+    let whole = simple::<A>(device).prop_map(|builder| builder.build());
+    let errors = error::<A>(device).prop_map(|builder| builder.build());
     let fragment =
-        (simple(device), any::<Index>(), 1_usize..8).prop_map(|(builder, which, size)| {
-            let mut fragments = builder.fragments(60 + size * 8);
+        (simple::<A>(device), any::<Index>(), 1_usize..8).prop_map(|(builder, which, size)| {
+            let mut fragments = builder.fragments(A::HEADER + 40 + size * 8);
             if fragments.is_empty() {
                 // Of nothing there are none.
                 return builder.build();
@@ -282,7 +293,7 @@ fn ip_packet(device: Option<NonZeroU32>) -> BoxedStrategy<Vec<u8>> {
     let changed = (right.clone(), vec(change, 1..4)).prop_map(|(mut bytes, changes)| {
         for (place, value) in changes {
             if !bytes.is_empty() {
-                let place = place.index(bytes.len().min(80));
+                let place = place.index(bytes.len().min(A::HEADER + 60));
                 bytes[place] = value;
             }
         }
@@ -302,15 +313,15 @@ fn ip_packet(device: Option<NonZeroU32>) -> BoxedStrategy<Vec<u8>> {
 }
 
 /// A frame as it may arrive.
-fn frame(device: Option<NonZeroU32>) -> BoxedStrategy<Bytes> {
-    let ethertype = prop_oneof![20 => Just([8_u8, 0]), 1 => any::<[u8; 2]>()];
+fn frame<A: Version>(device: Option<NonZeroU32>) -> BoxedStrategy<Bytes> {
+    let ethertype = prop_oneof![20 => Just(A::ETHERTYPE), 1 => any::<[u8; 2]>()];
     let offload = prop_oneof![
         8 => Just((0, false)),
         1 => (Just(0_u16), Just(true)),
         1 => (1_u16..2000, Just(true)),
     ];
     (
-        ip_packet(device),
+        ip_packet::<A>(device),
         option::of(ethertype),
         offload,
         option::of(0_usize..100),
@@ -329,7 +340,7 @@ fn frame(device: Option<NonZeroU32>) -> BoxedStrategy<Bytes> {
                 }
                 bytes.extend(&packet);
                 bytes.resize(bytes.len() + padding, 0);
-                let partial = partial(&packet, link_length).filter(|_| is_partial);
+                let partial = partial::<A>(&packet, link_length).filter(|_| is_partial);
                 let linear = linear.unwrap_or(bytes.len()).min(bytes.len());
                 Bytes {
                     segment_size: partial.map_or(0, |_| segment_size),
@@ -346,22 +357,27 @@ fn frame(device: Option<NonZeroU32>) -> BoxedStrategy<Bytes> {
 
 /// Where the checksum is in a whole TCP or UDP packet without options, if it is
 /// one.
-fn partial(packet: &[u8], link_length: usize) -> Option<Partial> {
-    let field = match packet.get(9)? {
-        6 => 16,
-        17 => 6,
+fn partial<A: Version>(packet: &[u8], link_length: usize) -> Option<Partial> {
+    let shape = A::shape(packet)?;
+    let field = match shape.protocol {
+        protocol::TCP => 16,
+        protocol::UDP => 6,
         _ => return None,
     };
-    let is_plain = packet[0] == 0x45 && packet.len() >= 40 && packet[6..8] == [0, 0];
+    let is_plain = packet[0] >> 4 == A::VERSION
+        && shape.transport == A::HEADER
+        && packet.len() >= A::HEADER + 20
+        && shape.identification.is_none();
+    let start = link_length + A::HEADER;
     is_plain.then_some(Partial {
-        start: link_length + 20,
-        field: link_length + 20 + field,
+        start,
+        field: start + field,
     })
 }
 
 /// What happens.
 #[derive(Clone, Debug)]
-enum Step {
+enum Step<A> {
     Frame(Option<NonZeroU32>, Bytes),
     /// A frame that came before comes again.
     Again(Index),
@@ -376,7 +392,7 @@ enum Step {
     /// Routes and neighbours change.
     Generation,
     /// The way to this remote has this MTU.
-    Route(Ipv4Addr, u16),
+    Route(A, u16),
     /// The operator changes his mind.
     Modes {
         filtering: [u8; 2],
@@ -400,18 +416,18 @@ enum Back {
     Complaint((u8, u8), usize, bool),
 }
 
-fn round_trips(device: Option<NonZeroU32>) -> BoxedStrategy<Step> {
+fn round_trips<A: Version>(device: Option<NonZeroU32>) -> BoxedStrategy<Step<A>> {
     let back = prop_oneof![
         Just(Back::Answer),
-        (error_kind(), 20_usize..200, any::<bool>())
+        (error_kind::<A>(), 20_usize..200, any::<bool>())
             .prop_map(|(kind, length, routed)| Back::Complaint(kind, length, routed)),
     ];
-    (frame(device), back)
+    (frame::<A>(device), back)
         .prop_map(move |(frame, back)| Step::RoundTrip(device, frame, back))
         .boxed()
 }
 
-fn step() -> BoxedStrategy<Step> {
+fn step<A: Version>() -> BoxedStrategy<Step<A>> {
     let device = select(vec![None, Some(TAP), Some(TAP), Some(SECOND_TAP)]);
     let modes = (
         any::<[bool; 2]>(),
@@ -422,17 +438,17 @@ fn step() -> BoxedStrategy<Step> {
     );
     prop_oneof![
         30 => device.clone().prop_flat_map(|device| {
-            frame(device).prop_map(move |frame| Step::Frame(device, frame))
+            frame::<A>(device).prop_map(move |frame| Step::Frame(device, frame))
         }),
         8 => device.prop_flat_map(round_trips),
         8 => any::<Index>().prop_map(Step::Again),
         16 => any::<Index>().prop_map(Step::Answer),
-        6 => (any::<Index>(), error_kind(), 20_usize..100)
+        6 => (any::<Index>(), error_kind::<A>(), 20_usize..100)
             .prop_map(|(which, kind, length)| Step::Complaint(which, kind, length)),
         6 => select(vec![100, 600, 2_500, 61_000, 121_000, 241_000, 302_000, 7_442_000])
             .prop_map(Step::Wait),
         1 => Just(Step::Generation),
-        1 => (select(vec![SERVER, OTHER_SERVER]), select(vec![0, 68, 576, 1280, 1500]))
+        1 => (select(vec![A::SERVER, A::OTHER_SERVER]), select(vec![0, 68, 576, 1280, 1500]))
             .prop_map(|(remote, mtu)| Step::Route(remote, mtu)),
         1 => modes.prop_map(|(mapping, filtering, flags, clamps, limit)| Step::Modes {
             filtering,
@@ -466,9 +482,9 @@ type Left = (Option<NonZeroU32>, Vec<u8>);
 impl History {
     /// Runs a frame. Returns what became of it, and the packet that left with
     /// the device it left by.
-    fn run(
+    fn run<A: Version>(
         &mut self,
-        world: &World,
+        world: &World<A>,
         device: Option<NonZeroU32>,
         frame: Bytes,
     ) -> (Reason, Option<Left>) {
@@ -497,7 +513,7 @@ impl History {
     }
 }
 
-fn take(world: &World, step: Step, history: &mut History) {
+fn take<A: Version>(world: &World<A>, step: Step<A>, history: &mut History) {
     match step {
         Step::Frame(device, frame) => drop(history.run(world, device, frame)),
         Step::RoundTrip(device, frame, back) => round_trip(world, device, frame, &back, history),
@@ -509,16 +525,16 @@ fn take(world: &World, step: Step, history: &mut History) {
         }
         Step::Answer(which) => {
             if let Some((device, packet)) = history.find_left(which)
-                && packet[6..8] == [0, 0]
+                && is_whole::<A>(packet)
             {
-                let answer = Bytes::raw(&mirrored(packet));
+                let answer = Bytes::raw(&mirrored::<A>(packet));
                 history.run(world, device, answer);
             }
         }
         Step::Complaint(which, kind, length) => {
             if let Some((device, packet)) = history.find_left(which) {
                 let routed = device.is_none() && length % 2 == 0;
-                let error = complaint(packet, kind, length, routed);
+                let error = complaint::<A>(packet, kind, length, routed);
                 history.run(world, device, Bytes::raw(&error));
             }
         }
@@ -532,7 +548,7 @@ fn take(world: &World, step: Step, history: &mut History) {
             } else {
                 route(UPLINK.get(), mtu)
             };
-            world.routes.borrow_mut().insert(remote.into(), route);
+            world.routes.borrow_mut().insert(remote, route);
         }
         Step::Modes {
             filtering,
@@ -567,20 +583,17 @@ fn take(world: &World, step: Step, history: &mut History) {
 }
 
 /// An ICMP error about a packet, from a router or the packet's destination.
-fn complaint(packet: &[u8], kind: (u8, u8), length: usize, routed: bool) -> Vec<u8> {
-    let address = |place: usize| {
-        let bytes: [u8; 4] = packet[place..place + 4].try_into().unwrap();
-        Ipv4Addr::from(bytes)
-    };
-    let from = if routed { ROUTER } else { address(16) };
+fn complaint<A: Version>(packet: &[u8], kind: (u8, u8), length: usize, routed: bool) -> Vec<u8> {
+    let [source, destination] = A::ends(packet);
+    let from = if routed { A::ROUTER } else { destination };
     let quoted = &packet[..length.min(packet.len())];
-    packet::icmp_error(ip(from), ip(address(12)), kind, [0; 4], quoted).build()
+    icmp_error(from, source, kind, quoted).build()
 }
 
 /// Runs a packet and, if it is sent on, at once what it brings back, which is
 /// to be what was sent.
-fn round_trip(
-    world: &World,
+fn round_trip<A: Version>(
+    world: &World<A>,
     device: Option<NonZeroU32>,
     frame: Bytes,
     back: &Back,
@@ -592,27 +605,26 @@ fn round_trip(
     let Some((on, mut packet)) = left else { return };
     let mut sent = sent.ip().to_vec();
     // An end system does not see what follows the packet in its frame.
-    let length = match u16::from_be_bytes([sent[2], sent[3]]) {
+    let length = match A::length(&sent) {
         // Too long to say so, yet to be cut.
         0 => sent.len(),
-        length => length.into(),
+        length => length,
     };
     sent.truncate(length);
     packet.truncate(length);
-    let fragment = u16::from_be_bytes([sent[6], sent[7]]) & 0x3fff;
-    let is_whole = fragment == 0;
     let is_right = checksum::verify(&sent, checksum::Expect::Complete).is_ok();
-    let is_clamped = sent[9] == 6 && world.settings_now().clamp_mss != 0;
-    if !is_whole || !is_right || is_clamped || first == Reason::ErrorTranslated {
+    let shape = A::shape(&sent).unwrap();
+    let is_clamped = shape.protocol == protocol::TCP && world.settings_now().clamp_mss != 0;
+    if !is_whole::<A>(&sent) || !is_right || is_clamped || first == Reason::ErrorTranslated {
         return;
     }
     match back {
         Back::Answer => {
-            let answer = Bytes::raw(&mirrored(&packet));
+            let answer = Bytes::raw(&mirrored::<A>(&packet));
             let (reason, left) = history.run(world, on, answer);
             if let Some((to, answer)) = left {
                 assert_eq!(to, device, "an answer goes where its question came from");
-                assert_eq!(mirrored(&answer), aged(&sent, 2), "{reason:?}");
+                assert_eq!(mirrored::<A>(&answer), A::aged(&sent, 2), "{reason:?}");
             } else {
                 // What claims to be from another guest's network gets no answer there.
                 let is_excused = (device.is_none() && reason == Reason::ForTheHost)
@@ -628,25 +640,26 @@ fn round_trip(
             }
         }
         Back::Complaint(kind, length, routed) => {
-            let header = usize::from(packet[0] & 15) * 4;
-            let error = complaint(&packet, *kind, *length, *routed && on.is_none());
+            let error = complaint::<A>(&packet, *kind, *length, *routed && on.is_none());
             let (reason, left) = history.run(world, on, Bytes::raw(&error));
-            if !matches!(kind.0, 3 | 11 | 12) {
+            let of_type = |(of, _): &&(u8, u8)| *of == kind.0;
+            let Some((_, codes)) = A::ERROR_TYPES.iter().find(of_type) else {
                 // Another kind of message, not about any packet.
                 return;
-            }
+            };
             if let Some((to, error)) = left {
                 assert_eq!(reason, Reason::ErrorTranslated);
                 assert_eq!(to, device, "an error goes to the sender");
                 let length = (*length).min(packet.len());
-                assert_eq!(error[20..22], [kind.0, kind.1]);
+                assert_eq!(error[A::HEADER..A::HEADER + 2], [kind.0, kind.1]);
                 // Half a checksum, of no use to anyone, is left as it is.
-                let is_cut = packet[9] == 6 && length == header + 17;
+                let is_cut = shape.protocol == protocol::TCP && length == shape.transport + 17;
                 let length = length - usize::from(is_cut);
-                assert_eq!(error[28..28 + length], aged(&sent, 1)[..length]);
+                let quoted = &error[A::HEADER + 8..];
+                assert_eq!(quoted[..length], A::aged(&sent, 1)[..length]);
             } else {
-                let is_carried = matches!(kind, (3, 0..=15) | (11 | 12, 0..=1));
-                let is_enough = (*length).min(packet.len()) >= header + 8;
+                let is_carried = kind.1 < *codes;
+                let is_enough = (*length).min(packet.len()) >= shape.transport + 8;
                 // There may be no route to who sent it from the world.
                 let is_excused = device.is_none() && reason == Reason::ErrorUnusable;
                 assert!(
@@ -658,92 +671,116 @@ fn round_trip(
     }
 }
 
-proptest! {
-    // What fails is printed whole, to become a test of its own.
-    #![proptest_config(ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+/// The properties, for the packets of one IP version.
+macro_rules! properties {
+    ($name:ident, $version:ty) => {
+        mod $name {
+            use tapnat_common::net::Address as _;
 
-    #[test]
-    fn anything_in_any_order(inbound_refresh: bool, steps in vec(step(), 1..60)) {
-        let world = World::new();
-        if inbound_refresh {
-            // From the start: sessions that it keeps stand on mappings that it did not.
-            world.set_inbound_refresh();
-        }
-        world.untranslated.borrow_mut().push((OTHER_SERVER.into(), 32));
-        let mut history = History::default();
-        for step in steps {
-            take(&world, step, &mut history);
-        }
-    }
+            use super::*;
 
-    #[test]
-    fn the_plain_parser_reads_what_the_whole_one_reads(frame in frame(Some(TAP))) {
-        let mut plain = Packet::<tapnat_common::net::Be32>::default();
-        if parse_plain(&frame, &mut plain) {
-            let mut whole = Packet::default();
-            prop_assert_eq!(parse(&frame, &mut whole), Ok(()));
-            // Read by the whole one only, as the quick stage needs neither.
-            whole.identification = plain.identification;
-            whole.unfragmentable_length = plain.unfragmentable_length;
-            whole.dont_fragment = plain.dont_fragment;
-            prop_assert_eq!(plain, whole);
-        }
-    }
+            type A = $version;
 
-    #[test]
-    fn what_comes_back_is_what_was_sent(builder in outbound(), port_taken: bool) {
-        let world = World::new();
-        if port_taken {
-            for port in 5000..5003 {
-                world.guest_sends(TAP, &packet::udp(at(NEIGHBOUR, port), at(SERVER, 1)).build());
-                world.guest_sends(TAP, &tcp(at(NEIGHBOUR, port), at(SERVER, 1), "S").build());
-                let request = packet::echo_request(ip(NEIGHBOUR), ip(SERVER), port, 1);
-                world.guest_sends(TAP, &request.build());
+            proptest! {
+                // What fails is printed whole, to become a test of its own.
+                #![proptest_config(ProptestConfig {
+                    failure_persistence: None,
+                    ..ProptestConfig::default()
+                })]
+
+                #[test]
+                fn anything_in_any_order(inbound_refresh: bool, steps in vec(step::<A>(), 1..60)) {
+                    let world = World::<A>::new();
+                    if inbound_refresh {
+                        // From the start: sessions that it keeps stand on mappings that it did not.
+                        world.set_inbound_refresh();
+                    }
+                    world.untranslated.borrow_mut().push((A::OTHER_SERVER, A::BITS));
+                    let mut history = History::default();
+                    for step in steps {
+                        take(&world, step, &mut history);
+                    }
+                }
+
+                #[test]
+                fn the_plain_parser_reads_what_the_whole_one_reads(frame in frame::<A>(Some(TAP))) {
+                    let mut plain = Packet::<A>::default();
+                    if parse_plain(&frame, &mut plain) {
+                        let mut whole = Packet::default();
+                        prop_assert_eq!(parse(&frame, &mut whole), Ok(()));
+                        // Read by the whole one only, as the quick stage needs neither.
+                        whole.identification = plain.identification;
+                        whole.unfragmentable_length = plain.unfragmentable_length;
+                        whole.dont_fragment = plain.dont_fragment;
+                        prop_assert_eq!(plain, whole);
+                    }
+                }
+
+                #[test]
+                fn what_comes_back_is_what_was_sent(builder in outbound::<A>(), port_taken: bool) {
+                    let world = World::<A>::new();
+                    if port_taken {
+                        for port in 5000..5003 {
+                            world.guest_sends(TAP, &packet::udp(at(A::NEIGHBOUR, port), at(A::SERVER, 1)).build());
+                            world.guest_sends(TAP, &tcp(at(A::NEIGHBOUR, port), at(A::SERVER, 1), "S").build());
+                            let request = packet::echo_request(ip(A::NEIGHBOUR), ip(A::SERVER), port, 1);
+                            world.guest_sends(TAP, &request.build());
+                        }
+                    }
+                    let sent = builder.build();
+                    let exit = world.guest_sends(TAP, &sent);
+                    if sent[A::TIME_TO_LIVE] < 2 {
+                        prop_assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
+                        return Ok(());
+                    }
+                    let outside = exit.forwarded(Reason::SessionStarted);
+                    let exit = world.world_sends(&mirrored::<A>(&outside));
+                    if sent[A::TIME_TO_LIVE] == 2 {
+                        prop_assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
+                        return Ok(());
+                    }
+                    prop_assert_eq!(exit.reason.outcome(), Outcome::Forward);
+                    let back = mirrored::<A>(&exit.forwarded_any());
+                    prop_assert_eq!(back, A::aged(&sent, 2));
+                }
             }
         }
-        let sent = builder.build();
-        let exit = world.guest_sends(TAP, &sent);
-        if sent[8] < 2 {
-            prop_assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
-            return Ok(());
-        }
-        let outside = exit.forwarded(Reason::SessionStarted);
-        let exit = world.world_sends(&mirrored(&outside));
-        if sent[8] == 2 {
-            prop_assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
-            return Ok(());
-        }
-        prop_assert_eq!(exit.reason.outcome(), Outcome::Forward);
-        let back = mirrored(&exit.forwarded_any());
-        prop_assert_eq!(back, aged(&sent, 2));
-    }
+    };
 }
+properties!(v4, Be32);
+properties!(v6, Be128);
 
 /// The packet that answers this one: addresses and ports swapped, an ICMP query
 /// made a reply and the other way round. No checksum but theirs changes.
-fn mirrored(packet: &[u8]) -> Vec<u8> {
+fn mirrored<A: Version>(packet: &[u8]) -> Vec<u8> {
     let mut bytes = packet.to_vec();
-    for place in 12..16 {
-        bytes.swap(place, place + 4);
-    }
-    let header = usize::from(bytes[0] & 15) * 4;
-    let body = &mut bytes[header..];
-    match packet[9] {
+    let [source, destination] = A::ends(packet);
+    let (start, length) = (A::HEADER - 2 * size_of::<A>(), size_of::<A>());
+    let (own, other) = bytes[start..start + 2 * length].split_at_mut(length);
+    own.swap_with_slice(other);
+    let shape = A::shape(packet).unwrap();
+    let body = &mut bytes[shape.transport..];
+    match shape.protocol {
         6 | 17 | 132 | 136 if body.len() >= 4 => {
             body.swap(0, 2);
             body.swap(1, 3);
         }
-        1 if matches!(body[0], 0 | 8 | 13 | 14) => {
-            body[0] = if body[0] < 9 {
-                8 - body[0]
-            } else {
-                27 - body[0]
+        number if number == A::ICMP => {
+            let Some(counterpart) = body.first().and_then(|first| A::counterpart(*first)) else {
+                return bytes;
             };
+            body[0] = counterpart;
             body[2..4].fill(0);
-            let check = !checksum::sum(&[body]);
+            let pseudo_header = match number {
+                protocol::ICMP => Vec::new(),
+                _ => checksum::pseudo_header(
+                    ip(source),
+                    ip(destination),
+                    IpNumber(number),
+                    body.len(),
+                ),
+            };
+            let check = !checksum::sum(&[&pseudo_header, body]);
             body[2..4].copy_from_slice(&check.to_be_bytes());
         }
         _ => {}
@@ -751,13 +788,8 @@ fn mirrored(packet: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The packet after so many hops.
-fn aged(packet: &[u8], hops: u8) -> Vec<u8> {
-    let mut bytes = packet.to_vec();
-    let header = usize::from(bytes[0] & 15) * 4;
-    bytes[8] -= hops;
-    bytes[10..12].fill(0);
-    let check = !checksum::sum(&[&bytes[..header]]);
-    bytes[10..12].copy_from_slice(&check.to_be_bytes());
-    bytes
+/// Whether a packet is no fragment.
+fn is_whole<A: Version>(packet: &[u8]) -> bool {
+    let shape = A::shape(packet).unwrap();
+    shape.identification.is_none()
 }

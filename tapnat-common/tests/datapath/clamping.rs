@@ -7,12 +7,12 @@ use tapnat_common::verdict::Reason;
 use tapnat_testbed::packet::Builder;
 
 use crate::support::{
-    network::{GUEST, OUTSIDE, SERVER, TAP, at, tcp},
+    network::{TAP, Version, at, both_families, tcp},
     world::World,
 };
 
-fn clamped(most: u16) -> World {
-    let world = World::new();
+fn clamped<A: Version>(most: u16) -> World<A> {
+    let world = World::<A>::new();
     world.set(|settings| settings.clamp_mss = most);
     world
 }
@@ -31,12 +31,11 @@ fn syn(source: std::net::SocketAddr, destination: std::net::SocketAddr, mss: u16
     })
 }
 
-#[test]
-fn both_sides_announce_no_more_than_is_allowed() {
+fn both_sides_announce_no_more_than_is_allowed<A: Version>() {
     for (announced, expected) in [(1460, 1300), (1301, 1300), (1300, 1300), (536, 536)] {
-        let world = clamped(1300);
-        let (guest, server) = (at(GUEST, 40_000), at(SERVER, 80));
-        let outside = at(OUTSIDE, 40_000);
+        let world = clamped::<A>(1300);
+        let (guest, server) = (at(A::GUEST, 40_000), at(A::SERVER, 80));
+        let outside = at(A::OUTSIDE, 40_000);
         assert_eq!(
             world
                 .guest_sends(TAP, &syn(guest, server, announced).build())
@@ -60,9 +59,9 @@ fn both_sides_announce_no_more_than_is_allowed() {
         );
     }
 }
+both_families!(both_sides_announce_no_more_than_is_allowed);
 
-#[test]
-fn an_option_at_an_odd_place() {
+fn an_option_at_an_odd_place<A: Version>() {
     for raw in [
         &[1, 2, 4, 5, 0xb4, 0, 0, 0][..],
         &[1, 1, 1, 2, 4, 5, 0xb4, 0],
@@ -70,7 +69,7 @@ fn an_option_at_an_odd_place() {
         &[1, 1, 2, 4, 5, 0xb4, 0, 0],
     ] {
         let build = |source, raw: &[u8]| {
-            tcp(source, at(SERVER, 80), "S")
+            tcp(source, at(A::SERVER, 80), "S")
                 .with_tcp(|header| header.set_options_raw(raw).unwrap())
                 .payload(b"odd")
         };
@@ -78,27 +77,27 @@ fn an_option_at_an_odd_place() {
         let place = raw.windows(2).position(|pair| pair == [5, 0xb4]).unwrap();
         lowered[place..place + 2].copy_from_slice(&1000_u16.to_be_bytes());
         assert_eq!(
-            clamped(1000)
-                .guest_sends(TAP, &build(at(GUEST, 40_000), raw).build())
+            clamped::<A>(1000)
+                .guest_sends(TAP, &build(at(A::GUEST, 40_000), raw).build())
                 .forwarded(Reason::SessionStarted),
-            build(at(OUTSIDE, 40_000), &lowered).ttl(63).build(),
+            build(at(A::OUTSIDE, 40_000), &lowered).ttl(63).build(),
             "{raw:?}"
         );
     }
 }
+both_families!(an_option_at_an_odd_place);
 
-#[test]
-fn nothing_else_is_touched() {
-    let world = clamped(100);
+fn nothing_else_is_touched<A: Version>() {
+    let world = clamped::<A>(100);
     let check = |build: &dyn Fn(std::net::SocketAddr) -> Builder| {
         let sent = world
-            .guest_sends(TAP, &build(at(GUEST, 40_000)).build())
+            .guest_sends(TAP, &build(at(A::GUEST, 40_000)).build())
             .forwarded_any();
-        assert_eq!(sent, build(at(OUTSIDE, 40_000)).ttl(63).build());
+        assert_eq!(sent, build(at(A::OUTSIDE, 40_000)).ttl(63).build());
     };
     // No option, one of another length, one beyond the end of the header, one
     // behind the end of the list, and one that is no longer a SYN's.
-    check(&|source| tcp(source, at(SERVER, 80), "S"));
+    check(&|source| tcp(source, at(A::SERVER, 80), "S"));
     for raw in [
         &[2, 6, 5, 0xb4, 0, 0, 0, 0][..],
         &[1, 1, 2, 4],
@@ -106,14 +105,15 @@ fn nothing_else_is_touched() {
         &[2, 0, 5, 0xb4],
     ] {
         check(&|source| {
-            tcp(source, at(SERVER, 80), "S")
+            tcp(source, at(A::SERVER, 80), "S")
                 .with_tcp(|header| header.set_options_raw(raw).unwrap())
                 .payload(&[5, 0xb4, 5, 0xb4])
         });
     }
     check(&|source| {
-        tcp(source, at(SERVER, 80), "A").with_tcp(|header| {
+        tcp(source, at(A::SERVER, 80), "A").with_tcp(|header| {
             header.set_options(&[MaximumSegmentSize(1460)]).unwrap();
         })
     });
 }
+both_families!(nothing_else_is_touched);

@@ -6,17 +6,20 @@ use tapnat_testbed::packet::Builder;
 
 use crate::support::{
     frame::{Bytes, Partial},
-    network::{GUEST, OTHER_GUEST, OUTSIDE, SECOND_TAP, SERVER, TAP, UPLINK, at, ping, tcp, udp},
+    network::{SECOND_TAP, TAP, UPLINK, Version, at, ping, tcp, udp},
     world::{Exit, World, route},
 };
 
+/// IPv4's alone.
+type A = tapnat_common::net::Be32;
+
 /// The uplink is narrower than the tap.
-fn narrow() -> World {
-    let world = World::new();
+fn narrow() -> World<A> {
+    let world = World::<A>::new();
     world
         .routes
         .borrow_mut()
-        .insert(SERVER.into(), route(UPLINK.get(), 1280));
+        .insert(A::SERVER, route(UPLINK.get(), 1280));
     world
 }
 
@@ -27,14 +30,14 @@ fn large() -> Vec<(Builder, Builder)> {
     };
     vec![
         pair(
-            udp(at(GUEST, 40_000), at(SERVER, 53)),
-            udp(at(OUTSIDE, 40_000), at(SERVER, 53)),
+            udp(at(A::GUEST, 40_000), at(A::SERVER, 53)),
+            udp(at(A::OUTSIDE, 40_000), at(A::SERVER, 53)),
         ),
         pair(
-            tcp(at(GUEST, 40_000), at(SERVER, 80), "A"),
-            tcp(at(OUTSIDE, 40_000), at(SERVER, 80), "A"),
+            tcp(at(A::GUEST, 40_000), at(A::SERVER, 80), "A"),
+            tcp(at(A::OUTSIDE, 40_000), at(A::SERVER, 80), "A"),
         ),
-        pair(ping(GUEST, SERVER, 7), ping(OUTSIDE, SERVER, 7)),
+        pair(ping(A::GUEST, A::SERVER, 7), ping(A::OUTSIDE, A::SERVER, 7)),
     ]
 }
 
@@ -64,7 +67,7 @@ fn what_is_too_long_is_cut() {
 #[test]
 fn what_fits_just_so_is_not() {
     let world = narrow();
-    let datagram = |length| udp(at(GUEST, 40_000), at(SERVER, 53)).payload(&vec![5; length]);
+    let datagram = |length| udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).payload(&vec![5; length]);
     let exit = world.guest_sends(TAP, &datagram(1280 - 28).build());
     assert_eq!(exit.reason, Reason::SessionStarted);
     let exit = world.guest_sends(TAP, &datagram(1281 - 28).build());
@@ -98,7 +101,7 @@ fn a_checksum_that_a_device_was_to_complete_is_complete() {
 fn to_a_guest_and_between_guests() {
     // The other guest's tap is narrower.
     let world = narrow();
-    let peer = OTHER_GUEST.into();
+    let peer = A::OTHER_GUEST;
     world
         .routes
         .borrow_mut()
@@ -106,13 +109,13 @@ fn to_a_guest_and_between_guests() {
     world.set_filtering(tapnat_common::abi::Filtering::EndpointIndependent);
     world.guest_sends(
         SECOND_TAP,
-        &udp(at(OTHER_GUEST, 5000), at(SERVER, 53)).build(),
+        &udp(at(A::OTHER_GUEST, 5000), at(A::SERVER, 53)).build(),
     );
-    let answer = udp(at(SERVER, 53), at(OUTSIDE, 5000)).payload(&[5; 1400]);
-    let expected = udp(at(SERVER, 53), at(OTHER_GUEST, 5000)).payload(&[5; 1400]);
+    let answer = udp(at(A::SERVER, 53), at(A::OUTSIDE, 5000)).payload(&[5; 1400]);
+    let expected = udp(at(A::SERVER, 53), at(A::OTHER_GUEST, 5000)).payload(&[5; 1400]);
     check_pieces(&world.world_sends(&answer.build()), &expected);
-    let hairpin = udp(at(GUEST, 4000), at(OUTSIDE, 5000)).payload(&[5; 1400]);
-    let expected = udp(at(OUTSIDE, 4000), at(OTHER_GUEST, 5000)).payload(&[5; 1400]);
+    let hairpin = udp(at(A::GUEST, 4000), at(A::OUTSIDE, 5000)).payload(&[5; 1400]);
+    let expected = udp(at(A::OUTSIDE, 4000), at(A::OTHER_GUEST, 5000)).payload(&[5; 1400]);
     check_pieces(&world.guest_sends(TAP, &hairpin.build()), &expected);
 }
 
@@ -136,7 +139,7 @@ fn fragments_that_are_too_long_are_cut_again() {
     ];
     for order in orders {
         let world = narrow();
-        let datagram = udp(at(GUEST, 40_000), at(SERVER, 53)).payload(&[5; 3000]);
+        let datagram = udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).payload(&[5; 3000]);
         let fragments = datagram.fragments(1500);
         assert_eq!(fragments.len(), 3);
         let mut left = Vec::new();
@@ -146,7 +149,7 @@ fn fragments_that_are_too_long_are_cut_again() {
             let frames: Vec<_> = sent.into_iter().chain(exit.released).collect();
             left.extend(packets(&frames));
         }
-        let expected = udp(at(OUTSIDE, 40_000), at(SERVER, 53))
+        let expected = udp(at(A::OUTSIDE, 40_000), at(A::SERVER, 53))
             .payload(&[5; 3000])
             .ttl(63);
         // What 1500 bytes carry is no whole number of what 1280 carry.
@@ -165,14 +168,15 @@ fn fragments_that_are_too_long_are_cut_again() {
 
 #[test]
 fn no_more_pieces_than_can_be_made() {
-    let world = World::new();
+    let world = World::<A>::new();
     let step = 576 - 20 - 4;
     world
         .routes
         .borrow_mut()
-        .insert(SERVER.into(), route(UPLINK.get(), 576));
+        .insert(A::SERVER, route(UPLINK.get(), 576));
     let most = step * usize::try_from(MAX_PIECES).unwrap();
-    let datagram = |length| udp(at(GUEST, 40_000), at(SERVER, 53)).payload(&vec![5; length - 8]);
+    let datagram =
+        |length| udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).payload(&vec![5; length - 8]);
     let exit = world.guest_sends(TAP, &datagram(most).build());
     assert_eq!(exit.released.len(), usize::try_from(MAX_PIECES).unwrap());
     let exit = world.guest_sends(TAP, &datagram(most + 1).build());
@@ -183,8 +187,8 @@ fn no_more_pieces_than_can_be_made() {
 fn segments_that_are_yet_to_be_cut_are_made_shorter() {
     let world = narrow();
     let (inside, outside) = (
-        tcp(at(GUEST, 40_000), at(SERVER, 80), "A"),
-        tcp(at(OUTSIDE, 40_000), at(SERVER, 80), "A"),
+        tcp(at(A::GUEST, 40_000), at(A::SERVER, 80), "A"),
+        tcp(at(A::OUTSIDE, 40_000), at(A::SERVER, 80), "A"),
     );
     let segments = |packet: Builder| {
         let mut frame = Bytes::raw(&packet.payload(&vec![5; 20_000]).build());
@@ -197,44 +201,11 @@ fn segments_that_are_yet_to_be_cut_are_made_shorter() {
     assert_eq!(sent.ip(), segments(outside.ttl(63)).ip());
     // Datagrams are the sender's own to divide.
     let mut frame = Bytes::raw(
-        &udp(at(GUEST, 40_000), at(SERVER, 53))
+        &udp(at(A::GUEST, 40_000), at(A::SERVER, 53))
             .payload(&vec![5; 20_000])
             .build(),
     );
     frame.segment_size = 1448;
     let exit = world.run(Some(TAP), frame);
     assert_eq!(exit.reason, Reason::TooBigToFragment);
-}
-
-#[test]
-fn two_guests_datagrams_are_told_apart() {
-    // RFC 7857 section 10: both count their datagrams alike.
-    let world = World::new();
-    world.identification_step.set(1);
-    let mut seen = Vec::new();
-    for (device, guest, port) in [(TAP, GUEST, 4000), (SECOND_TAP, OTHER_GUEST, 5000)] {
-        let datagram = udp(at(guest, port), at(SERVER, 53)).payload(&[1; 3000]);
-        let fragments = datagram.identification(7).fragments(1500);
-        let mut own: Vec<_> = [1, 0, 2]
-            .into_iter()
-            .flat_map(|number| {
-                let exit = world.guest_sends(device, &fragments[number]);
-                let sent = exit.sent.map(|sent| sent.frame);
-                sent.into_iter().chain(exit.released)
-            })
-            .map(|frame| [frame.ip()[4], frame.ip()[5]])
-            .collect();
-        assert_eq!(own.len(), 3);
-        own.dedup();
-        seen.extend(own);
-    }
-    assert_eq!(seen.len(), 2);
-    assert_ne!(seen[0], seen[1]);
-    // Whole packets keep theirs, and so does what comes from the world.
-    let whole = udp(at(GUEST, 4000), at(SERVER, 53)).identification(7);
-    let sent = world.guest_sends(TAP, &whole.build()).forwarded_any();
-    assert_eq!(sent[4..6], [0, 7]);
-    let answer = udp(at(SERVER, 53), at(OUTSIDE, 4000)).payload(&[1; 3000]);
-    let fragment = &answer.identification(7).fragments(1500)[0];
-    assert_eq!(world.world_sends(fragment).forwarded_any()[4..6], [0, 7]);
 }

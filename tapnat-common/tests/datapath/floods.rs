@@ -3,21 +3,20 @@
 use tapnat_common::{time::Ticks, verdict::Reason};
 
 use crate::support::{
-    network::{GUEST, NEIGHBOUR, OTHER_SERVER, SERVER, TAP, at, source, tcp, udp},
+    network::{TAP, Version, at, both_families, source, tcp, udp},
     world::World,
 };
 
-#[test]
-fn a_guest_begins_so_many_sessions_in_a_second() {
+fn a_guest_begins_so_many_sessions_in_a_second<A: Version>() {
     const RATE: u32 = 20;
     // Between two tries, in ticks.
     const PAUSE: u32 = 9;
-    let world = World::new();
+    let world = World::<A>::new();
     world.set(|settings| settings.guest_new_sessions = RATE);
     let mut port = 1024;
     let mut begins = |guest| {
         port += 1;
-        let exit = world.guest_sends(TAP, &udp(at(guest, port), at(SERVER, 53)).build());
+        let exit = world.guest_sends(TAP, &udp(at(guest, port), at(A::SERVER, 53)).build());
         exit.reason
     };
     let mut begun = |guest, seconds: u32| {
@@ -33,42 +32,42 @@ fn a_guest_begins_so_many_sessions_in_a_second() {
         begun
     };
     // A second's worth at once, and then one by one; then only those.
-    let first = begun(GUEST, 3);
+    let first = begun(A::GUEST, 3);
     assert!((4 * RATE - 1..=4 * RATE + 1).contains(&first), "{first}");
-    let later = begun(GUEST, 3);
+    let later = begun(A::GUEST, 3);
     assert!((3 * RATE - 1..=3 * RATE + 1).contains(&later), "{later}");
     // Nobody else is held up by it.
-    assert!(begun(NEIGHBOUR, 1) > RATE);
+    assert!(begun(A::NEIGHBOUR, 1) > RATE);
     // What there is goes on.
-    let exit = world.guest_sends(TAP, &udp(at(GUEST, 1025), at(SERVER, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(A::GUEST, 1025), at(A::SERVER, 53)).build());
     assert_eq!(exit.reason, Reason::Translated);
-    let guest = world.guests.copy(&GUEST.into()).unwrap();
+    let guest = world.guests.copy(&A::GUEST).unwrap();
     assert_ne!(guest.refused, 0);
 }
+both_families!(a_guest_begins_so_many_sessions_in_a_second);
 
-#[test]
-fn the_highest_rate_does_not_overflow() {
-    let world = World::new();
+fn the_highest_rate_does_not_overflow<A: Version>() {
+    let world = World::<A>::new();
     world.set(|settings| settings.guest_new_sessions = u32::MAX);
     for port in 1024..1034 {
         world.wait_seconds(3600);
-        let exit = world.guest_sends(TAP, &udp(at(GUEST, port), at(SERVER, 53)).build());
+        let exit = world.guest_sends(TAP, &udp(at(A::GUEST, port), at(A::SERVER, 53)).build());
         assert_eq!(exit.reason, Reason::SessionStarted);
     }
 }
+both_families!(the_highest_rate_does_not_overflow);
 
-#[test]
-fn for_want_of_room_what_nobody_answers_in_ends_first() {
-    let world = World::new();
-    let [asked, answered] = [at(SERVER, 53), at(OTHER_SERVER, 53)];
-    world.guest_sends(TAP, &udp(at(GUEST, 1024), asked).build());
-    world.guest_sends(TAP, &tcp(at(GUEST, 1024), asked, "S").build());
-    let exit = world.guest_sends(TAP, &udp(at(GUEST, 1025), answered).build());
+fn for_want_of_room_what_nobody_answers_in_ends_first<A: Version>() {
+    let world = World::<A>::new();
+    let [asked, answered] = [at(A::SERVER, 53), at(A::OTHER_SERVER, 53)];
+    world.guest_sends(TAP, &udp(at(A::GUEST, 1024), asked).build());
+    world.guest_sends(TAP, &tcp(at(A::GUEST, 1024), asked, "S").build());
+    let exit = world.guest_sends(TAP, &udp(at(A::GUEST, 1025), answered).build());
     world.world_sends(&udp(answered, source(&exit.forwarded_any())).build());
-    let exit = world.guest_sends(TAP, &tcp(at(GUEST, 1025), answered, "S").build());
+    let exit = world.guest_sends(TAP, &tcp(at(A::GUEST, 1025), answered, "S").build());
     let outside = source(&exit.forwarded_any());
     world.world_sends(&tcp(answered, outside, "SA").build());
-    world.guest_sends(TAP, &tcp(at(GUEST, 1025), answered, "A").build());
+    world.guest_sends(TAP, &tcp(at(A::GUEST, 1025), answered, "A").build());
     let collect = || {
         for (key, _) in world.sessions.all() {
             world.act(|| tapnat_common::nat::sweep::session(&key, &world));
@@ -88,3 +87,4 @@ fn for_want_of_room_what_nobody_answers_in_ends_first() {
     });
     assert_eq!(collect(), 2);
 }
+both_families!(for_want_of_room_what_nobody_answers_in_ends_first);

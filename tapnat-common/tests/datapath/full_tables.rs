@@ -9,15 +9,12 @@ use tapnat_common::{
 };
 
 use crate::support::{
-    network::{
-        GUEST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SECOND_TAP, SERVER, TAP, at, ping,
-        tcp, udp,
-    },
+    network::{SECOND_TAP, TAP, Version, at, both_families, ping, tcp, udp},
     world::{Exit, World},
 };
 
 /// Refuses each insert of the packet in turn.
-fn refuse_each(setup: impl Fn() -> World, run: impl Fn(&World) -> Exit) {
+fn refuse_each<A: Version>(setup: impl Fn() -> World<A>, run: impl Fn(&World<A>) -> Exit) {
     for number in 0.. {
         let world = setup();
         let before = world.sizes();
@@ -52,68 +49,69 @@ fn refuse_each(setup: impl Fn() -> World, run: impl Fn(&World) -> Exit) {
     }
 }
 
-#[test]
-fn a_first_packet_of_each_protocol() {
+fn a_first_packet_of_each_protocol<A: Version>() {
     for packet in [
-        udp(at(GUEST, 40_000), at(SERVER, 53)),
-        tcp(at(GUEST, 40_000), at(SERVER, 80), "S"),
-        ping(GUEST, SERVER, 7),
+        udp(at(A::GUEST, 40_000), at(A::SERVER, 53)),
+        tcp(at(A::GUEST, 40_000), at(A::SERVER, 80), "S"),
+        ping(A::GUEST, A::SERVER, 7),
     ] {
-        refuse_each(World::new, |world| world.guest_sends(TAP, &packet.build()));
+        refuse_each(World::<A>::new, |world| {
+            world.guest_sends(TAP, &packet.build())
+        });
     }
 }
+both_families!(a_first_packet_of_each_protocol);
 
-#[test]
-fn a_second_session_of_a_socket() {
+fn a_second_session_of_a_socket<A: Version>() {
     let setup = || {
-        let world = World::new();
-        world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        let world = World::<A>::new();
+        world.guest_sends(TAP, &udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
         world
     };
-    let packet = udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build();
+    let packet = udp(at(A::GUEST, 40_000), at(A::OTHER_SERVER, 53)).build();
     refuse_each(setup, |world| world.guest_sends(TAP, &packet));
 }
+both_families!(a_second_session_of_a_socket);
 
-#[test]
-fn a_session_without_a_mapping() {
+fn a_session_without_a_mapping<A: Version>() {
     let setup = || {
-        let world = World::new();
+        let world = World::<A>::new();
         world.set_mapping(MappingMode::AddressAndPortDependent);
         world
     };
-    let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
+    let packet = udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build();
     refuse_each(setup, |world| world.guest_sends(TAP, &packet));
 }
+both_families!(a_session_without_a_mapping);
 
-#[test]
-fn a_session_from_outside() {
+fn a_session_from_outside<A: Version>() {
     let setup = || {
-        let world = World::new();
+        let world = World::<A>::new();
         world.set_filtering(Filtering::EndpointIndependent);
-        world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        world.guest_sends(TAP, &udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
         world
     };
-    let packet = udp(at(OTHER_SERVER, 53), at(OUTSIDE, 40_000)).build();
+    let packet = udp(at(A::OTHER_SERVER, 53), at(A::OUTSIDE, 40_000)).build();
     refuse_each(setup, |world| world.world_sends(&packet));
 }
+both_families!(a_session_from_outside);
 
-#[test]
-fn guests_that_meet() {
+fn guests_that_meet<A: Version>() {
     let setup = || {
-        let world = World::new();
+        let world = World::<A>::new();
         world.set_filtering(Filtering::EndpointIndependent);
-        let packet = udp(at(OTHER_GUEST, 5000), at(SERVER, 53)).build();
+        let packet = udp(at(A::OTHER_GUEST, 5000), at(A::SERVER, 53)).build();
         world.guest_sends(SECOND_TAP, &packet);
         world
     };
-    let packet = udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build();
+    let packet = udp(at(A::GUEST, 40_000), at(A::OUTSIDE, 5000)).build();
     refuse_each(setup, |world| world.guest_sends(TAP, &packet));
 }
+both_families!(guests_that_meet);
 
-#[test]
-fn an_expired_port_is_taken_over() {
-    let setup = World::with_one_expired_port;
-    let packet = udp(at(GUEST, 30_000), at(SERVER, 53)).build();
+fn an_expired_port_is_taken_over<A: Version>() {
+    let setup = World::<A>::with_one_expired_port;
+    let packet = udp(at(A::GUEST, 30_000), at(A::SERVER, 53)).build();
     // Taking over takes several inserts, the former owner's session is gone
     // then, and a second try has to find the port by chance.
     for number in 0.. {
@@ -134,12 +132,12 @@ fn an_expired_port_is_taken_over() {
         assert_eq!((world.mappings.len(), world.inside.len()), (1, 1));
     }
 }
+both_families!(an_expired_port_is_taken_over);
 
-#[test]
-fn sessions_go_on_while_the_tables_are_full() {
-    let world = World::new();
-    let out = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
-    let back = udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build();
+fn sessions_go_on_while_the_tables_are_full<A: Version>() {
+    let world = World::<A>::new();
+    let out = udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build();
+    let back = udp(at(A::SERVER, 53), at(A::OUTSIDE, 40_000)).build();
     world.guest_sends(TAP, &out);
     world.sessions.fill();
     world.mappings.fill();
@@ -150,24 +148,24 @@ fn sessions_go_on_while_the_tables_are_full() {
         world.wait_seconds(seconds);
         assert_eq!(world.guest_sends(TAP, &out).reason, Reason::Translated);
         assert_eq!(world.world_sends(&back).reason, Reason::Translated);
-        let new = udp(at(GUEST, 40_001), at(SERVER, 53)).build();
+        let new = udp(at(A::GUEST, 40_001), at(A::SERVER, 53)).build();
         let exit = world.guest_sends(TAP, &new);
         assert_eq!(exit.reason.outcome(), Outcome::Refuse);
-        let new = udp(at(NEIGHBOUR, 40_001), at(SERVER, 53)).build();
+        let new = udp(at(A::NEIGHBOUR, 40_001), at(A::SERVER, 53)).build();
         assert_eq!(world.guest_sends(TAP, &new).reason, Reason::GuestTableFull);
     }
     // An expired session makes way for itself.
     world.wait_seconds(1000);
     assert_eq!(world.guest_sends(TAP, &out).reason, Reason::SessionStarted);
 }
+both_families!(sessions_go_on_while_the_tables_are_full);
 
-#[test]
-fn a_full_table_does_not_use_up_ports() {
-    let world = World::new();
-    world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+fn a_full_table_does_not_use_up_ports<A: Version>() {
+    let world = World::<A>::new();
+    world.guest_sends(TAP, &udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
     world.sessions.fill();
     for port in 1024..1100 {
-        let packet = udp(at(GUEST, port), at(SERVER, 53)).build();
+        let packet = udp(at(A::GUEST, port), at(A::SERVER, 53)).build();
         assert_eq!(
             world.guest_sends(TAP, &packet).reason,
             Reason::SessionTableFull
@@ -180,3 +178,4 @@ fn a_full_table_does_not_use_up_ports() {
         .filter(|(_, mapping)| world.now().is_before(mapping.expires_at));
     assert_eq!(living.count(), 1);
 }
+both_families!(a_full_table_does_not_use_up_ports);

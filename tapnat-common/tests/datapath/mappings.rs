@@ -3,27 +3,20 @@
 
 use std::collections::HashSet;
 
-use tapnat_common::{
-    abi::MappingMode,
-    net::{Be32, protocol},
-    ports::Class,
-    verdict::Reason,
-};
-
-use tapnat_testbed::packet;
+use tapnat_common::{abi::MappingMode, net::protocol, ports::Class, verdict::Reason};
 
 use crate::support::{
     network::{
-        GUEST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SECOND_TAP, SERVER, TAP, at,
-        endpoint, ip, ping, pong, source, tcp, udp,
+        SECOND_TAP, TAP, Version, at, both_families, destination, endpoint, icmp_error, ip, ping,
+        pong, source, tcp, udp,
     },
     world::World,
 };
 
 /// The outside port of a guest's datagram to the server.
 #[track_caller]
-fn outside_port(world: &World, guest: std::net::Ipv4Addr, port: u16) -> u16 {
-    let packet = udp(at(guest, port), at(SERVER, 53)).build();
+fn outside_port<A: Version>(world: &World<A>, guest: A, port: u16) -> u16 {
+    let packet = udp(at(guest, port), at(A::SERVER, 53)).build();
     source(
         &world
             .guest_sends(TAP, &packet)
@@ -41,21 +34,20 @@ fn chance_of(port: u16) -> u32 {
     }
 }
 
-#[test]
-fn one_socket_has_one_outside_endpoint_for_all_remotes() {
-    let world = World::new();
+fn one_socket_has_one_outside_endpoint_for_all_remotes<A: Version>() {
+    let world = World::<A>::new();
     let remotes = [
-        at(SERVER, 53),
-        at(SERVER, 54),
-        at(OTHER_SERVER, 53),
-        at(OTHER_SERVER, 54),
+        at(A::SERVER, 53),
+        at(A::SERVER, 54),
+        at(A::OTHER_SERVER, 53),
+        at(A::OTHER_SERVER, 54),
     ];
     // The port is not preserved, so that it is the mapping that keeps it.
-    outside_port(&world, NEIGHBOUR, 40000);
+    outside_port(&world, A::NEIGHBOUR, 40000);
     let seen: HashSet<_> = remotes
         .iter()
         .map(|remote| {
-            let packet = udp(at(GUEST, 40000), *remote).build();
+            let packet = udp(at(A::GUEST, 40000), *remote).build();
             source(
                 &world
                     .guest_sends(TAP, &packet)
@@ -65,65 +57,65 @@ fn one_socket_has_one_outside_endpoint_for_all_remotes() {
         .collect();
     assert_eq!(seen.len(), 1);
     assert_eq!(world.mappings.len(), 2);
-    assert!(!seen.contains(&at(OUTSIDE, 40000)));
+    assert!(!seen.contains(&at(A::OUTSIDE, 40000)));
 }
+both_families!(one_socket_has_one_outside_endpoint_for_all_remotes);
 
-#[test]
-fn protocols_have_mappings_of_their_own() {
-    let world = World::new();
+fn protocols_have_mappings_of_their_own<A: Version>() {
+    let world = World::<A>::new();
     for packet in [
-        udp(at(GUEST, 40000), at(SERVER, 53)),
-        tcp(at(GUEST, 40000), at(SERVER, 53), "S"),
-        ping(GUEST, SERVER, 40000),
+        udp(at(A::GUEST, 40000), at(A::SERVER, 53)),
+        tcp(at(A::GUEST, 40000), at(A::SERVER, 53), "S"),
+        ping(A::GUEST, A::SERVER, 40000),
     ] {
         let sent = world
             .guest_sends(TAP, &packet.build())
             .forwarded(Reason::SessionStarted);
-        assert_eq!(source(&sent), at(OUTSIDE, 40000));
+        assert_eq!(source(&sent), at(A::OUTSIDE, 40000));
     }
     assert_eq!(world.mappings.len(), 3);
 }
+both_families!(protocols_have_mappings_of_their_own);
 
-#[test]
-fn a_taken_port_is_replaced_by_one_of_its_kind() {
+fn a_taken_port_is_replaced_by_one_of_its_kind<A: Version>() {
     for port in [1024, 40000, 40001, 65535] {
-        let world = World::new();
-        assert_eq!(outside_port(&world, GUEST, port), port);
-        let other = outside_port(&world, NEIGHBOUR, port);
+        let world = World::<A>::new();
+        assert_eq!(outside_port(&world, A::GUEST, port), port);
+        let other = outside_port(&world, A::NEIGHBOUR, port);
         assert_ne!(other, port);
         assert_eq!(other % 2, port % 2, "parity is kept");
         assert!(other >= 1024, "and the range");
     }
     for port in [1, 512, 600, 1023] {
-        let world = World::new();
+        let world = World::<A>::new();
         world.withhold(|port| *port < 1);
-        assert_eq!(outside_port(&world, GUEST, port), port);
-        let other = outside_port(&world, NEIGHBOUR, port);
+        assert_eq!(outside_port(&world, A::GUEST, port), port);
+        let other = outside_port(&world, A::NEIGHBOUR, port);
         assert_ne!(other, port);
         assert_eq!((other % 2, other < 1024), (port % 2, true));
     }
 }
+both_families!(a_taken_port_is_replaced_by_one_of_its_kind);
 
-#[test]
-fn other_kinds_are_better_than_none() {
+fn other_kinds_are_better_than_none<A: Version>() {
     // No low ports are left: NTP's port goes to a high one.
-    let world = World::new();
-    let port = outside_port(&world, GUEST, 123);
+    let world = World::<A>::new();
+    let port = outside_port(&world, A::GUEST, 123);
     assert!(port >= 1024);
     // Of the wrong parity only.
-    let world = World::new();
+    let world = World::<A>::new();
     world.withhold(|port| *port != 50_001);
-    assert_eq!(outside_port(&world, GUEST, 40_000), 50_001);
+    assert_eq!(outside_port(&world, A::GUEST, 40_000), 50_001);
 }
+both_families!(other_kinds_are_better_than_none);
 
-#[test]
-fn ports_are_not_handed_out_in_a_row() {
+fn ports_are_not_handed_out_in_a_row<A: Version>() {
     // RFC 6056: who sees one does not know the next.
-    let world = World::new();
-    outside_port(&world, OTHER_GUEST_ON_TAP, 40000);
+    let world = World::<A>::new();
+    outside_port(&world, A::inside(0, 200), 40000);
     let mut ports = Vec::new();
     for guest in 20..40 {
-        let guest = std::net::Ipv4Addr::new(10, 0, 0, guest);
+        let guest = A::inside(0, guest);
         ports.push(outside_port(&world, guest, 40000));
     }
     let steps: HashSet<_> = ports
@@ -132,78 +124,88 @@ fn ports_are_not_handed_out_in_a_row() {
         .collect();
     assert!(steps.len() > 10, "{ports:?}");
 }
+both_families!(ports_are_not_handed_out_in_a_row);
 
-const OTHER_GUEST_ON_TAP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 0, 0, 200);
-
-#[test]
-fn the_last_free_port_is_found_and_then_there_is_none() {
+fn the_last_free_port_is_found_and_then_there_is_none<A: Version>() {
     for last in [1024_u16, 30_000, 30_001, 65_534, 65_535] {
-        let world = World::new();
+        let world = World::<A>::new();
         world.withhold(|port| *port != last);
-        assert_eq!(outside_port(&world, GUEST, 40_000), last);
-        let exit = world.guest_sends(TAP, &udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build());
+        assert_eq!(outside_port(&world, A::GUEST, 40_000), last);
+        let exit = world.guest_sends(
+            TAP,
+            &udp(at(A::NEIGHBOUR, 40_000), at(A::SERVER, 53)).build(),
+        );
         assert_eq!(exit.reason, Reason::PortsExhausted);
         // Who has it keeps it.
-        let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+        let exit = world.guest_sends(TAP, &udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
         assert!(exit.quick);
-        let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build());
+        let exit = world.guest_sends(
+            TAP,
+            &udp(at(A::GUEST, 40_000), at(A::OTHER_SERVER, 53)).build(),
+        );
         assert_eq!(exit.reason, Reason::SessionStarted);
         // TCP's and ICMP's are others.
-        let exit = world.guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 53), "S").build());
+        let exit = world.guest_sends(
+            TAP,
+            &tcp(at(A::GUEST, 40_000), at(A::SERVER, 53), "S").build(),
+        );
         assert_eq!(exit.reason, Reason::SessionStarted);
     }
 }
+both_families!(the_last_free_port_is_found_and_then_there_is_none);
 
-#[test]
-fn a_nearly_full_pool_is_handed_out_to_the_last_port() {
+fn a_nearly_full_pool_is_handed_out_to_the_last_port<A: Version>() {
     // 99.9% of the ports are the host's.
-    let world = World::new();
+    let world = World::<A>::new();
     let free = |port: u16| port % 1000 == 7 && port >= 1024;
     world.withhold(|port| !free(*port));
     let wanted = (1024..=u16::MAX).filter(|port| free(*port)).count();
     let got: HashSet<_> = (0..wanted)
-        .map(|number| outside_port(&world, GUEST, 2000 + u16::try_from(number).unwrap()))
+        .map(|number| outside_port(&world, A::GUEST, 2000 + u16::try_from(number).unwrap()))
         .collect();
     assert_eq!(got.len(), wanted);
     assert!(got.into_iter().all(free));
-    let exit = world.guest_sends(TAP, &udp(at(GUEST, 1999), at(SERVER, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(A::GUEST, 1999), at(A::SERVER, 53)).build());
     assert_eq!(exit.reason, Reason::PortsExhausted);
 }
+both_families!(a_nearly_full_pool_is_handed_out_to_the_last_port);
 
-#[test]
-fn withheld_ports_are_never_handed_out() {
-    let world = World::new();
+fn withheld_ports_are_never_handed_out<A: Version>() {
+    let world = World::<A>::new();
     let withheld = |port: &u16| *port < 1024 || (32_768..60_000).contains(port);
     world.withhold(withheld);
     for number in 0..400 {
-        let port = outside_port(&world, GUEST, 33_000 + number);
+        let port = outside_port(&world, A::GUEST, 33_000 + number);
         assert!(!withheld(&port), "{port}");
     }
 }
+both_families!(withheld_ports_are_never_handed_out);
 
-#[test]
-fn a_port_that_a_socket_of_the_host_listens_on_is_not_handed_out() {
-    let world = World::new();
-    let nobody = endpoint(std::net::Ipv4Addr::UNSPECIFIED, 0, protocol::UDP);
+fn a_port_that_a_socket_of_the_host_listens_on_is_not_handed_out<A: Version>() {
+    let world = World::<A>::new();
+    let nobody = endpoint(A::UNSPECIFIED, 0, protocol::UDP);
     world
         .sockets
         .borrow_mut()
-        .push((endpoint(OUTSIDE, 40_000, protocol::UDP), nobody));
-    let port = outside_port(&world, GUEST, 40_000);
+        .push((endpoint(A::OUTSIDE, 40_000, protocol::UDP), nobody));
+    let port = outside_port(&world, A::GUEST, 40_000);
     assert_ne!(port, 40_000);
     // In TCP nobody listens there.
     let sent = world
-        .guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build())
+        .guest_sends(
+            TAP,
+            &tcp(at(A::GUEST, 40_000), at(A::SERVER, 80), "S").build(),
+        )
         .forwarded(Reason::SessionStarted);
     assert_eq!(source(&sent).port(), 40_000);
 }
+both_families!(a_port_that_a_socket_of_the_host_listens_on_is_not_handed_out);
 
-#[test]
-fn a_freed_port_rests_before_another_guest_gets_it() {
-    let world = World::new();
+fn a_freed_port_rests_before_another_guest_gets_it<A: Version>() {
+    let world = World::<A>::new();
     let only = 30_000;
     world.withhold(|port| *port != only);
-    assert_eq!(outside_port(&world, GUEST, 40_000), only);
+    assert_eq!(outside_port(&world, A::GUEST, 40_000), only);
     let timeouts = world.timeouts();
     world.wait(timeouts.udp);
     world.wait_slack();
@@ -211,7 +213,10 @@ fn a_freed_port_rests_before_another_guest_gets_it() {
         // Chance leads to it at once, so that only its rest is in the way.
         world.chances.borrow_mut().extend([chance_of(only); 32]);
         world
-            .guest_sends(TAP, &udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build())
+            .guest_sends(
+                TAP,
+                &udp(at(A::NEIGHBOUR, 40_000), at(A::SERVER, 53)).build(),
+            )
             .reason
     };
     assert_eq!(try_again(), Reason::PortsExhausted);
@@ -222,41 +227,41 @@ fn a_freed_port_rests_before_another_guest_gets_it() {
     assert_eq!(world.mappings.len(), 1);
     assert_eq!(world.inside.len(), 1, "nothing of the old one is left");
 }
+both_families!(a_freed_port_rests_before_another_guest_gets_it);
 
-#[test]
-fn the_guest_itself_may_reuse_its_port_at_once() {
-    let world = World::new();
+fn the_guest_itself_may_reuse_its_port_at_once<A: Version>() {
+    let world = World::<A>::new();
     let only = 30_000;
     world.withhold(|port| *port != only);
-    outside_port(&world, GUEST, 40_000);
+    outside_port(&world, A::GUEST, 40_000);
     world.wait(world.timeouts().udp);
     world.wait_seconds(1);
     // By the same socket, and by another one.
-    let exit = world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+    let exit = world.guest_sends(TAP, &udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
     assert_eq!(exit.reason, Reason::SessionStarted);
     world.wait(world.timeouts().udp);
     world.wait_slack();
     world.chances.borrow_mut().extend([chance_of(only); 32]);
-    assert_eq!(outside_port(&world, GUEST, 40_002), only);
+    assert_eq!(outside_port(&world, A::GUEST, 40_002), only);
 }
+both_families!(the_guest_itself_may_reuse_its_port_at_once);
 
-#[test]
-fn every_expired_mapping_can_be_found_by_chance() {
+fn every_expired_mapping_can_be_found_by_chance<A: Version>() {
     for expired in [1024_u16, 2048, 30_001, 65_535] {
-        let world = World::new();
+        let world = World::<A>::new();
         world.withhold(|port| *port != expired);
-        outside_port(&world, GUEST, 40_000);
+        outside_port(&world, A::GUEST, 40_000);
         world.wait_seconds(1000);
         world.chances.borrow_mut().extend([chance_of(expired); 32]);
-        assert_eq!(outside_port(&world, NEIGHBOUR, 40_000), expired);
+        assert_eq!(outside_port(&world, A::NEIGHBOUR, 40_000), expired);
     }
 }
+both_families!(every_expired_mapping_can_be_found_by_chance);
 
-#[test]
-fn hints_that_are_wrong_are_set_right() {
-    let world = World::new();
+fn hints_that_are_wrong_are_set_right<A: Version>() {
+    let world = World::<A>::new();
     for guest in 1..=4 {
-        let guest = std::net::Ipv4Addr::new(10, 0, 0, 100 + guest);
+        let guest = A::inside(0, 100 + guest);
         outside_port(&world, guest, 40_000);
     }
     // Marked as free, all of them, while mappings have them.
@@ -269,33 +274,31 @@ fn hints_that_are_wrong_are_set_right() {
     for port in &taken {
         world.port_set(Class::Udp, *port).release(*port);
     }
-    let port = outside_port(&world, GUEST, 40_000);
+    let port = outside_port(&world, A::GUEST, 40_000);
     assert!(!taken.contains(&port));
     assert!(world.port_set(Class::Udp, 40_000).is_taken(40_000));
 }
+both_families!(hints_that_are_wrong_are_set_right);
 
-#[test]
-fn one_guest_has_one_outside_address() {
+fn one_guest_has_one_outside_address<A: Version>() {
     // Paired pooling (RFC 4787 REQ-2).
-    let world = World::new();
-    let pool: Vec<_> = (1..=4)
-        .map(|last| std::net::Ipv4Addr::new(198, 51, 100, last))
-        .collect();
+    let world = World::<A>::new();
+    let pool: Vec<_> = (1..=4).map(|last| A::uplink(last)).collect();
     world.set(|settings| {
         settings.outside_count = 4;
         for (place, address) in settings.outside.iter_mut().zip(&pool) {
-            *place = Be32::from(*address);
+            *place = *address;
         }
     });
     let mut used = HashSet::new();
     for guest in 2..60 {
-        let guest = std::net::Ipv4Addr::new(10, 0, 0, guest);
+        let guest = A::inside(0, guest);
         let addresses: HashSet<_> = (0..8)
             .map(|number| {
                 let packet = if number % 2 == 0 {
-                    udp(at(guest, 4000 + number), at(SERVER, 53))
+                    udp(at(guest, 4000 + number), at(A::SERVER, 53))
                 } else {
-                    tcp(at(guest, 4000 + number), at(OTHER_SERVER, 80), "S")
+                    tcp(at(guest, 4000 + number), at(A::OTHER_SERVER, 80), "S")
                 };
                 let exit = world.guest_sends(TAP, &packet.build());
                 source(&exit.forwarded(Reason::SessionStarted)).ip()
@@ -307,76 +310,76 @@ fn one_guest_has_one_outside_address() {
     let all: HashSet<_> = pool.into_iter().map(ip).collect();
     assert_eq!(used, all, "and the pool is used");
 }
+both_families!(one_guest_has_one_outside_address);
 
-#[test]
-fn without_an_outside_address_nothing_leaves() {
-    let world = World::new();
+fn without_an_outside_address_nothing_leaves<A: Version>() {
+    let world = World::<A>::new();
     world.set(|settings| settings.outside_count = 0);
-    let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
+    let packet = udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build();
     assert_eq!(
         world.guest_sends(TAP, &packet).reason,
         Reason::NoOutsideAddress
     );
     world.set(|settings| {
         settings.outside_count = 1;
-        settings.outside[0] = Be32::ZERO;
+        settings.outside[0] = A::UNSPECIFIED;
     });
     assert_eq!(
         world.guest_sends(TAP, &packet).reason,
         Reason::NoOutsideAddress
     );
 }
+both_families!(without_an_outside_address_nothing_leaves);
 
-#[test]
-fn identifiers_are_preserved_if_free_but_never_zero() {
-    let world = World::new();
+fn identifiers_are_preserved_if_free_but_never_zero<A: Version>() {
+    let world = World::<A>::new();
     let identifier = |guest, identifier| {
-        let exit = world.guest_sends(TAP, &ping(guest, SERVER, identifier).build());
+        let exit = world.guest_sends(TAP, &ping(guest, A::SERVER, identifier).build());
         source(&exit.forwarded(Reason::SessionStarted)).port()
     };
     for wanted in [1, 2, 1023, 1024, 65_535] {
-        assert_eq!(identifier(GUEST, wanted), wanted);
-        assert_ne!(identifier(NEIGHBOUR, wanted), wanted);
+        assert_eq!(identifier(A::GUEST, wanted), wanted);
+        assert_ne!(identifier(A::NEIGHBOUR, wanted), wanted);
     }
     // 0 would stand for pings of the host itself.
-    assert_ne!(identifier(GUEST, 0), 0);
+    assert_ne!(identifier(A::GUEST, 0), 0);
     // All low even ones but 0 are taken.
-    let world = World::new();
+    let world = World::<A>::new();
     for number in (2..1024).step_by(2) {
         world.port_set(Class::Icmp, number).take(number);
     }
-    let exit = world.guest_sends(TAP, &ping(GUEST, SERVER, 0).build());
+    let exit = world.guest_sends(TAP, &ping(A::GUEST, A::SERVER, 0).build());
     let sent = exit.forwarded(Reason::SessionStarted);
     assert_ne!(source(&sent).port(), 0);
 }
+both_families!(identifiers_are_preserved_if_free_but_never_zero);
 
-#[test]
-fn what_has_no_identifier_is_not_taken_for_a_query_with_0() {
-    let world = World::new();
-    let exit = world.guest_sends(TAP, &ping(GUEST, SERVER, 0).build());
+fn what_has_no_identifier_is_not_taken_for_a_query_with_0<A: Version>() {
+    let world = World::<A>::new();
+    let exit = world.guest_sends(TAP, &ping(A::GUEST, A::SERVER, 0).build());
     exit.forwarded(Reason::SessionStarted);
-    let exit = world.guest_sends(TAP, &pong(GUEST, SERVER, 0).build());
+    let exit = world.guest_sends(TAP, &pong(A::GUEST, A::SERVER, 0).build());
     assert_eq!(exit.reason, Reason::IcmpTypeNotCarried);
-    // Nor is a router solicitation, which has none.
-    let solicitation = packet::icmp_error(ip(GUEST), ip(SERVER), (10, 0), [0; 4], b"");
+    // Nor is what has none, neither query nor error.
+    let solicitation = icmp_error(A::GUEST, A::SERVER, A::OTHER_KIND, b"");
     let exit = world.guest_sends(TAP, &solicitation.build());
     assert_eq!(exit.reason, Reason::IcmpTypeNotCarried);
     // Nor is an error about a query that the guest got, which it did not.
-    let quoted = ping(SERVER, GUEST, 0).build();
-    let error = packet::icmp_error(ip(GUEST), ip(SERVER), (3, 1), [0; 4], &quoted);
+    let quoted = ping(A::SERVER, A::GUEST, 0).build();
+    let error = icmp_error(A::GUEST, A::SERVER, A::HOST_UNREACHABLE, &quoted);
     let exit = world.guest_sends(TAP, &error.build());
     assert_eq!(exit.reason, Reason::ErrorWithoutSession);
 }
+both_families!(what_has_no_identifier_is_not_taken_for_a_query_with_0);
 
-#[test]
-fn a_mapping_follows_its_guest_to_another_device() {
-    let world = World::new();
-    let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
+fn a_mapping_follows_its_guest_to_another_device<A: Version>() {
+    let world = World::<A>::new();
+    let packet = udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build();
     world.guest_sends(TAP, &packet);
     // The guest's network is now on the other device.
-    let address = |world: &World, device, first| {
+    let address = |world: &World<A>, device, first| {
         world.set_device(device, |device| {
-            device.address = Be32::from_bytes([10, 0, first, 1]);
+            device.address = A::inside(first, 1);
             device.network = device.address;
         });
     };
@@ -384,22 +387,22 @@ fn a_mapping_follows_its_guest_to_another_device() {
     address(&world, SECOND_TAP, 0);
     let exit = world.guest_sends(
         SECOND_TAP,
-        &udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build(),
+        &udp(at(A::GUEST, 40_000), at(A::OTHER_SERVER, 53)).build(),
     );
     assert_eq!(
         source(&exit.forwarded(Reason::SessionStarted)),
-        at(OUTSIDE, 40_000)
+        at(A::OUTSIDE, 40_000)
     );
     let mapping = world
         .mappings
-        .copy(&endpoint(OUTSIDE, 40_000, protocol::UDP))
+        .copy(&endpoint(A::OUTSIDE, 40_000, protocol::UDP))
         .unwrap();
     assert_eq!(mapping.device, SECOND_TAP.get());
 }
+both_families!(a_mapping_follows_its_guest_to_another_device);
 
-#[test]
-fn address_and_port_dependent_mapping_shares_ports_between_remotes() {
-    let world = World::new();
+fn address_and_port_dependent_mapping_shares_ports_between_remotes<A: Version>() {
+    let world = World::<A>::new();
     world.set_mapping(MappingMode::AddressAndPortDependent);
     world.withhold(|port| !(30_000..30_004).contains(port));
     let port = |guest, tap, wanted, remote| {
@@ -408,46 +411,50 @@ fn address_and_port_dependent_mapping_shares_ports_between_remotes() {
             .then(|| source(&exit.forwarded(Reason::SessionStarted)).port())
     };
     // Preserved if free, also when another remote has it.
-    assert_eq!(port(GUEST, TAP, 30_000, at(SERVER, 53)), Some(30_000));
-    assert_eq!(port(NEIGHBOUR, TAP, 30_000, at(SERVER, 54)), Some(30_000));
+    assert_eq!(port(A::GUEST, TAP, 30_000, at(A::SERVER, 53)), Some(30_000));
     assert_eq!(
-        port(NEIGHBOUR, TAP, 30_000, at(OTHER_SERVER, 53)),
+        port(A::NEIGHBOUR, TAP, 30_000, at(A::SERVER, 54)),
+        Some(30_000)
+    );
+    assert_eq!(
+        port(A::NEIGHBOUR, TAP, 30_000, at(A::OTHER_SERVER, 53)),
         Some(30_000)
     );
     // Never two sessions on one tuple; the parity is kept as long as possible.
     assert_eq!(
-        port(OTHER_GUEST, SECOND_TAP, 30_000, at(SERVER, 53)),
+        port(A::OTHER_GUEST, SECOND_TAP, 30_000, at(A::SERVER, 53)),
         Some(30_002)
     );
-    assert_eq!(port(NEIGHBOUR, TAP, 30_002, at(SERVER, 53)), Some(30_001));
+    assert_eq!(
+        port(A::NEIGHBOUR, TAP, 30_002, at(A::SERVER, 53)),
+        Some(30_001)
+    );
     assert_eq!(world.mappings.len(), 0);
     // The replies find their guests.
     for (to, guest, remote) in [
-        (30_000, GUEST, at(SERVER, 53)),
-        (30_000, NEIGHBOUR, at(SERVER, 54)),
-        (30_002, OTHER_GUEST, at(SERVER, 53)),
+        (30_000, A::GUEST, at(A::SERVER, 53)),
+        (30_000, A::NEIGHBOUR, at(A::SERVER, 54)),
+        (30_002, A::OTHER_GUEST, at(A::SERVER, 53)),
     ] {
         let reply = world
-            .world_sends(&udp(remote, at(OUTSIDE, to)).build())
+            .world_sends(&udp(remote, at(A::OUTSIDE, to)).build())
             .forwarded(Reason::Translated);
-        assert_eq!(
-            crate::support::network::destination(&reply),
-            at(guest, 30_000)
-        );
+        assert_eq!(destination(&reply), at(guest, 30_000));
     }
 }
+both_families!(address_and_port_dependent_mapping_shares_ports_between_remotes);
 
-#[test]
-fn a_port_for_one_remote_is_free_again_when_its_session_is_over() {
-    let world = World::new();
+fn a_port_for_one_remote_is_free_again_when_its_session_is_over<A: Version>() {
+    let world = World::<A>::new();
     world.set_mapping(MappingMode::AddressAndPortDependent);
     world.withhold(|port| *port != 30_000);
-    let packet = |guest| udp(at(guest, 30_000), at(SERVER, 53)).build();
-    world.guest_sends(TAP, &packet(GUEST));
-    let exit = world.guest_sends(TAP, &packet(NEIGHBOUR));
+    let packet = |guest| udp(at(guest, 30_000), at(A::SERVER, 53)).build();
+    world.guest_sends(TAP, &packet(A::GUEST));
+    let exit = world.guest_sends(TAP, &packet(A::NEIGHBOUR));
     assert_eq!(exit.reason, Reason::PortsExhausted);
     world.wait_seconds(302);
-    let exit = world.guest_sends(TAP, &packet(NEIGHBOUR));
+    let exit = world.guest_sends(TAP, &packet(A::NEIGHBOUR));
     assert_eq!(exit.reason, Reason::SessionStarted);
     assert_eq!(world.sessions.len(), 2, "the old one made way");
 }
+both_families!(a_port_for_one_remote_is_free_again_when_its_session_is_over);

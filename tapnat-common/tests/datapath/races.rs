@@ -10,10 +10,7 @@ use tapnat_common::{
 };
 
 use crate::support::{
-    network::{
-        GUEST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SECOND_TAP, SERVER, TAP, at, ping,
-        source, tcp, udp,
-    },
+    network::{SECOND_TAP, TAP, Version, at, both_families, ping, source, tcp, udp},
     world::{Exit, World},
 };
 
@@ -25,7 +22,7 @@ struct Arrival {
 }
 
 impl Arrival {
-    fn run(&self, world: &World) -> Exit {
+    fn run<A: Version>(&self, world: &World<A>) -> Exit {
         match self.device {
             Some(device) => world.guest_sends(device, &self.packet),
             None => world.world_sends(&self.packet),
@@ -56,11 +53,11 @@ fn outside(packet: Vec<u8>) -> Arrival {
 
 /// Lets `second` in at every place of `first`, each time in a new world, and
 /// hands the exits of both and the world to `check`.
-fn interleave(
-    setup: impl Fn() -> World,
+fn interleave<A: Version>(
+    setup: impl Fn() -> World<A>,
     first: &Arrival,
     second: &Arrival,
-    check: impl Fn(&World, Exit, Exit),
+    check: impl Fn(&World<A>, Exit, Exit),
 ) {
     for place in 0.. {
         let world = setup();
@@ -87,26 +84,25 @@ fn forwarded(exit: Exit) -> Vec<u8> {
 }
 
 /// The flows of both packets go on, under the sources that were seen.
-fn goes_on(world: &World, arrival: &Arrival, seen: &[u8]) {
+fn goes_on<A: Version>(world: &World<A>, arrival: &Arrival, seen: &[u8]) {
     let exit = arrival.run(world);
     assert_eq!(exit.reason, Reason::Translated);
     assert_eq!(source(&forwarded(exit)), source(seen));
 }
 
-#[test]
-fn one_socket_sends_to_two_remotes() {
+fn one_socket_sends_to_two_remotes<A: Version>() {
     // It may be that its port is taken, so that chance would give it two.
     for taken in [false, true] {
         let setup = || {
-            let world = World::new();
+            let world = World::<A>::new();
             if taken {
-                let packet = udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build();
+                let packet = udp(at(A::NEIGHBOUR, 40_000), at(A::SERVER, 53)).build();
                 world.guest_sends(TAP, &packet);
             }
             world
         };
-        let first = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-        let second = guest(udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build());
+        let first = guest(udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
+        let second = guest(udp(at(A::GUEST, 40_000), at(A::OTHER_SERVER, 53)).build());
         interleave(setup, &first, &second, |world, one, other| {
             let (one, other) = (forwarded(one), forwarded(other));
             assert_eq!(source(&one), source(&other), "one mapping");
@@ -116,19 +112,19 @@ fn one_socket_sends_to_two_remotes() {
         });
     }
 }
+both_families!(one_socket_sends_to_two_remotes);
 
-#[test]
-fn two_guests_want_one_port() {
-    let packets = |guest: std::net::Ipv4Addr| {
+fn two_guests_want_one_port<A: Version>() {
+    let packets = |guest: A| {
         [
-            udp(at(guest, 40_000), at(SERVER, 53)).build(),
-            tcp(at(guest, 40_000), at(SERVER, 80), "S").build(),
-            ping(guest, SERVER, 40_000).build(),
+            udp(at(guest, 40_000), at(A::SERVER, 53)).build(),
+            tcp(at(guest, 40_000), at(A::SERVER, 80), "S").build(),
+            ping(guest, A::SERVER, 40_000).build(),
         ]
     };
-    for (one, other) in packets(GUEST).into_iter().zip(packets(OTHER_GUEST)) {
+    for (one, other) in packets(A::GUEST).into_iter().zip(packets(A::OTHER_GUEST)) {
         let (first, second) = (guest(one), other_guest(other));
-        interleave(World::new, &first, &second, |world, one, other| {
+        interleave(World::<A>::new, &first, &second, |world, one, other| {
             let (one, other) = (forwarded(one), forwarded(other));
             assert_ne!(source(&one), source(&other), "two mappings");
             goes_on(world, &first, &one);
@@ -136,16 +132,16 @@ fn two_guests_want_one_port() {
         });
     }
 }
+both_families!(two_guests_want_one_port);
 
-#[test]
-fn two_guests_want_the_last_port() {
+fn two_guests_want_the_last_port<A: Version>() {
     let setup = || {
-        let world = World::new();
+        let world = World::<A>::new();
         world.withhold(|port| *port != 30_000);
         world
     };
-    let first = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-    let second = other_guest(udp(at(OTHER_GUEST, 40_000), at(SERVER, 53)).build());
+    let first = guest(udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
+    let second = other_guest(udp(at(A::OTHER_GUEST, 40_000), at(A::SERVER, 53)).build());
     interleave(setup, &first, &second, |world, one, other| {
         let mut reasons = [one.reason, other.reason];
         reasons.sort_by_key(|reason| *reason as u32);
@@ -153,24 +149,24 @@ fn two_guests_want_the_last_port() {
         assert_eq!(world.mappings.len(), 1);
     });
 }
+both_families!(two_guests_want_the_last_port);
 
-#[test]
-fn one_packet_comes_twice() {
+fn one_packet_comes_twice<A: Version>() {
     for taken in [false, true] {
         for mode in [
             MappingMode::EndpointIndependent,
             MappingMode::AddressAndPortDependent,
         ] {
             let setup = || {
-                let world = World::new();
+                let world = World::<A>::new();
                 world.set_mapping(mode);
                 if taken {
-                    let packet = udp(at(NEIGHBOUR, 40_000), at(SERVER, 53)).build();
+                    let packet = udp(at(A::NEIGHBOUR, 40_000), at(A::SERVER, 53)).build();
                     world.guest_sends(TAP, &packet);
                 }
                 world
             };
-            let packet = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
+            let packet = guest(udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
             interleave(setup, &packet, &packet, |world, one, other| {
                 let (one, other) = (forwarded(one), forwarded(other));
                 assert_eq!(source(&one), source(&other), "taken {taken}, {mode:?}");
@@ -179,16 +175,16 @@ fn one_packet_comes_twice() {
         }
     }
 }
+both_families!(one_packet_comes_twice);
 
-#[test]
-fn two_guests_want_one_port_for_one_remote() {
+fn two_guests_want_one_port_for_one_remote<A: Version>() {
     let setup = || {
-        let world = World::new();
+        let world = World::<A>::new();
         world.set_mapping(MappingMode::AddressAndPortDependent);
         world
     };
-    let first = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-    let second = other_guest(udp(at(OTHER_GUEST, 40_000), at(SERVER, 53)).build());
+    let first = guest(udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
+    let second = other_guest(udp(at(A::OTHER_GUEST, 40_000), at(A::SERVER, 53)).build());
     interleave(setup, &first, &second, |world, one, other| {
         // One may lose, and try again.
         for (arrival, exit) in [(&first, one), (&second, other)] {
@@ -201,9 +197,9 @@ fn two_guests_want_one_port_for_one_remote() {
         }
     });
 }
+both_families!(two_guests_want_one_port_for_one_remote);
 
-#[test]
-fn an_answer_comes_while_its_session_is_made() {
+fn an_answer_comes_while_its_session_is_made<A: Version>() {
     // The remote is allowed already, and sends from the port that the guest is
     // just sending to.
     for filtering in [
@@ -212,15 +208,15 @@ fn an_answer_comes_while_its_session_is_made() {
         Filtering::AddressAndPortDependent,
     ] {
         let setup = || {
-            let world = World::new();
+            let world = World::<A>::new();
             world.set_filtering(filtering);
-            let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
+            let packet = udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build();
             world.guest_sends(TAP, &packet);
             world
         };
-        let out = guest(udp(at(GUEST, 40_000), at(SERVER, 54)).build());
-        let back = outside(udp(at(SERVER, 54), at(OUTSIDE, 40_000)).build());
-        let check = |world: &World, one: Exit, other: Exit| {
+        let out = guest(udp(at(A::GUEST, 40_000), at(A::SERVER, 54)).build());
+        let back = outside(udp(at(A::SERVER, 54), at(A::OUTSIDE, 40_000)).build());
+        let check = |world: &World<A>, one: Exit, other: Exit| {
             for exit in [one, other] {
                 let lost = [Reason::Filtered, Reason::SessionConflict, Reason::NoMapping];
                 assert!(
@@ -238,19 +234,19 @@ fn an_answer_comes_while_its_session_is_made() {
         interleave(setup, &back, &out, check);
     }
 }
+both_families!(an_answer_comes_while_its_session_is_made);
 
-#[test]
-fn both_sides_come_back_to_an_expired_session() {
+fn both_sides_come_back_to_an_expired_session<A: Version>() {
     for inbound_allowed in [false, true] {
         let setup = || {
-            let world = World::new();
+            let world = World::<A>::new();
             world.set_filtering(Filtering::EndpointIndependent);
-            let packet = udp(at(GUEST, 40_000), at(SERVER, 53)).build();
+            let packet = udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build();
             world.guest_sends(TAP, &packet);
             if inbound_allowed {
                 // Another session keeps the mapping.
                 world.wait_seconds(200);
-                let packet = udp(at(GUEST, 40_000), at(OTHER_SERVER, 53)).build();
+                let packet = udp(at(A::GUEST, 40_000), at(A::OTHER_SERVER, 53)).build();
                 world.guest_sends(TAP, &packet);
                 world.wait_seconds(200);
             } else {
@@ -258,9 +254,9 @@ fn both_sides_come_back_to_an_expired_session() {
             }
             world
         };
-        let out = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-        let back = outside(udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build());
-        let check = |world: &World, _: Exit, _: Exit| {
+        let out = guest(udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
+        let back = outside(udp(at(A::SERVER, 53), at(A::OUTSIDE, 40_000)).build());
+        let check = |world: &World<A>, _: Exit, _: Exit| {
             forwarded(out.run(world));
             assert_eq!(back.run(world).reason, Reason::Translated);
             assert_eq!(out.run(world).reason, Reason::Translated);
@@ -271,12 +267,12 @@ fn both_sides_come_back_to_an_expired_session() {
         interleave(setup, &back, &back, check);
     }
 }
+both_families!(both_sides_come_back_to_an_expired_session);
 
-#[test]
-fn two_guests_take_over_one_expired_port() {
-    let setup = World::with_one_expired_port;
-    let first = guest(udp(at(GUEST, 30_000), at(SERVER, 53)).build());
-    let second = other_guest(udp(at(OTHER_GUEST, 30_000), at(SERVER, 53)).build());
+fn two_guests_take_over_one_expired_port<A: Version>() {
+    let setup = World::<A>::with_one_expired_port;
+    let first = guest(udp(at(A::GUEST, 30_000), at(A::SERVER, 53)).build());
+    let second = other_guest(udp(at(A::OTHER_GUEST, 30_000), at(A::SERVER, 53)).build());
     interleave(setup, &first, &second, |world, one, other| {
         let mut reasons = [one.reason, other.reason];
         reasons.sort_by_key(|reason| *reason as u32);
@@ -284,7 +280,7 @@ fn two_guests_take_over_one_expired_port() {
         assert_eq!((world.mappings.len(), world.inside.len()), (1, 1));
     });
     // The former owner comes back at the same time.
-    let owner = guest(udp(at(NEIGHBOUR, 30_000), at(SERVER, 53)).build());
+    let owner = guest(udp(at(A::NEIGHBOUR, 30_000), at(A::SERVER, 53)).build());
     let lenient = || {
         let world = setup();
         world.is_lenient.set(true);
@@ -309,19 +305,19 @@ fn two_guests_take_over_one_expired_port() {
         });
     }
 }
+both_families!(two_guests_take_over_one_expired_port);
 
-#[test]
-fn two_guests_meet_each_other_at_once() {
+fn two_guests_meet_each_other_at_once<A: Version>() {
     let setup = || {
-        let world = World::new();
+        let world = World::<A>::new();
         world.set_filtering(Filtering::EndpointIndependent);
-        world.guest_sends(TAP, &udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-        let packet = udp(at(OTHER_GUEST, 5000), at(SERVER, 53)).build();
+        world.guest_sends(TAP, &udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
+        let packet = udp(at(A::OTHER_GUEST, 5000), at(A::SERVER, 53)).build();
         world.guest_sends(SECOND_TAP, &packet);
         world
     };
-    let first = guest(udp(at(GUEST, 40_000), at(OUTSIDE, 5000)).build());
-    let second = other_guest(udp(at(OTHER_GUEST, 5000), at(OUTSIDE, 40_000)).build());
+    let first = guest(udp(at(A::GUEST, 40_000), at(A::OUTSIDE, 5000)).build());
+    let second = other_guest(udp(at(A::OTHER_GUEST, 5000), at(A::OUTSIDE, 40_000)).build());
     interleave(setup, &first, &second, |world, _, _| {
         let one = forwarded(first.run(world));
         let other = forwarded(second.run(world));
@@ -330,19 +326,25 @@ fn two_guests_meet_each_other_at_once() {
         assert_eq!(world.sessions.len(), 6, "one session, not two");
     });
 }
+both_families!(two_guests_meet_each_other_at_once);
 
-#[test]
-fn a_reset_and_data_at_once() {
+fn a_reset_and_data_at_once<A: Version>() {
     let setup = || {
-        let world = World::new();
-        world.guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "S").build());
-        world.world_sends(&tcp(at(SERVER, 80), at(OUTSIDE, 40_000), "SA").build());
-        world.guest_sends(TAP, &tcp(at(GUEST, 40_000), at(SERVER, 80), "A").build());
+        let world = World::<A>::new();
+        world.guest_sends(
+            TAP,
+            &tcp(at(A::GUEST, 40_000), at(A::SERVER, 80), "S").build(),
+        );
+        world.world_sends(&tcp(at(A::SERVER, 80), at(A::OUTSIDE, 40_000), "SA").build());
+        world.guest_sends(
+            TAP,
+            &tcp(at(A::GUEST, 40_000), at(A::SERVER, 80), "A").build(),
+        );
         world.wait_seconds(10);
         world
     };
-    let reset = outside(tcp(at(SERVER, 80), at(OUTSIDE, 40_000), "R").build());
-    let data = guest(tcp(at(GUEST, 40_000), at(SERVER, 80), "PA").build());
+    let reset = outside(tcp(at(A::SERVER, 80), at(A::OUTSIDE, 40_000), "R").build());
+    let data = guest(tcp(at(A::GUEST, 40_000), at(A::SERVER, 80), "PA").build());
     for [first, second] in [[&reset, &data], [&data, &reset]] {
         interleave(setup, first, second, |world, one, other| {
             forwarded(one);
@@ -351,17 +353,17 @@ fn a_reset_and_data_at_once() {
         });
     }
 }
+both_families!(a_reset_and_data_at_once);
 
-#[test]
-fn half_a_session_is_mended() {
+fn half_a_session_is_mended<A: Version>() {
     // However a half got lost: the other one is no session for long, and either
     // side makes a whole one.
     for lost in [Some(TAP), None] {
         for packet in ["out", "back"] {
-            let world = World::new();
+            let world = World::<A>::new();
             world.set_filtering(Filtering::EndpointIndependent);
-            let out = guest(udp(at(GUEST, 40_000), at(SERVER, 53)).build());
-            let back = outside(udp(at(SERVER, 53), at(OUTSIDE, 40_000)).build());
+            let out = guest(udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build());
+            let back = outside(udp(at(A::SERVER, 53), at(A::OUTSIDE, 40_000)).build());
             out.run(&world);
             back.run(&world);
             world.is_lenient.set(true);
@@ -387,3 +389,4 @@ fn half_a_session_is_mended() {
         }
     }
 }
+both_families!(half_a_session_is_mended);

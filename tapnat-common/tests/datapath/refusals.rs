@@ -2,11 +2,8 @@
 //! byte. Time to live and sizes, which are the usual reasons, and every reason
 //! for want of resources.
 
-use std::net::Ipv4Addr;
-
 use etherparse::IpNumber;
 use tapnat_common::{
-    net::Be32,
     refusal::Budget,
     verdict::{Outcome, Reason},
 };
@@ -14,47 +11,50 @@ use tapnat_testbed::packet::{self, Builder, checksum};
 
 use crate::support::{
     frame::{Bytes, Partial},
-    network::{GUEST, HOST, NEIGHBOUR, OUTSIDE, SERVER, TAP, UPLINK, at, ip, ping, pong, tcp, udp},
+    network::{
+        MOST_OPTIONS, TAP, UPLINK, Version, at, both_families, icmp_error, ip, ping, pong, tcp, udp,
+    },
     world::{World, route},
 };
 
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(HOST[0][0], HOST[0][1], HOST[0][2], HOST[0][3]);
-
-/// The error as it should be: 64 hops to go, identification 0, and with
-/// internetwork control's precedence (RFC 1812 section 4.3.2.5).
-fn error(from: Ipv4Addr, to: Ipv4Addr, kind: (u8, u8), mtu: u16, quoted: &[u8]) -> Vec<u8> {
+/// The error as it should be: 64 hops to go, identification 0, and in IPv4
+/// with internetwork control's precedence (RFC 1812 section 4.3.2.5).
+fn error<A: Version>(from: A, to: A, kind: (u8, u8), mtu: u16, quoted: &[u8]) -> Vec<u8> {
     let [high, low] = mtu.to_be_bytes();
     packet::icmp_error(ip(from), ip(to), kind, [0, 0, high, low], quoted)
         .identification(0)
-        .precedence(6)
+        .precedence(A::PRECEDENCE_OF_ERRORS)
         .build()
 }
 
 /// What an error quotes: the IP header and 20 bytes.
-fn quote(packet: &[u8]) -> &[u8] {
-    let header = usize::from(packet[0] & 15) * 4;
+fn quote<A: Version>(packet: &[u8]) -> &[u8] {
+    let header = A::shape(packet).unwrap().transport;
     &packet[..packet.len().min(header + 20)]
 }
 
-#[test]
-fn the_last_hop_is_ours_to_tell() {
-    let options = [7, 7, 4, 0, 0, 0, 0, 0];
+fn the_last_hop_is_ours_to_tell<A: Version>() {
     for builder in [
-        udp(at(GUEST, 40000), at(SERVER, 33434)).payload(&[0x40; 32]),
-        tcp(at(GUEST, 40000), at(SERVER, 80), "S"),
-        ping(GUEST, SERVER, 77).payload(&[1; 56]),
-        udp(at(GUEST, 40000), at(SERVER, 33434))
-            .options(&options)
-            .payload(&[0x40; 32]),
+        udp(at(A::GUEST, 40000), at(A::SERVER, 33434)).payload(&[0x40; 32]),
+        tcp(at(A::GUEST, 40000), at(A::SERVER, 80), "S"),
+        ping(A::GUEST, A::SERVER, 77).payload(&[1; 56]),
+        A::with_options(udp(at(A::GUEST, 40000), at(A::SERVER, 33434)), 2).payload(&[0x40; 32]),
+        A::with_options(udp(at(A::GUEST, 40000), at(A::SERVER, 33434)), MOST_OPTIONS),
     ] {
         for time_to_live in [0, 1] {
-            let world = World::new();
+            let world = World::<A>::new();
             let probe = builder.clone().ttl(time_to_live).build();
             let exit = world.guest_sends(TAP, &probe);
             assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
             assert_eq!(
                 exit.refused(Reason::TimeToLiveExceeded),
-                error(GATEWAY, GUEST, (11, 0), 0, quote(&probe))
+                error(
+                    A::HOST[0],
+                    A::GUEST,
+                    A::TIME_EXCEEDED,
+                    0,
+                    quote::<A>(&probe)
+                )
             );
             assert_eq!(world.sizes(), [0; 5], "nothing is made for it");
             // Of a session that is there, too.
@@ -64,9 +64,9 @@ fn the_last_hop_is_ours_to_tell() {
         }
     }
 }
+both_families!(the_last_hop_is_ours_to_tell);
 
-#[test]
-fn short_packets_are_quoted_whole() {
+fn short_packets_are_quoted_whole<A: Version>() {
     for payload in [
         &b""[..],
         b"1",
@@ -76,8 +76,8 @@ fn short_packets_are_quoted_whole() {
         b"12345678901",
         b"123456789012",
     ] {
-        let world = World::new();
-        let probe = udp(at(GUEST, 40000), at(SERVER, 33434))
+        let world = World::<A>::new();
+        let probe = udp(at(A::GUEST, 40000), at(A::SERVER, 33434))
             .payload(payload)
             .ttl(1)
             .build();
@@ -88,84 +88,102 @@ fn short_packets_are_quoted_whole() {
             checksum::verify(&answer, checksum::Expect::Complete),
             Ok(())
         );
-        let quoted = &answer[28..];
-        assert!(quoted.len() >= 28 && probe.starts_with(quoted));
-        assert_eq!(answer, error(GATEWAY, GUEST, (11, 0), 0, quoted));
+        let quoted = &answer[A::HEADER + 8..];
+        assert!(quoted.len() >= A::HEADER + 8 && probe.starts_with(quoted));
+        assert_eq!(
+            answer,
+            error(A::HOST[0], A::GUEST, A::TIME_EXCEEDED, 0, quoted)
+        );
     }
 }
+both_families!(short_packets_are_quoted_whole);
 
-#[test]
-fn of_a_protocol_with_less_than_a_header_whole_words_are_quoted() {
+fn of_a_protocol_with_less_than_a_header_whole_words_are_quoted<A: Version>() {
     for length in 0..8 {
-        let probe = packet::other(ip(GUEST), ip(SERVER), IpNumber::IGMP)
+        let probe = packet::other(ip(A::GUEST), ip(A::SERVER), IpNumber::IGMP)
             .payload(&vec![1; length])
             .ttl(1)
             .build();
-        let answer = World::new()
+        let answer = World::<A>::new()
             .guest_sends(TAP, &probe)
             .refused(Reason::TimeToLiveExceeded);
-        let quoted = &probe[..20 + length / 4 * 4];
-        assert_eq!(answer, error(GATEWAY, GUEST, (11, 0), 0, quoted));
+        let quoted = &probe[..A::HEADER + length / 4 * 4];
+        assert_eq!(
+            answer,
+            error(A::HOST[0], A::GUEST, A::TIME_EXCEEDED, 0, quoted)
+        );
     }
 }
+both_families!(of_a_protocol_with_less_than_a_header_whole_words_are_quoted);
 
-#[test]
-fn the_world_is_told_by_the_outside_address() {
-    let world = World::new();
-    world.guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build());
-    let back = udp(at(SERVER, 53), at(OUTSIDE, 40000)).ttl(1).build();
+fn the_world_is_told_by_the_outside_address<A: Version>() {
+    let world = World::<A>::new();
+    world.guest_sends(TAP, &udp(at(A::GUEST, 40000), at(A::SERVER, 53)).build());
+    let back = udp(at(A::SERVER, 53), at(A::OUTSIDE, 40000)).ttl(1).build();
     let exit = world.world_sends(&back);
     assert_eq!(exit.sent.as_ref().unwrap().device, UPLINK.get());
     assert_eq!(
         exit.refused(Reason::TimeToLiveExceeded),
-        error(OUTSIDE, SERVER, (11, 0), 0, quote(&back))
+        error(
+            A::OUTSIDE,
+            A::SERVER,
+            A::TIME_EXCEEDED,
+            0,
+            quote::<A>(&back)
+        )
     );
 }
+both_families!(the_world_is_told_by_the_outside_address);
 
-#[test]
-fn two_hops_to_go_are_enough_and_one_is_taken() {
-    let world = World::new();
+fn two_hops_to_go_are_enough_and_one_is_taken<A: Version>() {
+    let world = World::<A>::new();
     let sent = world
-        .guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).ttl(2).build())
+        .guest_sends(
+            TAP,
+            &udp(at(A::GUEST, 40000), at(A::SERVER, 53)).ttl(2).build(),
+        )
         .forwarded(Reason::SessionStarted);
-    assert_eq!(sent, udp(at(OUTSIDE, 40000), at(SERVER, 53)).ttl(1).build());
+    assert_eq!(
+        sent,
+        udp(at(A::OUTSIDE, 40000), at(A::SERVER, 53)).ttl(1).build()
+    );
 }
+both_families!(two_hops_to_go_are_enough_and_one_is_taken);
 
-#[test]
-fn for_the_host_the_last_hop_is_enough() {
-    let world = World::new();
+fn for_the_host_the_last_hop_is_enough<A: Version>() {
+    let world = World::<A>::new();
     for time_to_live in [0, 1] {
-        let guest_sends = udp(at(GUEST, 40000), at(GATEWAY, 53)).ttl(time_to_live);
+        let guest_sends = udp(at(A::GUEST, 40000), at(A::HOST[0], 53)).ttl(time_to_live);
         let exit = world.guest_sends(TAP, &guest_sends.build());
         assert_eq!(exit.reason, Reason::ForTheHost);
-        let world_sends = udp(at(SERVER, 40000), at(OUTSIDE, 53)).ttl(time_to_live);
+        let world_sends = udp(at(A::SERVER, 40000), at(A::OUTSIDE, 53)).ttl(time_to_live);
         let exit = world.world_sends(&world_sends.build());
         assert_eq!(exit.reason, Reason::NoMapping);
     }
 }
+both_families!(for_the_host_the_last_hop_is_enough);
 
 /// A guest's datagram of this many bytes in all.
-fn sized(length: usize) -> Builder {
-    udp(at(GUEST, 40000), at(SERVER, 53)).payload(&vec![7; length - 28])
+fn sized<A: Version>(length: usize) -> Builder {
+    udp(at(A::GUEST, 40000), at(A::SERVER, 53)).payload(&vec![7; length - A::HEADER - 8])
 }
 
-#[test]
-fn what_is_too_big_and_must_not_be_cut_is_refused_with_the_mtu() {
-    let world = World::new();
+fn what_is_too_big_and_must_not_be_cut_is_refused_with_the_mtu<A: Version>() {
+    let world = World::<A>::new();
     world
         .routes
         .borrow_mut()
-        .insert(SERVER.into(), route(UPLINK.get(), 1400));
-    let large = sized(1401).dont_fragment().build();
+        .insert(A::SERVER, route(UPLINK.get(), 1400));
+    let large = sized::<A>(1401).dont_fragment().build();
     assert_eq!(
         world
             .guest_sends(TAP, &large)
             .refused(Reason::FragmentationNeeded),
-        error(GATEWAY, GUEST, (3, 4), 1400, quote(&large))
+        error(A::HOST[0], A::GUEST, A::TOO_BIG, 1400, quote::<A>(&large))
     );
     assert_eq!(world.sizes()[..2], [0, 0], "no session for what did not go");
     // One byte less fits, at first and in the session.
-    let fits = sized(1400).dont_fragment().build();
+    let fits = sized::<A>(1400).dont_fragment().build();
     assert_eq!(world.guest_sends(TAP, &fits).reason, Reason::SessionStarted);
     let exit = world.guest_sends(TAP, &fits);
     assert!(exit.quick);
@@ -173,18 +191,18 @@ fn what_is_too_big_and_must_not_be_cut_is_refused_with_the_mtu() {
         world
             .guest_sends(TAP, &large)
             .refused(Reason::FragmentationNeeded),
-        error(GATEWAY, GUEST, (3, 4), 1400, quote(&large))
+        error(A::HOST[0], A::GUEST, A::TOO_BIG, 1400, quote::<A>(&large))
     );
 }
+both_families!(what_is_too_big_and_must_not_be_cut_is_refused_with_the_mtu);
 
-#[test]
-fn the_way_in_has_its_own_mtu() {
-    let world = World::new();
+fn the_way_in_has_its_own_mtu<A: Version>() {
+    let world = World::<A>::new();
     world.set_device(TAP, |device| device.mtu = 1280);
-    world.guest_sends(TAP, &sized(100).build());
+    world.guest_sends(TAP, &sized::<A>(100).build());
     let back = |length: usize| {
-        udp(at(SERVER, 53), at(OUTSIDE, 40000))
-            .payload(&vec![7; length - 28])
+        udp(at(A::SERVER, 53), at(A::OUTSIDE, 40000))
+            .payload(&vec![7; length - A::HEADER - 8])
             .dont_fragment()
             .build()
     };
@@ -193,41 +211,42 @@ fn the_way_in_has_its_own_mtu() {
         world
             .world_sends(&large)
             .refused(Reason::FragmentationNeeded),
-        error(OUTSIDE, SERVER, (3, 4), 1280, quote(&large))
+        error(A::OUTSIDE, A::SERVER, A::TOO_BIG, 1280, quote::<A>(&large))
     );
     assert_eq!(world.world_sends(&back(1280)).reason, Reason::Translated);
 }
+both_families!(the_way_in_has_its_own_mtu);
 
-#[test]
-fn an_mtu_that_shrinks_is_noticed() {
-    let world = World::new();
-    let large = sized(1500).dont_fragment().build();
+fn an_mtu_that_shrinks_is_noticed<A: Version>() {
+    let world = World::<A>::new();
+    let large = sized::<A>(1500).dont_fragment().build();
     world.guest_sends(TAP, &large);
     world
         .routes
         .borrow_mut()
-        .insert(SERVER.into(), route(UPLINK.get(), 1300));
+        .insert(A::SERVER, route(UPLINK.get(), 1300));
     assert!(world.guest_sends(TAP, &large).quick, "nobody told yet");
     world.set(|settings| settings.generation += 1);
     assert_eq!(
         world
             .guest_sends(TAP, &large)
             .refused(Reason::FragmentationNeeded),
-        error(GATEWAY, GUEST, (3, 4), 1300, quote(&large))
+        error(A::HOST[0], A::GUEST, A::TOO_BIG, 1300, quote::<A>(&large))
     );
     // Without being told, it is looked up again after a while.
-    let world = World::new();
+    let world = World::<A>::new();
     world.guest_sends(TAP, &large);
     world
         .routes
         .borrow_mut()
-        .insert(SERVER.into(), route(UPLINK.get(), 1300));
+        .insert(A::SERVER, route(UPLINK.get(), 1300));
     world.wait_seconds(1);
     assert_eq!(
         world.guest_sends(TAP, &large).reason,
         Reason::FragmentationNeeded
     );
 }
+both_families!(an_mtu_that_shrinks_is_noticed);
 
 fn partial(builder: &Builder) -> Bytes {
     let (offload, bytes) = builder.offloaded(None);
@@ -242,19 +261,19 @@ fn partial(builder: &Builder) -> Bytes {
     }
 }
 
-#[test]
-fn segments_yet_to_be_cut_are_measured_by_what_they_become() {
-    let large = tcp(at(GUEST, 40000), at(SERVER, 80), "A")
+fn segments_yet_to_be_cut_are_measured_by_what_they_become<A: Version>() {
+    let large = tcp(at(A::GUEST, 40000), at(A::SERVER, 80), "A")
         .dont_fragment()
         .payload(&[9; 10_000]);
     let frame = |segment_size| Bytes {
         segment_size,
         ..partial(&large)
     };
-    let world = World::new();
-    let exit = world.run(Some(TAP), frame(1460));
+    let world = World::<A>::new();
+    let most = 1500 - u16::try_from(A::HEADER).unwrap() - 20;
+    let exit = world.run(Some(TAP), frame(most));
     assert_eq!(exit.reason.outcome(), Outcome::Forward);
-    let exit = world.run(Some(TAP), frame(1461));
+    let exit = world.run(Some(TAP), frame(most + 1));
     assert_eq!(exit.reason, Reason::FragmentationNeeded);
     let answer = exit.refused(Reason::FragmentationNeeded);
     assert_eq!(
@@ -262,16 +281,16 @@ fn segments_yet_to_be_cut_are_measured_by_what_they_become() {
         Ok(())
     );
 }
+both_families!(segments_yet_to_be_cut_are_measured_by_what_they_become);
 
-#[test]
-fn an_error_about_a_checksum_yet_to_be_completed_has_a_right_one() {
+fn an_error_about_a_checksum_yet_to_be_completed_has_a_right_one<A: Version>() {
     // The device completes the quoted checksum, over the quoted bytes only.
     for payload in [&b""[..], b"odd", b"longer than what is quoted"] {
         for builder in [
-            udp(at(GUEST, 40000), at(SERVER, 53)),
-            tcp(at(GUEST, 40000), at(SERVER, 80), "S"),
+            udp(at(A::GUEST, 40000), at(A::SERVER, 53)),
+            tcp(at(A::GUEST, 40000), at(A::SERVER, 80), "S"),
         ] {
-            let world = World::new();
+            let world = World::<A>::new();
             let exit = world.run(Some(TAP), partial(&builder.payload(payload).ttl(1)));
             let answer = exit.refused(Reason::TimeToLiveExceeded);
             assert_eq!(
@@ -280,107 +299,113 @@ fn an_error_about_a_checksum_yet_to_be_completed_has_a_right_one() {
             );
             let parsed = packet::Parsed::new(packet::Link::Ip, &answer).unwrap();
             let quoted = parsed.quoted().unwrap();
-            assert_eq!(quoted.source.ip(), ip(GUEST));
+            assert_eq!(quoted.source.ip(), ip(A::GUEST));
             assert_eq!(quoted.source.port(), 40000);
         }
     }
 }
+both_families!(an_error_about_a_checksum_yet_to_be_completed_has_a_right_one);
 
-#[test]
-fn an_error_goes_back_to_where_the_frame_came_from() {
-    let world = World::new();
-    let probe = udp(at(GUEST, 40000), at(SERVER, 53))
+fn an_error_goes_back_to_where_the_frame_came_from<A: Version>() {
+    let world = World::<A>::new();
+    let probe = udp(at(A::GUEST, 40000), at(A::SERVER, 53))
         .ttl(1)
         .ethernet([1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1])
         .build();
     let sent = world.run(Some(TAP), Bytes::ethernet(&probe)).sent.unwrap();
     assert_eq!(sent.frame.bytes[..6], [1, 2, 3, 4, 5, 6]);
     assert_eq!(sent.frame.bytes[6..12], [6, 5, 4, 3, 2, 1]);
-    assert_eq!(sent.frame.bytes[12..14], [8, 0]);
+    assert_eq!(sent.frame.bytes[12..14], A::ETHERTYPE);
     assert_eq!(
         sent.frame.ip(),
-        error(GATEWAY, GUEST, (11, 0), 0, quote(&probe[14..]))
+        error(
+            A::HOST[0],
+            A::GUEST,
+            A::TIME_EXCEEDED,
+            0,
+            quote::<A>(&probe[14..])
+        )
     );
 }
+both_families!(an_error_goes_back_to_where_the_frame_came_from);
 
-#[test]
-fn some_packets_are_never_answered() {
+fn some_packets_are_never_answered<A: Version>() {
     // RFC 1122 section 3.2.2: later fragments, and sources that are nobody's.
-    let world = World::new();
-    let datagram = udp(at(GUEST, 40000), at(SERVER, 53)).payload(&[1; 400]);
+    let world = World::<A>::new();
+    let datagram = udp(at(A::GUEST, 40000), at(A::SERVER, 53)).payload(&[1; 400]);
     world.guest_sends(TAP, &datagram.fragment(0..80));
     let exit = world.guest_sends(TAP, &datagram.clone().ttl(1).fragment(80..160));
     assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
     assert!(exit.sent.is_none());
-    world.set_device(TAP, |device| {
-        device.address = Be32::from_bytes([127, 0, 0, 1]);
-        device.network = device.address;
-        device.mask = Be32::mask(8);
-    });
-    let unroutable = Ipv4Addr::new(127, 0, 0, 9);
-    let exit = world.guest_sends(
-        TAP,
-        &udp(at(unroutable, 40000), at(SERVER, 53)).ttl(1).build(),
-    );
-    assert!(exit.sent.is_none());
+    for unroutable in A::UNROUTABLE {
+        world.set_device(TAP, |device| {
+            device.address = A::elsewhere(1);
+            device.network = *unroutable;
+            device.mask = A::mask(A::BITS);
+        });
+        let packet = udp(at(*unroutable, 40000), at(A::SERVER, 53)).ttl(1);
+        let exit = world.guest_sends(TAP, &packet.build());
+        assert_eq!(exit.reason, Reason::TimeToLiveExceeded, "{unroutable:?}");
+        assert!(exit.sent.is_none(), "{unroutable:?}");
+    }
     // The first fragment is answered.
-    let world = World::new();
+    let world = World::<A>::new();
     let exit = world.guest_sends(TAP, &datagram.ttl(1).fragment(0..80));
     exit.refused(Reason::TimeToLiveExceeded);
 }
+both_families!(some_packets_are_never_answered);
 
-#[test]
-fn what_resources_are_missing_for_is_prohibited() {
+fn what_resources_are_missing_for_is_prohibited<A: Version>() {
     // RFC 5508 REQ-8.
-    let first = udp(at(GUEST, 40000), at(SERVER, 53)).build();
-    let check = |world: &World, reason| {
+    let first = udp(at(A::GUEST, 40000), at(A::SERVER, 53)).build();
+    let check = |world: &World<A>, reason| {
         let exit = world.guest_sends(TAP, &first);
         assert_eq!(exit.sent.as_ref().unwrap().device, TAP.get());
         assert_eq!(
             exit.refused(reason),
-            error(GATEWAY, GUEST, (3, 13), 0, quote(&first))
+            error(A::HOST[0], A::GUEST, A::PROHIBITED, 0, quote::<A>(&first))
         );
     };
-    let world = World::new();
+    let world = World::<A>::new();
     world.sessions.capacity.set(1);
     check(&world, Reason::SessionTableFull);
-    let world = World::new();
+    let world = World::<A>::new();
     world.mappings.capacity.set(0);
     check(&world, Reason::MappingTableFull);
-    let world = World::new();
+    let world = World::<A>::new();
     world.guests.capacity.set(0);
     check(&world, Reason::GuestTableFull);
-    let world = World::new();
+    let world = World::<A>::new();
     world.withhold(|_| true);
     check(&world, Reason::PortsExhausted);
-    let world = World::new();
+    let world = World::<A>::new();
     world.set(|settings| settings.guest_max_sessions = 1);
-    world.guest_sends(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(A::GUEST, 4000), at(A::SERVER, 53)).build());
     check(&world, Reason::GuestSessionLimit);
-    let world = World::new();
+    let world = World::<A>::new();
     world.set(|settings| settings.guest_max_ports = 1);
-    world.guest_sends(TAP, &udp(at(GUEST, 4000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(A::GUEST, 4000), at(A::SERVER, 53)).build());
     check(&world, Reason::GuestPortLimit);
 }
+both_families!(what_resources_are_missing_for_is_prohibited);
 
-#[test]
-fn errors_and_replies_are_not_refused_with_errors() {
-    let world = World::new();
-    world.guest_sends(TAP, &ping(GUEST, SERVER, 7).build());
-    let exit = world.world_sends(&pong(SERVER, OUTSIDE, 7).ttl(1).build());
+fn errors_and_replies_are_not_refused_with_errors<A: Version>() {
+    let world = World::<A>::new();
+    world.guest_sends(TAP, &ping(A::GUEST, A::SERVER, 7).build());
+    let exit = world.world_sends(&pong(A::SERVER, A::OUTSIDE, 7).ttl(1).build());
     // A reply is no error: RFC 1812 section 4.3.2.7 lets it be answered.
     assert_eq!(exit.reason, Reason::TimeToLiveExceeded);
-    let about = udp(at(SERVER, 53), at(GUEST, 40000)).build();
-    let unreachable = packet::unreachable(ip(GUEST), ip(SERVER), 3, &about).ttl(1);
+    let about = udp(at(A::SERVER, 53), at(A::GUEST, 40000)).build();
+    let unreachable = icmp_error(A::GUEST, A::SERVER, A::PORT_UNREACHABLE, &about).ttl(1);
     let exit = world.guest_sends(TAP, &unreachable.build());
     assert!(exit.sent.is_none());
 }
+both_families!(errors_and_replies_are_not_refused_with_errors);
 
-#[test]
-fn a_sender_is_told_only_so_often() {
-    let world = World::new();
+fn a_sender_is_told_only_so_often<A: Version>() {
+    let world = World::<A>::new();
     let flood = |source| {
-        let packet = udp(at(source, 40000), at(SERVER, 53)).ttl(1).build();
+        let packet = udp(at(source, 40000), at(A::SERVER, 53)).ttl(1).build();
         (0..2 * Budget::MOST)
             .filter(|_| {
                 let exit = world.guest_sends(TAP, &packet);
@@ -390,9 +415,10 @@ fn a_sender_is_told_only_so_often() {
             .count()
     };
     let most = usize::try_from(Budget::MOST).unwrap();
-    assert_eq!(flood(GUEST), most);
-    assert_eq!(flood(GUEST), 0);
-    assert_eq!(flood(NEIGHBOUR), most, "others are");
+    assert_eq!(flood(A::GUEST), most);
+    assert_eq!(flood(A::GUEST), 0);
+    assert_eq!(flood(A::NEIGHBOUR), most, "others are");
     world.wait_seconds(1);
-    assert_eq!(flood(GUEST), most);
+    assert_eq!(flood(A::GUEST), most);
 }
+both_families!(a_sender_is_told_only_so_often);

@@ -1,8 +1,6 @@
 //! What is over goes, what is alive stays, also when packets come while the
 //! sweep is at it.
 
-use std::net::Ipv4Addr;
-
 use tapnat_common::{
     abi::{EndpointKey, Filtering, FlowKey, Mapping, Session},
     nat::{STAMP_AFTER, Tables as _, sweep},
@@ -14,19 +12,15 @@ use tapnat_common::{
 
 use crate::support::{
     network::{
-        GUEST, NEIGHBOUR, OTHER_GUEST, OTHER_SERVER, OUTSIDE, SECOND_TAP, SERVER, TAP, at,
-        endpoint, ping, pong, source, tcp, udp,
+        SECOND_TAP, TAP, Version, at, both_families, endpoint, ping, pong, source, tcp, udp,
     },
     world::World,
 };
 
-/// A third guest on the tap.
-const OTHER_NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 12);
-
 /// Sweeps all tables but the guests as user space does. Returns how many
 /// sessions and how many mappings went.
 #[track_caller]
-pub fn sweep_all(world: &World) -> [usize; 2] {
+pub fn sweep_all<A: Version>(world: &World<A>) -> [usize; 2] {
     let (settings, now) = (world.settings_now(), world.now());
     let sessions = world
         .sessions
@@ -57,23 +51,22 @@ fn one_less(ticks: Ticks) -> Ticks {
     Ticks::new(ticks.get() - 1)
 }
 
-#[test]
-fn a_session_goes_with_all_that_was_made_for_it() {
-    for number in [protocol::UDP, protocol::TCP, protocol::ICMP] {
-        let world = World::new();
+fn a_session_goes_with_all_that_was_made_for_it<A: Version>() {
+    for number in [protocol::UDP, protocol::TCP, A::ICMP] {
+        let world = World::<A>::new();
         let timeouts = world.timeouts();
         let (packet, class, timeout) = match number {
             protocol::UDP => (
-                udp(at(GUEST, 40000), at(SERVER, 53)),
+                udp(at(A::GUEST, 40000), at(A::SERVER, 53)),
                 Class::Udp,
                 timeouts.udp,
             ),
             protocol::TCP => (
-                tcp(at(GUEST, 40000), at(SERVER, 80), "S"),
+                tcp(at(A::GUEST, 40000), at(A::SERVER, 80), "S"),
                 Class::Tcp,
                 timeouts.tcp_opening,
             ),
-            _ => (ping(GUEST, SERVER, 40000), Class::Icmp, timeouts.icmp),
+            _ => (ping(A::GUEST, A::SERVER, 40000), Class::Icmp, timeouts.icmp),
         };
         world
             .guest_sends(TAP, &packet.build())
@@ -92,21 +85,21 @@ fn a_session_goes_with_all_that_was_made_for_it() {
         assert_eq!(sweep_all(&world), [0, 1]);
         assert_eq!(world.sizes(), [0, 0, 0, 0, 1]);
         assert!(!world.port_set(class, 40000).is_taken(40000));
-        let address = GUEST.into();
+        let address = A::GUEST;
         assert!(world.act(|| sweep::guest(address, &world)));
         assert_eq!(world.guests.len(), 0);
     }
 }
+both_families!(a_session_goes_with_all_that_was_made_for_it);
 
-#[test]
-fn the_next_owner_of_a_port_does_not_inherit_permissions() {
-    let world = World::new();
+fn the_next_owner_of_a_port_does_not_inherit_permissions<A: Version>() {
+    let world = World::<A>::new();
     let timeouts = world.timeouts();
-    for server in [SERVER, OTHER_SERVER] {
-        world.guest_sends(TAP, &tcp(at(GUEST, 40000), at(server, 80), "S").build());
-        world.world_sends(&tcp(at(server, 80), at(OUTSIDE, 40000), "SA").build());
-        world.guest_sends(TAP, &tcp(at(GUEST, 40000), at(server, 80), "A").build());
-        world.guest_sends(TAP, &tcp(at(GUEST, 40000), at(server, 80), "R").build());
+    for server in [A::SERVER, A::OTHER_SERVER] {
+        world.guest_sends(TAP, &tcp(at(A::GUEST, 40000), at(server, 80), "S").build());
+        world.world_sends(&tcp(at(server, 80), at(A::OUTSIDE, 40000), "SA").build());
+        world.guest_sends(TAP, &tcp(at(A::GUEST, 40000), at(server, 80), "A").build());
+        world.guest_sends(TAP, &tcp(at(A::GUEST, 40000), at(server, 80), "R").build());
     }
     world.wait(all_of(timeouts.tcp_closing));
     assert_eq!(sweep_all(&world), [2, 0]);
@@ -117,13 +110,13 @@ fn the_next_owner_of_a_port_does_not_inherit_permissions() {
     assert_eq!(sweep_all(&world), [0, 1]);
     assert_eq!(world.permissions.len(), 0);
 }
+both_families!(the_next_owner_of_a_port_does_not_inherit_permissions);
 
-#[test]
-fn live_sessions_stay() {
-    let world = World::new();
+fn live_sessions_stay<A: Version>() {
+    let world = World::<A>::new();
     let timeouts = world.timeouts();
-    let client = || tcp(at(GUEST, 40000), at(SERVER, 80), "");
-    let server = || tcp(at(SERVER, 80), at(OUTSIDE, 40000), "");
+    let client = || tcp(at(A::GUEST, 40000), at(A::SERVER, 80), "");
+    let server = || tcp(at(A::SERVER, 80), at(A::OUTSIDE, 40000), "");
     let flags = |builder: tapnat_testbed::packet::Builder, syn, ack| {
         builder
             .with_tcp(|header| (header.syn, header.ack) = (syn, ack))
@@ -136,8 +129,9 @@ fn live_sessions_stay() {
     world.wait(all_of(timeouts.tcp_closing));
     // One half cannot tell that the connection is open.
     let (settings, now) = (world.settings_now(), world.now());
-    let asked =
-        |(key, half): &(FlowKey, Session)| sweep::session_may_be_over(key, half, &settings, now);
+    let asked = |(key, half): &(FlowKey<A>, Session<A>)| {
+        sweep::session_may_be_over(key, half, &settings, now)
+    };
     assert_eq!(
         world.sessions.all().iter().filter(|it| asked(it)).count(),
         1
@@ -154,12 +148,12 @@ fn live_sessions_stay() {
     world.wait(all_of(timeouts.tcp_established));
     assert_eq!(sweep_all(&world), [1, 0]);
 }
+both_families!(live_sessions_stay);
 
-#[test]
-fn half_a_session_goes_too() {
+fn half_a_session_goes_too<A: Version>() {
     for from_outside in [false, true] {
-        let world = World::new();
-        let packet = udp(at(GUEST, 40000), at(SERVER, 53)).build();
+        let world = World::<A>::new();
+        let packet = udp(at(A::GUEST, 40000), at(A::SERVER, 53)).build();
         world.guest_sends(TAP, &packet);
         let halves = world.sessions.all();
         let (lost, _) = halves
@@ -169,8 +163,8 @@ fn half_a_session_goes_too() {
         // Uncounted, as whoever removes a half does.
         world.sessions.remove(lost);
         if !from_outside {
-            world.count_off_guest(GUEST.into());
-            let outside = endpoint(OUTSIDE, 40000, protocol::UDP);
+            world.count_off_guest(A::GUEST);
+            let outside = endpoint(A::OUTSIDE, 40000, protocol::UDP);
             world.mappings.get(&outside).unwrap().sessions -= 1;
         }
         world.wait(all_of(world.timeouts().udp));
@@ -178,29 +172,32 @@ fn half_a_session_goes_too() {
         assert_eq!(world.sessions.len(), 0);
     }
 }
+both_families!(half_a_session_goes_too);
 
-#[test]
-fn a_session_between_guests_goes_once() {
-    let world = World::new();
+fn a_session_between_guests_goes_once<A: Version>() {
+    let world = World::<A>::new();
     world.set_filtering(Filtering::EndpointIndependent);
     world.guest_sends(
         SECOND_TAP,
-        &udp(at(OTHER_GUEST, 50000), at(SERVER, 53)).build(),
+        &udp(at(A::OTHER_GUEST, 50000), at(A::SERVER, 53)).build(),
     );
     world
-        .guest_sends(TAP, &udp(at(GUEST, 40000), at(OUTSIDE, 50000)).build())
+        .guest_sends(
+            TAP,
+            &udp(at(A::GUEST, 40000), at(A::OUTSIDE, 50000)).build(),
+        )
         .forwarded(Reason::HairpinStarted);
     world.wait(all_of(world.timeouts().udp));
     assert_eq!(sweep_all(&world), [2, 0]);
     assert_eq!(world.sessions.len(), 0);
 }
+both_families!(a_session_between_guests_goes_once);
 
-#[test]
-fn ports_that_must_not_be_handed_out_stay_marked() {
-    let world = World::new();
-    let port = |port, number| sweep::port(&endpoint(OUTSIDE, port, number), &world);
+fn ports_that_must_not_be_handed_out_stay_marked<A: Version>() {
+    let world = World::<A>::new();
+    let port = |port, number| sweep::port(&endpoint(A::OUTSIDE, port, number), &world);
     let set = |port| world.port_set(Class::Udp, port);
-    world.guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build());
+    world.guest_sends(TAP, &udp(at(A::GUEST, 40000), at(A::SERVER, 53)).build());
     for marked in [40000, 40002, 500] {
         set(marked).take(marked);
     }
@@ -215,26 +212,26 @@ fn ports_that_must_not_be_handed_out_stay_marked() {
     assert_eq!(taken, [true, false, true]);
     // Of an address that is not in the pool nothing is marked.
     assert!(!sweep::port(
-        &endpoint(SERVER, 40004, protocol::UDP),
+        &endpoint(A::SERVER, 40004, protocol::UDP),
         &world
     ));
 }
+both_families!(ports_that_must_not_be_handed_out_stay_marked);
 
-#[test]
-fn a_guest_with_sessions_is_not_forgotten() {
-    let world = World::new();
-    world.guest_sends(TAP, &ping(GUEST, SERVER, 1).build());
-    world.world_sends(&pong(SERVER, OUTSIDE, 1).build());
-    assert!(!sweep::guest(GUEST.into(), &world));
+fn a_guest_with_sessions_is_not_forgotten<A: Version>() {
+    let world = World::<A>::new();
+    world.guest_sends(TAP, &ping(A::GUEST, A::SERVER, 1).build());
+    world.world_sends(&pong(A::SERVER, A::OUTSIDE, 1).build());
+    assert!(!sweep::guest(A::GUEST, &world));
     assert_eq!(world.guests.len(), 1);
 }
+both_families!(a_guest_with_sessions_is_not_forgotten);
 
 /// A guest wants the port at every moment of its mapping's removal, be it the
 /// guest that had it or another one: it gets that port or one of its own, never
 /// two for one inside endpoint, and none that is another guest's.
-#[test]
-fn a_guest_that_comes_meanwhile_has_one_mapping() {
-    for newcomer in [GUEST, NEIGHBOUR] {
+fn a_guest_that_comes_meanwhile_has_one_mapping<A: Version>() {
+    for newcomer in [A::GUEST, A::NEIGHBOUR] {
         for moment in 0.. {
             if !comes_meanwhile(newcomer, moment) {
                 assert!(moment > 6, "the removal takes more steps");
@@ -243,44 +240,54 @@ fn a_guest_that_comes_meanwhile_has_one_mapping() {
         }
     }
 }
+both_families!(a_guest_that_comes_meanwhile_has_one_mapping);
 
 /// Whether the removal of the guest's mapping took so many steps.
-fn comes_meanwhile(newcomer: Ipv4Addr, moment: usize) -> bool {
-    let world = World::new();
-    world.guest_sends(TAP, &udp(at(GUEST, 40000), at(SERVER, 53)).build());
+fn comes_meanwhile<A: Version>(newcomer: A, moment: usize) -> bool {
+    let world = World::<A>::new();
+    world.guest_sends(TAP, &udp(at(A::GUEST, 40000), at(A::SERVER, 53)).build());
     world.wait(all_of(world.timeouts().udp));
     assert_eq!(sweep_all(&world), [1, 0]);
     world.wait(world.timeouts().port_rest);
     world.intrude(moment, move |world| {
         world
-            .guest_sends(TAP, &udp(at(newcomer, 40000), at(SERVER, 53)).build())
+            .guest_sends(TAP, &udp(at(newcomer, 40000), at(A::SERVER, 53)).build())
             .forwarded(Reason::SessionStarted);
     });
-    let outside = endpoint(OUTSIDE, 40000, protocol::UDP);
+    let outside = endpoint(A::OUTSIDE, 40000, protocol::UDP);
     world.act(|| sweep::mapping(&outside, &world));
     let intruded = world.intruded();
     let seen = |guest, remote| {
         let packet = udp(at(guest, 40000), remote).build();
         source(world.guest_sends(TAP, &packet).sent.unwrap().frame.ip())
     };
-    let first = seen(newcomer, at(SERVER, 53));
+    let first = seen(newcomer, at(A::SERVER, 53));
     assert_eq!(
         first,
-        seen(newcomer, at(OTHER_SERVER, 53)),
-        "{newcomer} at {moment}"
+        seen(newcomer, at(A::OTHER_SERVER, 53)),
+        "{newcomer:?} at {moment}"
     );
     let mappings = world.mappings.all();
-    let own = |(_, mapping): &&(EndpointKey, Mapping)| mapping.inside.address == newcomer.into();
+    let own = |(_, mapping): &&(EndpointKey<A>, Mapping<A>)| mapping.inside.address == newcomer;
     assert_eq!(
         mappings.iter().filter(own).count(),
         1,
-        "{newcomer} at {moment}"
+        "{newcomer:?} at {moment}"
     );
     for other in [
-        OTHER_NEIGHBOUR,
-        if newcomer == GUEST { NEIGHBOUR } else { GUEST },
+        // A third guest on the tap.
+        A::inside(0, 12),
+        if newcomer == A::GUEST {
+            A::NEIGHBOUR
+        } else {
+            A::GUEST
+        },
     ] {
-        assert_ne!(seen(other, at(SERVER, 53)), first, "{newcomer} at {moment}");
+        assert_ne!(
+            seen(other, at(A::SERVER, 53)),
+            first,
+            "{newcomer:?} at {moment}"
+        );
     }
     // Nothing is left locked.
     world.wait(all_of(world.timeouts().udp));
@@ -290,16 +297,15 @@ fn comes_meanwhile(newcomer: Ipv4Addr, moment: usize) -> bool {
     assert_eq!(
         world.mappings.len() + world.inside.len(),
         0,
-        "{newcomer} at {moment}"
+        "{newcomer:?} at {moment}"
     );
     intruded
 }
 
 /// A port rests after its mapping is over, so that a guest which takes another one each
 /// time holds more of them than it has sessions.
-#[test]
-fn a_guest_that_never_uses_a_port_twice_leaves_others_theirs() {
-    let world = World::new();
+fn a_guest_that_never_uses_a_port_twice_leaves_others_theirs<A: Version>() {
+    let world = World::<A>::new();
     world.withhold(|port| !(20_000..21_000).contains(port));
     world.set(|settings| {
         settings.guest_max_sessions = 500;
@@ -307,17 +313,18 @@ fn a_guest_that_never_uses_a_port_twice_leaves_others_theirs() {
         settings.timeouts.udp = Ticks::from_seconds(60);
     });
     let start = |guest, port| {
-        let packet = udp(at(guest, port), at(SERVER, 53)).build();
+        let packet = udp(at(guest, port), at(A::SERVER, 53)).build();
         world.guest_sends(TAP, &packet).reason
     };
     let mut ports = 1024..;
     for _ in 0..6 {
         for port in ports.by_ref().take(600) {
-            start(GUEST, port);
+            start(A::GUEST, port);
         }
-        let other = start(NEIGHBOUR, ports.start);
+        let other = start(A::NEIGHBOUR, ports.start);
         assert_eq!(other, Reason::SessionStarted);
         world.wait_seconds(70);
         sweep_all(&world);
     }
 }
+both_families!(a_guest_that_never_uses_a_port_twice_leaves_others_theirs);

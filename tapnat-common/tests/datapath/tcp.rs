@@ -14,19 +14,19 @@ use tapnat_testbed::packet::Builder;
 
 use crate::support::{
     frame::Bytes,
-    network::{GUEST, OUTSIDE, SERVER, TAP, at, endpoint, source, tcp},
+    network::{TAP, Version, at, both_families, endpoint, source, tcp},
     world::{Exit, World},
 };
 
 /// A connection of the guest to the server.
-struct Connection {
-    world: World,
+struct Connection<A: Version> {
+    world: World<A>,
 }
 
-impl Connection {
+impl<A: Version> Connection<A> {
     fn new() -> Self {
         Self {
-            world: World::new(),
+            world: World::<A>::new(),
         }
     }
 
@@ -56,11 +56,11 @@ impl Connection {
     }
 
     fn inside(flags: &str, change: impl FnOnce(&mut TcpHeader)) -> Builder {
-        tcp(at(GUEST, 40_000), at(SERVER, 80), flags).with_tcp(change)
+        tcp(at(A::GUEST, 40_000), at(A::SERVER, 80), flags).with_tcp(change)
     }
 
     fn outside(flags: &str, change: impl FnOnce(&mut TcpHeader)) -> Builder {
-        tcp(at(SERVER, 80), at(OUTSIDE, 40_000), flags).with_tcp(change)
+        tcp(at(A::SERVER, 80), at(A::OUTSIDE, 40_000), flags).with_tcp(change)
     }
 
     #[track_caller]
@@ -93,7 +93,7 @@ impl Connection {
         }
     }
 
-    fn key() -> FlowKey {
+    fn key() -> FlowKey<A> {
         let mut packet = Packet::default();
         parse(&Bytes::raw(&Self::inside("A", |_| ()).build()), &mut packet).unwrap();
         packet.key(Some(TAP))
@@ -134,7 +134,7 @@ impl Connection {
         let mapping = self
             .world
             .mappings
-            .copy(&endpoint(OUTSIDE, 40_000, protocol::TCP))
+            .copy(&endpoint(A::OUTSIDE, 40_000, protocol::TCP))
             .unwrap();
         assert_eq!(mapping.sessions, 1);
         self.world.wait_seconds(1);
@@ -142,9 +142,8 @@ impl Connection {
     }
 }
 
-#[test]
-fn the_three_way_handshake() {
-    let connection = Connection::new();
+fn the_three_way_handshake<A: Version>() {
+    let connection = Connection::<A>::new();
     let steps = [
         (">S", State::Opening),
         ("<SA", State::Opening),
@@ -159,9 +158,9 @@ fn the_three_way_handshake() {
     assert!(connection.out("A", |_| ()).quick);
     assert!(connection.back("A", |_| ()).quick);
 }
+both_families!(the_three_way_handshake);
 
-#[test]
-fn sequences_that_open() {
+fn sequences_that_open<A: Version>() {
     let sequences: [&[&str]; 8] = [
         // The SYN, the SYN-ACK or both are sent again.
         &[">S", ">S", "<SA", ">A"],
@@ -178,14 +177,14 @@ fn sequences_that_open() {
         &[">S", "<A", ">S", "<SA", ">A"],
     ];
     for sequence in sequences {
-        let connection = Connection::new();
+        let connection = Connection::<A>::new();
         connection.exchange(sequence);
         assert_eq!(connection.state(), State::Established, "{sequence:?}");
     }
 }
+both_families!(sequences_that_open);
 
-#[test]
-fn sequences_that_close() {
+fn sequences_that_close<A: Version>() {
     let sequences: [&[&str]; 6] = [
         &[">FA"],
         &["<FA"],
@@ -196,15 +195,15 @@ fn sequences_that_close() {
         &[">FA", "<A", "<PA", ">A", "<PA", ">A"],
     ];
     for sequence in sequences {
-        let connection = Connection::established();
+        let connection = Connection::<A>::established();
         connection.exchange(sequence);
         assert_eq!(connection.state(), State::Closing, "{sequence:?}");
     }
 }
+both_families!(sequences_that_close);
 
-#[test]
-fn a_half_closed_connection_lives_while_it_is_used() {
-    let connection = Connection::established();
+fn a_half_closed_connection_lives_while_it_is_used<A: Version>() {
+    let connection = Connection::<A>::established();
     connection.exchange(&[">FA"]);
     for _ in 0..20 {
         connection.world.wait_seconds(200);
@@ -212,35 +211,35 @@ fn a_half_closed_connection_lives_while_it_is_used() {
         assert_eq!(connection.state(), State::Closing);
     }
 }
+both_families!(a_half_closed_connection_lives_while_it_is_used);
 
-#[test]
-fn how_long_each_state_lives() {
-    let connection = Connection::new();
+fn how_long_each_state_lives<A: Version>() {
+    let connection = Connection::<A>::new();
     connection.exchange(&[">S"]);
     connection.assert_lives(240);
 
-    let connection = Connection::new();
+    let connection = Connection::<A>::new();
     connection.exchange(&[">S", "<SA"]);
     connection.assert_lives(240);
 
-    Connection::established().assert_lives(7440);
+    Connection::<A>::established().assert_lives(7440);
 
     for closing in [&[">FA"][..], &["<FA"], &[">FA", "<FA", ">A"]] {
-        let connection = Connection::established();
+        let connection = Connection::<A>::established();
         connection.exchange(closing);
         connection.assert_lives(240);
     }
 
-    let connection = Connection::established();
+    let connection = Connection::<A>::established();
     connection.back("R", |header| header.sequence_number = 5001);
     assert_eq!(connection.state(), State::Reset);
     connection.assert_lives(240);
 }
+both_families!(how_long_each_state_lives);
 
-#[test]
-fn either_side_keeps_an_established_connection_alive() {
+fn either_side_keeps_an_established_connection_alive<A: Version>() {
     for packet in [">A", "<A"] {
-        let connection = Connection::established();
+        let connection = Connection::<A>::established();
         for _ in 0..3 {
             connection.world.wait_seconds(7000);
             connection.exchange(&[packet]);
@@ -248,61 +247,61 @@ fn either_side_keeps_an_established_connection_alive() {
         connection.assert_lives(7440);
     }
 }
+both_families!(either_side_keeps_an_established_connection_alive);
 
-#[test]
-fn the_mapping_lives_as_long_as_its_connection() {
+fn the_mapping_lives_as_long_as_its_connection<A: Version>() {
     for packet in [">A", "<A"] {
-        let connection = Connection::established();
+        let connection = Connection::<A>::established();
         connection.world.wait_seconds(7000);
         connection.exchange(&[packet]);
         connection.world.wait_seconds(7000);
         // A new connection of the same socket finds the same mapping.
-        let other = tcp(at(GUEST, 40_000), at(SERVER, 81), "S").build();
+        let other = tcp(at(A::GUEST, 40_000), at(A::SERVER, 81), "S").build();
         let sent = connection
             .world
             .guest_sends(TAP, &other)
             .forwarded(Reason::SessionStarted);
-        assert_eq!(source(&sent), at(OUTSIDE, 40_000));
+        assert_eq!(source(&sent), at(A::OUTSIDE, 40_000));
         assert_eq!(connection.world.mappings.len(), 1);
     }
 }
+both_families!(the_mapping_lives_as_long_as_its_connection);
 
-#[test]
-fn a_closed_connection_gives_its_port_back_soon() {
-    let connection = Connection::established();
+fn a_closed_connection_gives_its_port_back_soon<A: Version>() {
+    let connection = Connection::<A>::established();
     connection.exchange(&[">FA", "<FA", ">A"]);
     connection.world.wait_seconds(240);
     connection.world.wait_slack();
     let mapping = connection
         .world
         .mappings
-        .copy(&endpoint(OUTSIDE, 40_000, protocol::TCP))
+        .copy(&endpoint(A::OUTSIDE, 40_000, protocol::TCP))
         .unwrap();
     let now = tapnat_common::nat::Tables::now(&connection.world);
     assert!(!now.is_before(mapping.expires_at));
 }
+both_families!(a_closed_connection_gives_its_port_back_soon);
 
-#[test]
-fn an_expired_connection_is_over_for_both_sides() {
-    let connection = Connection::established();
+fn an_expired_connection_is_over_for_both_sides<A: Version>() {
+    let connection = Connection::<A>::established();
     connection.world.wait_seconds(7442);
     let exit = connection
         .world
-        .world_sends(&Connection::outside("A", |_| ()).build());
+        .world_sends(&Connection::<A>::outside("A", |_| ()).build());
     assert_eq!(exit.reason, Reason::NoMapping);
     assert_eq!(connection.world.sessions.len(), 0, "it is gone at once");
     // The guest's side is picked up again, as after a restart.
     let exit = connection
         .world
-        .guest_sends(TAP, &Connection::inside("A", |_| ()).build());
+        .guest_sends(TAP, &Connection::<A>::inside("A", |_| ()).build());
     assert_eq!(exit.reason, Reason::SessionStarted);
 }
+both_families!(an_expired_connection_is_over_for_both_sides);
 
-#[test]
-fn a_reset_in_the_window_counts_and_one_beside_it_does_not() {
+fn a_reset_in_the_window_counts_and_one_beside_it_does_not<A: Version>() {
     // From the server: the guest expects 5001, up to 65,535 bytes ahead.
     let server = |sequence: u32| {
-        let connection = Connection::established();
+        let connection = Connection::<A>::established();
         connection.back("R", |header| header.sequence_number = sequence);
         connection.state()
     };
@@ -314,33 +313,33 @@ fn a_reset_in_the_window_counts_and_one_beside_it_does_not() {
     assert_eq!(server(5001_u32.wrapping_sub(1 << 31)), State::Established);
     // From the guest: the server expects 1001.
     let guest = |sequence: u32| {
-        let connection = Connection::established();
+        let connection = Connection::<A>::established();
         connection.out("RA", |header| header.sequence_number = sequence);
         connection.state()
     };
     assert_eq!(guest(1001), State::Reset);
     assert_eq!(guest(1000), State::Established);
 }
+both_families!(a_reset_in_the_window_counts_and_one_beside_it_does_not);
 
-#[test]
-fn a_blind_reset_is_still_translated() {
+fn a_blind_reset_is_still_translated<A: Version>() {
     // Its receiver judges it, and may answer with a challenge ACK.
-    let connection = Connection::established();
+    let connection = Connection::<A>::established();
     let exit = connection.back("R", |_| ());
     assert_eq!(exit.reason, Reason::Translated);
     assert_eq!(connection.state(), State::Established);
     connection.assert_lives(7440);
 }
+both_families!(a_blind_reset_is_still_translated);
 
-#[test]
-fn the_window_that_a_reset_must_hit_is_scaled() {
+fn the_window_that_a_reset_must_hit_is_scaled<A: Version>() {
     let scaled = |header: &mut TcpHeader| {
         header
             .set_options(&[TcpOptionElement::WindowScale(7)])
             .unwrap();
     };
     let connection = || {
-        let connection = Connection::new();
+        let connection = Connection::<A>::new();
         connection.out("S", scaled);
         connection.back("SA", scaled);
         connection.out("A", |header| {
@@ -358,11 +357,11 @@ fn the_window_that_a_reset_must_hit_is_scaled() {
     assert_eq!(reset(5001 + 128_000), State::Reset);
     assert_eq!(reset(5001 + 128_001), State::Established);
 }
+both_families!(the_window_that_a_reset_must_hit_is_scaled);
 
-#[test]
-fn refused_connections_reset_whatever_the_number() {
+fn refused_connections_reset_whatever_the_number<A: Version>() {
     for flags in ["R", "RA"] {
-        let connection = Connection::new();
+        let connection = Connection::<A>::new();
         connection.exchange(&[">S"]);
         connection.back(flags, |header| header.sequence_number = 12_345);
         assert_eq!(connection.state(), State::Reset);
@@ -374,11 +373,11 @@ fn refused_connections_reset_whatever_the_number() {
         assert_eq!(connection.world.mappings.len(), 1);
     }
 }
+both_families!(refused_connections_reset_whatever_the_number);
 
-#[test]
-fn a_reset_that_its_sender_takes_back() {
+fn a_reset_that_its_sender_takes_back<A: Version>() {
     // The sender goes on: it was not the sender's.
-    let connection = Connection::established();
+    let connection = Connection::<A>::established();
     connection.back("R", |header| header.sequence_number = 5001);
     assert_eq!(connection.state(), State::Reset);
     connection.back("A", |header| {
@@ -388,11 +387,11 @@ fn a_reset_that_its_sender_takes_back() {
     assert_eq!(connection.state(), State::Established);
     connection.assert_lives(7440);
 }
+both_families!(a_reset_that_its_sender_takes_back);
 
-#[test]
-fn a_reset_that_its_receiver_does_not_heed() {
+fn a_reset_that_its_receiver_does_not_heed<A: Version>() {
     // What was in flight does not count.
-    let connection = Connection::established();
+    let connection = Connection::<A>::established();
     connection.back("R", |header| header.sequence_number = 5001);
     connection.world.wait_seconds(1);
     connection.exchange(&[">PA"]);
@@ -403,23 +402,23 @@ fn a_reset_that_its_receiver_does_not_heed() {
     assert_eq!(connection.state(), State::Established);
     connection.assert_lives(7440);
 }
+both_families!(a_reset_that_its_receiver_does_not_heed);
 
-#[test]
-fn a_reset_again_and_again() {
-    let connection = Connection::established();
+fn a_reset_again_and_again<A: Version>() {
+    let connection = Connection::<A>::established();
     for _ in 0..10 {
         connection.back("R", |header| header.sequence_number = 5001);
         assert_eq!(connection.state(), State::Reset);
         connection.world.wait_seconds(100);
     }
 }
+both_families!(a_reset_again_and_again);
 
-#[test]
-fn a_syn_reopens_what_is_closing() {
+fn a_syn_reopens_what_is_closing<A: Version>() {
     let endings: [&[&str]; 3] = [&[">FA", "<FA", ">A"], &["<FA", ">A"], &[">FA"]];
     for ending in endings {
         for opening in [[">S", "<SA", ">A"], ["<S", ">SA", "<A"]] {
-            let connection = Connection::established();
+            let connection = Connection::<A>::established();
             connection.exchange(ending);
             connection.exchange(&opening[..1]);
             assert_eq!(connection.state(), State::Opening, "{ending:?} {opening:?}");
@@ -430,10 +429,10 @@ fn a_syn_reopens_what_is_closing() {
         }
     }
 }
+both_families!(a_syn_reopens_what_is_closing);
 
-#[test]
-fn a_reopened_connection_has_windows_of_its_own() {
-    let connection = Connection::established();
+fn a_reopened_connection_has_windows_of_its_own<A: Version>() {
+    let connection = Connection::<A>::established();
     connection.exchange(&[">FA", "<FA", ">A"]);
     let scaled = |header: &mut TcpHeader| {
         header
@@ -460,10 +459,10 @@ fn a_reopened_connection_has_windows_of_its_own() {
     connection.back("R", |header| header.sequence_number = 70_001 + 400);
     assert_eq!(connection.state(), State::Reset);
 }
+both_families!(a_reopened_connection_has_windows_of_its_own);
 
-#[test]
-fn a_reset_after_reopening_is_not_judged_by_old_numbers() {
-    let connection = Connection::established();
+fn a_reset_after_reopening_is_not_judged_by_old_numbers<A: Version>() {
+    let connection = Connection::<A>::established();
     connection.exchange(&[">FA", "<FA", ">A"]);
     connection.out("S", |header| header.sequence_number = 90_000);
     // Refused.
@@ -473,20 +472,20 @@ fn a_reset_after_reopening_is_not_judged_by_old_numbers() {
     });
     assert_eq!(connection.state(), State::Reset);
 }
+both_families!(a_reset_after_reopening_is_not_judged_by_old_numbers);
 
-#[test]
-fn a_syn_into_an_open_connection_changes_nothing() {
+fn a_syn_into_an_open_connection_changes_nothing<A: Version>() {
     for packet in [">S", "<S"] {
-        let connection = Connection::established();
+        let connection = Connection::<A>::established();
         connection.exchange(&[packet]);
         assert_eq!(connection.state(), State::Established);
         connection.assert_lives(7440);
     }
 }
+both_families!(a_syn_into_an_open_connection_changes_nothing);
 
-#[test]
-fn connections_from_before_our_time_are_picked_up() {
-    let connection = Connection::new();
+fn connections_from_before_our_time_are_picked_up<A: Version>() {
+    let connection = Connection::<A>::new();
     connection.exchange(&[">PA"]);
     connection.exchange(&["<A"]);
     assert_eq!(connection.state(), State::Established);
@@ -494,48 +493,48 @@ fn connections_from_before_our_time_are_picked_up() {
     assert!(connection.back("A", |_| ()).quick);
     connection.assert_lives(7440);
     // As long as only the guest sends, it may be nothing.
-    let connection = Connection::new();
+    let connection = Connection::<A>::new();
     connection.exchange(&[">A", ">A"]);
     connection.assert_lives(240);
 }
+both_families!(connections_from_before_our_time_are_picked_up);
 
-#[test]
-fn what_does_not_open_a_connection() {
-    let world = World::new();
+fn what_does_not_open_a_connection<A: Version>() {
+    let world = World::<A>::new();
     for flags in [
         "", "F", "FA", "R", "RA", "SA", "SF", "SR", "SFA", "P", "SRA",
     ] {
-        let exit = world.guest_sends(TAP, &Connection::inside(flags, |_| ()).build());
+        let exit = world.guest_sends(TAP, &Connection::<A>::inside(flags, |_| ()).build());
         assert_eq!(exit.reason, Reason::NoSession, "{flags:?}");
         assert_eq!(world.sizes()[..4], [0; 4]);
     }
     // With a mapping that lets everybody in.
     world.set_filtering(Filtering::EndpointIndependent);
-    world.guest_sends(TAP, &Connection::inside("S", |_| ()).build());
+    world.guest_sends(TAP, &Connection::<A>::inside("S", |_| ()).build());
     for flags in ["", "A", "PA", "F", "FA", "R", "RA", "SA", "SF", "SR"] {
-        let stranger = tcp(at(SERVER, 9999), at(OUTSIDE, 40_000), flags);
+        let stranger = tcp(at(A::SERVER, 9999), at(A::OUTSIDE, 40_000), flags);
         let exit = world.world_sends(&stranger.build());
         assert_eq!(exit.reason, Reason::NoSession, "{flags:?}");
     }
-    let stranger = tcp(at(SERVER, 9999), at(OUTSIDE, 40_000), "S");
+    let stranger = tcp(at(A::SERVER, 9999), at(A::OUTSIDE, 40_000), "S");
     let exit = world.world_sends(&stranger.build());
     assert_eq!(exit.reason, Reason::SessionAdmitted);
 }
+both_families!(what_does_not_open_a_connection);
 
-#[test]
-fn without_a_mapping_segments_are_the_hosts() {
-    let world = World::new();
+fn without_a_mapping_segments_are_the_hosts<A: Version>() {
+    let world = World::<A>::new();
     for flags in ["A", "PA", "F", "FA", "R", "RA", "SA"] {
-        let exit = world.world_sends(&Connection::outside(flags, |_| ()).build());
+        let exit = world.world_sends(&Connection::<A>::outside(flags, |_| ()).build());
         assert_eq!(exit.reason, Reason::NoMapping, "{flags:?}");
     }
 }
+both_families!(without_a_mapping_segments_are_the_hosts);
 
-#[test]
-fn an_unsolicited_syn_waits_for_one_from_inside() {
+fn an_unsolicited_syn_waits_for_one_from_inside<A: Version>() {
     // RFC 5382 REQ-4.
-    let connection = Connection::new();
-    let syn = Connection::outside("S", |header| header.sequence_number = 777);
+    let connection = Connection::<A>::new();
+    let syn = Connection::<A>::outside("S", |header| header.sequence_number = 777);
     let exit = connection.world.world_sends(&syn.build());
     assert_eq!(exit.reason, Reason::UnsolicitedSyn);
     assert!(exit.sent.is_none(), "it is not answered at once");
@@ -552,10 +551,10 @@ fn an_unsolicited_syn_waits_for_one_from_inside() {
     connection.exchange(&[">S", "<S", ">SA", "<SA"]);
     assert_eq!(connection.state(), State::Established);
 }
+both_families!(an_unsolicited_syn_waits_for_one_from_inside);
 
-#[test]
-fn stamps_are_not_written_for_every_packet() {
-    let connection = Connection::established();
+fn stamps_are_not_written_for_every_packet<A: Version>() {
+    let connection = Connection::<A>::established();
     let stamp = || connection.halves().unwrap()[0].last_seen;
     let first = stamp();
     connection.world.wait(Ticks::from_milliseconds(400));
@@ -581,3 +580,4 @@ fn stamps_are_not_written_for_every_packet() {
         "the neighbour is confirmed then"
     );
 }
+both_families!(stamps_are_not_written_for_every_packet);

@@ -32,7 +32,7 @@ use tapnat_testbed::packet::checksum::{self, Expect, Fault};
 
 use super::{
     frame::Bytes,
-    network::{HOST, NEIGHBOUR, OUTSIDE, SECOND_TAP, SERVER, TAP, UPLINK, UPLINK_MTU, at, udp},
+    network::{SECOND_TAP, TAP, UPLINK, UPLINK_MTU, Version, at, udp},
     table::Table,
 };
 
@@ -45,31 +45,31 @@ pub enum Operation {
     Count,
 }
 
-type Intruder = Box<dyn FnOnce(&World)>;
+type Intruder<A> = Box<dyn FnOnce(&World<A>)>;
 
 /// A host with tapnat, as its packets see it.
-pub struct World {
-    settings: Table<(), Settings>,
-    devices: Table<u32, Device>,
-    pub sessions: Table<FlowKey, Session>,
-    pub mappings: Table<EndpointKey, Mapping>,
-    pub inside: Table<EndpointKey, EndpointKey>,
-    pub permissions: Table<PermissionKey, Permission>,
-    pub unsolicited: Table<FlowKey, Unsolicited>,
-    pub asked: Table<FlowKey, EndpointKey>,
-    pub fragments: Table<FragmentKey, Fragment>,
-    pub held: RefCell<HashMap<HeldKey, Bytes>>,
+pub struct World<A: Version> {
+    settings: Table<(), Settings<A>>,
+    devices: Table<u32, Device<A>>,
+    pub sessions: Table<FlowKey<A>, Session<A>>,
+    pub mappings: Table<EndpointKey<A>, Mapping<A>>,
+    pub inside: Table<EndpointKey<A>, EndpointKey<A>>,
+    pub permissions: Table<PermissionKey<A>, Permission>,
+    pub unsolicited: Table<FlowKey<A>, Unsolicited>,
+    pub asked: Table<FlowKey<A>, EndpointKey<A>>,
+    pub fragments: Table<FragmentKey<A>, Fragment>,
+    pub held: RefCell<HashMap<HeldKey<A>, Bytes>>,
     /// Prefixes that guests must not reach.
-    pub denied: RefCell<Vec<(Be32, u8)>>,
-    pub untranslated: RefCell<Vec<(Be32, u8)>>,
-    told: RefCell<HashMap<Be32, Budget>>,
-    pub guests: Table<Be32, Guest>,
+    pub denied: RefCell<Vec<(A, u8)>>,
+    pub untranslated: RefCell<Vec<(A, u8)>>,
+    told: RefCell<HashMap<A, Budget>>,
+    pub guests: Table<A, Guest>,
     ports: Table<u32, PortSet>,
     reserved: Table<u32, Reserved>,
     /// Routes by destination, where they are not the usual ones.
-    pub routes: RefCell<HashMap<Be32, Route>>,
+    pub routes: RefCell<HashMap<A, Route>>,
     /// Sockets of the host, by local and (zero for listeners) remote endpoint.
-    pub sockets: RefCell<Vec<(EndpointKey, EndpointKey)>>,
+    pub sockets: RefCell<Vec<(EndpointKey<A>, EndpointKey<A>)>>,
     now: Cell<Instant>,
     /// What [`Tables::random`] says next, before it goes on by itself.
     pub chances: RefCell<VecDeque<u32>>,
@@ -82,7 +82,7 @@ pub struct World {
     /// Since the last [`World::intrude`] or [`World::refuse_insert`].
     operations: Cell<usize>,
     inserts: Cell<usize>,
-    intruder: RefCell<Option<(usize, Intruder)>>,
+    intruder: RefCell<Option<(usize, Intruder<A>)>>,
     refused_insert: Cell<Option<usize>>,
     /// Packets that are being dealt with.
     depth: Cell<u32>,
@@ -93,7 +93,7 @@ pub struct World {
     /// Outside endpoints that changed hands while expired sessions stood on them,
     /// for want of a sweep. If the first owner gets one back, nobody can tell its
     /// old sessions from its new ones.
-    retaken: RefCell<HashSet<EndpointKey>>,
+    retaken: RefCell<HashSet<EndpointKey<A>>>,
     /// The tables are used by [`World::audit`], not by a packet.
     auditing: Cell<bool>,
 }
@@ -169,13 +169,13 @@ impl Exit {
 }
 
 /// What the first stage did.
-enum First {
+enum First<A> {
     Done(Exit),
     /// Nothing: the frame as it came, with what was read of it if it is of no session.
-    Left(Bytes, Option<Packet>),
+    Left(Bytes, Option<Packet<A>>),
 }
 
-impl World {
+impl<A: Version> World<A> {
     /// Before anything is set.
     pub fn unset() -> Self {
         Self {
@@ -230,21 +230,21 @@ impl World {
             filtering_udp: Filtering::AddressDependent as u8,
             ..Settings::default()
         };
-        settings.outside[0] = OUTSIDE.into();
+        settings.outside[0] = A::OUTSIDE;
         world.settings.set(&(), &settings);
-        let device = |address: [u8; 4], mtu, role| Device {
-            address: Be32::from_bytes(address),
-            network: Be32::from_bytes(address),
-            mask: Be32::mask(24),
+        let device = |address: A, mtu, role| Device {
+            address,
+            network: address,
+            mask: A::mask(A::PREFIX),
             mtu,
             role,
             ethernet: 1,
         };
-        let [first, second] = HOST;
+        let [first, second] = A::HOST;
         let devices = [
             (TAP, device(first, 1500, role::INSIDE)),
             (SECOND_TAP, device(second, 1500, role::INSIDE)),
-            (UPLINK, device(OUTSIDE.octets(), UPLINK_MTU, role::UPLINK)),
+            (UPLINK, device(A::OUTSIDE, UPLINK_MTU, role::UPLINK)),
         ];
         for (index, device) in devices {
             world.devices.set(&index.get(), &device);
@@ -264,14 +264,14 @@ impl World {
     pub fn with_one_expired_port() -> Self {
         let world = Self::new();
         world.withhold(|port| *port != 30_000);
-        let packet = udp(at(NEIGHBOUR, 30_000), at(SERVER, 53)).build();
+        let packet = udp(at(A::NEIGHBOUR, 30_000), at(A::SERVER, 53)).build();
         world.guest_sends(TAP, &packet);
         world.wait_seconds(1000);
         world
     }
 
     /// Sets what the operator set.
-    pub fn set(&self, change: impl FnOnce(&mut Settings)) {
+    pub fn set(&self, change: impl FnOnce(&mut Settings<A>)) {
         let settings = self.settings.get(&()).unwrap();
         change(settings);
         settings.confirm_after = settings.timeouts.confirm_after();
@@ -295,7 +295,7 @@ impl World {
         self.set(|settings| settings.flags |= setting_flags::INBOUND_REFRESH);
     }
 
-    pub fn set_device(&self, index: NonZeroU32, change: impl FnOnce(&mut Device)) {
+    pub fn set_device(&self, index: NonZeroU32, change: impl FnOnce(&mut Device<A>)) {
         change(self.devices.get(&index.get()).unwrap());
     }
 
@@ -309,14 +309,17 @@ impl World {
     }
 
     fn set_reserved(&self, reserved: &Reserved, sets: &[PortSet; 2]) {
+        static NOTHING: OnceLock<(Reserved, [PortSet; 2])> = OnceLock::new();
+        let (nothing, none_of_its_ports) = NOTHING.get_or_init(|| {
+            let nothing = Reserved::default();
+            (nothing, nothing.sets())
+        });
         for (class, is_reserved) in [(Class::Tcp, true), (Class::Udp, true), (Class::Icmp, false)] {
             let class = class as u32;
-            let nothing = Reserved::default();
-            let nothing = (nothing, nothing.sets());
             let (reserved, sets) = if is_reserved {
                 (reserved, sets)
             } else {
-                (&nothing.0, &nothing.1)
+                (nothing, none_of_its_ports)
             };
             self.reserved.set(&class, reserved);
             for address in 0..SETS / CLASSES / 2 {
@@ -386,7 +389,7 @@ impl World {
     }
 
     /// What the operator set.
-    pub fn settings_now(&self) -> Settings {
+    pub fn settings_now(&self) -> Settings<A> {
         *self.settings.get(&()).unwrap()
     }
 
@@ -460,7 +463,7 @@ impl World {
     }
 
     #[track_caller]
-    fn quick(&self, device: Option<NonZeroU32>, mut frame: Bytes) -> First {
+    fn quick(&self, device: Option<NonZeroU32>, mut frame: Bytes) -> First<A> {
         let before = frame.clone();
         let mut packet = Packet::default();
         let quick = pipeline::established(&mut frame, device, self, &mut packet);
@@ -490,13 +493,7 @@ impl World {
     /// device and leaves by the other.
     #[track_caller]
     pub fn host_forwards(&self, from: u32, out: u32, packet: &[u8]) -> Exit {
-        let mut packet = packet.to_vec();
-        packet[8] -= 1;
-        packet[10..12].fill(0);
-        let header = usize::from(packet[0] & 15) * 4;
-        let sum = !checksum::sum(&[&packet[..header]]);
-        packet[10..12].copy_from_slice(&sum.to_be_bytes());
-        let mut frame = Bytes::raw(&packet);
+        let mut frame = Bytes::raw(&A::aged(packet, 1));
         let mut parsed = Packet::default();
         let forwarded = pipeline::forwarded(&mut frame, from, out, self, &mut parsed);
         let device = match forwarded {
@@ -520,7 +517,7 @@ impl World {
         &self,
         device: Option<NonZeroU32>,
         mut frame: Bytes,
-        new: Option<Packet>,
+        new: Option<Packet<A>>,
         accepted: bool,
     ) -> (Exit, Vec<Bytes>) {
         let before = frame.clone();
@@ -571,7 +568,7 @@ impl World {
         let sent = match reason.outcome() {
             Outcome::Fragment => {
                 nat::forget(&packet, device, self);
-                again = pieces(frame, &packet, plan.mtu);
+                again = A::pieces(frame, &packet, plan.mtu);
                 None
             }
             Outcome::Hold => {
@@ -617,7 +614,12 @@ impl World {
     }
 
     /// As `tapnat-ebpf/src/emit.rs` does it.
-    fn release(&self, packet: &Packet, device: Option<NonZeroU32>, plan: &Plan) -> Vec<Bytes> {
+    fn release(
+        &self,
+        packet: &Packet<A>,
+        device: Option<NonZeroU32>,
+        plan: &Plan<A>,
+    ) -> Vec<Bytes> {
         let datagram = nat::datagram_key(packet, device);
         (0..plan.held)
             .map_while(|index| self.held.borrow_mut().remove(&HeldKey { datagram, index }))
@@ -645,7 +647,7 @@ impl World {
     fn refuse(
         &self,
         mut frame: Bytes,
-        packet: &Packet,
+        packet: &Packet<A>,
         device: Option<NonZeroU32>,
         reason: Reason,
         mtu: u16,
@@ -725,7 +727,7 @@ impl World {
                 else {
                     return false;
                 };
-                let header = usize::from(after[0] & 15) * 4;
+                let header = A::shape(after).unwrap().transport;
                 after[header..].iter().all(|byte| *byte == 0)
             };
             let fault = fault.filter(|fault| !is_void(fault));
@@ -743,16 +745,19 @@ impl World {
         let changed: Vec<_> = (0..before.len())
             .filter(|place| before[*place] != after[*place])
             .collect();
-        let header = usize::from(before[0] & 15) * 4;
-        let is_later = before[6] & 0x1f != 0 || before[7] != 0;
-        let is_fragment = is_later || before[6] & 0x20 != 0;
+        let Some(shape) = A::shape(before) else {
+            panic!("{before:02x?} was sent on")
+        };
         let clamps = self.settings_now().clamp_mss != 0;
-        let may_change = |place: usize| match place.checked_sub(header) {
-            None => matches!(place, 8 | 10..20) || is_fragment && matches!(place, 4..6),
-            Some(_) if is_later => false,
-            Some(place) => match (before[9], place) {
-                (6, 20..60) => clamps && before[header + 13] & 2 != 0,
-                (1, 8..) => changes_in_quoted(&before[header + 8..], place - 8),
+        let identification = shape.identification.unwrap_or_default();
+        let may_change = |place: usize| match place.checked_sub(shape.transport) {
+            None => A::changes(place) || identification.contains(&place),
+            Some(_) if shape.is_later => false,
+            Some(place) => match (shape.protocol, place) {
+                (protocol::TCP, 20..60) => clamps && before[shape.transport + 13] & 2 != 0,
+                (number, 8..) if number == A::ICMP => {
+                    changes_in_quoted::<A>(&before[shape.transport + 8..], place - 8)
+                }
                 (protocol, place) => changes_in_transport(protocol, place),
             },
         };
@@ -769,11 +774,10 @@ impl World {
     #[track_caller]
     fn check_addresses(&self, sent: &Sent) {
         let ip = sent.frame.ip();
-        let address = |place: usize| Be32::from_bytes(ip[place..place + 4].try_into().unwrap());
+        let [source, destination] = A::ends(ip);
         let settings = self.settings.copy(&()).unwrap();
         let device = self.devices.copy(&sent.device).unwrap();
         if device.role == role::UPLINK {
-            let source = address(12);
             let is_guests_own = self.mappings.copy(&EndpointKey::whole(source)).is_some();
             // Without an address, sessions keep the one that they had.
             let is_former = settings.outside_count == 0
@@ -782,14 +786,14 @@ impl World {
                     .all()
                     .iter()
                     .all(|(_, device)| device.role == role::UPLINK || !device.contains(source));
-            let is_exempt = is_in(&self.untranslated.borrow(), address(16));
+            let is_exempt = is_in(&self.untranslated.borrow(), destination);
             assert!(
                 settings.is_outside(source) || is_guests_own || is_former || is_exempt,
                 "{ip:02x?}"
             );
         } else {
-            let is_guests = device.contains(address(16));
-            assert!(is_guests && address(16) != device.address, "{ip:02x?}");
+            let is_guests = device.contains(destination);
+            assert!(is_guests && destination != device.address, "{ip:02x?}");
         }
     }
 
@@ -797,8 +801,8 @@ impl World {
     /// more and no less, and has two halves.
     #[track_caller]
     pub fn audit(&self) {
-        let mut guests: HashMap<Be32, u32> = HashMap::new();
-        let mut mappings: HashMap<EndpointKey, u32> = HashMap::new();
+        let mut guests: HashMap<A, u32> = HashMap::new();
+        let mut mappings: HashMap<EndpointKey<A>, u32> = HashMap::new();
         for (key, session) in self.sessions.all() {
             let twin_key = session.twin_key(&key);
             let twin = self.sessions.copy(&twin_key);
@@ -830,7 +834,7 @@ impl World {
                 assert!(is_expired, "{session:?} has outlived its mapping");
             }
         }
-        let mut ports: HashMap<Be32, u32> = HashMap::new();
+        let mut ports: HashMap<A, u32> = HashMap::new();
         for (_, mapping) in self.mappings.all() {
             if mapping.flags & mapping_flags::STATIC == 0 {
                 *ports.entry(mapping.inside.address).or_default() += 1;
@@ -869,14 +873,14 @@ impl World {
     }
 
     /// The half of a session whose packets arrive so.
-    pub fn half(&self, device: Option<NonZeroU32>, packet: &[u8]) -> Option<Session> {
+    pub fn half(&self, device: Option<NonZeroU32>, packet: &[u8]) -> Option<Session<A>> {
         let mut parsed = Packet::default();
         parse::parse(&Bytes::raw(packet), &mut parsed).unwrap();
         self.sessions.copy(&parsed.key(device))
     }
 
     /// The usual way to a destination.
-    fn usual_route(&self, destination: Be32) -> Route {
+    fn usual_route(&self, destination: A) -> Route {
         for (index, device) in self.devices.all() {
             if device.role != role::INSIDE {
                 continue;
@@ -902,17 +906,19 @@ fn changes_in_transport(protocol: u8, place: usize) -> bool {
     match protocol {
         protocol::TCP => matches!(place, 0..4 | 16..18),
         protocol::UDP | protocol::UDP_LITE => matches!(place, 0..4 | 6..8),
-        protocol::ICMP => matches!(place, 2..6),
+        protocol::ICMP | protocol::ICMPV6 => matches!(place, 2..6),
         _ => false,
     }
 }
 
 /// Whether it may change this byte of a packet that an ICMP error quotes.
-fn changes_in_quoted(quoted: &[u8], place: usize) -> bool {
-    let header = usize::from(quoted[0] & 15) * 4;
-    match place.checked_sub(header) {
-        None => matches!(place, 10..20),
-        Some(place) => changes_in_transport(quoted[9], place),
+fn changes_in_quoted<A: Version>(quoted: &[u8], place: usize) -> bool {
+    let Some(shape) = A::shape(quoted) else {
+        return false;
+    };
+    match place.checked_sub(shape.transport) {
+        None => A::changes(place) && place != A::TIME_TO_LIVE,
+        Some(place) => changes_in_transport(shape.protocol, place),
     }
 }
 
@@ -930,14 +936,14 @@ pub fn route(device: u32, mtu: u16) -> Route {
     }
 }
 
-fn is_in(prefixes: &[(Be32, u8)], address: Be32) -> bool {
+fn is_in<A: Version>(prefixes: &[(A, u8)], address: A) -> bool {
     prefixes
         .iter()
-        .any(|(prefix, length)| address.same_network(*prefix, Be32::mask(*length)))
+        .any(|(prefix, length)| address.same_network(*prefix, A::mask(*length)))
 }
 
 /// The fragments that a packet is cut into, as `tapnat-ebpf/src/emit.rs` does it.
-fn pieces(mut frame: Bytes, packet: &Packet, mtu: u16) -> Vec<Bytes> {
+pub fn pieces(mut frame: Bytes, packet: &Packet, mtu: u16) -> Vec<Bytes> {
     frame.complete();
     let place = |offset: u32| usize::try_from(offset).unwrap();
     let headers = place(packet.network_offset + packet.header_length);
@@ -957,41 +963,41 @@ fn pieces(mut frame: Bytes, packet: &Packet, mtu: u16) -> Vec<Bytes> {
         .collect()
 }
 
-impl Tables for World {
-    fn settings(&self) -> Option<&Settings> {
+impl<A: Version> Tables<A> for World<A> {
+    fn settings(&self) -> Option<&Settings<A>> {
         self.settings.get(&()).map(|settings| &*settings)
     }
 
-    fn device(&self, index: u32) -> Option<&Device> {
+    fn device(&self, index: u32) -> Option<&Device<A>> {
         self.devices.get(&index).map(|device| &*device)
     }
 
-    fn session(&self, key: &FlowKey) -> Option<&mut Session> {
+    fn session(&self, key: &FlowKey<A>) -> Option<&mut Session<A>> {
         self.operate(Operation::Lookup);
         self.sessions.get(key)
     }
 
-    fn insert_session(&self, key: &FlowKey, session: &Session) -> Insert {
+    fn insert_session(&self, key: &FlowKey<A>, session: &Session<A>) -> Insert {
         self.insert(|| self.sessions.insert(key, session))
     }
 
-    fn remove_session(&self, key: &FlowKey) -> bool {
+    fn remove_session(&self, key: &FlowKey<A>) -> bool {
         self.operate(Operation::Remove);
         self.sessions.remove(key)
     }
 
-    fn mapping(&self, outside: &EndpointKey) -> Option<&mut Mapping> {
+    fn mapping(&self, outside: &EndpointKey<A>) -> Option<&mut Mapping<A>> {
         self.operate(Operation::Lookup);
         self.mappings.get(outside)
     }
 
-    fn insert_mapping(&self, outside: &EndpointKey, mapping: &Mapping) -> Insert {
+    fn insert_mapping(&self, outside: &EndpointKey<A>, mapping: &Mapping<A>) -> Insert {
         self.insert(|| self.mappings.insert(outside, mapping))
     }
 
-    fn remove_mapping(&self, outside: &EndpointKey) -> bool {
+    fn remove_mapping(&self, outside: &EndpointKey<A>) -> bool {
         self.operate(Operation::Remove);
-        let stands_on_it = |(key, session): &(FlowKey, Session)| {
+        let stands_on_it = |(key, session): &(FlowKey<A>, Session<A>)| {
             let number = key.arrival.protocol();
             EndpointKey::new(session.source, session.source_port, number) == *outside
         };
@@ -1006,57 +1012,57 @@ impl Tables for World {
         *counter = step(*counter, more);
     }
 
-    fn outside_of(&self, inside: &EndpointKey) -> Option<EndpointKey> {
+    fn outside_of(&self, inside: &EndpointKey<A>) -> Option<EndpointKey<A>> {
         self.operate(Operation::Lookup);
         self.inside.copy(inside)
     }
 
-    fn insert_outside_of(&self, inside: &EndpointKey, outside: &EndpointKey) -> Insert {
+    fn insert_outside_of(&self, inside: &EndpointKey<A>, outside: &EndpointKey<A>) -> Insert {
         self.insert(|| self.inside.insert(inside, outside))
     }
 
-    fn remove_outside_of(&self, inside: &EndpointKey) {
+    fn remove_outside_of(&self, inside: &EndpointKey<A>) {
         self.operate(Operation::Remove);
         self.inside.remove(inside);
     }
 
-    fn permission(&self, key: &PermissionKey) -> Option<&mut Permission> {
+    fn permission(&self, key: &PermissionKey<A>) -> Option<&mut Permission> {
         self.operate(Operation::Lookup);
         self.permissions.get(key)
     }
 
-    fn remove_permission(&self, key: &PermissionKey) -> bool {
+    fn remove_permission(&self, key: &PermissionKey<A>) -> bool {
         self.operate(Operation::Remove);
         self.permissions.remove(key)
     }
 
-    fn set_permission(&self, key: &PermissionKey, permission: &Permission) -> Insert {
+    fn set_permission(&self, key: &PermissionKey<A>, permission: &Permission) -> Insert {
         self.insert(|| self.permissions.set(key, permission))
     }
 
-    fn note_unsolicited(&self, key: &FlowKey, syn: &Unsolicited) {
+    fn note_unsolicited(&self, key: &FlowKey<A>, syn: &Unsolicited) {
         self.operate(Operation::Lookup);
         self.unsolicited.insert(key, syn);
     }
 
-    fn note_asked(&self, forwarded: &FlowKey, destination: &EndpointKey) {
+    fn note_asked(&self, forwarded: &FlowKey<A>, destination: &EndpointKey<A>) {
         self.operate(Operation::Insert);
         self.asked.insert(forwarded, destination);
     }
 
-    fn take_asked(&self, forwarded: &FlowKey) -> Option<EndpointKey> {
+    fn take_asked(&self, forwarded: &FlowKey<A>) -> Option<EndpointKey<A>> {
         self.operate(Operation::Lookup);
         let destination = self.asked.get(forwarded).map(|there| *there)?;
         self.asked.remove(forwarded);
         Some(destination)
     }
 
-    fn fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<&mut Fragment> {
         self.operate(Operation::Lookup);
         self.fragments.get(key)
     }
 
-    fn new_fragment(&self, key: &FragmentKey) -> Option<&mut Fragment> {
+    fn new_fragment(&self, key: &FragmentKey<A>) -> Option<&mut Fragment> {
         self.operate(Operation::Lookup);
         let empty = Fragment {
             source_port: Be16::ZERO,
@@ -1087,41 +1093,41 @@ impl Tables for World {
         Be32::new(u32::from(next))
     }
 
-    fn guest(&self, address: Be32) -> Option<&mut Guest> {
+    fn guest(&self, address: A) -> Option<&mut Guest> {
         if self.guests.get(&address).is_none() {
             self.insert(|| self.guests.insert(&address, &Guest::default()));
         }
         self.guests.get(&address)
     }
 
-    fn known_guest(&self, address: Be32) -> Option<&Guest> {
+    fn known_guest(&self, address: A) -> Option<&Guest> {
         self.operate(Operation::Lookup);
         self.guests.get(&address).map(|guest| &*guest)
     }
 
-    fn remove_guest(&self, address: Be32) -> bool {
+    fn remove_guest(&self, address: A) -> bool {
         self.operate(Operation::Remove);
         self.guests.remove(&address)
     }
 
-    fn is_denied(&self, destination: Be32) -> bool {
+    fn is_denied(&self, destination: A) -> bool {
         self.operate(Operation::Lookup);
         is_in(&self.denied.borrow(), destination)
     }
 
-    fn is_untranslated(&self, destination: Be32) -> bool {
+    fn is_untranslated(&self, destination: A) -> bool {
         self.operate(Operation::Lookup);
         is_in(&self.untranslated.borrow(), destination)
     }
 
-    fn count_off_guest(&self, address: Be32) {
+    fn count_off_guest(&self, address: A) {
         self.operate(Operation::Count);
         if let Some(guest) = self.guests.get(&address) {
             guest.sessions = step(guest.sessions, false);
         }
     }
 
-    fn count_port_on_guest(&self, address: Be32, more: bool) {
+    fn count_port_on_guest(&self, address: A, more: bool) {
         self.operate(Operation::Count);
         if let Some(guest) = self.guests.get(&address) {
             guest.ports = step(guest.ports, more);
@@ -1136,13 +1142,13 @@ impl Tables for World {
         self.reserved.get(&class).map(|reserved| &*reserved)
     }
 
-    fn route_from(&self, _device: NonZeroU32, packet: &Packet) -> Route {
+    fn route_from(&self, _device: NonZeroU32, packet: &Packet<A>) -> Route {
         let destination = packet.destination;
         let set = self.routes.borrow().get(&destination).copied();
         set.unwrap_or_else(|| self.usual_route(destination))
     }
 
-    fn route_on(&self, device: u32, _source: Be32, destination: Be32) -> Route {
+    fn route_on(&self, device: u32, _source: A, destination: A) -> Route {
         let set = self.routes.borrow().get(&destination).copied();
         let Some(mtu) = self.devices.copy(&device).map(|device| device.mtu) else {
             return Route::default();
@@ -1150,9 +1156,9 @@ impl Tables for World {
         set.unwrap_or_else(|| route(device, mtu))
     }
 
-    fn host_socket(&self, local: &EndpointKey, remote: &EndpointKey) -> bool {
-        assert_ne!(local.protocol, protocol::ICMP, "sockets have no ICMP");
-        let nobody = EndpointKey::new(Be32::ZERO, Be16::ZERO, local.protocol);
+    fn host_socket(&self, local: &EndpointKey<A>, remote: &EndpointKey<A>) -> bool {
+        assert_ne!(local.protocol, A::ICMP, "sockets have no ICMP");
+        let nobody = EndpointKey::new(A::UNSPECIFIED, Be16::ZERO, local.protocol);
         self.sockets
             .borrow()
             .iter()
