@@ -77,7 +77,7 @@ impl Picture {
         let host = self.host(&rows);
         let mut world = vec![String::new(); CABLE_ROW];
         world.extend(self.world.lines.iter().cloned());
-        let height = host.len().max(world.len());
+        let height = guests.len().max(host.len()).max(world.len());
         let titles = [self.title, "host", self.world.title];
         let boxes = [guests, host, world];
         let widths: Vec<_> = boxes
@@ -352,6 +352,22 @@ mod tests {
 ";
         let drawn = several().draw(80).unwrap().join("\n");
         assert_eq!(drawn, expected.trim_end(), "\n{drawn}");
+    }
+
+    #[test]
+    fn however_many_guests_there_are_all_of_it_is_drawn() {
+        let _alone = crate::COLOURS.lock();
+        console::set_colors_enabled(false);
+        let mut picture = several();
+        if let Some(last) = picture.segments.last_mut() {
+            last.guests = (1..=20).map(|it| format!("10.0.2.{it}")).collect();
+        }
+        let drawn = picture.draw(80).unwrap();
+        assert!(
+            drawn.iter().any(|it| it.starts_with("│ 10.0.2.20 ")),
+            "\n{}",
+            drawn.join("\n")
+        );
     }
 
     #[test]

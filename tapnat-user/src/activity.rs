@@ -2,7 +2,7 @@
 //! between two looks. What `tapnat top`, `tapnat map`, `tapnat status` and `tapnat metrics` show is
 //! made here; how it is drawn is theirs.
 
-use std::{cmp::Reverse, collections::HashMap, net::IpAddr, time::Instant as Clock};
+use std::{cmp::Reverse, collections::HashMap, net::IpAddr, ops::Add, time::Instant as Clock};
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
@@ -213,6 +213,7 @@ fn status_with(name: &InstanceName, tables: &BothTables, families: FamiliesView)
         devices: devices(name, tables)?,
         denied: said.denied,
         untranslated: said.untranslated,
+        nat64: tables.nat64()?,
         prefixes: tables.prefix_pairs()?,
         families,
         guests: said.guests,
@@ -548,6 +549,28 @@ pub struct Rates {
     pub outbound: Rate,
     /// Towards the guests.
     pub inbound: Rate,
+}
+
+impl Add for Rate {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bits: self.bits + other.bits,
+        }
+    }
+}
+
+impl Add for Rates {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            outbound: self.outbound + other.outbound,
+            inbound: self.inbound + other.inbound,
+        }
+    }
 }
 
 /// A rate without its fraction.

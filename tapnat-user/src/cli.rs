@@ -38,7 +38,7 @@ use clap::{Args, Parser, Subcommand};
 use self::print::{Column, List};
 use crate::{
     host::bpffs,
-    instance::InstanceName,
+    instance::{Holder, InstanceName, Lock},
     tables::{BothTables, Unusable},
 };
 
@@ -336,9 +336,22 @@ impl Instance {
         self.tables_and_pins().map(|(tables, _)| tables)
     }
 
+    /// Refuses if a process has the instance, though its tables are not here.
+    fn check_not_elsewhere(&self) -> Result<()> {
+        let Some(Holder(Some(process))) = Lock::holder(&self.name) else {
+            return Ok(());
+        };
+        bail!(
+            "the tapnat instance '{}' is starting, or has its tables in the mount namespace of its \
+             process {process}: ask there (`nsenter --mount --net --target {process} tapnat ..`)",
+            self.name
+        )
+    }
+
     /// The same, and the directory of the instance's pins.
     fn tables_and_pins(&self) -> Result<(BothTables, PathBuf)> {
         let Some(root) = bpffs::find() else {
+            self.check_not_elsewhere()?;
             bail!(
                 "there is no tapnat instance '{}': no BPF file system is mounted, so there is none \
                  at all; start one with `tapnat run`",
@@ -350,6 +363,7 @@ impl Instance {
         match BothTables::open(&directory) {
             Ok(tables) => Ok((tables, pins)),
             Err(Unusable::Missing) => {
+                self.check_not_elsewhere()?;
                 let others = InstanceName::all_pinned(&root)
                     .context("cannot look for instances: run as root")?;
                 let way_out = if others.is_empty() {

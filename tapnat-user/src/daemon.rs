@@ -416,6 +416,11 @@ impl Daemon {
         if *request == Request::Reload {
             return self.reload().await;
         }
+        if let Request::AddForward(forward) = request
+            && let Some(mistake) = forward.in_vain(&self.config.prefixes)
+        {
+            bail!("{mistake}");
+        }
         let six = self.six.as_mut().map(|six| &mut six.version.tables);
         let mut notes = control::perform(&mut self.four.tables, six, &self.datapath, request)?;
         notes.extend(self.settle_addresses().await?);

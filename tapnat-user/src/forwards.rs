@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tapnat_common::{
     abi::{EndpointKey, Mapping, mapping_flags},
     net::{Be16, Be32, Be128, protocol},
+    nptv6::PrefixPair,
 };
 
 use crate::{family::IpFamily, ports::parse_range};
@@ -315,6 +316,22 @@ impl Forward {
             self.from
         );
         Ok(self)
+    }
+
+    /// What is wrong with it where these prefixes are translated: what a guest answers then goes by
+    /// its own outside address, and not by the forward.
+    #[must_use]
+    pub fn in_vain(&self, pairs: &[PrefixPair]) -> Option<String> {
+        let (name, inside) = (self.name(), self.inside_address);
+        let address = Be128::from_ip(inside)?;
+        let pair = pairs.iter().find(|it| it.has_internal(address))?;
+        let way_out = match pair.translate_out(address) {
+            Ok(outside) => format!("the world reaches it by {}", IpAddr::from(outside)),
+            Err(_) => "name a guest of another network".to_owned(),
+        };
+        Some(format!(
+            "{name} cannot lead to {inside}: its prefix is translated, without sessions; {way_out}"
+        ))
     }
 
     /// The inside end, as it is written.

@@ -2,7 +2,11 @@
 //! out again, and keeps it right while the network changes. Only who holds the instance's lock may
 //! call this: the daemon, or a command while there is none.
 
-use std::{collections::HashSet, net::IpAddr, slice};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+    slice,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use ipnet::IpNet;
@@ -270,11 +274,13 @@ pub fn remove(
         Selector::Ports { .. } => forward.share != Share::Everything,
         Selector::Address(_) => forward.share == Share::Everything,
     };
-    let names: Vec<_> = there
+    // One name may stand for one of each IP version.
+    let names: BTreeSet<_> = there
         .iter()
         .filter(|it| is_meant(&it.forward))
         .map(|it| it.forward.name())
         .collect();
+    let names: Vec<_> = names.into_iter().collect();
     let what = match selector {
         Selector::Ports { .. } => "there is no such forward",
         Selector::Address(_) => "no guest has this address for itself",

@@ -17,6 +17,7 @@ use tapnat_common::{
         Counter, Device, EndpointKey, FlowKey, Guest, Mapping, Session, Settings, mapping_flags,
         role, session_flags, setting_flags,
     },
+    embed::Prefix,
     nat::{
         STAMP_AFTER,
         session::{Half, last_kept, state, timeout},
@@ -321,6 +322,8 @@ pub struct Status {
     /// Sessions that one guest may begin in a second; null for no limit.
     pub guest_new_sessions: Option<u32>,
     pub policy: PolicyView,
+    /// Behind which guests with IPv6 reach IPv4; null without NAT64.
+    pub nat64: Option<Ipv6Net>,
     /// Prefixes of IPv6 that are translated into each other, without sessions.
     pub prefixes: Vec<PrefixPairView>,
     /// Of both families together.
@@ -663,6 +666,7 @@ pub struct StatusSource {
     pub devices: Vec<DeviceView>,
     pub denied: Vec<IpNet>,
     pub untranslated: Vec<IpNet>,
+    pub nat64: Option<Prefix>,
     pub prefixes: Vec<PrefixPair>,
     pub families: FamiliesView,
     pub guests: Vec<GuestView>,
@@ -725,6 +729,9 @@ impl From<StatusSource> for Status {
                     "ask"
                 },
             },
+            nat64: source
+                .nat64
+                .and_then(|it| Ipv6Net::new(it.address().into(), it.length()).ok()),
             prefixes: source.prefixes.into_iter().filter_map(pair).collect(),
             tables: source.families.sum(),
             families: source.families,
@@ -817,7 +824,10 @@ fn exact_seconds(ticks: Ticks) -> f64 {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tapnat_common::abi::{ABI_VERSION, Arrival, NextHop, Timeouts, tcp_state};
+    use tapnat_common::{
+        abi::{ABI_VERSION, Arrival, NextHop, Timeouts, tcp_state},
+        embed::WELL_KNOWN,
+    };
 
     use super::*;
     use crate::config::parse_prefix_pair;
@@ -1040,6 +1050,7 @@ mod tests {
             )],
             denied: Vec::new(),
             untranslated: Vec::new(),
+            nat64: Some(WELL_KNOWN),
             prefixes: vec![parse_prefix_pair("fd00:1::/48=2001:db8:1::/48").unwrap()],
             families: FamiliesView {
                 ipv4: tables,
@@ -1083,6 +1094,7 @@ mod tests {
             json!({"tcp": "address-dependent", "udp": "endpoint-independent"})
         );
         assert_eq!(json["mapping"]["udp"], "address-and-port-dependent");
+        assert_eq!(json["nat64"], "64:ff9b::/96");
         assert_eq!(
             json["prefixes"],
             json!([{"internal": "fd00:1::/48", "external": "2001:db8:1::/48"}])

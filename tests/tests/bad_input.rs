@@ -440,3 +440,34 @@ fn tables_of_another_version_are_left_alone() -> Result<()> {
     );
     Ok(())
 }
+
+/// As with `ip netns exec` where the first process's mount namespace is out of reach.
+#[test]
+fn tables_in_another_mount_namespace_are_said_to_be_there() -> Result<()> {
+    const WRAPPER: [&str; 6] = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+        "mount -t bpf bpf /sys/fs/bpf; exec \"$@\"",
+        "sh",
+    ];
+    let topology = Topology::builder().inside(Inside::Veth).build()?;
+    let instance = Instance::new(&topology.host);
+    let run = instance.command_under(&WRAPPER.map(str::to_owned), "run")?;
+    let mut process = run.args(["--inside", "veth0=10.0.0.1/24"]).spawn()?;
+    process.wait_for_line(PATIENCE, |line| line.starts_with("tapnat ready"))?;
+    let output = instance.command("status")?.output()?;
+    ensure!(
+        output.status.code() == Some(1)
+            && output.stderr.contains("mount namespace of its process")
+            && output.stderr.contains("nsenter"),
+        "{output:?}"
+    );
+    ensure!(
+        process.terminate(PATIENCE)?.success(),
+        "{}",
+        process.stderr()
+    );
+    Ok(())
+}

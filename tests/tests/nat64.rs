@@ -521,6 +521,8 @@ fn a_guest_is_shown_by_its_own_address() -> Result<()> {
             .is_some_and(|it| it.starts_with("0.")),
         "{guest}"
     );
+    let status = world.instance.ask("status", &[])?;
+    ensure!(status.contains(&format!("behind {PREFIX}\n")), "{status}");
     let text = world.instance.ask("guests", &[])?;
     ensure!(text.contains(&format!("{address} (NAT64)")), "{text}");
     for (command, options) in [

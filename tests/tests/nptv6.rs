@@ -1,7 +1,10 @@
 //! Prefix translation (RFC 6296): nothing of a packet changes but the prefix, the word
 //! that makes up for it, and the hop limit; and both sides may begin.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    io::Write as _,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use etherparse::IpNumber;
@@ -457,6 +460,49 @@ fn prefixes_that_cannot_be_translated_are_refused() -> Result<()> {
         ensure!(!output.status.success(), "{prefixes} is taken");
         ensure!(text.contains(said), "{prefixes}: {text}");
     }
+    Ok(())
+}
+
+/// What such a guest answers has its own outside address, whatever it was asked by.
+#[test]
+fn forwards_to_such_guests_are_refused() -> Result<()> {
+    let (world, wires) = world(1, &[])?;
+    let inside = wires.inside(0, 80).ip();
+    let reached = format!("the world reaches it by {}", outside(inside));
+    let end = format!("[{inside}]:80");
+    let add = world.instance.command("forward")?;
+    let added = add.args(["add", "tcp", "8080", &end]).output()?;
+    ensure!(
+        added.status.code() == Some(1) && added.stderr.contains(&reached),
+        "{added:?}"
+    );
+    let add = world.instance.command("static")?;
+    let address = V6.uplink_host(99).to_string();
+    let added = add.args(["add", &address, &inside.to_string()]).output()?;
+    ensure!(
+        added.status.code() == Some(1) && added.stderr.contains(&reached),
+        "{added:?}"
+    );
+    let [_, pair] = PREFIXES;
+    let mut file = tempfile::Builder::new().suffix(".toml").tempfile()?;
+    write!(
+        file,
+        "inside = \"veth0=fd00:7a70::1/64\"\nprefix = [\"{pair}\"]\n\
+         [[forward]]\nprotocol = \"tcp\"\nport = 8080\nto = \"{end}\"\n"
+    )?;
+    let path = file.path().display().to_string();
+    let checked = world.instance.command("check")?.arg(&path).output()?;
+    ensure!(
+        checked.status.code() == Some(1) && checked.stderr.contains(&reached),
+        "{checked:?}"
+    );
+    let remote = V6.remote(0, 53).ip().to_string();
+    let asked = ["--guest", &inside.to_string(), "--to", &remote];
+    let said = world.instance.ask("why", &asked)?;
+    ensure!(said.contains("translated without any"), "{said}");
+    let nobody = world.instance.command("why")?;
+    let nobody = nobody.args(["--to", &remote]).output()?;
+    ensure!(nobody.stderr.contains("(--guest)"), "{nobody:?}");
     Ok(())
 }
 

@@ -1,7 +1,14 @@
 //! `tapnat map`: the picture of the network, with what passes now. Says what stands in it; how it is
 //! drawn is [`tapnat_display`]'s.
 
-use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fs,
+    net::IpAddr,
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -236,14 +243,25 @@ impl Map {
         }
     }
 
-    /// The guests in a device's network, those with the most to do first.
-    fn guests_of(&self, device: &DeviceActivity) -> Vec<&GuestActivity> {
-        let mut guests: Vec<_> = self
-            .activity
-            .guests
-            .iter()
-            .filter(|it| device.device.has_in_network(it.guest.address))
-            .collect();
+    /// The guests in a device's network, those with the most to do first. One that also reaches IPv4
+    /// by NAT64 has the sum.
+    fn guests_of(&self, device: &DeviceActivity) -> Vec<GuestActivity> {
+        let mut guests = BTreeMap::<_, GuestActivity>::new();
+        for it in &self.activity.guests {
+            if !device.device.has_in_network(it.guest.address) {
+                continue;
+            }
+            match guests.entry(it.guest.address) {
+                Entry::Vacant(place) => drop(place.insert(it.clone())),
+                Entry::Occupied(mut known) => {
+                    let known = known.get_mut();
+                    known.guest.sessions += it.guest.sessions;
+                    let rates = known.rates.zip(it.rates);
+                    known.rates = rates.map(|(one, other)| one + other);
+                }
+            }
+        }
+        let mut guests: Vec<_> = guests.into_values().collect();
         guests.sort_by(|one, other| {
             let rate = |it: &GuestActivity| it.rates.map_or(0.0, Rates::bits);
             rate(other)
@@ -376,7 +394,7 @@ fn port(device: &DeviceActivity, detail: Detail, style: &console::Style) -> Port
 }
 
 /// Some guests: a few with all that is known, or more of them by address.
-fn guests(guests: &[&GuestActivity], detail: Detail) -> Vec<String> {
+fn guests(guests: &[GuestActivity], detail: Detail) -> Vec<String> {
     if guests.is_empty() {
         return vec!["no guest yet".to_owned()];
     }
@@ -521,6 +539,31 @@ mod tests {
         assert!(
             error.contains("40 columns") && error.contains("--svg"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn a_guest_with_two_ways_to_the_world_is_one() {
+        let mut activity = activity_in_both();
+        activity.guests.retain(|it| it.guest.address.is_ipv6());
+        let six = activity.guests.first().unwrap();
+        let mut four = six.clone();
+        four.guest.stand_in = Some(Ipv4Addr::new(0, 128, 0, 1));
+        four.guest.sessions = 5;
+        let shown = six.guest.address.to_string();
+        activity.guests.push(four);
+        let text = text(&map(activity).draw(100).unwrap());
+        let lines: Vec<_> = text.lines().collect();
+        let of_it: Vec<_> = (0..lines.len())
+            .filter(|row| lines[*row].contains(&shown))
+            .collect();
+        let [row] = of_it.as_slice() else {
+            panic!("{text}")
+        };
+        let below = lines[row + 1..].iter().take(2).copied().collect::<String>();
+        assert!(
+            below.contains("12 sessions") && below.contains("4.80 Mbit/s"),
+            "{text}"
         );
     }
 

@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Shown, print};
 use crate::{
     activity,
-    view::{PolicyView, PrefixPairView, Status, TablesView, UsageView},
+    view::{PolicyView, Status, TablesView, UsageView},
 };
 
 /// At most so many guests are shown to people: those that were refused the most.
@@ -60,8 +60,11 @@ fn describe_policy(policy: &PolicyView, text: &mut String) -> Result<()> {
     Ok(())
 }
 
-fn describe_prefixes(pairs: &[PrefixPairView], text: &mut String) -> Result<()> {
-    for pair in pairs {
+fn describe_prefixes(status: &Status, text: &mut String) -> Result<()> {
+    if let Some(prefix) = status.nat64 {
+        writeln!(text, "nat64: IPv4 is behind {prefix}")?;
+    }
+    for pair in &status.prefixes {
         writeln!(
             text,
             "prefix: {} is {} outside, without sessions",
@@ -125,7 +128,7 @@ fn describe(status: &Status) -> Result<String> {
         timeouts.other
     )?;
     describe_policy(&status.policy, &mut text)?;
-    describe_prefixes(&status.prefixes, &mut text)?;
+    describe_prefixes(status, &mut text)?;
     let one_of = |it: UsageView| format!("{} of {}", it.used, it.capacity);
     let families = status.families;
     let parts = |it: TablesView| {

@@ -1,6 +1,7 @@
 //! `tapnat why`: what would become of a packet, and what became of those of a guest.
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
     process::ExitCode,
@@ -14,6 +15,7 @@ use tapnat_common::{
     embed::Prefix,
     nat::{Fate, Route},
     net::{Be128, protocol},
+    nptv6::PrefixPair,
     verdict::{Outcome, Reason},
 };
 
@@ -115,7 +117,7 @@ struct Drops {
 impl Arguments {
     pub async fn execute(mut self) -> Result<ExitCode> {
         let tables = self.instance.tables()?;
-        let prefix = nat64(&tables)?;
+        let prefix = tables.nat64()?;
         let guests = self.guests(&tables, prefix)?;
         let guest = match (self.guest, self.from) {
             (Some(guest), _) => Some(guest),
@@ -154,7 +156,7 @@ impl Arguments {
         if self.format.json {
             print::json(&report)?;
         } else {
-            print::text(&describe(guest, &report)?)?;
+            print::text(&describe(guest, &report, &tables.prefix_pairs()?)?)?;
         }
         let is_refused = report.packet.as_ref().is_some_and(Answer::is_refusal);
         Ok(if is_refused {
@@ -191,6 +193,12 @@ impl Arguments {
             let network = network.map_or("the inside network".to_owned(), |it| {
                 format!("the network of {}", it.addr())
             });
+            if !tables.prefix_pairs()?.is_empty() && self.to.is_some_and(|(to, _)| to.is_ipv6()) {
+                bail!(
+                    "no guest with sessions is known, and of those whose prefix is translated none \
+                     is kept: name an address of {network} (--guest)"
+                );
+            }
             bail!(
                 "no guest has sent anything to the world yet: look whether its packets arrive \
                  (`tapnat trace`), or name an address of {network} (--guest)"
@@ -203,11 +211,9 @@ impl Arguments {
         if guests.iter().skip(1).all(is_first) {
             return Ok(first.address);
         }
-        let names: Vec<_> = guests
-            .iter()
-            .take(5)
-            .map(|it| it.address.to_string())
-            .collect();
+        // One that has both ways to the world is there twice.
+        let names: BTreeSet<_> = guests.iter().map(|it| it.address).collect();
+        let names: Vec<_> = names.iter().take(5).map(ToString::to_string).collect();
         bail!(
             "there are several guests: pass --guest with one, such as {}",
             names.join(", ")
@@ -293,17 +299,9 @@ impl Arguments {
     }
 }
 
-/// The prefix of NAT64, if there is one.
-fn nat64(tables: &BothTables) -> Result<Option<Prefix>> {
-    match &tables.ipv6 {
-        Some(tables) => tables.nat64(),
-        None => Ok(None),
-    }
-}
-
 /// The address of IPv4 that this one of IPv6 stands for.
 fn behind_nat64(tables: &BothTables, address: IpAddr) -> Result<Option<IpAddr>> {
-    let (Some(prefix), Some(address)) = (nat64(tables)?, Be128::from_ip(address)) else {
+    let (Some(prefix), Some(address)) = (tables.nat64()?, Be128::from_ip(address)) else {
         return Ok(None);
     };
     Ok(prefix.extract(address).map(IpAddr::from))
@@ -354,7 +352,10 @@ fn drops(tables: &PinnedTables) -> Result<Vec<Drops>> {
     Ok(drops)
 }
 
-fn describe(guest: Option<IpAddr>, report: &Report) -> Result<String> {
+fn describe(guest: Option<IpAddr>, report: &Report, pairs: &[PrefixPair]) -> Result<String> {
+    let is_without_sessions = guest
+        .and_then(Be128::from_ip)
+        .is_some_and(|guest| pairs.iter().any(|pair| pair.has_internal(guest)));
     let mut text = String::new();
     if let Some(answer) = &report.packet {
         writeln!(text, "{}", answer.before.describe())?;
@@ -382,6 +383,10 @@ fn describe(guest: Option<IpAddr>, report: &Report) -> Result<String> {
                 known.sessions,
                 print::plural(known.sessions.into()),
                 known.refused
+            )?,
+            None if is_without_sessions => writeln!(
+                text,
+                "guest {guest} has no sessions: its prefix is translated without any"
             )?,
             None => writeln!(
                 text,

@@ -390,6 +390,9 @@ impl Config {
                 ),
             );
         }
+        if let Some(message) = forward.in_vain(&self.prefixes) {
+            return refuse(about, message);
+        }
         // Which of several devices there are, and where one has its address already, only the host
         // knows.
         if self

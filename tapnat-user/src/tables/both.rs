@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use tapnat_common::{net::Be128, nptv6::PrefixPair};
+use tapnat_common::{embed::Prefix, net::Be128, nptv6::PrefixPair};
 
 use super::{PinnedTables, PrefixTables, Unusable};
 
@@ -33,6 +33,18 @@ impl BothTables {
             ipv6,
             prefixes: prefixes.transpose()?,
         })
+    }
+
+    /// The prefix of NAT64, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn nat64(&self) -> Result<Option<Prefix>> {
+        match &self.ipv6 {
+            Some(tables) => tables.nat64(),
+            None => Ok(None),
+        }
     }
 
     /// The pairs of prefixes that are translated into each other.

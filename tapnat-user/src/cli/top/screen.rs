@@ -403,8 +403,16 @@ fn guests(activity: &Activity, order: Order, more: u16) -> Listed {
     order.sort(&mut guests);
     let rows = guests.into_iter().map(|it| {
         let guest = &it.guest;
+        // Its mark stays where the address is shortened.
+        let mark = if guest.stand_in.is_some() {
+            " (NAT64)"
+        } else {
+            ""
+        };
+        let room = usize::from(width) - mark.len();
+        let address = units::shortened(&guest.address.to_string(), room);
         let left = [
-            fitted(&guest.address, width).fg(Color::Yellow),
+            Cell::from(address + mark).fg(Color::Yellow),
             right(units::count(guest.sessions.into())),
             right(units::count(guest.refused.into())),
         ];
