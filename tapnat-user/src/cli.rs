@@ -27,12 +27,12 @@ mod why;
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use self::print::{Column, List};
@@ -341,11 +341,15 @@ impl Instance {
         let Some(Holder(Some(process))) = Lock::holder(&self.name) else {
             return Ok(());
         };
-        bail!(
-            "the tapnat instance '{}' is starting, or has its tables in the mount namespace of its \
-             process {process}: ask there (`nsenter --mount --net --target {process} tapnat ..`)",
+        let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+        let both = namespace("self").zip(namespace(&process.to_string()));
+        ensure!(
+            both.is_none_or(|(ours, theirs)| ours == theirs),
+            "the tapnat instance '{}' has its tables in the mount namespace of its process {process}: \
+             ask there (`nsenter --mount --net --target {process} tapnat ..`)",
             self.name
-        )
+        );
+        Ok(())
     }
 
     /// The same, and the directory of the instance's pins.
