@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<()> {
         command::is_root(),
         "the benchmarks make network namespaces and load eBPF programs: run them as root"
     );
-    setup::ensure(&[Group::Build, Group::Test, Group::Bench])?;
+    setup::ensure(&[Group::Build, Group::Sandbox, Group::Test, Group::Bench])?;
     // What is measured is optimised either way: how long a start takes is its user side's doing, too.
     let tapnat = build::tapnat(&build::Options { release: true })?;
     let mut cargo = command::cargo("run");

@@ -43,7 +43,7 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 fn sandbox(options: &Options) -> Result<()> {
-    setup::ensure(&[Group::Build, Group::Test])?;
+    setup::ensure(&[Group::Build, Group::Sandbox])?;
     if options.qemu {
         setup::ensure(&[Group::Guest])?;
     }

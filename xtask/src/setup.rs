@@ -33,7 +33,9 @@ pub enum Group {
     Build,
     /// Checking formatting and Clippy's lints
     Lint,
-    /// Tests and the sandbox with network namespaces
+    /// The sandbox with network namespaces, and tests
+    Sandbox,
+    /// Tests alone
     Test,
     /// Tests and the sandbox with a QEMU guest
     Guest,
@@ -48,7 +50,13 @@ pub enum Group {
 /// Runs the verb.
 pub fn run(options: &Options) -> Result<()> {
     let groups = match options.groups.as_slice() {
-        [] => &[Group::Build, Group::Lint, Group::Test, Group::Guest],
+        [] => &[
+            Group::Build,
+            Group::Lint,
+            Group::Sandbox,
+            Group::Test,
+            Group::Guest,
+        ],
         chosen => chosen,
     };
     ensure(groups)?;

@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<()> {
         "{} is no length of time",
         options.minutes
     );
-    setup::ensure(&[Group::Build, Group::Test])?;
+    setup::ensure(&[Group::Build, Group::Sandbox, Group::Test])?;
     let tapnat = build::tapnat(&build::Options {
         release: options.release,
     })?;

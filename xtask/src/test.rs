@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> Result<()> {
             "the test programs make network namespaces and load eBPF programs: run them as root, \
              or only `cargo xtask test unit`"
         );
-        setup::ensure(&[Group::Build, Group::Test, Group::Guest])?;
+        setup::ensure(&[Group::Build, Group::Sandbox, Group::Test, Group::Guest])?;
     }
 
     if selection == Selection::Rfc {

@@ -167,19 +167,19 @@ pub const REQUIREMENTS: &[Requirement] = &[
         }),
     },
     Requirement::package(
-        Group::Test,
+        Group::Sandbox,
         &["iproute2"],
         "tc",
         "ip and tc: make network namespaces, show what tapnat did",
     ),
     Requirement::package(
-        Group::Test,
+        Group::Sandbox,
         &["iptables"],
         "iptables-save",
         "the rules that tapnat must leave alone",
     ),
     Requirement::package(
-        Group::Test,
+        Group::Sandbox,
         &["nftables"],
         "nft",
         "the rules that tapnat must leave alone",
@@ -190,8 +190,8 @@ pub const REQUIREMENTS: &[Requirement] = &[
         "tcpdump",
         "captures packets and verifies their checksums",
     ),
-    Requirement::package(Group::Test, &["iperf3"], "iperf3", "bulk TCP and UDP"),
-    Requirement::package(Group::Test, &["iputils-ping"], "ping", "ICMP echo"),
+    Requirement::package(Group::Sandbox, &["iperf3"], "iperf3", "bulk TCP and UDP"),
+    Requirement::package(Group::Sandbox, &["iputils-ping"], "ping", "ICMP echo"),
     Requirement::package(
         Group::Test,
         &["traceroute"],
@@ -204,7 +204,12 @@ pub const REQUIREMENTS: &[Requirement] = &[
         "tracepath",
         "finds the MTU of a path",
     ),
-    Requirement::package(Group::Test, &["curl"], "curl", "HTTP from guest to world"),
+    Requirement::package(
+        Group::Sandbox,
+        &["curl"],
+        "curl",
+        "HTTP from guest to world",
+    ),
     Requirement::package(
         Group::Test,
         &["ethtool"],
