@@ -733,6 +733,8 @@ pub struct Permission {
 pub struct FragmentKey<A = Be32> {
     pub source: A,
     pub destination: A,
+    /// With the protocol that all fragments name (IPv4), or that says that they are
+    /// fragments (IPv6).
     pub arrival: Arrival,
     /// IPv4's has 16 bits.
     pub identification: Be32,
@@ -768,7 +770,9 @@ pub struct Fragment {
     pub held: u8,
     /// [`fragment_fate`].
     pub fate: u8,
-    pub padding: [u8; 6],
+    /// The protocol of the first fragment's transport.
+    pub protocol: u8,
+    pub padding: [u8; 5],
     /// A bit for each 8 bytes of the datagram that have come by.
     pub seen: [u64; 128],
 }

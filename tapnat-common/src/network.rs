@@ -30,6 +30,10 @@ pub trait Network: Address + Header {
     /// addresses, and whether ICMP's leaves them out: both are so, or neither
     /// (RFC 8200 section 8.1).
     const HAS_HEADER_CHECKSUM: bool;
+    /// Whether each fragment names the protocol of its datagram, which then is part of
+    /// what tells datagrams apart (RFC 791 section 3.2): IPv6's later ones name the header
+    /// that the first one begins with (RFC 8200 section 4.5).
+    const FRAGMENTS_NAME_TRANSPORT: bool;
     /// Where the addresses are in the header, in bytes.
     const SOURCE: u32;
     const DESTINATION: u32;

@@ -176,7 +176,11 @@ impl Wire {
         Ok(packet)
     }
 
-    fn receive_unverified(&self) -> Result<Captured> {
+    /// The next packet that arrives, whatever it is.
+    ///
+    /// # Errors
+    /// None arrives.
+    pub fn receive_unverified(&self) -> Result<Captured> {
         let mut looked_at = 0;
         let packet = self.capture.wait_for(PATIENCE, |packet| {
             looked_at += 1;

@@ -12,7 +12,11 @@ use tapnat_testbed::{
     topology::{GUEST_DEVICE, Inside, Tap, Topology, UPLINK},
     traffic::{self, ping},
 };
-use tapnat_tests::{family::V6, wires::Wires, world::World};
+use tapnat_tests::{
+    family::V6,
+    wires::{Wire, Wires},
+    world::World,
+};
 
 const HOP_BY_HOP: IpNumber = IpNumber::IPV6_HEADER_HOP_BY_HOP;
 const ROUTING: IpNumber = IpNumber::IPV6_ROUTE_HEADER;
@@ -189,6 +193,39 @@ fn fragments_with_extension_headers_are_kept() -> Result<()> {
                 );
             }
         }
+    }
+    wires.nothing_arrives()
+}
+
+/// Options for the destination come with the first fragment alone, and the others name
+/// them and not the transport (RFC 8200 section 4.5): nobody can read one by itself.
+#[test]
+fn fragments_of_what_begins_with_extension_headers_are_kept() -> Result<()> {
+    let (_world, wires) = V6.wired(1, &[])?;
+    let remote = V6.remote(0, 53);
+    let long = |packet: Builder| {
+        let packet = packet.payload(&traffic::pattern(3000));
+        with(packet, &[(OPTIONS, options(14))])
+    };
+    let pieces = |packet: &Builder| packet.fragments(1280);
+    let check = |wire: &Wire, expected: Builder| -> Result<()> {
+        for mut expected in pieces(&long(expected).ttl(63)) {
+            let arrived = wire.receive_unverified()?;
+            // A guest's have a number that tapnat gives them.
+            let number = arrived.ip().get(44..48).context("no fragment")?;
+            expected[44..48].copy_from_slice(number);
+            ensure!(arrived.ip() == expected, "{}", arrived.summary());
+        }
+        Ok(())
+    };
+    for (port, kind) in (40_000..).zip(KINDS) {
+        let (inside, outside) = (wires.inside(0, port), V6.outside(port));
+        wires.guests[0].send_all(&long(kind.out(inside, remote)), pieces)?;
+        check(&wires.world, kind.out(outside, remote))?;
+        wires
+            .world
+            .send_all(&long(kind.back(remote, outside)), pieces)?;
+        check(&wires.guests[0], kind.back(remote, inside))?;
     }
     wires.nothing_arrives()
 }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::command;
 
-/// Sequences of packets in one round, which takes some ten seconds: each round draws others.
+/// Sequences of packets of each IP version in one round: each round draws others.
 const SEQUENCES: u32 = 10_000;
 
 /// Try arbitrary packets on the datapath's decisions; needs no root
@@ -38,7 +38,7 @@ pub fn run(options: &Options) -> Result<()> {
         rounds += 1;
         let minutes = begin.elapsed().as_secs_f64() / 60.0;
         println!(
-            "fuzz: {} sequences of packets in {minutes:.1} minutes, all as they must be",
+            "fuzz: {} sequences of packets of each IP version in {minutes:.1} minutes, all as they must be",
             rounds * SEQUENCES
         );
         if begin.elapsed() >= enough {

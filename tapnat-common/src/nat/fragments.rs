@@ -8,7 +8,8 @@ use core::{hint::black_box, num::NonZeroU32};
 
 use super::Tables;
 use crate::{
-    abi::{FlowKey, Fragment, FragmentKey, HELD_BYTES, MAX_HELD, fragment_fate},
+    abi::{Arrival, Fragment, FragmentKey, HELD_BYTES, MAX_HELD, fragment_fate},
+    net::protocol,
     network::Network,
     parse::{Packet, Part},
     verdict::{Outcome, Plan, Reason},
@@ -21,22 +22,24 @@ const MOST_WORDS: usize = 20;
 #[inline(always)]
 #[must_use]
 pub const fn key_of<A: Network>(packet: &Packet<A>, device: Option<NonZeroU32>) -> FragmentKey<A> {
-    let FlowKey {
-        source,
-        destination,
-        arrival,
-        ..
-    } = packet.key(device);
+    let number = if A::FRAGMENTS_NAME_TRANSPORT {
+        packet.protocol
+    } else {
+        protocol::FRAGMENT
+    };
     FragmentKey {
-        source,
-        destination,
-        arrival,
+        source: packet.source,
+        destination: packet.destination,
+        arrival: match device {
+            Some(device) => Arrival::inside(device, number),
+            None => Arrival::outside(number),
+        },
         identification: packet.identification,
     }
 }
 
 /// Takes note of a fragment, before anything is decided about it. A later one
-/// is given the ports of its datagram.
+/// is given the protocol and the ports of its datagram.
 ///
 /// # Errors
 /// The exit of a fragment that does not belong to a known session, or that
@@ -73,6 +76,10 @@ pub fn enter<A: Network, T: Tables<A>>(
     }
     packet.source_port = fragment.source_port;
     packet.destination_port = fragment.destination_port;
+    if !A::FRAGMENTS_NAME_TRANSPORT {
+        packet.protocol = fragment.protocol;
+        packet.transport = A::transport_of(fragment.protocol);
+    }
     Ok(())
 }
 
@@ -152,6 +159,7 @@ pub fn settle<A: Network, T: Tables<A>>(
     };
     fragment.source_port = packet.source_port;
     fragment.destination_port = packet.destination_port;
+    fragment.protocol = packet.protocol;
     plan.held = u32::from(fragment.held);
     fragment.held = 0;
 }

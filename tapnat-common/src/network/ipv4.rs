@@ -40,6 +40,7 @@ impl Network for Be32 {
     const VERSION: u8 = 4;
     const ICMP: u8 = protocol::ICMP;
     const HAS_HEADER_CHECKSUM: bool = true;
+    const FRAGMENTS_NAME_TRANSPORT: bool = true;
     const SOURCE: u32 = 12;
     const DESTINATION: u32 = 16;
     const ALL_HEADERS: u32 = 14 + 60 + 8 + 60 + 20;

@@ -137,6 +137,7 @@ impl Network for Be128 {
     const VERSION: u8 = 6;
     const ICMP: u8 = protocol::ICMPV6;
     const HAS_HEADER_CHECKSUM: bool = false;
+    const FRAGMENTS_NAME_TRANSPORT: bool = false;
     const SOURCE: u32 = 8;
     const DESTINATION: u32 = 24;
     const ALL_HEADERS: u32 = 14 + LONGEST + 8 + 40 + 20;

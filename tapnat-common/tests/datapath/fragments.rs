@@ -6,7 +6,7 @@ use tapnat_testbed::packet::Builder;
 use crate::support::{
     frame::Bytes,
     network::{SECOND_TAP, TAP, Version, at, both_families, ping, pong, tcp, udp},
-    world::{Exit, World},
+    world::World,
 };
 
 /// Each pair is a datagram as the guest sees it and as the world does.
@@ -36,13 +36,6 @@ fn datagrams<A: Version>() -> Vec<(Builder, Builder)> {
     ]
 }
 
-/// What left because of a packet: itself, and what had waited for it.
-fn sent(exit: Exit) -> Vec<Vec<u8>> {
-    let own = exit.sent.map(|sent| sent.frame.ip().to_vec());
-    let released = exit.released.iter().map(|frame| frame.ip().to_vec());
-    own.into_iter().chain(released).collect()
-}
-
 fn sorted(mut packets: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     packets.sort();
     packets
@@ -57,7 +50,7 @@ fn in_order_out_and_back<A: Version>() {
                 .into_iter()
                 .zip(outside.clone().ttl(63).fragments(mtu));
             for (fragment, expected) in pairs {
-                let out = sent(world.guest_sends(TAP, &fragment));
+                let out = world.guest_sends(TAP, &fragment).all();
                 assert_eq!(out, [expected]);
             }
             world.wait_seconds(16);
@@ -80,7 +73,7 @@ fn every_order_arrives_complete<A: Version>() {
                 if place < first {
                     assert_eq!(exit.reason, Reason::FragmentHeld);
                 }
-                arrived.extend(sent(exit));
+                arrived.extend(exit.all());
             }
             assert_eq!(sorted(arrived), sorted(expected.clone()), "{order:?}");
             assert!(world.held.borrow().is_empty());
@@ -111,7 +104,7 @@ fn from_the_world_in_every_order<A: Version>() {
             world.guest_sends(TAP, &opening.build());
             let arrived = order
                 .into_iter()
-                .flat_map(|number| sent(world.world_sends(&fragments[number])))
+                .flat_map(|number| world.world_sends(&fragments[number]).all())
                 .collect();
             assert_eq!(sorted(arrived), sorted(expected.clone()), "{order:?}");
         }
@@ -137,7 +130,7 @@ fn datagrams_do_not_mix<A: Version>() {
         for (inside, outside) in &flows {
             let expected = datagram(*outside, 0x1234).ttl(63).fragments(1280);
             let exit = world.guest_sends(TAP, &inside.fragments(1280)[number]);
-            assert_eq!(sent(exit), [expected[number].clone()]);
+            assert_eq!(exit.all(), [expected[number].clone()]);
         }
     }
 }

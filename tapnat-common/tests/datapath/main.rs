@@ -22,6 +22,7 @@ mod full_tables;
 mod guests;
 mod hairpin;
 mod icmp_errors;
+mod ipv6;
 mod layout;
 mod mappings;
 mod parsing;

@@ -10,7 +10,7 @@ use tapnat_common::{
 use tapnat_testbed::packet::{self, Builder, checksum};
 
 use crate::support::{
-    frame::{Bytes, Partial},
+    frame::Bytes,
     network::{
         MOST_OPTIONS, TAP, UPLINK, Version, at, both_families, icmp_error, ip, ping, pong, tcp, udp,
     },
@@ -248,26 +248,13 @@ fn an_mtu_that_shrinks_is_noticed<A: Version>() {
 }
 both_families!(an_mtu_that_shrinks_is_noticed);
 
-fn partial(builder: &Builder) -> Bytes {
-    let (offload, bytes) = builder.offloaded(None);
-    let place = offload.checksum.unwrap();
-    let start = usize::from(place.start);
-    Bytes {
-        partial: Some(Partial {
-            start,
-            field: start + usize::from(place.offset),
-        }),
-        ..Bytes::raw(&bytes)
-    }
-}
-
 fn segments_yet_to_be_cut_are_measured_by_what_they_become<A: Version>() {
     let large = tcp(at(A::GUEST, 40000), at(A::SERVER, 80), "A")
         .dont_fragment()
         .payload(&[9; 10_000]);
     let frame = |segment_size| Bytes {
         segment_size,
-        ..partial(&large)
+        ..Bytes::offloaded(&large)
     };
     let world = World::<A>::new();
     let most = 1500 - u16::try_from(A::HEADER).unwrap() - 20;
@@ -291,7 +278,10 @@ fn an_error_about_a_checksum_yet_to_be_completed_has_a_right_one<A: Version>() {
             tcp(at(A::GUEST, 40000), at(A::SERVER, 80), "S"),
         ] {
             let world = World::<A>::new();
-            let exit = world.run(Some(TAP), partial(&builder.payload(payload).ttl(1)));
+            let exit = world.run(
+                Some(TAP),
+                Bytes::offloaded(&builder.payload(payload).ttl(1)),
+            );
             let answer = exit.refused(Reason::TimeToLiveExceeded);
             assert_eq!(
                 checksum::verify(&answer, checksum::Expect::Complete),

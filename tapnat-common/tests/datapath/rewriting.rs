@@ -5,7 +5,7 @@ use tapnat_common::{abi::Filtering, verdict::Reason};
 use tapnat_testbed::packet::{self, Builder, checksum};
 
 use crate::support::{
-    frame::{Bytes, Partial, sum},
+    frame::{Bytes, sum},
     network::{
         MOST_OPTIONS, SECOND_TAP, TAP, UPLINK, Version, at, both_families, ip, ping, pong, source,
         tcp, udp,
@@ -312,19 +312,6 @@ fn other_protocols_are_translated_by_address_only<A: Version>() {
 }
 both_families!(other_protocols_are_translated_by_address_only);
 
-fn partial(builder: &Builder) -> Bytes {
-    let (offload, bytes) = builder.offloaded(None);
-    let place = offload.checksum.unwrap();
-    let start = usize::from(place.start);
-    Bytes {
-        partial: Some(Partial {
-            start,
-            field: start + usize::from(place.offset),
-        }),
-        ..Bytes::raw(&bytes)
-    }
-}
-
 fn a_checksum_that_the_device_completes_covers_what_is_sent<A: Version>() {
     let world = World::<A>::new();
     // The port changes for the second guest; it is not in a partial checksum.
@@ -337,7 +324,7 @@ fn a_checksum_that_the_device_completes_covers_what_is_sent<A: Version>() {
         udp(at(A::OTHER_GUEST, 5000), at(A::SERVER, 53)),
         tcp(at(A::OTHER_GUEST, 5000), at(A::SERVER, 53), "S"),
     ] {
-        let exit = world.run(Some(SECOND_TAP), partial(&builder));
+        let exit = world.run(Some(SECOND_TAP), Bytes::offloaded(&builder));
         assert_eq!(exit.reason, Reason::SessionStarted);
         let frame = exit.sent.unwrap().frame;
         assert!(frame.partial.is_some());
@@ -353,7 +340,7 @@ both_families!(a_checksum_that_the_device_completes_covers_what_is_sent);
 fn a_large_packet_yet_to_be_cut_stays_one<A: Version>() {
     let world = World::<A>::new();
     let segments = |source, destination| tcp(source, destination, "A").payload(&vec![0x5a; 65_000]);
-    let mut frame = partial(&segments(at(A::GUEST, 40000), at(A::SERVER, 80)));
+    let mut frame = Bytes::offloaded(&segments(at(A::GUEST, 40000), at(A::SERVER, 80)));
     let size = 1500 - u16::try_from(A::HEADER).unwrap() - 20;
     frame.segment_size = size;
     for _ in 0..3 {

@@ -9,6 +9,7 @@ use tapnat_common::{
     frame::{Frame, Header},
     network::Network,
 };
+use tapnat_testbed::packet::Builder;
 
 /// As far as the kernel's shell looks for headers directly.
 const FIRST_HEADERS: usize = 255;
@@ -77,6 +78,20 @@ impl Bytes {
         Self {
             link_length: 14,
             ..Self::raw(frame)
+        }
+    }
+
+    /// A packet without a link header, whose checksum a device is to complete.
+    pub fn offloaded(builder: &Builder) -> Self {
+        let (offload, bytes) = builder.offloaded(None);
+        let place = offload.checksum.unwrap();
+        let start = usize::from(place.start);
+        Self {
+            partial: Some(Partial {
+                start,
+                field: start + usize::from(place.offset),
+            }),
+            ..Self::raw(&bytes)
         }
     }
 

@@ -145,6 +145,13 @@ impl Exit {
         self.ip()
     }
 
+    /// The IP packets that left because of a packet: itself, and what had waited for it.
+    pub fn all(self) -> Vec<Vec<u8>> {
+        let own = self.sent.map(|sent| sent.frame);
+        let frames = own.iter().chain(&self.released);
+        frames.map(|frame| frame.ip().to_vec()).collect()
+    }
+
     /// The ICMP error that was sent for this reason.
     #[track_caller]
     pub fn refused(self, reason: Reason) -> Vec<u8> {
@@ -1073,7 +1080,8 @@ impl<A: Version> Tables<A> for World<A> {
             all_units: 0,
             held: 0,
             fate: 0,
-            padding: [0; 6],
+            protocol: 0,
+            padding: [0; 5],
             seen: [0; 128],
         };
         if self.fragments.set(key, &empty) == Insert::Full {
