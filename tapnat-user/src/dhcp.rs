@@ -30,7 +30,7 @@ use crate::{
 const LEASE: Duration = Duration::from_hours(1);
 /// The longest message that is read; RFC 2131 wants 576 bytes of UDP and IP to fit.
 const LONGEST: usize = 1500;
-/// Messages from one device that are answered in a second.
+/// Messages from one device that are looked at in a second.
 const MOST: u32 = 100;
 
 const OPTION_MTU: u8 = 26;
@@ -186,21 +186,23 @@ impl Server {
 
     async fn run(self) {
         let mut buffer = vec![0; LONGEST];
-        let mut answered = Rate::new(MOST, Instant::now());
+        let mut heard = Rate::new(MOST, Instant::now());
         while let Ok((length, _)) = self.socket.recv_from(&mut buffer).await {
-            let now = Instant::now();
-            if !answered.has_room(now) {
-                continue;
-            }
-            let Some(message) = buffer.get(..length) else {
-                continue;
-            };
-            if let Some(answer) = self.answer(message, now) {
-                answered.take();
+            let message = buffer.get(..length).unwrap_or_default();
+            if let Some(answer) = self.hear(message, &mut heard, Instant::now()) {
                 // The device may be down: the guest asks again.
                 let _ = self.socket.send_to(&answer.message, answer.to).await;
             }
         }
+    }
+
+    /// What is to be answered to a message, if anything, and if it is looked at.
+    fn hear(&self, message: &[u8], heard: &mut Rate, now: Instant) -> Option<Answer> {
+        if !heard.has_room(now) {
+            return None;
+        }
+        heard.take();
+        self.answer(message, now)
     }
 
     /// What is to be answered to a message, if anything.
@@ -340,5 +342,73 @@ impl Server {
             message,
             to: SocketAddr::from((to, DHCP_CLIENT_PORT)),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smoltcp::wire::EthernetAddress;
+
+    use super::*;
+
+    fn message(message_type: DhcpMessageType) -> Vec<u8> {
+        let asked = DhcpRepr {
+            message_type,
+            transaction_id: 1,
+            secs: 0,
+            client_hardware_address: EthernetAddress([2, 0, 0, 0, 0, 1]),
+            client_ip: Ipv4Addr::UNSPECIFIED,
+            your_ip: Ipv4Addr::UNSPECIFIED,
+            server_ip: Ipv4Addr::UNSPECIFIED,
+            router: None,
+            subnet_mask: None,
+            relay_agent_ip: Ipv4Addr::UNSPECIFIED,
+            broadcast: false,
+            requested_ip: None,
+            client_identifier: None,
+            server_identifier: None,
+            parameter_request_list: None,
+            dns_servers: None,
+            max_size: None,
+            lease_duration: None,
+            renew_duration: None,
+            rebind_duration: None,
+            additional_options: &[],
+        };
+        let mut message = vec![0; asked.buffer_len()];
+        asked
+            .emit(&mut DhcpPacket::new_unchecked(&mut message))
+            .unwrap();
+        message
+    }
+
+    #[tokio::test]
+    async fn what_needs_no_answer_takes_room_too() {
+        let host = Ipv4Addr::new(10, 0, 0, 1);
+        let network = Ipv4Net::new_assert(host, 24).trunc();
+        let server = Server {
+            socket: UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(),
+            device: Served {
+                name: "tap0".to_owned(),
+                index: 2,
+                address: host,
+                network,
+                mtu: 1500,
+            },
+            pool: Arc::new(Mutex::new(Pool::new(Ipv4Guests { network, host }))),
+            domain: None,
+            names: Arc::default(),
+        };
+        let now = Instant::now();
+        let mut heard = Rate::new(MOST, now);
+        let discover = message(DhcpMessageType::Discover);
+        assert!(server.hear(&discover, &mut heard, now).is_some());
+        let release = message(DhcpMessageType::Release);
+        for useless in [&release[..], b"junk"].repeat(MOST as usize / 2) {
+            assert!(server.hear(useless, &mut heard, now).is_none());
+        }
+        assert!(server.hear(&discover, &mut heard, now).is_none());
+        let later = now + Duration::from_secs(1);
+        assert!(server.hear(&discover, &mut heard, later).is_some());
     }
 }
