@@ -2,7 +2,7 @@
 //! neighbours' link addresses: only that there were some. Whoever wants to know more asks over
 //! [`super::netlink`], on another socket.
 
-use std::{collections::HashMap, io, net::Ipv4Addr, time::Duration};
+use std::{collections::HashMap, io, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use rtnetlink::{
@@ -64,6 +64,7 @@ impl Events {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
         ])?;
         let neighbours = listen(&[MulticastGroup::Neigh])?;
         Ok(Self {
@@ -147,7 +148,7 @@ async fn next(drivers: Option<&Listener>) {
 /// nothing.
 #[derive(Debug, Default)]
 struct Neighbours {
-    known: HashMap<(u32, Ipv4Addr), Vec<u8>>,
+    known: HashMap<(u32, IpAddr), Vec<u8>>,
 }
 
 impl Neighbours {
@@ -194,16 +195,56 @@ impl Neighbours {
 }
 
 /// A neighbour's address and link address, if the latter is known.
-fn read(neighbour: &NeighbourMessage) -> Option<(Ipv4Addr, Vec<u8>)> {
+fn read(neighbour: &NeighbourMessage) -> Option<(IpAddr, Vec<u8>)> {
     let mut address = None;
     let mut link = None;
     for attribute in &neighbour.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(it)) => address = Some(*it),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(it)) => {
+                address = Some(IpAddr::V4(*it));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(it)) => {
+                address = Some(IpAddr::V6(*it));
+            }
             // The crate's name for NDA_LLADDR.
             NeighbourAttribute::LinkLocalAddress(it) => link = Some(it.clone()),
             _ => {}
         }
     }
     address.zip(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::slice;
+
+    use super::*;
+
+    fn neighbour(address: NeighbourAddress, link: &[u8]) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = 2;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(address),
+            NeighbourAttribute::LinkLocalAddress(link.to_vec()),
+        ];
+        message
+    }
+
+    #[test]
+    fn another_link_address_is_a_change_in_either_family() {
+        let addresses = [
+            NeighbourAddress::Inet([198, 51, 100, 1].into()),
+            NeighbourAddress::Inet6([0xfe80, 0, 0, 0, 0, 0, 0, 1].into()),
+        ];
+        for address in addresses {
+            let (one, other) = (
+                neighbour(address.clone(), &[2, 0, 0, 0, 0, 1]),
+                neighbour(address.clone(), &[2, 0, 0, 0, 0, 2]),
+            );
+            let mut known = Neighbours::of(slice::from_ref(&one));
+            assert!(known.is_as_before(&one), "{address:?}");
+            assert!(!known.is_as_before(&other), "{address:?}");
+            assert!(known.is_as_before(&other), "{address:?}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use futures::{Stream, TryStreamExt as _};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::{
-    Error, Handle, IpVersion, LinkUnspec, RouteMessageBuilder,
+    Error, Handle, LinkUnspec, RouteMessageBuilder,
     packet_core::{ErrorMessage, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
@@ -372,18 +372,15 @@ impl Netlink {
         Ok(addresses)
     }
 
-    /// The IPv4 neighbours that the kernel knows of.
+    /// The neighbours that the kernel knows of.
     ///
     /// # Errors
     ///
     /// When the kernel refuses to list them.
     pub async fn neighbours(&self) -> Result<Vec<NeighbourMessage>> {
-        self.list(|handle| {
-            let request = handle.neighbours().get();
-            request.set_family(IpVersion::V4).execute()
-        })
-        .await
-        .context("cannot list the neighbours")
+        self.list(|handle| handle.neighbours().get().execute())
+            .await
+            .context("cannot list the neighbours")
     }
 
     /// The default route with the smallest metric of the main table, of IPv6 where IPv4 has none. Of
