@@ -161,10 +161,8 @@ impl RealHost {
 fn reserved_in(journal: &Journal) -> PortSet {
     journal
         .changes()
-        .fold(PortSet::empty(), |reserved, change| match change {
-            Change::ReservePorts { ports } => reserved.union(ports),
-            _ => reserved,
-        })
+        .filter_map(Change::reserved_ports)
+        .fold(PortSet::empty(), |reserved, ports| reserved.union(ports))
 }
 
 impl Host for RealHost {

@@ -18,11 +18,15 @@ use crate::{
     changes::RealHost,
     datapath::Pins,
     forwards::Forward,
-    host::{namespace::NetworkNamespace, netlink::Netlink, sockets::name_owner},
+    host::{
+        namespace::NetworkNamespace,
+        netlink::{Device, Netlink},
+        sockets::name_owner,
+    },
     instance::{InstanceName, Lock},
     journal::{Journal, Role},
     pool,
-    statics::{self, Selector},
+    statics::{self, Added, Selector},
     sweep::Remover,
     tables::{BothTables, PinnedTables},
 };
@@ -223,11 +227,32 @@ async fn perform_alone(
     let pins = Pins::find(instance)?;
     let remover = pins.remover()?;
     let BothTables { ipv4, ipv6, .. } = &mut tables;
-    let mut notes = perform(ipv4, ipv6.as_mut(), &remover, request)?;
+    let done = perform(ipv4, ipv6.as_mut(), &remover, request)?;
     let claims = journal.claims().iter();
     let uplinks = claims.filter(|claim| claim.role == Role::Uplink);
     let uplinks: Vec<_> = uplinks.map(|claim| claim.device.clone()).collect();
     let host = RealHost::new(instance.clone(), Netlink::open()?);
+    let settled = settle_alone(ipv4, ipv6.as_ref(), &uplinks, &host, &mut journal).await;
+    match (settled, &done.added) {
+        (Ok(notes), _) => Ok([done.notes, notes].concat()),
+        (Err(error), None) => Err(error),
+        (Err(error), Some(added)) => {
+            statics::take_back(ipv4, ipv6.as_mut(), &remover, added)?;
+            // What fails again stays in the journal.
+            let _ = settle_alone(ipv4, ipv6.as_ref(), &uplinks, &host, &mut journal).await;
+            Err(error)
+        }
+    }
+}
+
+/// Puts the addresses of static mappings on the uplinks.
+async fn settle_alone(
+    ipv4: &PinnedTables,
+    ipv6: Option<&PinnedTables<Be128>>,
+    uplinks: &[Device],
+    host: &RealHost,
+    journal: &mut Journal,
+) -> Result<Vec<String>> {
     // Of these nobody here can tell whether the operator gave them or the uplink had them.
     let mut kept = ipv4.outside_addresses()?;
     let mut wanted = pool::of_statics(ipv4)?;
@@ -235,10 +260,20 @@ async fn perform_alone(
         kept.extend(ipv6.outside_addresses()?);
         wanted.extend(pool::of_statics(ipv6)?);
     }
+    let mut notes = Vec::new();
     for uplink in uplinks {
-        notes.extend(pool::settle(&wanted, &kept, &uplink, &host, &mut journal).await?);
+        notes.extend(pool::settle(&wanted, &kept, uplink, host, journal).await?);
     }
     Ok(notes)
+}
+
+/// What [`perform`] did.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// What the operator should know, one line each.
+    pub notes: Vec<String>,
+    /// To be taken back if what belongs to it cannot be done.
+    pub added: Option<Added>,
 }
 
 /// Does what needs the tables alone.
@@ -251,18 +286,21 @@ pub fn perform(
     ipv6: Option<&mut PinnedTables<Be128>>,
     remover: &impl Remover,
     request: &Request,
-) -> Result<Vec<String>> {
+) -> Result<Done> {
     match request {
         Request::AddForward(forward) => {
-            if statics::add(ipv4, ipv6, remover, forward)? {
-                Ok(Vec::new())
-            } else {
-                Ok(vec![format!("{} is there already", forward.name())])
-            }
+            let added = statics::add(ipv4, ipv6, remover, forward)?;
+            let notes = added
+                .is_empty()
+                .then(|| format!("{} is there already", forward.name()));
+            Ok(Done {
+                notes: notes.into_iter().collect(),
+                added: Some(added),
+            })
         }
         Request::RemoveForward(selector) => {
             statics::remove(ipv4, ipv6, remover, selector)?;
-            Ok(Vec::new())
+            Ok(Done::default())
         }
         Request::Reload => bail!(
             "no process of the instance runs, which could read its file again: start it with \

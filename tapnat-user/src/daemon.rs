@@ -157,6 +157,8 @@ struct Daemon {
     scrapes: Option<Answering>,
     /// Where the programs are attached.
     hooks: Vec<Hook>,
+    /// Something may be left on devices that are not served any more.
+    must_let_go: bool,
     /// Whom to ask about XDP, where the kernel tells.
     drivers: Option<Drivers>,
     /// Warnings that need no repeating.
@@ -268,6 +270,7 @@ impl Daemon {
                     names: Arc::default(),
                     scrapes: None,
                     hooks: prepared.hooks,
+                    must_let_go: false,
                     drivers: prepared.drivers,
                     told: prepared.told,
                     retry: Retry::default(),
@@ -422,8 +425,19 @@ impl Daemon {
             bail!("{mistake}");
         }
         let six = self.six.as_mut().map(|six| &mut six.version.tables);
-        let mut notes = control::perform(&mut self.four.tables, six, &self.datapath, request)?;
-        notes.extend(self.settle_addresses().await?);
+        let done = control::perform(&mut self.four.tables, six, &self.datapath, request)?;
+        let mut notes = done.notes;
+        match (self.settle_addresses().await, &done.added) {
+            (Ok(more), _) => notes.extend(more),
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(added)) => {
+                let six = self.six.as_mut().map(|six| &mut six.version.tables);
+                statics::take_back(&mut self.four.tables, six, &self.datapath, added)?;
+                // What fails again is tried again when the network changes.
+                let _ = self.settle_addresses().await;
+                return Err(error);
+            }
+        }
         let six = self.six.as_ref();
         notes.extend(settle_host_sockets(
             &mut self.datapath,

@@ -902,10 +902,7 @@ fn outside_addresses<A: IpFamily>(
 /// Whether the guests' ports are still kept from the host's own connections.
 fn reservation(journal: &Journal) -> Option<Finding> {
     let topic = "ports";
-    let ours = journal.changes().find_map(|change| match change {
-        Change::ReservePorts { ports } => Some(ports),
-        _ => None,
-    })?;
+    let ours = journal.changes().find_map(Change::reserved_ports)?;
     let sysctl = Sysctl::local_reserved_ports();
     let now: PortSet = sysctl.read().ok()?.parse().ok()?;
     let lost = ours.without(&now);

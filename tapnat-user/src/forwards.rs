@@ -388,7 +388,7 @@ impl Forward {
                     ..
                 },
             ) => protocol == other_protocol && outside.overlaps(other_outside),
-            _ => true,
+            (Share::Everything, _) | (_, Share::Everything) => true,
         }
     }
 

@@ -7,7 +7,7 @@
 //! [`crate::changes`]' business, behind [`Host`].
 
 use std::{
-    fs, io,
+    fs, io, mem,
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     host::{
         namespace::NetworkNamespace,
-        netlink::Device,
+        netlink::{Device, Link},
         sysctl::Sysctl,
         tap::{Owner, Queues},
     },
@@ -107,60 +107,65 @@ impl Change {
     /// Whether both change the same thing, possibly in different ways.
     #[must_use]
     pub fn same_target(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::CreateTap { name, .. }, Self::CreateTap { name: other, .. }) => name == other,
-            (
-                Self::AddAddress {
-                    device,
-                    address,
-                    peer,
-                },
-                Self::AddAddress {
-                    device: other_device,
-                    address: other_address,
-                    peer: other_peer,
-                },
-            ) => (device.index, address, peer) == (other_device.index, other_address, other_peer),
-            (Self::SetUp { device }, Self::SetUp { device: other })
-            | (Self::AddClsact { device }, Self::AddClsact { device: other }) => {
-                device.index == other.index
-            }
-            (
-                Self::AddFilter {
-                    device, direction, ..
-                },
-                Self::AddFilter {
-                    device: other,
-                    direction: other_direction,
-                    ..
-                },
-            ) => device.index == other.index && direction == other_direction,
-            (Self::SetSysctl { sysctl, .. }, Self::SetSysctl { sysctl: other, .. }) => {
-                sysctl == other
-            }
-            (Self::ReservePorts { .. }, Self::ReservePorts { .. })
-            | (Self::PinDirectory, Self::PinDirectory) => true,
-            _ => false,
+        self.target() == other.target()
+    }
+
+    fn target(&self) -> Target<'_> {
+        match self {
+            Self::CreateTap { name, .. } => Target::Tap(name),
+            Self::AddAddress {
+                device,
+                address,
+                peer,
+            } => Target::Address(device.index, *address, *peer),
+            Self::SetUp { device } => Target::Up(device.index),
+            Self::SetSysctl { sysctl, .. } => Target::Sysctl(sysctl),
+            Self::ReservePorts { .. } => Target::ReservedPorts,
+            Self::AddClsact { device } => Target::Clsact(device.index),
+            Self::AddFilter {
+                device, direction, ..
+            } => Target::Filter(device.index, *direction),
+            Self::PinDirectory => Target::PinDirectory,
+        }
+    }
+
+    /// The ports that it adds to those that the host leaves alone.
+    #[must_use]
+    pub fn reserved_ports(&self) -> Option<&PortSet> {
+        if let Self::ReservePorts { ports } = self {
+            Some(ports)
+        } else {
+            None
         }
     }
 
     /// This change, to be made on top of an earlier one of the same target: what was there before
     /// the earlier one is what has to come back.
-    fn after(self, earlier: &Self) -> Self {
-        match (self, earlier) {
-            (Self::SetSysctl { sysctl, new, .. }, Self::SetSysctl { old, .. }) => Self::SetSysctl {
-                sysctl,
-                old: old.clone(),
-                new,
-            },
-            (Self::ReservePorts { ports }, Self::ReservePorts { ports: earlier }) => {
-                Self::ReservePorts {
-                    ports: ports.union(earlier),
-                }
-            }
-            (change, _) => change,
+    fn after(mut self, earlier: &Self) -> Self {
+        if let (Self::SetSysctl { old, .. }, Self::SetSysctl { old: before, .. }) =
+            (&mut self, earlier)
+        {
+            old.clone_from(before);
         }
+        if let (Self::ReservePorts { ports }, Some(before)) = (&mut self, earlier.reserved_ports())
+        {
+            *ports = ports.union(before);
+        }
+        self
     }
+}
+
+/// What a change is made to. Devices go by their index.
+#[derive(Debug, PartialEq)]
+enum Target<'a> {
+    Tap(&'a str),
+    Address(u32, IpNet, Option<Ipv4Addr>),
+    Up(u32),
+    Sysctl(&'a Sysctl),
+    ReservedPorts,
+    Clsact(u32),
+    Filter(u32, Direction),
+    PinDirectory,
 }
 
 /// What came of reverting a change.
@@ -322,6 +327,36 @@ impl Journal {
     /// When the file cannot be written.
     pub fn set_claims(&mut self, claims: Vec<Claim>) -> Result<()> {
         self.record.claims = claims;
+        self.save()
+    }
+
+    /// Takes in that claimed devices have other names now: the kernel has their parameters under
+    /// these.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn follow_names(&mut self, links: &[Link]) -> Result<()> {
+        let mut renamed = Vec::new();
+        for Claim { device, .. } in &mut self.record.claims {
+            let link = links.iter().find(|link| link.index == device.index);
+            if let Some(link) = link.filter(|link| link.name != device.name) {
+                let before = mem::replace(&mut device.name, link.name.clone());
+                renamed.push((before, link.name.as_str()));
+            }
+        }
+        if renamed.is_empty() {
+            return Ok(());
+        }
+        for entry in &mut self.record.changes {
+            if let Change::SetSysctl { sysctl, .. } = &mut entry.change {
+                // Once only: two devices may have changed names with each other.
+                let mut moved = renamed.iter();
+                if let Some(moved) = moved.find_map(|(before, now)| sysctl.moved(before, now)) {
+                    *sysctl = moved;
+                }
+            }
+        }
         self.save()
     }
 

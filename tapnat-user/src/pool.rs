@@ -93,18 +93,11 @@ pub async fn settle(
     }
     journal
         .revert_matching(
-            |made| match made {
-                Change::AddAddress {
-                    device,
-                    address: net,
-                    peer: _,
-                } => {
-                    let address = net.addr();
-                    device.index == uplink.index
-                        && !wanted.contains(&address)
-                        && !kept.contains(&address)
-                }
-                _ => false,
+            |made| {
+                matches!(made, Change::AddAddress { device, address, peer: _ }
+                    if device.index == uplink.index
+                        && !wanted.contains(&address.addr())
+                        && !kept.contains(&address.addr()))
             },
             host,
         )

@@ -3,7 +3,7 @@
 //! call this: the daemon, or a command while there is none.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     slice,
 };
@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use ipnet::IpNet;
 use tapnat_common::{
-    abi::{Device, EndpointKey, Mapping, Settings, mapping_flags, role, setting_flags},
-    net::Be128,
+    abi::{Device, EndpointKey, Mapping, mapping_flags, role, setting_flags},
+    net::{Be32, Be128},
 };
 
 use crate::{
@@ -25,27 +25,40 @@ use crate::{
     view::MappingView,
 };
 
-/// What the tables say of the network.
-struct Ground<A: IpFamily> {
-    devices: Vec<(u32, Device<A>)>,
-    settings: Settings<A>,
+/// The network that forwards lead through, of one IP version.
+#[derive(Debug)]
+pub struct Ground<A: IpFamily> {
+    /// By their index.
+    pub devices: Vec<(u32, Device<A>)>,
+    /// What stands for the guests in the world.
+    pub outside: Vec<A>,
 }
 
 impl<A: IpFamily> Ground<A> {
+    /// As the tables say it is.
     fn read(tables: &PinnedTables<A>) -> Result<Self> {
+        let settings = tables.settings()?;
+        let outside = settings.outside.iter().copied();
         Ok(Self {
             devices: tables.devices()?,
-            settings: tables.settings()?,
+            outside: outside.take(settings.outside_count as usize).collect(),
         })
     }
 
-    fn pool(&self) -> &[A] {
-        let count = self.settings.outside_count as usize;
-        self.settings.outside.get(..count).unwrap_or_default()
+    fn first(&self) -> Option<A> {
+        self.outside.first().copied()
     }
 
-    fn first(&self) -> Option<A> {
-        self.pool().first().copied()
+    /// Where a static mapping belongs: it may be one that moves with the first address.
+    fn place(&self, outside: EndpointKey<A>, mapping: &Mapping<A>) -> EndpointKey<A> {
+        let moves = mapping.flags & mapping_flags::MOVES != 0
+            // Its device may come back, as taps do.
+            && self.device_of(mapping.inside.address).is_some();
+        let mut place = outside;
+        if moves && let Some(first) = self.first() {
+            place.address = first;
+        }
+        place
     }
 
     /// The inside device whose network has this address.
@@ -101,7 +114,7 @@ impl<A: IpFamily> Ground<A> {
         let shown_outside: IpAddr = outside.into();
         if forward.share == Share::Everything {
             ensure!(
-                !self.settings.is_outside(outside),
+                !self.outside.contains(&outside),
                 "{shown_outside} cannot be {shown}'s alone: all guests are translated to it; take \
                  another address, or forward single ports"
             );
@@ -209,7 +222,25 @@ pub fn list(tables: &BothTables) -> Result<Vec<Standing>> {
     Ok(list)
 }
 
-/// Adds one forward, all of it or nothing. `false` when it is there already.
+/// What [`add`] has put into the tables.
+#[derive(Debug)]
+pub enum Added {
+    Ipv4(Vec<EndpointKey>),
+    Ipv6(Vec<EndpointKey<Be128>>),
+}
+
+impl Added {
+    /// Whether all of it was there already.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        match self {
+            Self::Ipv4(endpoints) => endpoints.is_empty(),
+            Self::Ipv6(endpoints) => endpoints.is_empty(),
+        }
+    }
+}
+
+/// Adds one forward, all of it or nothing.
 ///
 /// # Errors
 ///
@@ -220,22 +251,54 @@ pub fn add(
     ipv6: Option<&mut PinnedTables<Be128>>,
     remover: &impl Remover,
     forward: &Forward,
-) -> Result<bool> {
+) -> Result<Added> {
     check_ipv6(ipv6.is_some(), slice::from_ref(forward))?;
     match (forward.inside_address, ipv6) {
-        (IpAddr::V6(_), Some(ipv6)) => add_to(ipv6, remover, forward),
-        _ => add_to(ipv4, remover, forward),
+        (IpAddr::V6(_), Some(ipv6)) => Ok(Added::Ipv6(add_to(ipv6, remover, forward)?)),
+        (IpAddr::V4(_), _) | (IpAddr::V6(_), None) => {
+            Ok(Added::Ipv4(add_to(ipv4, remover, forward)?))
+        }
     }
+}
+
+/// Takes out what [`add`] has put there.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn take_back(
+    ipv4: &mut PinnedTables,
+    ipv6: Option<&mut PinnedTables<Be128>>,
+    remover: &impl Remover,
+    added: &Added,
+) -> Result<()> {
+    match (added, ipv6) {
+        (Added::Ipv4(endpoints), _) => take_out(ipv4, remover, endpoints),
+        (Added::Ipv6(endpoints), Some(ipv6)) => take_out(ipv6, remover, endpoints),
+        (Added::Ipv6(_), None) => Ok(()),
+    }
+}
+
+fn take_out<A: IpFamily>(
+    tables: &mut PinnedTables<A>,
+    remover: &impl Remover,
+    endpoints: &[EndpointKey<A>],
+) -> Result<()> {
+    let change = Change {
+        remove: endpoints.to_vec(),
+        insert: Vec::new(),
+    };
+    apply(tables, remover, &change)
 }
 
 fn add_to<A: IpFamily>(
     tables: &mut PinnedTables<A>,
     remover: &impl Remover,
     forward: &Forward,
-) -> Result<bool> {
-    let change = plan(tables, &[*forward], false)?;
+) -> Result<Vec<EndpointKey<A>>> {
+    let change = plan(tables, &Ground::read(tables)?, &[*forward], false)?;
     apply(tables, remover, &change)?;
-    Ok(!change.is_empty())
+    Ok(change.insert.iter().map(|(outside, _)| *outside).collect())
 }
 
 /// Refuses forwards to guests with IPv6 where there are none.
@@ -323,23 +386,46 @@ pub fn configure(
     wanted: &[Forward],
 ) -> Result<()> {
     check_ipv6(ipv6.is_some(), wanted)?;
-    let change = plan(ipv4, wanted, true)?;
+    let change = plan(ipv4, &Ground::read(ipv4)?, wanted, true)?;
     if let Some(ipv6) = ipv6 {
-        let change = plan(ipv6, wanted, true)?;
+        let change = plan(ipv6, &Ground::read(ipv6)?, wanted, true)?;
         apply(ipv6, remover, &change)?;
     }
     apply(ipv4, remover, &change)
 }
 
-/// What has to be changed for those of the `wanted` forwards that are of this IP version.
+/// Refuses what [`configure`] would refuse when the network is as said here. Changes nothing.
+///
+/// # Errors
+///
+/// As [`configure`].
+pub fn check(
+    ipv4: (&PinnedTables, &Ground<Be32>),
+    ipv6: Option<(&PinnedTables<Be128>, &Ground<Be128>)>,
+    wanted: &[Forward],
+) -> Result<()> {
+    check_ipv6(ipv6.is_some(), wanted)?;
+    plan(ipv4.0, ipv4.1, wanted, true)?;
+    if let Some((tables, ground)) = ipv6 {
+        plan(tables, ground, wanted, true)?;
+    }
+    Ok(())
+}
+
+/// What has to be changed for those of the `wanted` forwards that are of this IP version, on this
+/// ground.
 fn plan<A: IpFamily>(
     tables: &PinnedTables<A>,
+    ground: &Ground<A>,
     wanted: &[Forward],
     configured: bool,
 ) -> Result<Change<A>> {
-    let ground = Ground::read(tables)?;
-    let there = tables.static_mappings()?;
-    let pool: Vec<IpAddr> = ground.pool().iter().map(|it| (*it).into()).collect();
+    let there: HashMap<_, _> = tables
+        .static_mappings()?
+        .into_iter()
+        .map(|(outside, mapping)| (ground.place(outside, &mapping), mapping))
+        .collect();
+    let pool: Vec<IpAddr> = ground.outside.iter().map(|it| (*it).into()).collect();
     let wanted: Vec<_> = wanted
         .iter()
         .filter(|it| A::from_ip(it.inside_address).is_some())
@@ -365,10 +451,7 @@ fn plan<A: IpFamily>(
             check_address(&there, *outside, replaced)?;
         }
         for (outside, mut mapping) in entries {
-            let current = tables.mapping(&outside)?;
-            if let Some(old) = &current
-                && old.flags & mapping_flags::STATIC != 0
-            {
+            if let Some(old) = there.get(&outside) {
                 if same(old, &mapping) {
                     kept.insert(outside);
                     // A command's stays a command's.
@@ -393,10 +476,11 @@ fn plan<A: IpFamily>(
                 change.insert.push((outside, mapping));
                 continue;
             }
-            if let Some(old) = &current {
+            let guests = tables.mapping(&outside)?;
+            if let Some(old) = guests.filter(|it| it.flags & mapping_flags::STATIC == 0) {
                 if old.inside == mapping.inside {
                     mapping.sessions = old.sessions;
-                } else if let Some(view) = MappingView::new(&outside, old, now()) {
+                } else if let Some(view) = MappingView::new(&outside, &old, now()) {
                     bail!(
                         "{} is in use: the guest {} sends from it for another {}s at least; choose \
                          another port, or wait",
@@ -438,7 +522,7 @@ fn plan<A: IpFamily>(
 
 /// Refuses a whole address of which ports are forwarded, and the other way round.
 fn check_address<A: IpFamily>(
-    there: &[(EndpointKey<A>, Mapping<A>)],
+    there: &HashMap<EndpointKey<A>, Mapping<A>>,
     outside: EndpointKey<A>,
     replaced: impl Fn(&Mapping<A>) -> bool,
 ) -> Result<()> {
@@ -553,15 +637,9 @@ pub fn follow<A: IpFamily>(tables: &mut PinnedTables<A>) -> Result<Vec<String>> 
     for (outside, mapping) in tables.static_mappings()? {
         let inside = mapping.inside.address;
         let Some((device, _)) = ground.device_of(inside) else {
-            // It may come back, as taps do.
             continue;
         };
-        let mut right = outside;
-        if mapping.flags & mapping_flags::MOVES != 0
-            && let Some(first) = ground.first()
-        {
-            right.address = first;
-        }
+        let right = ground.place(outside, &mapping);
         let now = Mapping { device, ..mapping };
         if right == outside {
             if now != mapping {

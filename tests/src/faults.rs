@@ -157,6 +157,16 @@ impl Trace {
         arguments
     }
 
+    /// What to put before a command line so that the file cannot be opened at these times, as
+    /// `strace` counts them (`3`, `1+`).
+    #[must_use]
+    pub fn locker(&self, file: &str, when: &str) -> Vec<String> {
+        let mut arguments = self.recorder();
+        arguments.push(format!("--trace-path={file}"));
+        arguments.push(format!("--inject=openat:error=EIO:when={when}"));
+        arguments
+    }
+
     /// Records the calls of a process that runs, until what is returned ends.
     ///
     /// # Errors

@@ -379,6 +379,63 @@ fn a_changed_file_is_taken_in_and_no_session_is_lost() -> Result<()> {
     Ok(())
 }
 
+/// Both may come at once, and then the file is read first.
+#[test]
+fn a_device_that_changes_while_the_file_is_read_is_followed() -> Result<()> {
+    let bed = Bed::new(V4)?;
+    bed.write("")?;
+    let mut process = bed.start()?;
+    let has_mtu = |status: &serde_json::Value| {
+        let devices = status["devices"].as_array();
+        devices.is_some_and(|devices| devices.iter().any(|device| device["mtu"] == 1400))
+    };
+    ensure!(!has_mtu(&bed.instance.ask_json("status")?), "already");
+    process.signal(Signal::SIGSTOP)?;
+    bed.world.host.ip("link set veth0 mtu 1400")?;
+    bed.write("udp-timeout = \"6m\"\n")?;
+    process.signal(Signal::SIGHUP)?;
+    process.signal(Signal::SIGCONT)?;
+    bed.instance
+        .until(|status| status["timeouts"]["udp"] == 360.0)?;
+    bed.instance.until(has_mtu)
+}
+
+#[test]
+fn a_forward_outlives_a_file_that_is_refused() -> Result<()> {
+    let bed = Bed::new(V4)?;
+    let addresses = |first: &str, second: &str| {
+        format!("outside-address = [\"203.0.113.5{first}\", \"203.0.113.5{second}\"]\n")
+    };
+    bed.write(&addresses("1", "2"))?;
+    let _process = bed.start()?;
+    // The first moves with the first of the addresses, where the second would be in its way.
+    for more in [
+        &["tcp", "7000", "10.0.0.10:80"][..],
+        &[
+            "tcp",
+            "7000",
+            "10.0.1.10:80",
+            "--outside-address",
+            "203.0.113.52",
+        ],
+    ] {
+        bed.instance.ask("forward", &[&["add"], more].concat())?;
+    }
+    let before = bed.forwards()?;
+    let _listener = tcp_listener(&bed.world.host, outside(9090))?;
+    bed.write(&format!(
+        "{}[[forward]]\nprotocol = \"tcp\"\nport = 9090\nto = \"10.0.0.10\"\n\
+         outside-address = \"{}\"\n",
+        addresses("2", "1"),
+        outside(9090).ip(),
+    ))?;
+    let said = bed.refused()?;
+    ensure!(said.contains("in use"), "{said}");
+    let after = bed.forwards()?;
+    ensure!(before == after, "{before} became {after}");
+    Ok(())
+}
+
 #[test]
 fn what_cannot_be_taken_in_leaves_everything_as_it_was() -> Result<()> {
     let bed = Bed::new(V4)?;

@@ -18,6 +18,7 @@ use tapnat_testbed::{
     traffic::{self, TcpReflector, TcpSession, UdpReflector},
 };
 use tapnat_tests::{
+    family::V6,
     instance::{Instance, PATIENCE},
     world::{OUTSIDE, server},
 };
@@ -236,6 +237,51 @@ fn nothing_stays_of_devices_that_came_later() -> Result<()> {
     Ok(())
 }
 
+/// Kernel parameters of a device that an instance sets.
+fn parameters(host: &Namespace, device: &str) -> Result<Vec<String>> {
+    let parameters = [
+        "net.ipv4.conf.DEVICE.forwarding",
+        "net.ipv6.conf.DEVICE.forwarding",
+        "net.ipv6.conf.DEVICE.accept_ra",
+        "net.ipv6.conf.DEVICE.accept_dad",
+        "net.ipv6.conf.DEVICE.keep_addr_on_down",
+    ];
+    parameters
+        .iter()
+        .map(|key| host.read_sysctl(&key.replace("DEVICE", device)))
+        .collect()
+}
+
+#[test]
+fn nothing_stays_of_a_device_that_has_another_name_now() -> Result<()> {
+    for (inside, is_killed) in [("veth*", false), ("veth0", false), ("veth0", true)] {
+        let topology = Topology::builder().inside(Inside::Veth).build()?;
+        let instance = Instance::new(&topology.host);
+        let host = &topology.host;
+        let before = parameters(host, "veth0")?;
+        let networks = format!("{inside}=10.0.0.1/24,fd00:7a70::1/56");
+        let mut process = instance.start(&["--inside", &networks])?;
+        instance.until(|status| served(status, "inside") == ["veth0"])?;
+        if is_killed {
+            process.signal(nix::sys::signal::Signal::SIGKILL)?;
+            process.wait(PATIENCE)?;
+        }
+        host.ip("link set veth0 down")?;
+        host.ip("link set veth0 name veth9")?;
+        host.ip("link set veth9 up")?;
+        if !is_killed {
+            instance.until(|status| served(status, "inside") == ["veth9"])?;
+        }
+        instance.ask("down", &[])?;
+        let after = parameters(host, "veth9")?;
+        ensure!(before == after, "{networks}: {before:?} became {after:?}");
+        let left = host.ip("-brief address show dev veth9")?;
+        ensure!(!left.contains("10.0.0.1"), "{left}");
+        ensure!(!left.contains("fd00:"), "{left}");
+    }
+    Ok(())
+}
+
 /// The uplink's address and route, as whoever manages the host would set them.
 fn configure_uplink(setting: &Setting, device: &str) -> Result<()> {
     let host = setting.host();
@@ -320,6 +366,21 @@ fn the_default_routes_device_is_the_uplink_wherever_it_goes() -> Result<()> {
     configure_uplink(&setting, "uplink0")?;
     ensure!(setting.seen(&socket)?.ip() == OUTSIDE, "not back");
     Ok(())
+}
+
+#[test]
+fn the_device_of_ipv6s_default_route_is_the_uplink_where_ipv4_has_none() -> Result<()> {
+    let topology = V6.topology().inside(Inside::Veth).build()?;
+    let (host, world) = (&topology.host, &topology.world);
+    host.add_veth("uplink1", world, "world1")?;
+    host.ip("address add 2001:db8:9::2/64 dev uplink1 nodad")?;
+    let instance = Instance::new(host);
+    let _process = instance.start(&["--inside", &topology.guests[0].inside()])?;
+    let is_uplink = |name: &'static str| move |status: &Value| served(status, "uplink") == [name];
+    instance.until(is_uplink("uplink0"))?;
+    // Nothing else changes.
+    host.ip("-6 route replace default via 2001:db8:9::1 dev uplink1")?;
+    instance.until(is_uplink("uplink1"))
 }
 
 /// What a provider gives a line that is dialled in: another end, which is no network.

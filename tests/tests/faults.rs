@@ -25,6 +25,13 @@ const BOTH: [&str; 4] = [
     "tap9=10.0.9.1/24",
 ];
 
+const FORWARDING: &str = "net.ipv4.conf.veth0.forwarding";
+
+/// Where a kernel parameter of a device is written.
+fn forwarding_of(device: &str) -> String {
+    format!("/proc/sys/net/ipv4/conf/{device}/forwarding")
+}
+
 /// A host, and what it looks like without an instance.
 struct Bed {
     // The instance goes before its host.
@@ -99,6 +106,28 @@ impl Bed {
             .read_sysctl("net.ipv4.ip_local_reserved_ports")?;
         ensure!(reserved.trim() == "36864-60999", "{reserved}");
         Ok(())
+    }
+
+    /// Runs an instance that serves veths when they come, under this wrapper, and waits until it is
+    /// ready.
+    fn serve_veths_under(&self, wrapper: &[String]) -> Result<Process> {
+        let command = self.instance.command_under(wrapper, "run")?;
+        let mut process = command.args(["--inside", "veth*=10.0.0.1/24"]).spawn()?;
+        process.wait_for_line(PATIENCE, |line| line.starts_with("tapnat ready"))?;
+        Ok(process)
+    }
+
+    /// Makes the guest's veth a bridge's, and waits until nothing of the instance's is left on it.
+    fn is_let_go(&self) -> Result<()> {
+        let host = &self.world.host;
+        host.ip("link add br9 type bridge")?;
+        host.ip("link set veth0 master br9")?;
+        self.instance.until(|_| {
+            let left = host.ip("-brief address show dev veth0");
+            let value = host.read_sysctl(FORWARDING);
+            left.is_ok_and(|left| !left.contains("10.0.0.1"))
+                && value.is_ok_and(|value| value == "0")
+        })
     }
 
     fn down(&self) -> Result<()> {
@@ -233,6 +262,34 @@ fn flows_outlive_a_next_start_that_is_killed_at_any_step() -> Result<()> {
         check().with_context(|| format!("killed at {}", step.line))?;
     }
     bed.down()
+}
+
+#[test]
+fn what_cannot_be_taken_from_a_device_at_first_is_taken_later() -> Result<()> {
+    let bed = Bed::new()?;
+    let trace = Trace::new();
+    // It is read and written at the start.
+    let wrapper = trace.locker(&forwarding_of("veth0"), "3");
+    let process = bed.serve_veths_under(&wrapper)?;
+    bed.is_let_go()?;
+    let said = process.stderr();
+    ensure!(said.contains("cannot take everything away"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_device_that_cannot_be_let_in_keeps_no_other_from_being_let_go() -> Result<()> {
+    let bed = Bed::new()?;
+    let trace = Trace::new();
+    let wrapper = trace.locker(&forwarding_of("veth7"), "1+");
+    let mut process = bed.serve_veths_under(&wrapper)?;
+    bed.world
+        .host
+        .ip("link add veth7 type veth peer name vethx")?;
+    process.wait_for_error_line(PATIENCE, |line| {
+        line.contains("no routes are told for what arrives on veth7")
+    })?;
+    bed.is_let_go()
 }
 
 #[test]

@@ -729,6 +729,34 @@ fn an_address_of_ones_own(family: Family) -> Result<()> {
 }
 both_families!(an_address_of_ones_own);
 
+#[test]
+fn a_command_that_fails_has_done_nothing() -> Result<()> {
+    let bed = Bed::new(V6)?;
+    let mut process = bed.start()?;
+    let address = V6.uplink_host(7).to_string();
+    let line = format!("add {address} guest0");
+    let disable = |value| {
+        let key = "net.ipv6.conf.uplink0.disable_ipv6";
+        bed.world.host.sysctl(key, value)
+    };
+    for is_running in [true, false] {
+        if !is_running {
+            process.signal(Signal::SIGKILL)?;
+            process.wait(PATIENCE)?;
+        }
+        disable("1")?;
+        let said = bed.refusal("static", &line)?;
+        ensure!(said.contains(&address), "{said}");
+        ensure!(bed.json("static")? == json!([]), "the mapping stays");
+        let journal = fs::read_to_string(bed.instance.run_directory().join("changes.json"))?;
+        ensure!(!journal.contains(&address), "{journal}");
+        disable("0")?;
+        bed.ask("static", &line)?;
+        bed.instance.ask("static", &["remove", &address])?;
+    }
+    Ok(())
+}
+
 /// Programs of the host that are led to guests.
 fn pinned_host_programs(bed: &Bed) -> usize {
     fs::read_dir(bed.instance.pins().join("host")).map_or(0, Iterator::count)

@@ -117,6 +117,10 @@ pub(super) async fn take_away(
     lock: Lock,
     everyone: Lock,
 ) -> Result<()> {
+    // What cannot be looked at is told of when it cannot be taken back.
+    if let Ok(links) = host.netlink().links().await {
+        journal.follow_names(&links)?;
+    }
     for note in journal.revert_from(0, host).await? {
         warn(&note);
     }
@@ -134,6 +138,7 @@ pub(super) async fn take_away_earlier(
     host: &RealHost,
 ) -> Result<()> {
     let mut facts = facts(config, host).await?;
+    journal.follow_names(&facts.links)?;
     facts.links = without_changes(facts.links, journal);
     let plan = facts.plan(config)?;
     uses_tcx(config.attach)?;
@@ -163,7 +168,12 @@ pub(super) fn without_changes(links: Vec<Link>, journal: &Journal) -> Vec<Link> 
                     link.addresses.retain(|it| it.net != *address);
                 }
             }
-            _ => {}
+            Change::SetUp { .. }
+            | Change::SetSysctl { .. }
+            | Change::ReservePorts { .. }
+            | Change::AddClsact { .. }
+            | Change::AddFilter { .. }
+            | Change::PinDirectory => {}
         }
     }
     links

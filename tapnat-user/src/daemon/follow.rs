@@ -42,9 +42,9 @@ impl Daemon {
     }
 
     async fn take_over_network(&mut self) -> Result<()> {
-        let mut plan = facts(&self.config, &self.host)
-            .await?
-            .replan(&self.config, &self.plan);
+        let facts = facts(&self.config, &self.host).await?;
+        self.journal.follow_names(&facts.links)?;
+        let mut plan = facts.replan(&self.config, &self.plan);
         self.prepare_newcomers(&mut plan).await;
         let links = self.host.netlink().links().await?;
         let claims = claims(&plan, &links);
@@ -66,7 +66,7 @@ impl Daemon {
         self.plan = plan;
 
         self.datapath.load_programs(&wanted)?;
-        let forgotten = self.hooks.iter().any(|hook| !wanted.contains(hook));
+        self.must_let_go |= self.hooks.iter().any(|hook| !wanted.contains(hook));
         self.attach_to(wanted).await;
         let devices = xdp_devices(chosen, &self.plan, self.drivers.as_ref());
         self.datapath.set_xdp_devices(&devices)?;
@@ -77,9 +77,10 @@ impl Daemon {
         for note in follow_statics(&mut self.four.tables, self.six.as_mut())? {
             warn(&note);
         }
-        self.let_in().await?;
-        if forgotten {
+        self.let_in().await;
+        if self.must_let_go {
             self.let_go().await?;
+            self.must_let_go = false;
         }
         self.settle_guests().await;
         for note in self.settle_addresses().await? {
@@ -196,7 +197,8 @@ impl Daemon {
 
     /// Has the kernel tell routes for packets from devices that are new. Not before all else is in
     /// place: the host would send guests' packets on as they are.
-    async fn let_in(&mut self) -> Result<()> {
+    async fn let_in(&mut self) {
+        let mut failures = Vec::new();
         for (name, family) in forwarded(&self.config, &self.plan) {
             let sysctl = family.forwarding(name);
             let last = match self.config.firewall {
@@ -207,11 +209,19 @@ impl Daemon {
                 .hooks
                 .iter()
                 .any(|hook| hook.device.name == name && hook.direction == last);
-            if is_attached && !self.journal.changes().any(|it| it.sets(&sysctl)) {
-                set_forwarding(name, family, &self.host, &mut self.journal).await?;
+            if is_attached
+                && !self.journal.changes().any(|it| it.sets(&sysctl))
+                && let Err(error) =
+                    set_forwarding(name, family, &self.host, &mut self.journal).await
+            {
+                failures.push(format!(
+                    "no routes are told for what arrives on {name}: {error:#}"
+                ));
             }
         }
-        Ok(())
+        for failure in failures {
+            self.fail(&failure);
+        }
     }
 
     /// Takes everything away from devices that are not served any more.

@@ -58,6 +58,7 @@ pub(super) async fn prepare(
     journal: &mut Journal,
 ) -> Result<Prepared> {
     let facts = facts(config, host).await?;
+    journal.follow_names(&facts.links)?;
     let plan = facts.plan(config)?;
     uses_tcx(config.attach)?;
     let drivers = Drivers::open()?;

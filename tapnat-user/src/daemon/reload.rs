@@ -2,10 +2,13 @@
 //! nothing of it.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use tapnat_common::net::Be128;
 
 use super::{
-    Daemon, follow_statics, prepare::divide_ports, settings::surroundings, settle_host_sockets,
-    wanted_addresses,
+    Daemon, follow_statics,
+    prepare::divide_ports,
+    settings::{Surroundings, surroundings},
+    settle_host_sockets, wanted_addresses,
 };
 use crate::{
     config::Config, host::systemd, metrics::scrapes::Scrapes, notice::warn, pool, statics,
@@ -47,12 +50,13 @@ impl Daemon {
         if new == self.config {
             return Ok(vec!["the file says what it said before".to_owned()]);
         }
+        self.check_forwards(&new).await.context(NOTHING)?;
         let old = self.config.clone();
         let applied = async {
             if new.metrics != old.metrics {
                 self.move_scrapes(&new).await?;
             }
-            self.apply(&new).await
+            self.apply(&old, &new).await
         };
         match applied.await {
             Ok(notes) => {
@@ -65,7 +69,7 @@ impl Daemon {
                     if new.metrics != old.metrics {
                         self.move_scrapes(&old).await?;
                     }
-                    self.apply(&old).await
+                    self.apply(&new, &old).await
                 };
                 if let Err(error) = back.await {
                     warn(&format!("cannot go back to what was before: {error:#}"));
@@ -84,15 +88,43 @@ impl Daemon {
         Ok(())
     }
 
-    async fn apply(&mut self, config: &Config) -> Result<Vec<String>> {
-        let uplink = self.plan.uplink.device();
+    /// What the network looks like by a configuration.
+    async fn around(&self, config: &Config) -> Result<(Surroundings, Surroundings<Be128>)> {
         let links = self.host.netlink().links().await?;
-        let links = pool::without_ours(links, &uplink, &self.journal);
-        let known = surroundings(config, &self.plan, &links);
-        let known_six = surroundings(config, &self.plan, &links);
-        self.four.apply(config, &known.outside)?;
+        let links = pool::without_ours(links, &self.plan.uplink.device(), &self.journal);
+        Ok((
+            surroundings(config, &self.plan, &links),
+            surroundings(config, &self.plan, &links),
+        ))
+    }
+
+    /// Refuses forwards that cannot be, while everything is as it was.
+    async fn check_forwards(&self, config: &Config) -> Result<()> {
+        let (known, known_six) = self.around(config).await?;
+        let (ground, ground_six) = (known.ground(), known_six.ground());
+        let six = self.six.as_ref();
+        statics::check(
+            (&self.four.tables, &ground),
+            six.map(|six| (&six.version.tables, &ground_six)),
+            &config.forwards,
+        )
+    }
+
+    /// Goes over from one configuration to another.
+    async fn apply(&mut self, from: &Config, config: &Config) -> Result<Vec<String>> {
+        let (known, known_six) = self.around(config).await?;
+        let is_elsewhere = known.outside != self.four.known.outside
+            || (self.six.iter()).any(|six| known_six.outside != six.version.known.outside);
+        // What is reserved for guests that no longer get it stays so until the end: the host has
+        // ports enough.
+        let withheld = if config.ports != from.ports || is_elsewhere {
+            Some(divide_ports(config, &self.host, &mut self.journal).await?)
+        } else {
+            None
+        };
+        self.four.apply(config, known, withheld.as_ref())?;
         if let Some(six) = &mut self.six {
-            six.version.apply(config, &known_six.outside)?;
+            six.apply(config, known_six, withheld.as_ref())?;
         }
         let mut notes = follow_statics(&mut self.four.tables, self.six.as_mut())?;
         let ipv6 = self.six.as_mut().map(|six| &mut six.version.tables);
@@ -109,22 +141,8 @@ impl Daemon {
             six,
         ));
         let wanted = wanted_addresses(config, &self.four.tables, six)?;
+        let uplink = self.plan.uplink.device();
         notes.extend(pool::settle(&wanted, &[], &uplink, &self.host, &mut self.journal).await?);
-        let is_elsewhere = known.outside != self.four.known.outside
-            || six.is_some_and(|six| known_six.outside != six.version.known.outside);
-        self.four.known = known;
-        if let Some(six) = &mut self.six {
-            six.version.known = known_six;
-        }
-        if config.ports != self.config.ports || is_elsewhere {
-            // What is reserved for guests that no longer get it stays so until the end: the host has
-            // ports enough.
-            let withheld = divide_ports(config, &self.host, &mut self.journal).await?;
-            self.four.withhold(&withheld)?;
-            if let Some(six) = &mut self.six {
-                six.version.withhold(&withheld)?;
-            }
-        }
         if self.four.known.outside.is_empty() && config.speaks_ipv4() {
             notes.push("the uplink has no address: no new sessions until it has one".to_owned());
         }

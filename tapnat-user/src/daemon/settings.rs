@@ -14,6 +14,7 @@ use crate::{
     host::netlink::{Link, LinkLayer},
     ports::PortSet,
     preflight::Plan,
+    statics::Ground,
     uplink_hook::Chosen,
 };
 
@@ -22,6 +23,15 @@ use crate::{
 pub(super) struct Surroundings<A = Be32> {
     pub devices: Vec<(u32, abi::Device<A>)>,
     pub outside: Vec<A>,
+}
+
+impl<A: IpFamily> Surroundings<A> {
+    pub fn ground(self) -> Ground<A> {
+        Ground {
+            devices: self.devices,
+            outside: self.outside,
+        }
+    }
 }
 
 pub(super) fn reserved(withheld: &PortSet) -> Reserved {

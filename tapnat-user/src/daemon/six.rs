@@ -84,10 +84,26 @@ impl Six {
 
     /// As [`Version::enter`].
     pub fn enter(&mut self, known: Surroundings<Be128>, chosen: Chosen) -> Result<()> {
-        if known != self.version.known {
-            self.prefixes.set_networks(&known.devices)?;
-        }
+        self.surround(&known)?;
         self.version.enter(known, chosen)
+    }
+
+    /// As [`Version::apply`].
+    pub fn apply(
+        &mut self,
+        config: &Config,
+        known: Surroundings<Be128>,
+        withheld: Option<&PortSet>,
+    ) -> Result<()> {
+        self.surround(&known)?;
+        self.version.apply(config, known, withheld)
+    }
+
+    fn surround(&mut self, known: &Surroundings<Be128>) -> Result<()> {
+        if *known == self.version.known {
+            return Ok(());
+        }
+        self.prefixes.set_networks(&known.devices)
     }
 }
 

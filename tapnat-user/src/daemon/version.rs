@@ -95,43 +95,55 @@ impl<A: IpFamily> Version<A> {
 
     /// Enters what the network looks like now, and has routes looked up anew.
     pub fn enter(&mut self, known: Surroundings<A>, chosen: Chosen) -> Result<()> {
+        self.surround(known)?;
         let mut settings = self.tables.settings()?;
-        if known != self.known {
-            self.tables.set_devices(&known.devices)?;
-            if known.outside != self.known.outside && !known.outside.is_empty() {
-                // Before the first port of another address is given away.
-                let withheld = self.tables.reserved(Class::Tcp)?;
-                self.tables.set_reserved(&withheld, &known.outside)?;
-            }
-            set_outside(&mut settings, &known.outside);
-            self.known = known;
-            // What stood on an address or a device that is gone is over.
-            self.sweep.hurry();
-        }
+        set_outside(&mut settings, &self.known.outside);
         settings.generation = settings.generation.wrapping_add(1);
         settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
         self.tables.set_settings(&settings)
     }
 
-    /// Applies another configuration, by which these addresses stand for guests. What begins from
-    /// then on is judged by it, and what is there with its next packet.
-    pub fn apply(&mut self, config: &Config, outside: &[A]) -> Result<()> {
+    /// Enters what the network looks like, but for the settings.
+    fn surround(&mut self, known: Surroundings<A>) -> Result<()> {
+        if known == self.known {
+            return Ok(());
+        }
+        self.tables.set_devices(&known.devices)?;
+        if known.outside != self.known.outside && !known.outside.is_empty() {
+            // Before the first port of another address is given away.
+            let withheld = self.tables.reserved(Class::Tcp)?;
+            self.tables.set_reserved(&withheld, &known.outside)?;
+        }
+        self.known = known;
+        // What stood on an address or a device that is gone is over.
+        self.sweep.hurry();
+        Ok(())
+    }
+
+    /// Applies another configuration, by which the network looks so and these ports are kept from
+    /// guests, if others than before. What begins from then on is judged by it, and what is there
+    /// with its next packet.
+    pub fn apply(
+        &mut self,
+        config: &Config,
+        known: Surroundings<A>,
+        withheld: Option<&PortSet>,
+    ) -> Result<()> {
+        self.surround(known)?;
+        if let Some(withheld) = withheld {
+            let outside = &self.known.outside;
+            self.tables.set_reserved(&reserved(withheld), outside)?;
+        }
         let left = self.tables.settings()?;
         self.tables.set_denied(&config.deny)?;
         self.tables.set_untranslated(&config.untranslated)?;
-        self.tables
-            .set_settings(&settings(config, outside, &left))?;
+        let settings = settings(config, &self.known.outside, &left);
+        self.tables.set_settings(&settings)?;
         self.sweep.set_interval(config.sweep_interval);
         // By shorter timeouts much may be over.
         self.sweep.hurry();
         self.answers = answers(config);
         Ok(())
-    }
-
-    /// Keeps these ports from guests, of the addresses that are known.
-    pub fn withhold(&mut self, withheld: &PortSet) -> Result<()> {
-        let outside = &self.known.outside;
-        self.tables.set_reserved(&reserved(withheld), outside)
     }
 }
 

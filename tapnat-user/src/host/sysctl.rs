@@ -78,6 +78,17 @@ impl Sysctl {
         components.next() == Some("conf") && components.next() == Some(device)
     }
 
+    /// The same parameter of another device, if it is one of `device`.
+    #[must_use]
+    pub fn moved(&self, device: &str, other: &str) -> Option<Self> {
+        let mut components: Vec<_> = self.0.split('/').collect();
+        match components.as_mut_slice() {
+            [_, "conf", of, _] if *of == device => *of = other,
+            _ => return None,
+        }
+        Some(Self(components.join("/")))
+    }
+
     /// The value, without surrounding white space.
     ///
     /// # Errors
@@ -134,6 +145,12 @@ mod tests {
         assert_eq!(sysctl.to_string(), "net.ipv4.conf.eth0/100.forwarding");
         assert!(sysctl.is_of("eth0.100") && !sysctl.is_of("eth0"));
         assert!(!Sysctl::local_port_range().is_of("ip_local_port_range"));
+        assert_eq!(
+            sysctl.moved("eth0.100", "eth1"),
+            Some(Sysctl::forwarding("eth1"))
+        );
+        assert_eq!(sysctl.moved("eth0", "eth1"), None);
+        assert_eq!(Sysctl::local_port_range().moved("eth0", "eth1"), None);
     }
 
     #[test]
