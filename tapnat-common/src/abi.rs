@@ -18,11 +18,15 @@ use crate::{
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
 pub mod maps {
+    /// How much more room than for mappings there is in [`Names::inside`], which also holds the
+    /// locks of mappings that are removed: at most one for each CPU.
+    pub const MAPPING_LOCKS: u32 = 1024;
+
     /// The maps that each IP version has of its own.
     #[derive(Clone, Copy, Debug)]
     pub struct Names {
@@ -504,15 +508,6 @@ pub struct NextHop {
     pub link: LinkAddresses,
 }
 
-impl NextHop {
-    /// Whether the link addresses are known.
-    #[inline(always)]
-    #[must_use]
-    pub fn is_linked(&self) -> bool {
-        self.link != LinkAddresses::default()
-    }
-}
-
 /// One direction of a session, the value of [`maps::Names::sessions`]: all that an
 /// established packet needs, in one cache line.
 ///
@@ -720,11 +715,14 @@ pub struct PermissionKey<A = Be32> {
     pub remote: A,
 }
 
-/// Until when the remote may send to the mapping.
+/// Until when the remote may send to the mapping, as long as that is this guest's: the
+/// next to have the port does not inherit it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Permission {
     pub expires_at: Instant,
+    /// [`Address::low_bits`] of the guest's address.
+    pub owner: u32,
 }
 
 /// The key of [`maps::Names::fragments`]: a datagram whose first fragment was seen.

@@ -500,8 +500,6 @@ pub mod protocol {
 pub mod icmp {
     pub const ECHO_REPLY: u8 = 0;
     pub const DESTINATION_UNREACHABLE: u8 = 3;
-    pub const SOURCE_QUENCH: u8 = 4;
-    pub const REDIRECT: u8 = 5;
     pub const ECHO_REQUEST: u8 = 8;
     pub const TIME_EXCEEDED: u8 = 11;
     pub const PARAMETER_PROBLEM: u8 = 12;
@@ -527,6 +525,11 @@ pub mod icmpv6 {
     pub const NEIGHBOUR_SOLICITATION: u8 = 135;
     pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
     pub const REDIRECT: u8 = 137;
+    /// Multicast listeners: query, report and done of the first version (RFC 2710), and the report
+    /// of the second (RFC 3810).
+    pub const MULTICAST_LISTENER_QUERY: u8 = 130;
+    pub const MULTICAST_LISTENER_DONE: u8 = 132;
+    pub const MULTICAST_LISTENER_REPORT: u8 = 143;
 
     /// Code of [`DESTINATION_UNREACHABLE`]: administratively prohibited.
     pub const ADMINISTRATIVELY_PROHIBITED: u8 = 1;

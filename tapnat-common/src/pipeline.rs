@@ -358,8 +358,11 @@ pub fn error<A: Network, F: Frame, T: Tables<A>>(
 ) -> Next {
     match parse::parse_quoted(frame, packet, &mut plan.quoted) {
         Ok(()) => {}
-        // It may well be about something that the host itself sent.
-        Err(Reason::ErrorUnusable) if device.is_none() => return Next::Leave(Reason::NoMapping),
+        // It may well be about something that the host itself sent, which looks at the sums
+        // itself, and at those that matter: some routers quote a header with an old one.
+        Err(Reason::ErrorUnusable | Reason::ErrorBadChecksum) if device.is_none() => {
+            return Next::Leave(Reason::NoMapping);
+        }
         Err(reason) => return Next::Leave(reason),
     }
     let reason = nat::decide_error(packet, device, tables, plan);

@@ -45,8 +45,9 @@
 //!
 //! # Lengths
 //!
-//! IPv4 packets that may be fragmented are cut before they are translated, to what
-//! [`longest_ipv4`] says; others that are longer are refused.
+//! IPv4 packets that may be fragmented are cut before they are translated, so short that they fit
+//! then (by [`crate::nat::nat64::GROWTH`] and [`crate::nat::nat64::FRAGMENT_GROWTH`]); others that are longer
+//! are refused.
 
 pub mod error;
 mod icmp;
@@ -99,13 +100,6 @@ pub struct Mtus {
 
 /// The least that every way for IPv6 takes, in bytes (RFC 8200 section 5).
 pub const LEAST_IPV6_MTU: u16 = 1280;
-
-/// The length of the longest IPv4 packet, in bytes, that fits this MTU when it is IPv6;
-/// as a fragment, or whole (RFC 7915 section 4.1).
-#[must_use]
-pub const fn longest_ipv4(ipv6_mtu: u16, is_fragment: bool) -> u16 {
-    ipv6_mtu.saturating_sub(if is_fragment { 28 } else { 20 })
-}
 
 /// What an IP header says that both versions can say; protocol numbers are of the version
 /// that is to be written.

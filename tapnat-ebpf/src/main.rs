@@ -37,7 +37,7 @@ use core::num::NonZeroU32;
 use aya_ebpf::{
     Global,
     bindings::{
-        TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
+        TC_ACT_SHOT, TC_ACT_UNSPEC,
         xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
     },
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
@@ -390,7 +390,7 @@ fn ask_firewall<A: Routed>(context: &TcContext) -> i32 {
     if packet.part == Part::First && plan.held != 0 {
         return go_on::<A>(context, stages::RELEASE);
     }
-    TC_ACT_OK
+    TC_ACT_UNSPEC
 }
 
 #[inline(always)]
@@ -406,7 +406,7 @@ fn release_fragments<A: Routed>(context: &TcContext) -> i32 {
     }
     let rewrite = &scratch.plan.rewrite;
     if rewrite.next_hop.device == 0 {
-        return TC_ACT_OK;
+        return TC_ACT_UNSPEC;
     }
     send::<A>(&mut skb, &rewrite.next_hop, rewrite.resolve)
 }
@@ -740,7 +740,8 @@ fn leave<A: Routed>(
         }
     }
     match reason.outcome() {
-        Outcome::Pass => TC_ACT_OK,
+        // On to what else hangs here, and then to the host.
+        Outcome::Pass => TC_ACT_UNSPEC,
         Outcome::Drop => TC_ACT_SHOT,
         Outcome::Refuse => match refusal(reason, packet, device, kernel, plan.mtu) {
             Some(refusal) if emit::may_tell(packet.source, kernel.now()) => {

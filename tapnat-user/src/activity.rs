@@ -330,8 +330,8 @@ impl Look {
             GuestDetail {
                 guest: guest.clone(),
                 device: devices().find(is_on).and_then(|it| it.name.clone()),
-                max_sessions: Some(status.guest_max_sessions).filter(|most| *most != 0),
-                max_ports: Some(status.guest_max_ports).filter(|most| *most != 0),
+                max_sessions: Some(status.guest_max_sessions),
+                max_ports: Some(status.guest_max_ports),
                 max_new_sessions: status.guest_new_sessions,
                 packets: both(|it| it.packets),
                 bytes: both(|it| it.bytes),

@@ -57,11 +57,14 @@ pub fn default_guest_max_sessions(max_sessions: u32) -> NonZeroU32 {
 }
 
 /// How many outside ports one guest may hold, unless told otherwise. Those that rest count, so that
-/// many sessions one after the other do not take all.
+/// many sessions one after the other do not take all. Not more than sessions: tables for few of those
+/// have room for as few mappings.
 #[must_use]
-pub fn default_guest_max_ports(ports: &RangeInclusive<u16>) -> NonZeroU32 {
+pub fn default_guest_max_ports(ports: &RangeInclusive<u16>, max_sessions: u32) -> NonZeroU32 {
     let count = u32::from(ports.end().saturating_sub(*ports.start())) + 1;
-    NonZeroU32::new((count / GUEST_SHARE).max(GUEST_LEAST)).unwrap_or(NonZeroU32::MIN)
+    NonZeroU32::new((count / GUEST_SHARE).max(GUEST_LEAST))
+        .unwrap_or(NonZeroU32::MIN)
+        .min(default_guest_max_sessions(max_sessions))
 }
 
 /// Between two sweeps unless told otherwise.

@@ -810,7 +810,6 @@ pub fn explain_refusal(name: &str, error: ProgramError) -> Error {
             verifier_log,
         } => {
             let log = verifier_log.to_string();
-            let _ = fs::write("/tmp/fast/verifier.log", &log);
             let last = log
                 .lines()
                 .map(str::trim)

@@ -503,7 +503,6 @@ fn not_served(link: &Link, error: &Error) -> String {
     format!("{} is not served: {error:#}", link.name)
 }
 
-/// RFC 4787 REQ-7: a network that is inside and outside at once is refused.
 /// In a VRF the host forgets on which device a packet came, and so what its firewall was asked.
 fn check_routed_plainly(link: &Link) -> Result<()> {
     ensure!(
@@ -515,6 +514,7 @@ fn check_routed_plainly(link: &Link) -> Result<()> {
     Ok(())
 }
 
+/// RFC 4787 REQ-7: a network that is inside and outside at once is refused.
 fn check_overlap(
     inside: &PlannedInside,
     uplink: &Link,

@@ -231,19 +231,6 @@ impl Trace {
         ensure!(!steps.is_empty(), "nothing was recorded: {text}");
         Ok(steps)
     }
-
-    /// What was made to fail.
-    ///
-    /// # Errors
-    /// There is no record.
-    pub fn injected(&self) -> Result<Vec<String>> {
-        let text = read(&self.path)?;
-        Ok(text
-            .lines()
-            .filter(|line| line.ends_with("(INJECTED)"))
-            .map(str::to_owned)
-            .collect())
-    }
 }
 
 fn failure(step: &Step) -> String {

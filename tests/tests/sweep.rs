@@ -164,6 +164,41 @@ fn the_next_process_gives_back_what_an_earlier_one_left() -> Result<()> {
 }
 
 #[test]
+fn a_table_full_of_mappings_has_room_again() -> Result<()> {
+    let limits = [
+        "--max-sessions",
+        "300",
+        "--guest-max-sessions",
+        "300",
+        "--guest-max-ports",
+        "2000",
+        "--udp-timeout",
+        "1s",
+        // Sessions are gone by then.
+        "--port-rest",
+        "10s",
+        "--sweep-interval",
+        "1s",
+    ];
+    let world = World::start(Topology::builder().inside(Inside::Veth), &limits)?;
+    let udp = UdpReflector::start(&world.topology.world, server(0, 7))?;
+    until(|| {
+        for _ in 0..300 {
+            let socket = world.guest_socket(0, 0)?;
+            socket.send_to(b"one more", udp.address())?;
+        }
+        let refused = world.instance.count("mapping-table-full")?;
+        ensure!(refused > 0, "it does not get full");
+        Ok(())
+    })?;
+    until(|| {
+        reflect_udp(&world.guest_socket(0, 0)?, udp.address(), b"hello")?;
+        Ok(())
+    })
+    .context("what is over makes no room")
+}
+
+#[test]
 fn guests_that_are_gone_make_room_for_others() -> Result<()> {
     let world = World::start(Topology::builder().inside(Inside::Veth), &SHORT)?;
     let mut guests: HashMap<_, Be32, Guest> = open(&world.instance, maps::IPV4.guests)?;

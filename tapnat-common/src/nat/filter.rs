@@ -25,28 +25,52 @@ pub(super) fn permit<A: Network, T: Tables<A>>(
         Filtering::EndpointIndependent | Filtering::AddressAndPortDependent => return true,
         Filtering::AddressDependent => {}
     }
-    if let Some(mapping) = mapping
-        && mapping.flags & mapping_flags::STATIC == 0
-    {
-        if mapping.allowed == remote {
-            mapping.allowed_until = mapping.allowed_until.later_of(until);
-            return true;
-        }
-        if mapping.allowed == A::UNSPECIFIED || !tables.now().is_before(mapping.allowed_until) {
-            mapping.allowed = remote;
-            mapping.allowed_until = until;
-            return true;
-        }
+    // Whom a static one lets in is the operator's to say.
+    let Some(mapping) = mapping.filter(|mapping| mapping.flags & mapping_flags::STATIC == 0) else {
+        return true;
+    };
+    if mapping.allowed == remote {
+        mapping.allowed_until = mapping.allowed_until.later_of(until);
+        return true;
+    }
+    if mapping.allowed == A::UNSPECIFIED || !tables.now().is_before(mapping.allowed_until) {
+        mapping.allowed = remote;
+        mapping.allowed_until = until;
+        return true;
     }
     let key = PermissionKey {
         outside: *outside,
         remote,
     };
-    if let Some(permission) = tables.permission(&key) {
+    let owner = owner_of(mapping);
+    if let Some(permission) = tables.permission(&key)
+        && permission.owner == owner
+    {
         permission.expires_at = permission.expires_at.later_of(until);
         return true;
     }
-    tables.set_permission(&key, &Permission { expires_at: until }) == Insert::Done
+    note(&key, owner, until, tables)
+}
+
+/// Notes a permission. Returns whether there was room for it.
+#[inline(always)]
+fn note<A: Network, T: Tables<A>>(
+    key: &PermissionKey<A>,
+    owner: u32,
+    until: Instant,
+    tables: &T,
+) -> bool {
+    let permission = Permission {
+        expires_at: until,
+        owner,
+    };
+    tables.set_permission(key, &permission) == Insert::Done
+}
+
+/// [`Permission::owner`] of what the mapping's guest permits.
+#[inline(always)]
+pub(super) fn owner_of<A: Network>(mapping: &Mapping<A>) -> u32 {
+    mapping.inside.address.low_bits()
 }
 
 /// Notes that the owner of the mapping of `outside` has sent to a guest behind the
@@ -61,10 +85,13 @@ pub(super) fn permit_guest<A: Network, T: Tables<A>>(
     until: Instant,
     tables: &T,
 ) {
-    let mapping = tables.mapping(outside);
-    permit(outside, mapping, remote.address, until, tables);
+    let Some(mapping) = tables.mapping(outside) else {
+        return;
+    };
+    let owner = owner_of(mapping);
+    permit(outside, Some(mapping), remote.address, until, tables);
     if let Some(key) = guest_key(outside, remote, tables) {
-        tables.set_permission(&key, &Permission { expires_at: until });
+        note(&key, owner, until, tables);
     }
 }
 
@@ -78,7 +105,8 @@ pub(super) fn admits_guest<A: Network, T: Tables<A>>(
 ) -> bool {
     admits(mapping, outside, remote.address, tables)
         || mapping.flags & mapping_flags::STATIC == 0
-            && guest_key(outside, remote, tables).is_some_and(|key| is_permitted(&key, tables))
+            && guest_key(outside, remote, tables)
+                .is_some_and(|key| is_permitted(&key, mapping, tables))
 }
 
 /// What notes a permission for one port of an outside address of ours, under
@@ -105,10 +133,14 @@ fn guest_key<A: Network, T: Tables<A>>(
 }
 
 #[inline(always)]
-fn is_permitted<A: Network, T: Tables<A>>(key: &PermissionKey<A>, tables: &T) -> bool {
-    tables
-        .permission(key)
-        .is_some_and(|permission| tables.now().is_before(permission.expires_at))
+fn is_permitted<A: Network, T: Tables<A>>(
+    key: &PermissionKey<A>,
+    mapping: &Mapping<A>,
+    tables: &T,
+) -> bool {
+    tables.permission(key).is_some_and(|permission| {
+        permission.owner == owner_of(mapping) && tables.now().is_before(permission.expires_at)
+    })
 }
 
 /// Whether the mapping of this outside endpoint lets `remote` start a session
@@ -136,7 +168,7 @@ pub(super) fn admits<A: Network, T: Tables<A>>(
                 remote,
             };
             mapping.allowed == remote && tables.now().is_before(mapping.allowed_until)
-                || is_permitted(&key, tables)
+                || is_permitted(&key, mapping, tables)
         }
     }
 }

@@ -77,7 +77,7 @@ pub fn may_be_asked<A: Network, T: Tables<A>>(from: u32, source: Option<A>, tabl
 }
 
 /// What a packet is that leaves by the device `out` and came by the device `from`
-/// (indices), unless it was not IPv4 or made no sense.
+/// (indices), unless it was of another version or made no sense.
 #[inline(always)]
 pub fn forwarded<A: Network, T: Tables<A>>(
     packet: &Packet<A>,

@@ -197,12 +197,14 @@ fn allocate<A: Network, T: Tables<A>>(
         .guest(opening.inside.address)
         .ok_or(Reason::GuestTableFull)?;
     let is_at_limit = is_at_limit(guest, settings);
+    // Then only what is over makes room.
+    let mut is_full = false;
     for attempt in 0..=TRIES * 3 + EXPIRED_TRIES {
         let mut port = inside_port;
         let usable = if attempt == 0 {
             !reserved.contains(port)
         } else if attempt <= TRIES * 3 {
-            if is_at_limit {
+            if is_at_limit || is_full {
                 continue;
             }
             let wanted = if attempt <= TRIES {
@@ -216,7 +218,8 @@ fn allocate<A: Network, T: Tables<A>>(
             match tables.find_port(index, wanted, tables.random()) {
                 Some(free) => {
                     port = free;
-                    true
+                    // Those of an address that is just added are not marked yet.
+                    !reserved.contains(port)
                 }
                 None => false,
             }
@@ -235,8 +238,11 @@ fn allocate<A: Network, T: Tables<A>>(
         match tables.take_port(&outside, &mapping, is_at_limit) {
             Insert::Done => return enter(&mapping.inside, &outside, tables),
             Insert::Exists => {}
-            Insert::Full => return Err(Reason::MappingTableFull),
+            Insert::Full => is_full = true,
         }
+    }
+    if is_full {
+        return Err(Reason::MappingTableFull);
     }
     if is_at_limit {
         guest.refused = guest.refused.wrapping_add(1);

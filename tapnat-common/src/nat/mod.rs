@@ -1,8 +1,8 @@
 //! Decides what becomes of a packet: the NAT itself.
 //!
-//! [`established`] is the whole of it for nearly every packet, one lookup. The
-//! rest go to [`resume`], and those without a session to [`start`]. Nothing here touches a packet's bytes, and
-//! what it needs of the world comes through [`Tables`].
+//! For nearly every packet [`is_steady`] and [`pass_by`] are the whole of it, after one look-up of its
+//! session. The rest go to [`resume`], and those without a session to [`start`]. Nothing here touches a
+//! packet's bytes, and what it needs of the world comes through [`Tables`].
 
 mod errors;
 mod filter;
@@ -464,6 +464,10 @@ fn renew_next_hop<A: Network, T: Tables<A>>(
         // What is known of the way keeps the session going, if it is known.
         Fate::Disabled if session.mtu != 0 => Ok(()),
         Fate::Disabled => Err(Reason::ForwardingDisabled),
+        // The host would say of its own address that nobody is there.
+        Fate::Local if session.flags & session_flags::TO_INSIDE != 0 => {
+            Err(Reason::GuestUnreachable)
+        }
         // What became of the route is the kernel's to say, to the sender.
         Fate::Local => Err(Reason::NoRoute),
     }
@@ -507,15 +511,19 @@ fn check_size<A: Network>(
 }
 
 /// Where our ICMP error to the packet's sender comes from: our address on the
-/// side that it arrived on.
+/// side that it arrived on. To the world that is the one that the packet was for, unless
+/// that is a guest's by its prefix.
 #[inline(always)]
 pub fn refusal_source<A: Network, T: Tables<A>>(
     packet: &Packet<A>,
     device: Option<NonZeroU32>,
     tables: &T,
 ) -> Option<A> {
-    match device {
-        Some(device) => tables.device(device.get()).map(|device| device.address),
-        None => Some(packet.destination),
+    if let Some(device) = device {
+        return tables.device(device.get()).map(|device| device.address);
     }
+    let settings = tables.settings()?;
+    let [first, ..] = settings.outside;
+    let is_ours = settings.outside_count == 0 || settings.is_outside(packet.destination);
+    Some(if is_ours { packet.destination } else { first })
 }

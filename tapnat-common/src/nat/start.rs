@@ -88,7 +88,7 @@ fn from_inside<A: Network, T: Tables<A>>(
     };
     let route = match target {
         Some(target) => {
-            destination = inside_of(target, &destination);
+            destination = target.leads_to(&destination);
             if policy::isolates(packet.source, destination.address, settings) {
                 return Err(Reason::GuestIsolated);
             }
@@ -203,17 +203,18 @@ pub(super) fn check_ends<A: Network, T: Tables<A>>(
     stands_in: bool,
     tables: &T,
 ) -> Result<(), Reason> {
+    // Who stands behind a stand-in was looked at before.
+    let is_guest = stands_in || inside.is_guests(packet.source);
+    let is_nobody = packet.source == A::UNSPECIFIED && packet.destination.is_multicast();
+    if !is_guest && !is_nobody && !packet.source.is_link_local() {
+        return Err(Reason::SpoofedSource);
+    }
     // Between the guest and the host only.
     if packet.destination.is_multicast() {
         return Err(policy::to_host(packet, Reason::NotUnicast, settings));
     }
     if packet.source.is_link_local() || packet.destination.is_link_local() {
         return Err(policy::to_host(packet, Reason::LinkLocal, settings));
-    }
-    // Who stands behind a stand-in was looked at before.
-    let is_guest = stands_in || inside.is_guests(packet.source);
-    if !is_guest {
-        return Err(Reason::SpoofedSource);
     }
     if packet.destination.is_unroutable() {
         return Err(Reason::UnroutableDestination);
@@ -254,16 +255,6 @@ fn target_of<'a, A: Network, T: Tables<A>>(
             .map(|mapping| &*mapping);
     }
     target
-}
-
-/// The inside endpoint that stands behind an outside one of this mapping.
-#[inline(always)]
-const fn inside_of<A: Network>(target: &Mapping<A>, outside: &EndpointKey<A>) -> EndpointKey<A> {
-    if target.inside.is_whole() {
-        EndpointKey::new(target.inside.address, outside.port, outside.protocol)
-    } else {
-        target.inside
-    }
 }
 
 /// The way to the guest that a mapping stands for.
@@ -408,18 +399,18 @@ fn from_outside<A: Network, T: Tables<A>>(
     let route = route_in(target, key.source, tables);
     match route.fate {
         Fate::Onward => {}
-        Fate::Local => return Err(Reason::NoRoute),
+        Fate::Local => return Err(Reason::GuestUnreachable),
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
     check_size(packet, route.mtu, target.inside.address, plan)?;
     if firewall::asks(settings, plan) {
-        let destination = inside_of(target, &destination);
+        let destination = target.leads_to(&destination);
         return Err(firewall::ask(destination, plan));
     }
     let opening = &mut plan.opening;
     opening.reason = Reason::SessionAdmitted;
     opening.source = remote;
-    opening.destination = inside_of(target, &destination);
+    opening.destination = target.leads_to(&destination);
     opening.flags = if is_whole {
         session_flags::TO_INSIDE | session_flags::UNMAPPED
     } else {

@@ -5,7 +5,7 @@
 //! time. User space finds what is worth asking about on its copies of the
 //! entries, with the functions that take a time.
 
-use super::{Insert, Tables, firewall, mapping, session};
+use super::{Insert, Tables, filter, firewall, mapping, session};
 use crate::{
     abi::{
         EndpointKey, FlowKey, Mapping, Permission, PermissionKey, Session, Settings, session_flags,
@@ -206,15 +206,18 @@ pub fn permission_is_over(permission: &Permission, now: Instant) -> bool {
     !now.is_before(permission.expires_at)
 }
 
-/// Removes a permission that is over, or whose mapping is gone: the next to have
-/// the port must not inherit it. Returns whether it was there and is gone.
+/// Removes a permission that is over, or whose mapping is gone or another guest's. Returns
+/// whether it was there and is gone.
 #[inline(always)]
 pub fn permission<A: Network, T: Tables<A>>(key: &PermissionKey<A>, tables: &T) -> bool {
     let Some(permission) = tables.permission(key) else {
         return false;
     };
     let is_over = permission_is_over(permission, tables.now());
-    (is_over || tables.mapping(&key.outside).is_none()) && tables.remove_permission(key)
+    let is_anothers = tables
+        .mapping(&key.outside)
+        .is_none_or(|mapping| filter::owner_of(mapping) != permission.owner);
+    (is_over || is_anothers) && tables.remove_permission(key)
 }
 
 /// Takes a port from those that a guest holds, whose mapping user space gave to somebody

@@ -269,7 +269,12 @@ impl Network for Be128 {
     /// Multicast listeners (RFC 2710, RFC 3810) and neighbours (RFC 4861).
     #[inline(always)]
     fn is_link_upkeep(icmp_type: u8) -> bool {
-        matches!(icmp_type, 130..=132 | 143 | icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT)
+        matches!(
+            icmp_type,
+            icmpv6::MULTICAST_LISTENER_QUERY..=icmpv6::MULTICAST_LISTENER_DONE
+                | icmpv6::MULTICAST_LISTENER_REPORT
+                | icmpv6::ROUTER_SOLICITATION..=icmpv6::REDIRECT
+        )
     }
 
     /// An advertisement has its sender's address in it (RFC 4861 section 4.4); whoever

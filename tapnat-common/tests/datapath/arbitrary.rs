@@ -222,8 +222,8 @@ fn outbound<A: Version>() -> BoxedStrategy<Builder> {
         number if number == A::ICMP => packet::echo_request(ip(A::GUEST), ip(server), from, 1),
         number => packet::other(ip(A::GUEST), ip(server), IpNumber(number)),
     });
-    // Long enough for the ports of SCTP.
-    (dressed::<A>(builder.boxed()), vec(any::<u8>(), 8..1400))
+    // Long enough for the ports of SCTP, and short enough for the way out with all options.
+    (dressed::<A>(builder.boxed()), vec(any::<u8>(), 8..1300))
         .prop_map(|(builder, payload)| builder.payload(&payload))
         .boxed()
 }

@@ -2,7 +2,7 @@
 //! needs no sweep.
 
 use tapnat_common::{
-    abi::{EndpointKey, Mapping},
+    abi::{EndpointKey, Filtering, Mapping},
     nat::{STAMP_AFTER, Tables as _, session},
     net::protocol,
     time::Ticks,
@@ -371,6 +371,25 @@ fn a_route_that_is_gone_is_the_hosts_to_tell<A: Version>() {
     );
 }
 both_families!(a_route_that_is_gone_is_the_hosts_to_tell);
+
+/// The host would answer of its own address that nobody is there, which would end the connection.
+fn a_guest_that_cannot_be_reached_is_waited_for<A: Version>() {
+    let world = World::<A>::new();
+    world.set_filtering(Filtering::EndpointIndependent);
+    world.guest_sends(TAP, &out::<A>());
+    let new = udp(at(A::OTHER_SERVER, 53), at(A::OUTSIDE, 40_000)).build();
+    world
+        .routes
+        .borrow_mut()
+        .insert(A::GUEST, tapnat_common::nat::Route::default());
+    world.set(|settings| settings.generation += 1);
+    for packet in [&back::<A>(), &new] {
+        assert_eq!(world.world_sends(packet).reason, Reason::GuestUnreachable);
+    }
+    world.routes.borrow_mut().clear();
+    assert_eq!(world.world_sends(&back::<A>()).reason, Reason::Translated);
+}
+both_families!(a_guest_that_cannot_be_reached_is_waited_for);
 
 fn what_cannot_be_sent_keeps_nothing_alive<A: Version>() {
     // Or the session would live on without its mapping.

@@ -4,13 +4,16 @@
 
 use tapnat_common::{
     abi::{Filtering, MappingMode},
-    nat::Tables as _,
+    nat::{STAMP_AFTER, Tables as _},
     verdict::{Outcome, Reason},
 };
 
-use crate::support::{
-    network::{SECOND_TAP, TAP, Version, at, both_families, ping, tcp, udp},
-    world::{Exit, World},
+use crate::{
+    support::{
+        network::{SECOND_TAP, TAP, Version, at, both_families, ping, tcp, udp},
+        world::{Exit, World},
+    },
+    sweep::sweep_all,
 };
 
 /// Refuses each insert of the packet in turn.
@@ -179,3 +182,39 @@ fn a_full_table_does_not_use_up_ports<A: Version>() {
     assert_eq!(living.count(), 1);
 }
 both_families!(a_full_table_does_not_use_up_ports);
+
+/// As many ports as mappings find room, all of them over.
+fn with_full_mappings<A: Version>() -> World<A> {
+    let world = World::<A>::new();
+    for port in 40_000..40_004 {
+        world.guest_sends(TAP, &udp(at(A::GUEST, port), at(A::SERVER, 53)).build());
+    }
+    world.mappings.fill();
+    // As the loader makes it: the locks of mappings that go are in the same table.
+    world.inside.capacity.set(world.inside.len() + 1);
+    let timeouts = world.timeouts();
+    world.wait(timeouts.udp.plus(STAMP_AFTER));
+    world.wait_slack();
+    world.wait(timeouts.port_rest);
+    world
+}
+
+fn what_is_over_makes_room_for_other_mappings<A: Version>() {
+    let world = with_full_mappings::<A>();
+    assert_eq!(sweep_all(&world), [4, 4]);
+    let packet = udp(at(A::OTHER_GUEST, 50_000), at(A::SERVER, 53)).build();
+    let exit = world.guest_sends(SECOND_TAP, &packet);
+    assert_eq!(exit.reason, Reason::SessionStarted);
+}
+both_families!(what_is_over_makes_room_for_other_mappings);
+
+fn without_a_sweep_a_mapping_that_is_over_is_taken_over<A: Version>() {
+    let world = with_full_mappings::<A>();
+    let packet = udp(at(A::OTHER_GUEST, 50_000), at(A::SERVER, 53)).build();
+    // Where it is found is chance.
+    world.chances.borrow_mut().extend([40_001 - 1024; 32]);
+    let exit = world.guest_sends(SECOND_TAP, &packet);
+    assert_eq!(exit.reason, Reason::SessionStarted);
+    assert_eq!(world.mappings.len(), 4);
+}
+both_families!(without_a_sweep_a_mapping_that_is_over_is_taken_over);

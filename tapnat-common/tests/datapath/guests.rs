@@ -1,8 +1,11 @@
 //! Where guests' packets go: to the world, to the host, or nowhere.
 
+use std::net::Ipv6Addr;
+
 use tapnat_common::{
     abi::{role, setting_flags},
     nat::{Fate, Route},
+    net::{Address as _, Be128},
     verdict::Reason,
 };
 use tapnat_testbed::packet;
@@ -101,6 +104,39 @@ fn broadcasts_and_multicasts_stay_here<A: Version>() {
     assert_eq!(exit.reason, Reason::NotUnicast);
 }
 both_families!(broadcasts_and_multicasts_stay_here);
+
+fn nor_are_they_sent_in_anothers_name<A: Version>() {
+    let world = World::<A>::new();
+    for source in [
+        A::OTHER_GUEST,
+        A::HOST[0],
+        A::OUTSIDE,
+        A::SERVER,
+        A::LOOPBACK,
+    ] {
+        for destination in A::GROUPS {
+            let packet = udp(at(source, 5353), at(*destination, 5353));
+            let exit = world.guest_sends(TAP, &packet.build());
+            assert_eq!(exit.reason, Reason::SpoofedSource, "{source:?}");
+        }
+    }
+}
+both_families!(nor_are_they_sent_in_anothers_name);
+
+#[test]
+fn nor_is_what_is_for_the_links_own_addresses() {
+    let world = World::<Be128>::new();
+    let router: Be128 = "fe80::1".parse::<Ipv6Addr>().unwrap().into();
+    for (source, reason) in [
+        (Be128::GUEST, Reason::LinkLocal),
+        (Be128::SERVER, Reason::SpoofedSource),
+        (Be128::UNSPECIFIED, Reason::SpoofedSource),
+    ] {
+        let packet = udp(at(source, 40_000), at(router, 22));
+        let exit = world.guest_sends(TAP, &packet.build());
+        assert_eq!(exit.reason, reason, "{source:?}");
+    }
+}
 
 fn nobody_is_sent_to_addresses_of_nobody<A: Version>() {
     let world = World::<A>::new();

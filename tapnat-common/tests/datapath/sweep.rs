@@ -112,6 +112,56 @@ fn the_next_owner_of_a_port_does_not_inherit_permissions<A: Version>() {
 }
 both_families!(the_next_owner_of_a_port_does_not_inherit_permissions);
 
+fn who_takes_a_port_over_before_the_sweep_does_not_either<A: Version>() {
+    let world = World::<A>::new();
+    world.withhold(|port| *port != 40_000);
+    let timeouts = world.timeouts();
+    let from_remote = |flags| tcp(at(A::OTHER_SERVER, 81), at(A::OUTSIDE, 40_000), flags).build();
+    for server in [A::SERVER, A::OTHER_SERVER] {
+        let client = |flags| tcp(at(A::GUEST, 40_000), at(server, 80), flags).build();
+        world.guest_sends(TAP, &client("S"));
+        world.world_sends(&tcp(at(server, 80), at(A::OUTSIDE, 40_000), "SA").build());
+        world.guest_sends(TAP, &client("A"));
+        world.guest_sends(TAP, &client("R"));
+    }
+    assert_eq!(
+        world.world_sends(&from_remote("S")).reason,
+        Reason::SessionAdmitted
+    );
+    world.wait(all_of(timeouts.tcp_opening));
+    world.wait(all_of(timeouts.tcp_closing));
+    for (key, _) in world.sessions.all() {
+        world.act(|| sweep::session(&key, &world));
+    }
+    world.wait_slack();
+    world.wait(timeouts.port_rest);
+    // The mapping goes, and no permission yet.
+    for (outside, mapping) in world.mappings.all() {
+        assert!(sweep::mapping_is_over(
+            &mapping,
+            &world.settings_now(),
+            world.now()
+        ));
+        world.act(|| sweep::mapping(&outside, &world));
+    }
+    let next = tcp(at(A::OTHER_GUEST, 40_000), at(A::SERVER, 80), "S").build();
+    world
+        .guest_sends(SECOND_TAP, &next)
+        .forwarded(Reason::SessionStarted);
+    let permissions = world.permissions.all();
+    assert!(
+        permissions
+            .iter()
+            .any(|(_, it)| world.now().is_before(it.expires_at)),
+        "what is inherited by nobody: {permissions:?}"
+    );
+    assert_eq!(
+        world.world_sends(&from_remote("S")).reason,
+        Reason::UnsolicitedSyn
+    );
+}
+both_families!(who_takes_a_port_over_before_the_sweep_does_not_either);
+
 fn live_sessions_stay<A: Version>() {
     let world = World::<A>::new();
     let timeouts = world.timeouts();

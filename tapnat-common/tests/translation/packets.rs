@@ -5,8 +5,8 @@ use etherparse::IpNumber;
 use proptest::prelude::*;
 use std::net::{IpAddr, SocketAddr};
 use tapnat_common::{
+    nat::nat64::{FRAGMENT_GROWTH, GROWTH},
     net::{Be32, Be128},
-    siit::longest_ipv4,
 };
 use tapnat_testbed::packet::{
     Builder,
@@ -237,18 +237,18 @@ fn a_fragment_that_must_not_be_fragmented_is_one_all_the_same() {
     );
 }
 
-/// RFC 7915 section 4.1: what is cut to that length fits.
+/// RFC 7915 section 4.1: what is cut shorter by that fits.
 #[test]
 fn the_longest_ipv4_packets_fit() {
     for ipv6_mtu in [1280, 1500] {
-        let whole_mtu = longest_ipv4(ipv6_mtu, false);
+        let whole_mtu = ipv6_mtu - GROWTH;
         let (ipv4, _) = twins(SERVER, STAND_IN, make(Kind::Udp, &vec![3; 3000]));
         let payload = vec![3; usize::from(whole_mtu) - 28];
         let (whole, _) = twins(SERVER, STAND_IN, make(Kind::Udp, &payload));
         let whole = translated(&whole.build(), WIDE).unwrap();
         assert_eq!(whole.len(), usize::from(ipv6_mtu));
         let longest = ipv4
-            .fragments(longest_ipv4(ipv6_mtu, true).into())
+            .fragments((ipv6_mtu - GROWTH - FRAGMENT_GROWTH).into())
             .iter()
             .map(|fragment| translated(fragment, WIDE).unwrap().len())
             .max()

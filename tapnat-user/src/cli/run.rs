@@ -364,7 +364,7 @@ impl Arguments {
             outside_addresses: OutsideAddresses::all(&self.outside_addresses),
             guest_max_ports: self
                 .guest_max_ports
-                .unwrap_or_else(|| default_guest_max_ports(&ports)),
+                .unwrap_or_else(|| default_guest_max_ports(&ports, self.max_sessions)),
             ports,
             max_sessions: self.max_sessions,
             guest_max_sessions: self

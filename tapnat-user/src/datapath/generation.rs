@@ -227,7 +227,7 @@ impl Generation {
             loader
                 .map_max_entries(names.sessions, *halves)
                 .map_max_entries(names.mappings, *mappings)
-                .map_max_entries(names.inside, *mappings)
+                .map_max_entries(names.inside, mappings + maps::MAPPING_LOCKS)
                 .map_max_entries(names.permissions, *permissions);
         }
         for name in maps::all().filter(|name| *name != maps::STAGES) {
