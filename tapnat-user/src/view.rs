@@ -745,10 +745,13 @@ impl From<StatusSource> for Status {
     }
 }
 
+/// In place of a protocol, of a mapping that is of a whole address.
+pub const WHOLE: &str = "all";
+
 /// The names of IP protocols that have one here.
 const PROTOCOLS: [(u8, &str); 9] = [
     // Of a mapping for all protocols.
-    (0, "all"),
+    (0, WHOLE),
     (protocol::ICMP, "icmp"),
     (protocol::TCP, "tcp"),
     (protocol::UDP, "udp"),

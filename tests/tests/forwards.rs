@@ -658,6 +658,11 @@ fn an_address_of_ones_own(family: Family) -> Result<()> {
     let _host = tcp_listener(&bed.world.host, (any, 80).into())?;
     let own = another.to_string();
     bed.ask("static", &format!("add {own} guest0"))?;
+    let mappings = bed.instance.ask("mappings", &[])?;
+    ensure!(
+        mappings.contains(&format!("{own} ")),
+        "it has no ports: {mappings}"
+    );
 
     let check = || -> Result<()> {
         let web = TcpReflector::start(&guest.namespace, server(family, guest, 80))?;

@@ -7,7 +7,12 @@ use super::{
     Shown,
     print::{Column, List},
 };
-use crate::{clock::now, family::IpFamily, tables::PinnedTables, view::MappingView};
+use crate::{
+    clock::now,
+    family::IpFamily,
+    tables::PinnedTables,
+    view::{Endpoint, MappingView, WHOLE},
+};
 
 const COLUMNS: [Column; 6] = [
     Column::text("PROTO"),
@@ -50,10 +55,18 @@ fn print<A: IpFamily>(tables: &PinnedTables<A>, list: &mut List) -> Result<()> {
 }
 
 fn cells(mapping: &MappingView) -> Vec<String> {
+    // What is of the whole address has no port.
+    let end = |it: Endpoint| {
+        if mapping.protocol == WHOLE {
+            it.address.to_string()
+        } else {
+            it.to_string()
+        }
+    };
     vec![
         mapping.protocol.clone(),
-        mapping.inside.to_string(),
-        mapping.outside.to_string(),
+        end(mapping.inside),
+        end(mapping.outside),
         mapping.kind.to_owned(),
         mapping.sessions.to_string(),
         mapping

@@ -8,7 +8,7 @@ use jiff::{Span, Timestamp, ToSpan as _, Unit, Zoned, civil};
 use serde::Serialize;
 
 use super::{Event, Line};
-use crate::view::Endpoint;
+use crate::view::{Endpoint, WHOLE};
 
 /// Whose an outside endpoint is asked for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -160,7 +160,7 @@ fn add(line: &Line, question: &Question, known: &mut Vec<Known>) {
     else {
         return;
     };
-    let is_whole = protocol == "all";
+    let is_whole = protocol == WHOLE;
     let is_asked = outside.address == question.address
         && (is_whole || question.port.is_none_or(|port| port == outside.port))
         && (is_whole || question.protocol.as_ref().is_none_or(|it| *it == protocol));
