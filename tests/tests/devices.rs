@@ -378,7 +378,13 @@ fn the_device_of_ipv6s_default_route_is_the_uplink_where_ipv4_has_none() -> Resu
     let _process = instance.start(&["--inside", &topology.guests[0].inside()])?;
     let is_uplink = |name: &'static str| move |status: &Value| served(status, "uplink") == [name];
     instance.until(is_uplink("uplink0"))?;
-    // Nothing else changes.
+    // Nothing else changes then: the kernel has looked for duplicates of all addresses, and what it
+    // told of that is followed.
+    instance.until(|_| {
+        let tentative = host.ip("-6 address show tentative");
+        tentative.is_ok_and(|tentative| tentative.is_empty())
+    })?;
+    thread::sleep(Duration::from_secs(2));
     host.ip("-6 route replace default via 2001:db8:9::1 dev uplink1")?;
     instance.until(is_uplink("uplink1"))
 }
