@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 12;
+pub const ABI_VERSION: u32 = 13;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -63,12 +63,17 @@ pub mod maps {
         /// [`super::HostSocketKey`] to the outside [`super::EndpointKey`] that the
         /// socket named. Written by the programs for the host's sockets.
         pub host_sockets: &'static str,
+        /// The [`super::Upkeep`] at index 0.
+        pub upkeep: &'static str,
+        /// A queue of [`super::FlowKey`]s as they arrive on inside devices: sessions that
+        /// the datapath is to look after, beside those that mappings name.
+        pub looked_after: &'static str,
     }
 
     impl Names {
         /// All of them.
         #[must_use]
-        pub const fn all(&self) -> [&'static str; 15] {
+        pub const fn all(&self) -> [&'static str; 17] {
             let Self {
                 settings,
                 sessions,
@@ -85,6 +90,8 @@ pub mod maps {
                 devices,
                 ports,
                 host_sockets,
+                upkeep,
+                looked_after,
             } = *self;
             [
                 settings,
@@ -102,6 +109,8 @@ pub mod maps {
                 devices,
                 ports,
                 host_sockets,
+                upkeep,
+                looked_after,
             ]
         }
     }
@@ -122,6 +131,8 @@ pub mod maps {
         devices: "DEVICES",
         ports: "PORTS",
         host_sockets: "HOST_SOCKETS",
+        upkeep: "UPKEEP",
+        looked_after: "LOOKED_AFTER",
     };
 
     pub const IPV6: Names = Names {
@@ -140,6 +151,8 @@ pub mod maps {
         devices: "DEVICES6",
         ports: "PORTS6",
         host_sockets: "HOST_SOCKETS6",
+        upkeep: "UPKEEP6",
+        looked_after: "LOOKED_AFTER6",
     };
 
     /// The [`super::Nat64`] at index 0. Written by user
@@ -212,7 +225,7 @@ impl Family for Be32 {
 
 impl Family for Be128 {
     const MAPS: maps::Names = maps::IPV6;
-    const OFFSET: u32 = 16;
+    const OFFSET: u32 = 32;
 }
 
 /// The programs, by the name they have in the object file.
@@ -283,13 +296,16 @@ pub mod stages {
     pub const TRANSLATE_ERROR: u32 = 14;
     /// Of IPv6: packets whose prefix is translated, without sessions.
     pub const PREFIX: u32 = 15;
+    /// Packets that begin a session while nobody sweeps: looks after one that is there,
+    /// and goes on to itself for the next.
+    pub const UPKEEP: u32 = 16;
     /// Places in the table.
-    pub const COUNT: u32 = 32;
+    pub const COUNT: u32 = 64;
 
     const SIX: u32 = <Be128 as Family>::OFFSET;
 
     /// The programs, by the name they have in the object file, for IPv4.
-    pub const IPV4: [(u32, &str); 11] = [
+    pub const IPV4: [(u32, &str); 12] = [
         (EXCEPTIONAL, "exceptional"),
         (INSERT, "insert"),
         (CLOSE, "close"),
@@ -301,9 +317,10 @@ pub mod stages {
         (CUT, "cut"),
         (PIECE, "piece"),
         (ASK, "ask"),
+        (UPKEEP, "upkeep"),
     ];
     /// The same for IPv6.
-    pub const IPV6: [(u32, &str); 11] = [
+    pub const IPV6: [(u32, &str); 12] = [
         (SIX + ESTABLISHED, "established6"),
         (SIX + EXCEPTIONAL, "exceptional6"),
         (SIX + RESUME, "resume6"),
@@ -315,6 +332,7 @@ pub mod stages {
         (SIX + OPEN, "open6"),
         (SIX + RELEASE, "release6"),
         (SIX + ASK, "ask6"),
+        (SIX + UPKEEP, "upkeep6"),
     ];
     /// The same for NAT64.
     pub const NAT64: [(u32, &str); 5] = [
@@ -635,7 +653,11 @@ pub struct Mapping<A = Be32> {
     pub allowed: A,
     pub allowed_length: u8,
     pub flags: u8,
-    pub padding: [u8; 2],
+    /// Whom the session was opened with that was opened last on it, as the guest calls
+    /// it; address and port. Unspecified where there is none, and with
+    /// [`mapping_flags::STATIC`].
+    pub remote_port: Be16,
+    pub remote: A,
     /// Until when, for a remote.
     pub allowed_until: Instant,
 }
@@ -646,6 +668,22 @@ impl<A: Address> Mapping<A> {
     #[must_use]
     pub fn lets_in(&self, remote: A) -> bool {
         remote.same_network(self.allowed, A::mask(self.allowed_length))
+    }
+
+    /// Makes this the key of the session that was opened last on it, of the half that
+    /// arrives on the inside device.
+    #[inline(always)]
+    pub const fn find_last_session(&self, key: &mut FlowKey<A>) {
+        // Field by field: a stack has no room for another one.
+        let protocol = self.inside.protocol;
+        key.source = self.inside.address;
+        key.destination = self.remote;
+        key.source_port = self.inside.port;
+        key.destination_port = self.remote_port;
+        key.arrival = match NonZeroU32::new(self.device) {
+            Some(device) => Arrival::inside(device, protocol),
+            None => Arrival::outside(protocol),
+        };
     }
 
     /// Where a static mapping leads who names this outside endpoint, which is the
@@ -659,6 +697,18 @@ impl<A: Address> Mapping<A> {
             self.inside
         }
     }
+}
+
+/// How the datapath itself looks after what is over, index 0 of
+/// [`maps::Names::upkeep`]. See [`crate::nat::upkeep`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// When user space last said that it sweeps. The datapath moves it on while it is
+    /// long ago, as no clock here goes back far.
+    pub attended: Instant,
+    /// The place in [`maps::Names::ports`] to go on at, in ports. Written by the datapath.
+    pub place: u32,
 }
 
 /// The value of [`maps::NAT64`].
@@ -1176,8 +1226,9 @@ const _: () = {
     assert!(size_of::<Session<Be128>>() == 88);
     assert!(size_of::<EndpointKey>() == 8);
     assert!(size_of::<EndpointKey<Be128>>() == 20);
-    assert!(size_of::<Mapping>() == 32);
-    assert!(size_of::<Mapping<Be128>>() == 56);
+    assert!(size_of::<Mapping>() == 36);
+    assert!(size_of::<Mapping<Be128>>() == 72);
+    assert!(size_of::<Upkeep>() == 8);
     assert!(size_of::<PermissionKey>() == 12);
     assert!(size_of::<PermissionKey<Be128>>() == 36);
     assert!(size_of::<HostSocketKey>() == 16);
@@ -1202,7 +1253,7 @@ mod pod {
     use super::{
         Arrival, Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held,
         HeldKey, Mapping, Nat64, Permission, PermissionKey, Session, Settings, StandIn, Sweep,
-        Unsolicited,
+        Unsolicited, Upkeep,
     };
     use crate::net::{Be32, Be128};
 
@@ -1235,6 +1286,7 @@ mod pod {
         StandIn,
         Sweep,
         Unsolicited,
+        Upkeep,
         Nat64,
         crate::nptv6::PrefixPair,
         crate::ports::PortSet,

@@ -235,6 +235,13 @@ pub fn start<A: Network, F: Frame, T: Tables<A>>(
     nat::start(packet, device, link, tables, plan)
 }
 
+/// Looks after one session or mapping that is there, when nobody else does. `plan` is as
+/// [`start`] left it, which decides about the packet anew in the end.
+#[inline(always)]
+pub fn upkeep<A: Network, T: Tables<A>>(tables: &T, plan: &mut Plan<A>) -> Next {
+    nat::upkeep::step(tables, plan)
+}
+
 /// Takes a packet that the host forwards back to what it was, if it comes from its
 /// firewall. `from` is the index of the device that it came by, `out` of the one that it
 /// leaves by.

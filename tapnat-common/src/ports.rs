@@ -48,6 +48,12 @@ pub const fn set_index(address: u32, class: u32, parity: u16) -> u32 {
 #[expect(clippy::cast_possible_truncation, reason = "it is 16")]
 pub const SETS: u32 = crate::abi::MAX_OUTSIDE_ADDRESSES as u32 * CLASSES * 2;
 
+/// Ports of a [`PortSet`].
+pub const SET_PORTS: u32 = 65536 / 2;
+
+/// Words that one look for a port that is taken goes through.
+const LOOK: u32 = 128;
+
 /// Words of a [`PortSet`]: half the ports, the other half has the other parity.
 const WORDS: usize = 65536 / 2 / 64;
 const SUMMARIES: usize = WORDS / 64;
@@ -112,6 +118,33 @@ impl PortSet {
         self.words
             .get(usize::from(port >> 7))
             .is_some_and(|word| word >> (port >> 1 & 63) & 1 == 1)
+    }
+
+    /// The place of the next port from this place on that is marked as taken and not
+    /// `reserved`. A place is a port of this set without its last bit, which is `parity`.
+    ///
+    /// # Errors
+    /// The place to go on at if there is none before that; [`SET_PORTS`] at the end.
+    #[inline(always)]
+    pub fn next_taken(&self, reserved: &Reserved, parity: u16, place: u32) -> Result<u32, u32> {
+        let mut number = place >> 6;
+        let mut usable = u64::MAX << (place & 63);
+        for _ in 0..LOOK {
+            let index = opaque(number as usize);
+            let Some(word) = self.words.get(index) else {
+                return Err(SET_PORTS);
+            };
+            let mut taken = word & usable;
+            if taken != 0 {
+                taken &= !reserved.of_parity(index, parity);
+            }
+            if taken != 0 {
+                return Ok(number << 6 | taken.trailing_zeros());
+            }
+            usable = u64::MAX;
+            number += 1;
+        }
+        Err(number << 6)
     }
 
     /// The ports that are marked as taken here and not in `other`; `parity` is
@@ -223,6 +256,21 @@ impl Reserved {
             .is_some_and(|word| word >> (port & 63) & 1 == 1)
     }
 
+    /// As a word of a set of this parity, the one with this index.
+    #[inline(always)]
+    fn of_parity(&self, index: usize, parity: u16) -> u64 {
+        let half = |index: usize| {
+            let word = self.words.get(index).copied().unwrap_or(u64::MAX);
+            let mut word = word >> (parity & 1) & 0x5555_5555_5555_5555;
+            word = (word | word >> 1) & 0x3333_3333_3333_3333;
+            word = (word | word >> 2) & 0x0f0f_0f0f_0f0f_0f0f;
+            word = (word | word >> 4) & 0x00ff_00ff_00ff_00ff;
+            word = (word | word >> 8) & 0x0000_ffff_0000_ffff;
+            (word | word >> 16) & 0xffff_ffff
+        };
+        half(opaque(index * 2)) | half(opaque(index * 2 + 1)) << 32
+    }
+
     /// The two sets, even ports then odd ones, in which just these are taken.
     #[must_use]
     pub fn sets(&self) -> [PortSet; 2] {
@@ -286,6 +334,36 @@ mod tests {
         assert!(reserved.contains(53) && !reserved.contains(54));
         let [even, odd] = reserved.sets();
         assert!(odd.is_taken(53) && even.is_taken(32768) && !even.is_taken(52));
+    }
+
+    #[test]
+    fn what_is_taken_is_found_port_by_port() {
+        let mut reserved = Reserved::default();
+        for port in (32_768..=60_999).chain([7, 1024]) {
+            reserved.reserve(port);
+        }
+        for (parity, mut set) in (0..).zip(reserved.sets()) {
+            let mut ports = [1026, 1027, 2001, 2002, 32_766, 61_000, 61_001, 65_535, 5].to_vec();
+            ports.retain(|port| port & 1 == parity);
+            ports.sort_unstable();
+            for port in &ports {
+                set.take(*port);
+            }
+            let (mut place, mut looks) = (0, 0);
+            let mut found = Vec::new();
+            while place < SET_PORTS {
+                looks += 1;
+                place = match set.next_taken(&reserved, parity, place) {
+                    Ok(taken) => {
+                        found.push(u16::try_from(taken << 1).unwrap() | parity);
+                        taken + 1
+                    }
+                    Err(next) => next,
+                };
+            }
+            assert_eq!((place, &found), (SET_PORTS, &ports));
+            assert!(looks <= ports.len() + 5, "{looks} looks");
+        }
     }
 
     #[test]

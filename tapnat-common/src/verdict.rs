@@ -250,6 +250,8 @@ pub enum Next {
     Open,
     /// On to [`crate::pipeline::insert`].
     Insert,
+    /// On to [`crate::pipeline::upkeep`].
+    Upkeep,
 }
 
 /// A session about to be made, as its first packet's half.
@@ -328,6 +330,9 @@ pub struct Plan<A = Be32> {
     /// For a fragment: how many of its datagram wait; of a held one, its own
     /// place among them.
     pub held: u32,
+    /// For a packet that begins a session: what is left to do of [`crate::nat::upkeep`],
+    /// and one. 0 before that is known.
+    pub upkeep: u32,
     /// For a packet of a session: the other half, where that was looked at.
     pub other: Other,
     /// For a new session: what to make.
@@ -351,6 +356,7 @@ impl<A: Network> Default for Plan<A> {
             mtu: 0,
             excess: 0,
             held: 0,
+            upkeep: 0,
             other: Other::default(),
             opening: Opening::default(),
             keys: [FlowKey::default(); 2],
@@ -370,6 +376,7 @@ impl<A: Network> Plan<A> {
         self.mtu = 0;
         self.excess = 0;
         self.held = 0;
+        self.upkeep = 0;
     }
 }
 

@@ -38,6 +38,8 @@ pub trait Apart: Maps {
     fn is_outside(address: *const Self) -> u32;
     /// A free port in a set, or [`NONE`].
     fn find_port(set: u32, wanted: u32, random: u32) -> u32;
+    /// The place of a port that is taken, as [`nat::upkeep::next_taken`] tells it.
+    fn next_taken(set: u32, place: u32) -> u32;
     /// What became of taking a port: an [`Insert`].
     fn take_port(
         context: *mut __sk_buff,
@@ -93,6 +95,11 @@ fn find_port<A: Routed>(set: u32, wanted: u32, random: u32) -> u32 {
     let set = kernel.ports(set);
     set.and_then(|set| set.find(wanted as u16, random))
         .map_or(NONE, u32::from)
+}
+
+#[inline(always)]
+fn next_taken<A: Routed>(set: u32, place: u32) -> u32 {
+    nat::upkeep::next_taken(set, place, &tables::<A>(0))
 }
 
 #[inline(always)]
@@ -199,6 +206,7 @@ apart! {
     Be32:
     is_outside4 is_outside(address: *const Be32),
     find_port4 find_port(set: u32, wanted: u32, random: u32),
+    next_taken4 next_taken(set: u32, place: u32),
     take_port4 take_port(
         context: *mut __sk_buff,
         outside: *const EndpointKey,
@@ -224,6 +232,7 @@ apart! {
     Be128:
     is_outside6 is_outside(address: *const Be128),
     find_port6 find_port(set: u32, wanted: u32, random: u32),
+    next_taken6 next_taken(set: u32, place: u32),
     take_port6 take_port(
         context: *mut __sk_buff,
         outside: *const EndpointKey<Be128>,

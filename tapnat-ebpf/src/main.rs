@@ -268,6 +268,9 @@ stages! {
     /// Packets that the host's firewall is to be asked about.
     ask = ask_firewall::<Be32>;
     ask6 = ask_firewall::<Be128>;
+    /// Packets that are to begin a session while nobody sweeps.
+    upkeep = look_after_others::<Be32>;
+    upkeep6 = look_after_others::<Be128>;
     /// First fragments, for which others wait.
     release = release_fragments::<Be32>;
     release6 = release_fragments::<Be128>;
@@ -351,6 +354,13 @@ fn close_session<A: Routed>(context: &TcContext) -> i32 {
 fn begin<A: Routed>(context: &TcContext) -> i32 {
     stage::<A>(context, |skb, device, kernel, scratch| {
         pipeline::start(skb, device, kernel, &scratch.packet, &mut scratch.plan)
+    })
+}
+
+#[inline(always)]
+fn look_after_others<A: Routed>(context: &TcContext) -> i32 {
+    stage::<A>(context, |_, _, kernel, scratch| {
+        pipeline::upkeep(kernel, &mut scratch.plan)
     })
 }
 
@@ -576,6 +586,7 @@ fn stage<A: Routed>(
         Next::Map => go_on::<A>(context, stages::MAP),
         Next::Open => go_on::<A>(context, stages::OPEN),
         Next::Insert => go_on::<A>(context, stages::INSERT),
+        Next::Upkeep => go_on::<A>(context, stages::UPKEEP),
     }
 }
 

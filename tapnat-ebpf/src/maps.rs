@@ -4,7 +4,7 @@
 use aya_ebpf::{
     bindings::bpf_fib_lookup,
     btf_maps::{
-        Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf,
+        Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, Queue, RingBuf,
     },
     macros::btf_map,
 };
@@ -12,7 +12,7 @@ use tapnat_common::{
     abi::{
         Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
         HostSocketKey, MAX_PREFIX_PAIRS, Mapping, Nat64, Permission, PermissionKey, Session,
-        Settings, StandIn, Unsolicited, stages,
+        Settings, StandIn, Unsolicited, Upkeep, stages,
     },
     cut::MAX_FRAME,
     nat_log::Record,
@@ -32,6 +32,7 @@ const MOST_MAPPINGS: usize = 65_536;
 const MOST_PERMISSIONS: usize = 131_072;
 const MOST_PREFIXES: usize = 4096;
 const MOST_GUESTS: usize = 4096;
+const MOST_LOOKED_AFTER: usize = HALVES / 2;
 
 /// An IP version with its maps.
 pub trait Maps: Family {
@@ -56,6 +57,9 @@ pub trait Maps: Family {
     fn untranslated() -> &'static LpmTrie<Self, u8, MOST_PREFIXES>;
     fn devices() -> &'static HashMap<u32, Device<Self>, 1024>;
     fn ports() -> &'static Array<PortSet, { SETS as usize }>;
+    fn upkeep() -> &'static Array<Upkeep, 1>;
+    // May forget, if sessions begin faster than they are looked after.
+    fn looked_after() -> &'static Queue<FlowKey<Self>, MOST_LOOKED_AFTER>;
     // Not shared with anyone, and so not part of the ABI.
     fn scratch() -> &'static PerCpuArray<Scratch<Self>, 1>;
     fn workspace() -> &'static PerCpuArray<Workspace<Self>, 1>;
@@ -66,7 +70,8 @@ macro_rules! maps {
         $address:ty: $settings:ident, $sessions:ident, $mappings:ident, $inside:ident,
         $permissions:ident, $fragments:ident, $held:ident, $unsolicited:ident, $asked:ident,
         $told:ident, $host_sockets:ident, $guests:ident, $denied:ident, $untranslated:ident,
-        $devices:ident, $ports:ident, $scratch:ident, $workspace:ident,
+        $devices:ident, $ports:ident, $upkeep:ident, $looked_after:ident, $scratch:ident,
+        $workspace:ident,
     ) => {
         maps! {
             @ $address:
@@ -90,6 +95,8 @@ macro_rules! maps {
             untranslated $untranslated LpmTrie<$address, u8, MOST_PREFIXES>,
             devices $devices HashMap<u32, Device<$address>, 1024>,
             ports $ports Array<PortSet, { SETS as usize }>,
+            upkeep $upkeep Array<Upkeep, 1>,
+            looked_after $looked_after Queue<FlowKey<$address>, MOST_LOOKED_AFTER>,
             scratch $scratch PerCpuArray<Scratch<$address>, 1>,
             workspace $workspace PerCpuArray<Workspace<$address>, 1>,
         }
@@ -112,13 +119,13 @@ macro_rules! maps {
 
 maps! {
     Be32: SETTINGS, SESSIONS, MAPPINGS, INSIDE, PERMISSIONS, FRAGMENTS, HELD, UNSOLICITED, ASKED,
-    TOLD, HOST_SOCKETS, GUESTS, DENIED, UNTRANSLATED, DEVICES, PORTS, SCRATCH,
-    WORKSPACE,
+    TOLD, HOST_SOCKETS, GUESTS, DENIED, UNTRANSLATED, DEVICES, PORTS, UPKEEP, LOOKED_AFTER,
+    SCRATCH, WORKSPACE,
 }
 maps! {
     Be128: SETTINGS6, SESSIONS6, MAPPINGS6, INSIDE6, PERMISSIONS6, FRAGMENTS6, HELD6,
     UNSOLICITED6, ASKED6, TOLD6, HOST_SOCKETS6, GUESTS6, DENIED6, UNTRANSLATED6, DEVICES6, PORTS6,
-    SCRATCH6, WORKSPACE6,
+    UPKEEP6, LOOKED_AFTER6, SCRATCH6, WORKSPACE6,
 }
 
 /// Nothing ever written: what a new entry of [`Maps::fragments`] is copied from, as it
@@ -179,6 +186,8 @@ pub struct Workspace<A> {
     pub endpoint: EndpointKey<A>,
     pub permission: PermissionKey<A>,
     pub held: HeldKey<A>,
+    /// A session on its way into [`Maps::looked_after`].
+    pub looked_after: FlowKey<A>,
     /// What the NAT log is to be told of once it is gone.
     pub logged: EndpointKey<A>,
     pub swept: Swept<A>,

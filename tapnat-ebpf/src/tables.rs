@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_ANY, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        __sk_buff, BPF_ANY, BPF_EXIST, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup,
         bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
@@ -22,7 +22,7 @@ use core::{
 use tapnat_common::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings, Unsolicited,
+        PermissionKey, Session, Settings, Unsolicited, Upkeep,
     },
     frame::LinkAddresses,
     nat::{
@@ -461,6 +461,37 @@ impl<A: Routed> Tables<A> for Kernel<A> {
         {
             count(&mut guest.ports, more);
         }
+    }
+
+    #[inline(always)]
+    fn upkeep(&self) -> Option<&mut Upkeep> {
+        value(A::upkeep().get_ptr_mut(0))
+    }
+
+    #[inline(always)]
+    fn look_after(&self, write: impl FnOnce(&mut FlowKey<A>)) {
+        if let Some(workspace) = workspace::<A>() {
+            write(&mut workspace.looked_after);
+            let session: &FlowKey<A> = &workspace.looked_after;
+            // In place of the oldest one it is always possible.
+            let _ = A::looked_after().push(session, u64::from(BPF_EXIST));
+        }
+    }
+
+    #[inline(always)]
+    fn take_looked_after(&self, key: &mut FlowKey<A>) -> bool {
+        match A::looked_after().pop() {
+            Ok(Some(first)) => {
+                *key = first;
+                true
+            }
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    #[inline(always)]
+    fn next_taken(&self, set: u32, place: u32) -> u32 {
+        A::next_taken(set, place)
     }
 
     #[inline(always)]

@@ -21,13 +21,15 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use tapnat_common::{
     abi::{
         ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, MAX_PREFIX_PAIRS, Mapping,
-        Nat64, Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, maps, role,
+        Nat64, Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, Upkeep, maps,
+        role,
     },
     embed::Prefix,
     nat::nat64::is_stand_in,
     net::{Be32, Be128},
     nptv6::PrefixPair,
     ports::{Class, PortSet, Reserved, SETS, set_index},
+    time::Instant,
     verdict::Reason,
 };
 
@@ -87,6 +89,7 @@ pub struct PinnedTables<A: IpFamily = Be32> {
     permissions: HashMap<MapData, PermissionKey<A>, Permission>,
     unsolicited: HashMap<MapData, FlowKey<A>, Unsolicited>,
     guests: HashMap<MapData, A, Guest>,
+    upkeep: Array<MapData, Upkeep>,
     denied: LpmTrie<MapData, A, u8>,
     untranslated: LpmTrie<MapData, A, u8>,
     devices: HashMap<MapData, u32, Device<A>>,
@@ -209,6 +212,7 @@ impl<A: IpFamily> PinnedTables<A> {
             permissions: open(directory, A::MAPS.permissions)?,
             unsolicited: open(directory, A::MAPS.unsolicited)?,
             guests: open(directory, A::MAPS.guests)?,
+            upkeep: open(directory, A::MAPS.upkeep)?,
             denied: open(directory, A::MAPS.denied)?,
             untranslated: open(directory, A::MAPS.untranslated)?,
             devices: open(directory, A::MAPS.devices)?,
@@ -337,6 +341,32 @@ impl<A: IpFamily> PinnedTables<A> {
         self.settings
             .set(0, settings, 0)
             .context("cannot write the settings")
+    }
+
+    /// Tells the datapath that somebody sweeps.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attend(&mut self, now: Instant) -> Result<()> {
+        let upkeep = Upkeep {
+            attended: now,
+            place: 0,
+        };
+        self.upkeep
+            .set(0, upkeep, 0)
+            .context("cannot tell the datapath that somebody sweeps")
+    }
+
+    /// How the datapath looks after what is over.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn upkeep(&self) -> Result<Upkeep> {
+        self.upkeep
+            .get(&0, 0)
+            .context("cannot read when somebody swept last")
     }
 
     /// The addresses that stand for the guests in the world.

@@ -1,13 +1,14 @@
 //! The daemon gives back what is over: sessions, mappings, ports, the room of
-//! guests that are gone. What is alive stays.
+//! guests that are gone. What is alive stays. Without a daemon new sessions see to it.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData},
@@ -19,10 +20,12 @@ use tapnat_common::{
     ports::{Class, PortSet, set_index},
 };
 use tapnat_testbed::{
-    topology::{Inside, Topology},
+    topology::{self, Inside, Topology},
     traffic::{TcpReflector, TcpSession, UdpReflector, ping, reflect_udp, udp_socket},
 };
 use tapnat_tests::{
+    both_families,
+    family::Family,
     instance::{Instance, PATIENCE},
     world::{World, server},
 };
@@ -221,3 +224,77 @@ fn guests_that_are_gone_make_room_for_others() -> Result<()> {
     ensure!(guest.sessions == 1, "{guest:?}");
     Ok(())
 }
+
+/// Fewer than a guest begins in [`a_guest_goes_on_beginning_sessions_without_a_process`], and
+/// more than it has at once.
+const LIMIT: usize = 64;
+
+/// Begins a flow, which ends by itself, and has an answer come back.
+fn begin(guest: &topology::Guest, family: Family, server: &UdpReflector) -> Result<()> {
+    let any_port = SocketAddr::new(family.address_of(guest), 0);
+    let socket = udp_socket(&guest.namespace, any_port)?;
+    reflect_udp(&socket, server.address(), b"hello").map(drop)
+}
+
+fn a_guest_goes_on_beginning_sessions_without_a_process(family: Family) -> Result<()> {
+    let builder = family.topology().inside(Inside::Veth).guests(2);
+    let world = builder.build()?;
+    let instance = Instance::new(&world.host);
+    let limit = LIMIT.to_string();
+    let devices = world.inside();
+    let arguments: Vec<_> = devices
+        .iter()
+        .flat_map(|device| ["--inside", device])
+        .chain(SHORT)
+        .chain(["--guest-max-sessions", &limit, "--guest-max-ports", &limit])
+        .collect();
+    let mut first = instance.start(&arguments)?;
+    let [guest, other] = &world.guests[..] else {
+        bail!("the world has {} guests", world.guests.len());
+    };
+    let tcp = TcpReflector::start(&world.world, family.server(0, 7))?;
+    let udp = UdpReflector::start(&world.world, family.server(0, 7))?;
+    let mut alive = [guest, other]
+        .map(|guest| TcpSession::open(&guest.namespace, None, tcp.address()))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+
+    // At its limit at this moment, with what nobody is to touch again.
+    first.signal(Signal::SIGKILL)?;
+    first.wait(PATIENCE)?;
+    for _ in 0..LIMIT * 2 {
+        let any_port = SocketAddr::new(family.address_of(guest), 0);
+        udp_socket(&guest.namespace, any_port)?.send_to(b"hello", udp.address())?;
+    }
+    let refused = |reason| instance.count(reason);
+    ensure!(
+        refused("guest-session-limit")? != 0,
+        "it was refused nothing"
+    );
+    // The datapath waits a while for another process.
+    until(|| begin(guest, family, &udp))?;
+    let before = refused("guest-session-limit")?;
+    for number in 0..LIMIT * 3 {
+        let beside = if number % 20 == 0 {
+            &[guest, other][..]
+        } else {
+            &[guest]
+        };
+        for guest in beside {
+            begin(guest, family, &udp).with_context(|| format!("flow {number}"))?;
+        }
+        for session in &mut alive {
+            session.exchange(b"still there")?;
+        }
+        thread::sleep(Duration::from_millis(120));
+    }
+    let after = refused("guest-session-limit")? + refused("guest-port-limit")?;
+    ensure!(after == before, "{} were refused", after - before);
+
+    let _second = instance.start(&arguments)?;
+    for session in &mut alive {
+        session.exchange(b"still there")?;
+    }
+    begin(guest, family, &udp)
+}
+both_families!(a_guest_goes_on_beginning_sessions_without_a_process);

@@ -1,6 +1,6 @@
 //! Endpoint-independent mappings and the choice of outside ports.
 
-use super::{Insert, Tables, session};
+use super::{Insert, Tables, session, upkeep};
 use crate::{
     abi::{Arrival, EndpointKey, FlowKey, Guest, Mapping, Settings, mapping_flags},
     net::{Be16, protocol},
@@ -442,6 +442,7 @@ fn take_over<A: Network, T: Tables<A>>(
     if tables.outside_of(&before) == Some(*outside) {
         tables.remove_outside_of(&before);
     }
+    upkeep::let_go(old, tables);
     if !remove(outside, &before, tables) {
         return Insert::Exists;
     }

@@ -16,6 +16,7 @@ pub mod prefixes;
 pub mod session;
 mod start;
 pub mod sweep;
+pub mod upkeep;
 
 pub use errors::decide_error;
 pub use fragments::{forget, key_of as datagram_key, settle};
@@ -28,7 +29,7 @@ use self::firewall::Again;
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings, Unsolicited, role, session_flags, tcp_state,
+        PermissionKey, Session, Settings, Unsolicited, Upkeep, role, session_flags, tcp_state,
     },
     cut,
     net::Be32,
@@ -174,6 +175,14 @@ pub trait Tables<A: Network = Be32> {
     /// Adds to (or takes from) the ports that the guest holds; never below 0.
     fn count_port_on_guest(&self, address: A, more: bool);
 
+    /// How the datapath looks after what is over.
+    fn upkeep(&self) -> Option<&mut Upkeep>;
+    /// Puts a session, whose key is written, at the end of those that are to be looked
+    /// after, in place of the first if there is no room.
+    fn look_after(&self, write: impl FnOnce(&mut FlowKey<A>));
+    /// Takes the first one of those. Returns whether there was one.
+    fn take_looked_after(&self, key: &mut FlowKey<A>) -> bool;
+
     fn ports(&self, index: u32) -> Option<&mut PortSet>;
     fn reserved(&self, class: u32) -> Option<&Reserved>;
 
@@ -207,6 +216,14 @@ pub trait Tables<A: Network = Be32> {
     #[inline(always)]
     fn find_port(&self, set: u32, wanted: u16, random: u32) -> Option<u16> {
         self.ports(set)?.find(wanted, random)
+    }
+    /// See [`upkeep::next_taken`].
+    #[inline(always)]
+    fn next_taken(&self, set: u32, place: u32) -> u32
+    where
+        Self: Sized,
+    {
+        upkeep::next_taken(set, place, self)
     }
     /// See [`mapping::take`].
     #[inline(always)]

@@ -3,7 +3,9 @@
 //! The pure functions ([`state`], [`timeout`], [`last_kept`]) are what user space
 //! shows and sweeps by, too.
 
-use super::{HalfInsert, Insert, STAMP_AFTER, Tables, filter, mapping, nat64::TO_STAND_IN, policy};
+use super::{
+    HalfInsert, Insert, STAMP_AFTER, Tables, filter, mapping, nat64::TO_STAND_IN, policy, upkeep,
+};
 use crate::{
     abi::{
         EndpointKey, FlowKey, Guest, Session, Settings, Timeouts, mapping_flags, session_flags,
@@ -721,12 +723,15 @@ fn count_in<A: Network, T: Tables<A>>(
     };
     tables.count(&mut guest.sessions, true);
     let (is_mapped, outside) = outside_of(key, session);
+    let mut mapping = None;
     if is_mapped
-        && let Some(mapping) = tables.mapping(&outside)
-        && mapping.inside == key.source_endpoint()
+        && let Some(own) = tables.mapping(&outside)
+        && own.inside == key.source_endpoint()
     {
-        tables.count(&mut mapping.sessions, true);
+        tables.count(&mut own.sessions, true);
+        mapping = Some(own);
     }
+    upkeep::note(key, mapping, tables);
 }
 
 /// Counts a half that is gone on its guest and the mapping of this outside endpoint no

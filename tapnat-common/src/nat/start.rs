@@ -3,7 +3,7 @@
 
 use core::num::NonZeroU32;
 
-use super::{Fate, Route, Tables, check_size, filter, firewall, mapping, policy, session};
+use super::{Fate, Route, Tables, check_size, filter, firewall, mapping, policy, session, upkeep};
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Guest, MOST_NEW_SESSIONS, Mapping, MappingMode, NEW_SESSION,
@@ -119,6 +119,9 @@ fn from_inside<A: Network, T: Tables<A>>(
     may_be_first(packet, key)?;
     // What is cut comes by again and pays then.
     check_size(packet, route.mtu, destination.address, plan)?;
+    if upkeep::is_due(Some(key.source), tables, plan) {
+        return Ok(Next::Upkeep);
+    }
     may_have_more(key, link, settings, tables, plan)?;
     if firewall::asks(settings, plan) {
         return Err(firewall::ask(destination, plan));
@@ -403,6 +406,9 @@ fn from_outside<A: Network, T: Tables<A>>(
         Fate::Disabled => return Err(Reason::ForwardingDisabled),
     }
     check_size(packet, route.mtu, target.inside.address, plan)?;
+    if upkeep::is_due(None, tables, plan) {
+        return Ok(Next::Upkeep);
+    }
     if firewall::asks(settings, plan) {
         let destination = target.leads_to(&destination);
         return Err(firewall::ask(destination, plan));

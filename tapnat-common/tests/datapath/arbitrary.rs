@@ -405,6 +405,8 @@ enum Step<A> {
     Room(usize),
     /// User space takes away what is over.
     Sweep,
+    /// User space is there, or no longer.
+    Attend(bool),
 }
 
 /// What a packet brings back.
@@ -465,6 +467,7 @@ fn step<A: Version>() -> BoxedStrategy<Step<A>> {
         }),
         1 => (0_usize..6).prop_map(Step::Room),
         2 => Just(Step::Sweep),
+        2 => any::<bool>().prop_map(Step::Attend),
     ]
     .boxed()
 }
@@ -568,6 +571,7 @@ fn take<A: Version>(world: &World<A>, step: Step<A>, history: &mut History) {
             sweep_all(world);
             world.audit();
         }
+        Step::Attend(is_attended) => world.is_attended.set(is_attended),
         Step::Room(room) => {
             world.sessions.capacity.set(world.sessions.len() + room);
             world.mappings.capacity.set(world.mappings.len() + room);

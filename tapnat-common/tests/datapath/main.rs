@@ -34,3 +34,4 @@ mod statics;
 mod support;
 mod sweep;
 mod tcp;
+mod upkeep;

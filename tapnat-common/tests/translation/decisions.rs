@@ -10,7 +10,7 @@ use std::{
 use tapnat_common::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, NextHop, Permission,
-        PermissionKey, Session, Settings, StandIn, Unsolicited, role, setting_flags,
+        PermissionKey, Session, Settings, StandIn, Unsolicited, Upkeep, role, setting_flags,
     },
     embed::Prefix,
     nat::{
@@ -191,6 +191,9 @@ impl Tables<Be128> for Net {
         is_untranslated(Be128) -> bool;
         count_off_guest(Be128);
         count_port_on_guest(Be128, bool);
+        upkeep() -> Option<&mut Upkeep>;
+        look_after(impl FnOnce(&mut FlowKey<Be128>));
+        take_looked_after(&mut FlowKey<Be128>) -> bool;
         ports(u32) -> Option<&mut PortSet>;
         reserved(u32) -> Option<&Reserved>;
         host_socket(&EndpointKey<Be128>, &EndpointKey<Be128>) -> bool;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use tapnat_common::time::Ticks;
 use tokio::time::{Instant as Timer, sleep_until};
 
-use crate::{family::IpFamily, notice::warn, sweep::Sweep, tables::PinnedTables};
+use crate::{clock::now, family::IpFamily, notice::warn, sweep::Sweep, tables::PinnedTables};
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// How long a session lives then in which nobody answers. Whoever still waits for an answer sends
@@ -24,7 +24,7 @@ pub(super) struct Pressure {
 impl Default for Pressure {
     fn default() -> Self {
         Self {
-            next: Timer::now() + PERIOD,
+            next: Timer::now(),
             is_on: false,
         }
     }
@@ -36,7 +36,8 @@ impl Pressure {
         sleep_until(self.next).await;
     }
 
-    /// Looks how full the table is, and has what is over collected at once if it is.
+    /// Looks how full the table is, and has what is over collected at once if it is. Tells the
+    /// datapath that somebody does.
     ///
     /// # Errors
     ///
@@ -47,6 +48,7 @@ impl Pressure {
         sweep: &mut Sweep<A>,
     ) -> Result<()> {
         self.next = Timer::now() + PERIOD;
+        tables.attend(now())?;
         let capacity = u64::from(tables.session_capacity()?);
         // Each session counts on its guest, and those between guests on both.
         let (guests, _) = tables.guests()?;

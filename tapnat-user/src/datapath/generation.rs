@@ -228,7 +228,8 @@ impl Generation {
                 .map_max_entries(names.sessions, *halves)
                 .map_max_entries(names.mappings, *mappings)
                 .map_max_entries(names.inside, mappings + maps::MAPPING_LOCKS)
-                .map_max_entries(names.permissions, *permissions);
+                .map_max_entries(names.permissions, *permissions)
+                .map_max_entries(names.looked_after, *halves / 2);
         }
         for name in maps::all().filter(|name| *name != maps::STAGES) {
             loader.map_pin_path(name, self.tables.join(name));

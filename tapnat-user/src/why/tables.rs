@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use tapnat_common::{
     abi::{
         Device, EndpointKey, FlowKey, Fragment, FragmentKey, Guest, Mapping, Nat64, NextHop,
-        Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, role,
+        Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, Upkeep, role,
     },
     embed::Prefix,
     frame::LinkAddresses,
@@ -118,6 +118,7 @@ pub struct Rehearsal<'a, A: IpFamily> {
     permissions: Copies<PermissionKey<A>, Permission>,
     fragments: Copies<FragmentKey<A>, Fragment>,
     guests: Copies<A, Guest>,
+    upkeep: Copies<(), Upkeep>,
     ports: Copies<u32, PortSet>,
     /// Why an entry could not be read.
     error: Cell<Option<Error>>,
@@ -153,6 +154,7 @@ impl<'a, A: IpFamily> Rehearsal<'a, A> {
             permissions: Copies::default(),
             fragments: Copies::default(),
             guests: Copies::default(),
+            upkeep: Copies::default(),
             ports: Copies::default(),
             error: Cell::default(),
         })
@@ -406,6 +408,18 @@ impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
         if let Some(guest) = self.guest(address) {
             self.count(&mut guest.ports, more);
         }
+    }
+
+    fn upkeep(&self) -> Option<&mut Upkeep> {
+        self.upkeep
+            .get(&(), || self.read(self.tables.upkeep().map(Some)))
+    }
+
+    fn look_after(&self, _: impl FnOnce(&mut FlowKey<A>)) {}
+
+    fn take_looked_after(&self, _: &mut FlowKey<A>) -> bool {
+        // The queue cannot be looked at without taking from it.
+        false
     }
 
     fn ports(&self, index: u32) -> Option<&mut PortSet> {

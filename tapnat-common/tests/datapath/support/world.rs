@@ -15,7 +15,7 @@ use tapnat_common::{
     abi::{
         ABI_VERSION, Device, EndpointKey, Filtering, FlowKey, Fragment, FragmentKey, Guest,
         HELD_BYTES, HeldKey, Mapping, MappingMode, NextHop, Permission, PermissionKey, Session,
-        Settings, Timeouts, Unsolicited, mapping_flags, role, session_flags, setting_flags,
+        Settings, Timeouts, Unsolicited, Upkeep, mapping_flags, role, session_flags, setting_flags,
     },
     cut::{self, MAX_PIECES},
     frame::{Frame as _, LinkAddresses},
@@ -64,6 +64,10 @@ pub struct World<A: Version> {
     pub untranslated: RefCell<Vec<(A, u8)>>,
     told: RefCell<HashMap<A, Budget>>,
     pub guests: Table<A, Guest>,
+    upkeep: Table<(), Upkeep>,
+    pub looked_after: RefCell<VecDeque<FlowKey<A>>>,
+    /// User space sweeps.
+    pub is_attended: Cell<bool>,
     ports: Table<u32, PortSet>,
     reserved: Table<u32, Reserved>,
     /// Routes by destination, where they are not the usual ones.
@@ -200,6 +204,9 @@ impl<A: Version> World<A> {
             untranslated: RefCell::default(),
             told: RefCell::default(),
             guests: Table::new(),
+            upkeep: Table::new(),
+            looked_after: RefCell::default(),
+            is_attended: Cell::new(true),
             ports: Table::new(),
             reserved: Table::new(),
             routes: RefCell::default(),
@@ -550,7 +557,8 @@ impl<A: Version> World<A> {
         let mut stages = 0;
         let reason = loop {
             stages += 1;
-            assert!(stages <= 7, "the stages go round in circles");
+            let most = if self.is_attended.get() { 7 } else { 24 };
+            assert!(stages <= most, "the stages go round in circles");
             next = match next {
                 Next::Leave(reason) => break reason,
                 Next::Resume => pipeline::resume(&mut frame, device, self, &mut packet, &mut plan),
@@ -560,6 +568,7 @@ impl<A: Version> World<A> {
                 Next::Map => pipeline::map(self, &packet, &mut plan),
                 Next::Open => pipeline::open(device, self, &packet, &mut plan),
                 Next::Insert => pipeline::insert(&mut frame, device, self, &packet, &mut plan),
+                Next::Upkeep => pipeline::upkeep(self, &mut plan),
             };
         };
         nat::settle(&packet, device, reason, self, &mut plan);
@@ -1140,6 +1149,28 @@ impl<A: Version> Tables<A> for World<A> {
         if let Some(guest) = self.guests.get(&address) {
             guest.ports = step(guest.ports, more);
         }
+    }
+
+    fn upkeep(&self) -> Option<&mut Upkeep> {
+        if self.upkeep.get(&()).is_none() {
+            self.upkeep.insert(&(), &Upkeep::default());
+        }
+        let upkeep = self.upkeep.get(&())?;
+        if self.is_attended.get() {
+            upkeep.attended = self.now();
+        }
+        Some(upkeep)
+    }
+
+    fn look_after(&self, write: impl FnOnce(&mut FlowKey<A>)) {
+        let mut key = FlowKey::default();
+        write(&mut key);
+        self.looked_after.borrow_mut().push_back(key);
+    }
+
+    fn take_looked_after(&self, key: &mut FlowKey<A>) -> bool {
+        let first = self.looked_after.borrow_mut().pop_front();
+        first.inspect(|first| *key = *first).is_some()
     }
 
     fn ports(&self, index: u32) -> Option<&mut PortSet> {
