@@ -287,8 +287,7 @@ pub mod stages {
     pub const CLOSE: u32 = 10;
     /// Packets that open a session: makes it.
     pub const INSERT: u32 = 11;
-    /// Packets that may be of a session that is there; with IPv4 that is
-    /// [`EXCEPTIONAL`]'s, too.
+    /// Packets that may be of a session that is there.
     pub const RESUME: u32 = 12;
     /// Of IPv6: packets for the world's IPv4. Of IPv4: packets to a stand-in.
     pub const TRANSLATE: u32 = 13;
@@ -307,6 +306,7 @@ pub mod stages {
     /// The programs, by the name they have in the object file, for IPv4.
     pub const IPV4: [(u32, &str); 12] = [
         (EXCEPTIONAL, "exceptional"),
+        (RESUME, "resume"),
         (INSERT, "insert"),
         (CLOSE, "close"),
         (ERROR, "error"),

@@ -126,17 +126,15 @@ fn may_go_early<A: Network, F: Frame>(frame: &F, packet: &Packet<A>) -> bool {
     })
 }
 
-/// Decides about a packet that [`established`] left, and rewrites it if it goes
-/// on.
+/// Reads a packet that [`established`] left, of which nothing is planned yet.
 ///
-/// `packet` becomes what was read of it, `plan` what is to be done with it.
+/// `packet` becomes what was read of it.
 #[inline(always)]
 pub fn exceptional<A: Network, F: Frame, T: Tables<A>>(
     frame: &mut F,
     device: Option<NonZeroU32>,
     tables: &T,
     packet: &mut Packet<A>,
-    plan: &mut Plan<A>,
 ) -> Next {
     // The headers may be there, but not in one piece.
     frame.pull(A::ALL_HEADERS);
@@ -153,11 +151,7 @@ pub fn exceptional<A: Network, F: Frame, T: Tables<A>>(
     if packet.transport == Transport::IcmpError {
         return Next::Error;
     }
-    if u32::from(A::BITS) > u32::BITS {
-        // With addresses so long a stack has no room for more.
-        return Next::Resume;
-    }
-    resume(frame, device, tables, packet, plan)
+    Next::Resume
 }
 
 /// Decides about a packet whose prefix may be translated, and translates it. See

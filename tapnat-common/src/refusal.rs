@@ -80,55 +80,44 @@ pub struct Refusal<A = Be32> {
     pub from: A,
 }
 
-/// The header for the error about `packet`, which is still as it arrived.
+/// The sum of the quoted bytes of `packet`, which is still as it arrived, as they will be
+/// on the wire.
 ///
 /// `None` when the packet is shorter than it says.
 #[inline(always)]
-pub fn build<A: Network, F: Frame>(
-    frame: &F,
-    packet: &Packet<A>,
-    refusal: &Refusal<A>,
-) -> Option<A::ErrorHeader> {
+pub fn quoted_sum<A: Network, F: Frame>(frame: &F, packet: &Packet<A>) -> Option<u32> {
     let quoted = quoted_length(packet);
-    // In IPv4 the upper half is not used (RFC 1191 section 4).
-    let rest = match refusal.complaint {
-        Complaint::TooBig => Be32::new(u32::from(refusal.mtu)),
-        Complaint::TimeExceeded | Complaint::Prohibited => Be32::ZERO,
-    };
-    let sum = quoted_sum(frame, packet, quoted)?;
-    let kind = A::icmp_error(refusal.complaint);
-    let ends = (refusal.from, packet.source);
-    Some(A::error_header(kind, rest, ends, sum, quoted))
-}
-
-#[inline(always)]
-const fn add(sum: u32, word: [u8; 2]) -> u32 {
-    sum + Be16::from_bytes(word).raw() as u32
-}
-
-/// The sum of the quoted bytes as they will be on the wire.
-#[inline(always)]
-fn quoted_sum<A: Network, F: Frame>(frame: &F, packet: &Packet<A>, quoted: u32) -> Option<u32> {
-    let mut header = 0;
-    let mut transport = 0;
-    for word in 0..(A::LONGEST_HEADER + 20) / 4 {
-        let at = word * 4;
-        if at + 4 > quoted {
-            break;
-        }
-        let [high, low] = frame.read::<[[u8; 2]; 2]>(packet.network_offset + at)?;
-        if at < packet.header_length {
-            header = add(add(header, high), low);
-        } else {
-            transport = add(add(transport, high), low);
-        }
-    }
+    let header_length = packet.header_length.min(quoted);
+    let header = sum(frame, packet.network_offset, header_length)?;
     if let Some(partial) = partial_checksum(frame, packet) {
         // A device will complete the quoted transport checksum; whatever the
         // rest is, it then sums up to the complement of what stands there now.
         return Some(header + u32::from(!partial.raw()));
     }
-    Some(header + transport)
+    let length = quoted - header_length;
+    Some(header + sum(frame, packet.transport_offset(), length)?)
+}
+
+/// The header for the error about `packet`, given the [`quoted_sum`].
+#[inline(always)]
+pub fn header<A: Network>(packet: &Packet<A>, refusal: &Refusal<A>, sum: u32) -> A::ErrorHeader {
+    // In IPv4 the upper half is not used (RFC 1191 section 4).
+    let rest = match refusal.complaint {
+        Complaint::TooBig => Be32::new(u32::from(refusal.mtu)),
+        Complaint::TimeExceeded | Complaint::Prohibited => Be32::ZERO,
+    };
+    let kind = A::icmp_error(refusal.complaint);
+    let ends = (refusal.from, packet.source);
+    A::error_header(kind, rest, ends, sum, quoted_length(packet))
+}
+
+#[inline(always)]
+fn sum<F: Frame>(frame: &F, offset: u32, length: u32) -> Option<u32> {
+    if length == 0 {
+        return Some(0);
+    }
+    let checksum = frame.checksum(offset, length)?;
+    Some(u32::from(!checksum.raw()))
 }
 
 /// The transport checksum field, if it holds only the sum of the pseudo-header

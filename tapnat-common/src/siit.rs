@@ -310,7 +310,7 @@ fn plan_transport<A: Version, F: Frame>(
     let field = offset - packet.transport_offset();
     let is_udp = packet.protocol == protocol::UDP;
     if is_udp && A::HAS_HEADER_CHECKSUM {
-        let old = frame.load::<[u8; 2]>(offset);
+        let old = frame.read::<[u8; 2]>(offset);
         if old.ok_or(Untranslatable::Truncated)? == [0; 2] {
             if packet.part != Part::Whole {
                 return Err(Untranslatable::FragmentWithoutChecksum);

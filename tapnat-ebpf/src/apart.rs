@@ -14,9 +14,9 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use tapnat_common::{
     abi::{EndpointKey, FlowKey, Mapping, Session},
+    checksum,
     nat::{self, HalfInsert, Insert, Tables as _},
     net::{Be32, Be128},
-    parse,
     refusal::Refusal,
     time::Instant,
 };
@@ -259,9 +259,10 @@ apart! {
     refuse6 refuse(context: *mut __sk_buff, refusal: *const Refusal<Be128>),
 }
 
-/// A checksum, or [`NONE`].
+/// The checksum of so many bytes, or [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn checksum(context: *mut __sk_buff, offset: u32, length: u32) -> u32 {
-    parse::checksum(&Skb::new(context, 0), offset, length).map_or(NONE, |sum| u32::from(sum.get()))
+pub extern "C" fn checksum_of(context: *mut __sk_buff, offset: u32, length: u32) -> u32 {
+    let sum = emit::sum_of(&Skb::new(context, 0), offset, length);
+    sum.map_or(NONE, |sum| u32::from(checksum::finish(sum).get()))
 }

@@ -86,7 +86,7 @@ pub fn hold<A: Maps>(skb: &Skb, key: &HeldKey<A>) {
     // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
     let frame = unsafe { &mut *frame };
     frame.length = skb.length();
-    if skb.read_into(&mut frame.bytes, frame.length).is_some() {
+    if skb.read_into(&mut frame.bytes, 0, frame.length).is_some() {
         // An LRU table makes room; if it cannot, the fragment is lost.
         let _ = A::held().insert(key, frame, u64::from(BPF_ANY));
     }
@@ -100,7 +100,7 @@ pub fn release<A: Maps>(skb: &mut Skb, count: u32, datagram: FragmentKey<A>) -> 
     // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
     let whole = unsafe { &mut *whole };
     let length = skb.length();
-    if length <= MAX_FRAME && skb.read_into(whole, length).is_some() {
+    if length <= MAX_FRAME && skb.read_into(whole, 0, length).is_some() {
         come_again(skb, datagram, count);
         skb.replace_with(whole, length)?;
     }
@@ -148,7 +148,7 @@ pub fn prepare_cut(skb: &mut Skb, packet: &Packet) -> Option<()> {
     // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
     let whole = unsafe { &mut *whole };
     // Without what Ethernet fills short frames up with.
-    skb.read_into(whole, packet.network_offset + packet.length)?;
+    skb.read_into(whole, 0, packet.network_offset + packet.length)?;
     if packet.part != Part::Whole {
         return Some(());
     }
@@ -182,7 +182,7 @@ fn complete_checksum(skb: &mut Skb, packet: &Packet, whole: &mut Whole) -> Optio
     }
     let length = packet.length - packet.header_length;
     // What is there holds the sum of the pseudo-header, and so belongs in the sum.
-    let mut check = checksum::finish(sum(whole, transport, length)?);
+    let mut check = checksum::finish(sum(whole, transport, length));
     if is_udp && check == Be16::ZERO {
         check = Be16::new(0xffff);
     }
@@ -195,40 +195,50 @@ fn complete_checksum(skb: &mut Skb, packet: &Packet, whole: &mut Whole) -> Optio
 
 /// The sum of so many bytes of `whole`, as `bpf_csum_diff` makes it. Overwrites up
 /// to three bytes after them.
+///
+/// Only the last block's size and place depend on the length, so that the verifier has one
+/// way to go behind each of the others.
 #[inline(always)]
-fn sum(whole: &mut Whole, start: u32, length: u32) -> Option<u32> {
-    /// What kernels before 6.13 sum up at once.
-    const MOST: usize = 512;
+fn sum(whole: &mut Whole, start: u32, length: u32) -> u32 {
     let start = start as usize & 0x7f;
     let length = length as usize & (WHOLE_BYTES / 2 - 1);
     let end = start + length;
     for padding in 0..3 {
         whole[end + padding] = 0;
     }
-    let mut sum = 0;
-    for number in 0..WHOLE_BYTES / 2 / MOST {
-        let done = number * MOST;
-        if done >= length {
+    let mut total = 0;
+    for number in 1..=WHOLE_BYTES / 2 / BLOCK {
+        if number * BLOCK > length {
             break;
         }
-        let size = (length - done).min(MOST).next_multiple_of(4);
-        let from = whole.as_mut_ptr().wrapping_add(start + done);
-        // SAFETY: the helper reads `size` bytes, which lie in the array.
-        let result =
-            unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast(), size as u32, sum) };
-        sum = u32::try_from(result).ok()?;
+        total = add_block(whole, start + (number - 1) * BLOCK, BLOCK, total);
     }
-    Some(sum)
+    let rest = length % BLOCK;
+    let at = start + (length & !(BLOCK - 1));
+    add_block(whole, at, (rest + 3) & !3, total)
 }
 
-/// The sum of so many bytes of the packet, of 8 KiB at most.
+/// Bytes that kernels before 6.13 sum up at once.
+const BLOCK: usize = 512;
+
+/// Adds bytes, whole words of them and [`BLOCK`] at most, to a sum: what the helper does not
+/// refuse.
+#[inline(always)]
+fn add_block(whole: &Whole, at: usize, size: usize, sum: u32) -> u32 {
+    let from = whole.as_ptr().wrapping_add(at).cast_mut().cast();
+    // SAFETY: the helper reads `size` bytes, which lie in the array.
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from, size as u32, sum) };
+    sum.cast_unsigned() as u32
+}
+
+/// The sum of so many bytes of the packet, at least 1 and at most 8 KiB.
 #[inline(always)]
 pub fn sum_of(skb: &Skb, offset: u32, length: u32) -> Option<u32> {
     let whole = maps::WHOLE.get_ptr_mut(0)?;
     // SAFETY: this CPU's own; programs at one hook do not interrupt each other.
     let whole = unsafe { &mut *whole };
-    skb.read_into(whole, offset + length)?;
-    sum(whole, offset, length)
+    skb.read_into(whole, offset, length)?;
+    Some(sum(whole, 0, length))
 }
 
 /// Whether this sender was not told of too many errors lately.
@@ -254,7 +264,7 @@ pub fn refuse<A: Maps>(skb: &mut Skb, packet: &Packet<A>, refusal: &Refusal<A>) 
     let link = skb.link_length();
     let quoted = link + refusal::quoted_length(packet);
     skb.pull(quoted);
-    let header = refusal::build(skb, packet, refusal)?;
+    let sum = refusal::quoted_sum(skb, packet)?;
     // SAFETY: the context is valid; the helper checks the length.
     if unsafe { bpf_skb_change_tail(skb.context(), quoted, 0) } != 0 {
         return None;
@@ -264,7 +274,7 @@ pub fn refuse<A: Maps>(skb: &mut Skb, packet: &Packet<A>, refusal: &Refusal<A>) 
     if unsafe { bpf_skb_adjust_room(skb.context(), room, BPF_ADJ_ROOM_MAC, 0) } != 0 {
         return None;
     }
-    skb.store(link, &header)?;
+    skb.store(link, &refusal::header(packet, refusal, sum))?;
     if link != 0 {
         let link = skb.load::<LinkAddresses>(0)?;
         skb.store(0, &link.swapped())?;

@@ -247,6 +247,7 @@ stages! {
     exceptional = be_exceptional::<Be32>;
     exceptional6 = be_exceptional::<Be128>;
     /// Packets that may be of a session that is there.
+    resume = resume_session::<Be32>;
     resume6 = resume_session::<Be128>;
     /// ICMP errors.
     error = translate_error::<Be32>;
@@ -278,6 +279,7 @@ stages! {
 
 /// IPv6 packets whose prefix is translated.
 #[classifier]
+#[inline(always)]
 pub fn prefix6(context: TcContext) -> i32 {
     stage::<Be128>(&context, |skb, device, kernel, scratch| {
         scratch.plan.begin();
@@ -325,7 +327,7 @@ fn is_for_ipv4(skb: &Skb) -> bool {
 fn be_exceptional<A: Routed>(context: &TcContext) -> i32 {
     stage::<A>(context, |skb, device, kernel, scratch| {
         scratch.plan.begin();
-        pipeline::exceptional(skb, device, kernel, &mut scratch.packet, &mut scratch.plan)
+        pipeline::exceptional(skb, device, kernel, &mut scratch.packet)
     })
 }
 
@@ -735,6 +737,10 @@ fn leave<A: Routed>(
     reason: Reason,
     scratch: &mut Scratch<A>,
 ) -> i32 {
+    scratch.reason = reason;
+    // Whatever it is: otherwise the verifier looks at all that follows once for each reason.
+    // SAFETY: what was just written.
+    let reason = unsafe { (&raw const scratch.reason).read_volatile() };
     let device = NonZeroU32::new(scratch.device);
     let Scratch { packet, plan, .. } = scratch;
     note(context, reason, packet, skb.length());

@@ -169,6 +169,8 @@ pub struct Scratch<A> {
     pub now: Instant,
     /// The number of the next piece of a packet that is cut.
     pub piece: u32,
+    /// Why it leaves, once that is known.
+    pub reason: Reason,
     pub packet: Packet<A>,
     pub plan: Plan<A>,
 }

@@ -92,14 +92,19 @@ impl Skb {
         unsafe { (*self.context).cb[place] = word };
     }
 
-    /// Copies the first `length` bytes out. `None` if they do not fit or are not
-    /// there.
+    /// Copies the `length` bytes from `offset` on out. `None` if they do not fit or are
+    /// not there.
     #[inline(always)]
-    pub fn read_into<const N: usize>(&self, to: &mut [u8; N], length: u32) -> Option<()> {
+    pub fn read_into<const N: usize>(
+        &self,
+        to: &mut [u8; N],
+        offset: u32,
+        length: u32,
+    ) -> Option<()> {
         let length = within(length, N as u32)?;
         let to = to.as_mut_ptr().cast();
         // SAFETY: the helper checks the offset and writes `length` bytes.
-        let result = unsafe { bpf_skb_load_bytes(self.context.cast(), 0, to, length) };
+        let result = unsafe { bpf_skb_load_bytes(self.context.cast(), offset, to, length) };
         (result == 0).then_some(())
     }
 
@@ -344,7 +349,7 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn checksum(&self, offset: u32, length: u32) -> Option<Be16> {
-        let sum = apart::checksum(self.context, offset, length);
+        let sum = apart::checksum_of(self.context, offset, length);
         u16::try_from(sum).ok().map(Be16::new)
     }
 

@@ -291,7 +291,7 @@ fn rebuild<A: Across>(skb: &mut Skb) -> Option<()> {
     let plan = A::error()?;
     let whole = value(maps::WHOLE.get_ptr_mut(0))?;
     let length = skb.length();
-    skb.read_into(whole, length)?;
+    skb.read_into(whole, 0, length)?;
     change_version::<A>(skb)?;
     // SAFETY: the context is valid; the helper checks the length.
     if unsafe { bpf_skb_change_tail(skb.context(), plan.length(), 0) } != 0 {

@@ -228,7 +228,7 @@ fn decide<A: IpFamily>(
         Quick::Onward(..) => return Reason::Translated,
         Quick::Broken => return Reason::RewriteFailed,
         Quick::New => pipeline::begin(frame, &mut packet, &mut plan),
-        Quick::Not => pipeline::exceptional(frame, device, tables, &mut packet, &mut plan),
+        Quick::Not => pipeline::exceptional(frame, device, tables, &mut packet),
     };
     finish(next, frame, device, tables, &mut packet, &mut plan)
 }

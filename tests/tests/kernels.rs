@@ -24,8 +24,6 @@ const ALL: &str = "TAPNAT_KERNELS";
 const PROGRAMS: &str = "TAPNAT_TEST_PROGRAMS";
 /// The oldest kernel that is supported.
 const OLDEST: (u32, u32) = (6, 1);
-/// The oldest one whose verifier is known to take the programs of IPv6.
-const OLDEST_WITH_IPV6: (u32, u32) = (6, 12);
 /// Emulation is slow, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_mins(10);
 
@@ -40,8 +38,6 @@ enum When {
     Always,
     /// If [`ALL`] is set.
     All,
-    /// The same, on kernels that take the programs of IPv6.
-    Ipv6,
 }
 
 /// Test programs and their tests.
@@ -59,7 +55,7 @@ const TESTS: [(&str, &str, When); 9] = [
     (
         "lifecycle",
         "no_packet_is_lost_while_processes_are_killed_and_replaced::v6",
-        When::Ipv6,
+        When::All,
     ),
     ("forwards", "the_host_itself_comes_in::v4", When::All),
     (
@@ -155,7 +151,7 @@ fn version(release: &str) -> Result<(u32, u32)> {
 /// Starts and ends the program in each variant: with and without counters and
 /// log, with and without Ethernet headers on the uplink, asking the firewall, and with
 /// IPv6, prefixes of it, and IPv4 for guests that have only that.
-fn check_variants(guest: &mut Guest, has_ipv6: bool) -> Result<()> {
+fn check_variants(guest: &mut Guest) -> Result<()> {
     let of_ipv4 = [
         "--uplink uplink0",
         "--uplink uplink0 --count",
@@ -178,7 +174,7 @@ fn check_variants(guest: &mut Guest, has_ipv6: bool) -> Result<()> {
         "--uplink uplink1 --count --verbose --firewall ask",
     ];
     let of_ipv6 = of_ipv6.map(|options| format!("--inside veth0=fd00:7a70::1/64 {options}"));
-    let of_ipv6 = of_ipv6.iter().filter(|_| has_ipv6).map(String::as_str);
+    let of_ipv6 = of_ipv6.iter().map(String::as_str);
     for options in of_ipv4.into_iter().chain(of_ipv6) {
         guest.run_within(&format!("try {options}"), PATIENCE)?;
         println!("{options}");
@@ -186,18 +182,15 @@ fn check_variants(guest: &mut Guest, has_ipv6: bool) -> Result<()> {
     Ok(())
 }
 
-fn check_tests(guest: &mut Guest, all: bool, has_ipv6: bool) -> Result<()> {
+fn check_tests(guest: &mut Guest, all: bool) -> Result<()> {
     let tests = TESTS.iter().filter(|(_, _, when)| match when {
         When::Always => true,
         When::All => all,
-        When::Ipv6 => all && has_ipv6,
     });
-    let families = if has_ipv6 { "" } else { "TAPNAT_IPV4_ONLY=1" };
     for (program, test, _) in tests {
         let start = Instant::now();
-        let line = format!(
-            "{families} TAPNAT_EMULATED=1 TAPNAT_BIN=/bin/tapnat {program} --exact {test} 2>&1"
-        );
+        let line =
+            format!("TAPNAT_EMULATED=1 TAPNAT_BIN=/bin/tapnat {program} --exact {test} 2>&1");
         let said = guest.run_within(&line, PATIENCE)?;
         ensure!(said.contains("1 passed"), "there is no test {test}: {said}");
         println!("{test}: {:.0?}", start.elapsed());
@@ -238,12 +231,11 @@ fn another_kernel_translates_or_says_that_it_is_too_old() -> Result<()> {
     if version < OLDEST {
         return check_refusal(&mut guest);
     }
-    let has_ipv6 = version >= OLDEST_WITH_IPV6;
     let all = env::var_os(ALL).is_some();
     if all {
-        check_variants(&mut guest, has_ipv6).context("a variant")?;
+        check_variants(&mut guest).context("a variant")?;
     }
-    check_tests(&mut guest, all, has_ipv6)
+    check_tests(&mut guest, all)
 }
 
 #[test]

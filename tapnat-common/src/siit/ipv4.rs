@@ -46,7 +46,7 @@ impl Version for Be32 {
 
     #[inline(always)]
     fn traffic_class<F: Frame>(frame: &F, network_offset: u32) -> Option<u8> {
-        let [_, type_of_service] = frame.load::<[u8; 2]>(network_offset)?;
+        let [_, type_of_service] = frame.read::<[u8; 2]>(network_offset)?;
         Some(type_of_service)
     }
 

@@ -45,7 +45,7 @@ impl Version for Be128 {
 
     #[inline(always)]
     fn traffic_class<F: Frame>(frame: &F, network_offset: u32) -> Option<u8> {
-        let [high, low] = frame.load::<[u8; 2]>(network_offset)?;
+        let [high, low] = frame.read::<[u8; 2]>(network_offset)?;
         Some(high << 4 | low >> 4)
     }
 

@@ -552,7 +552,7 @@ impl<A: Version> World<A> {
             next
         } else {
             plan.begin();
-            pipeline::exceptional(&mut frame, device, self, &mut packet, &mut plan)
+            pipeline::exceptional(&mut frame, device, self, &mut packet)
         };
         let mut stages = 0;
         let reason = loop {
@@ -689,7 +689,8 @@ impl<A: Version> World<A> {
         };
         let quoted = frame.link_length() + refusal::quoted_length(packet);
         frame.pull(quoted);
-        let header = refusal::build(&frame, packet, &refusal)?;
+        let sum = refusal::quoted_sum(&frame, packet)?;
+        let header = refusal::header(packet, &refusal, sum);
         if !frame.truncate(usize::try_from(quoted).unwrap()) {
             return None;
         }
