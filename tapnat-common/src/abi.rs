@@ -304,7 +304,7 @@ pub mod stages {
     const SIX: u32 = <Be128 as Family>::OFFSET;
 
     /// The programs, by the name they have in the object file, for IPv4.
-    pub const IPV4: [(u32, &str); 12] = [
+    pub const IPV4: [(u32, &str); 13] = [
         (EXCEPTIONAL, "exceptional"),
         (RESUME, "resume"),
         (INSERT, "insert"),
