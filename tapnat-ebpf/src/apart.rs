@@ -111,15 +111,20 @@ fn take_port<A: Routed>(
     now: u32,
 ) -> u32 {
     // SAFETY: null, or as the verifier has seen to.
+    let outside = unsafe { outside.as_ref() };
+    // SAFETY: as above.
     let mapping = unsafe { mapping.as_ref() };
-    let (Some(outside), Some(mapping), Some(workspace)) =
-        (copied(outside), mapping, workspace::<A>())
+    let (Some(outside), Some(mapping), Some(workspace)) = (outside, mapping, workspace::<A>())
     else {
         return Insert::Full as u32;
     };
+    workspace.outside = *outside;
     workspace.mapping = *mapping;
+    let Workspace {
+        outside, mapping, ..
+    } = workspace;
     let kernel = Kernel::new(context, Instant::from_number(now));
-    nat::mapping::take(&outside, &workspace.mapping, is_at_limit != 0, &kernel) as u32
+    nat::mapping::take(outside, mapping, is_at_limit != 0, &kernel) as u32
 }
 
 #[inline(always)]

@@ -176,13 +176,14 @@ pub struct Scratch<A> {
 }
 
 /// What does not fit a stack beside IPv6's addresses. Whoever puts something there uses
-/// it at once, but for the three that a function apart was called with.
+/// it at once, but for the four that a function apart was called with.
 #[derive(Clone, Copy)]
 pub struct Workspace<A> {
     /// Arguments of functions apart.
     pub key: FlowKey<A>,
     pub half: Session<A>,
     pub mapping: Mapping<A>,
+    pub outside: EndpointKey<A>,
     /// Keys of what is looked up.
     pub twin_key: FlowKey<A>,
     pub endpoint: EndpointKey<A>,
