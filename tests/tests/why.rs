@@ -185,6 +185,22 @@ fn packets_of_both_families_are_asked_about() -> Result<()> {
     Ok(())
 }
 
+/// A status without the packets that hosts with IPv6 send of themselves, whenever they like: to
+/// find neighbours and routers.
+fn without_upkeep(mut status: Value) -> Value {
+    const UPKEEP: [&str; 5] = [
+        "link-local",
+        "not-unicast",
+        "not-ip",
+        "for-the-host",
+        "no-mapping",
+    ];
+    if let Some(reasons) = status["reasons"].as_array_mut() {
+        reasons.retain(|it| it["reason"].as_str().is_none_or(|it| !UPKEEP.contains(&it)));
+    }
+    status
+}
+
 /// Such a guest asks by the world's own address, or by what it has for it.
 #[test]
 fn packets_of_guests_with_ipv6_only_to_ipv4_are_asked_about() -> Result<()> {
@@ -208,7 +224,7 @@ fn packets_of_guests_with_ipv6_only_to_ipv4_are_asked_about() -> Result<()> {
     };
     let embedded = json!({"address": "64:ff9b:1::cb00:7101", "port": 9});
     let outside = json!({"address": "198.51.100.2", "port": 40_000});
-    let before = instance.ask_json("status")?;
+    let before = without_upkeep(instance.ask_json("status")?);
     for to in ["203.0.113.1:9", "[64:ff9b:1::cb00:7101]:9"] {
         let (packet, code) = asked(&first, to, "udp")?;
         ensure!(
@@ -237,9 +253,10 @@ fn packets_of_guests_with_ipv6_only_to_ipv4_are_asked_about() -> Result<()> {
         packet["before"]["protocol"] == "icmpv6" && packet["after"]["protocol"] == "icmp",
         "{packet}"
     );
+    let after = without_upkeep(instance.ask_json("status")?);
     ensure!(
-        before == instance.ask_json("status")?,
-        "asking changed something"
+        before == after,
+        "asking changed something: {before} became {after}"
     );
 
     let local = SocketAddr::new(V6.address_of(world.guest(0)), 40_000);
