@@ -200,9 +200,10 @@ impl<'a> Operator<'a> {
                 self.instance.ask("reload", &[])?;
             }
             Forward => {
+                // No guest's connections are given a port as low as that.
                 self.instance
-                    .ask("forward", &["add", "tcp", "8080", "10.0.0.10:80"])?;
-                self.instance.ask("forward", &["remove", "tcp", "8080"])?;
+                    .ask("forward", &["add", "tcp", "80", "10.0.0.10:80"])?;
+                self.instance.ask("forward", &["remove", "tcp", "80"])?;
             }
             Kill => self.kill()?,
             TakeOver => self.start()?,
