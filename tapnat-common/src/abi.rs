@@ -382,6 +382,16 @@ pub const MAX_OUTSIDE_ADDRESSES: usize = 16;
 pub struct Arrival(u32);
 
 impl Arrival {
+    /// On the inside device with this interface index, or from the outside.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(device: Option<NonZeroU32>, protocol: u8) -> Self {
+        match device {
+            Some(device) => Self::inside(device, protocol),
+            None => Self::outside(protocol),
+        }
+    }
+
     #[inline(always)]
     #[must_use]
     pub const fn outside(protocol: u8) -> Self {
@@ -675,15 +685,11 @@ impl<A: Address> Mapping<A> {
     #[inline(always)]
     pub const fn find_last_session(&self, key: &mut FlowKey<A>) {
         // Field by field: a stack has no room for another one.
-        let protocol = self.inside.protocol;
         key.source = self.inside.address;
         key.destination = self.remote;
         key.source_port = self.inside.port;
         key.destination_port = self.remote_port;
-        key.arrival = match NonZeroU32::new(self.device) {
-            Some(device) => Arrival::inside(device, protocol),
-            None => Arrival::outside(protocol),
-        };
+        key.arrival = Arrival::of(NonZeroU32::new(self.device), self.inside.protocol);
     }
 
     /// Where a static mapping leads who names this outside endpoint, which is the
@@ -868,6 +874,28 @@ pub struct Guest {
     /// ever added to and taken from.
     pub ports: u32,
     pub padding: u32,
+}
+
+impl Guest {
+    /// Whether it has as many sessions as it may (RFC 6888 REQ-4).
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_all_sessions<A: Address>(&self, settings: &Settings<A>) -> bool {
+        is_reached(self.sessions, settings.guest_max_sessions)
+    }
+
+    /// Whether it holds as many ports as it may (RFC 6888 REQ-4).
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_all_ports<A: Address>(&self, settings: &Settings<A>) -> bool {
+        is_reached(self.ports, settings.guest_max_ports)
+    }
+}
+
+/// Whether a limit is, where there is one.
+#[inline(always)]
+const fn is_reached(used: u32, most: u32) -> bool {
+    most != 0 && used >= most
 }
 
 /// What a session takes from [`Guest::allowance`]: the ticks in a second, as a guest

@@ -134,10 +134,7 @@ impl<A: Address> Packet<A> {
             destination: self.destination,
             source_port: self.source_port,
             destination_port: self.destination_port,
-            arrival: match device {
-                Some(device) => Arrival::inside(device, self.protocol),
-                None => Arrival::outside(self.protocol),
-            },
+            arrival: Arrival::of(device, self.protocol),
         }
     }
 

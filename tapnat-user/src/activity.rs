@@ -330,8 +330,8 @@ impl Look {
             GuestDetail {
                 guest: guest.clone(),
                 device: devices().find(is_on).and_then(|it| it.name.clone()),
-                max_sessions: Some(status.guest_max_sessions),
-                max_ports: Some(status.guest_max_ports),
+                max_sessions: status.guest_max_sessions,
+                max_ports: status.guest_max_ports,
                 max_new_sessions: status.guest_new_sessions,
                 packets: both(|it| it.packets),
                 bytes: both(|it| it.bytes),
@@ -652,10 +652,10 @@ pub struct GuestDetail {
     pub guest: GuestView,
     /// That it is behind; null when that is gone.
     pub device: Option<String>,
-    /// Sessions that it may have; null for no limit.
-    pub max_sessions: Option<u32>,
-    /// Outside ports that it may hold; null for no limit.
-    pub max_ports: Option<u32>,
+    /// Sessions that it may have.
+    pub max_sessions: u32,
+    /// Outside ports that it may hold.
+    pub max_ports: u32,
     /// Sessions that it may begin in a second; null for no limit.
     pub max_new_sessions: Option<u32>,
     /// Of the sessions that there are. Absent when sessions are not counted.
@@ -957,8 +957,8 @@ pub(crate) mod tests {
         let detail = GuestDetail {
             guest: guest(10, 7, 2, 0.0).guest,
             device: Some("tap0".to_owned()),
-            max_sessions: Some(100),
-            max_ports: Some(50),
+            max_sessions: 100,
+            max_ports: 50,
             max_new_sessions: None,
             packets: None,
             bytes: None,

@@ -112,9 +112,9 @@ enum Command {
     ///
     /// Guests that sent something to the world since the instance began and were not forgotten for want
     /// of room. PORTS are the outside ports that it holds, those that rest among them. The LIMIT after
-    /// each is the most that it may have; - means no limit. REFUSED counts new sessions that were over one
-    /// of these limits, or over the one on new sessions in a second. With `tapnat run --count`, packets and bytes of the sessions
-    /// that there are stand there as OUTBOUND/INBOUND.
+    /// each is the most that it may have. REFUSED counts new sessions that were over one of these limits,
+    /// or over the one on new sessions in a second. With `tapnat run --count`, packets and bytes of the
+    /// sessions that there are stand there as OUTBOUND/INBOUND.
     ///
     /// The JSON is an array of objects: `address`, `device`, `link_address`, `sessions`, `ports`,
     /// `refused`, `max_sessions`, `max_ports`, `max_new_sessions`, and `packets` and `bytes` where they are counted.

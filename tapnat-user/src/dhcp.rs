@@ -198,11 +198,11 @@ impl Server {
 
     /// What is to be answered to a message, if anything, and if it is looked at.
     fn hear(&self, message: &[u8], heard: &mut Rate, now: Instant) -> Option<Answer> {
-        if !heard.has_room(now) {
-            return None;
+        if heard.takes(now) {
+            self.answer(message, now)
+        } else {
+            None
         }
-        heard.take();
-        self.answer(message, now)
     }
 
     /// What is to be answered to a message, if anything.

@@ -147,10 +147,9 @@ impl Server {
         let mut heard = Rate::new(MOST, Instant::now());
         while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
             let now = Instant::now();
-            if !heard.has_room(now) {
+            if !heard.takes(now) {
                 continue;
             }
-            heard.take();
             let message = buffer.get(..length).unwrap_or_default();
             // Guests ask from their link (RFC 8415 section 13.1), and are answered there.
             let guest = match from.ip() {

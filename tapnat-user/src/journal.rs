@@ -413,6 +413,24 @@ impl Journal {
         }
     }
 
+    /// Makes a change, or [keeps](Self::keep) it if all is so already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::make`].
+    pub async fn make_unless(
+        &mut self,
+        is_so: bool,
+        change: Change,
+        host: &impl Host,
+    ) -> Result<()> {
+        if is_so {
+            self.keep(&change);
+            return Ok(());
+        }
+        self.make(change, host).await
+    }
+
     /// Says that this process wants the recorded change of the same target, if there is one: it
     /// found that as it should be, and made no change.
     pub fn keep(&mut self, change: &Change) {

@@ -84,11 +84,7 @@ pub async fn settle(
             let is_there = links
                 .iter()
                 .any(|link| link.addresses.iter().any(|it| it.net.addr() == *address));
-            if is_there {
-                journal.keep(&change);
-            } else {
-                journal.make(change, host).await?;
-            }
+            journal.make_unless(is_there, change, host).await?;
         }
     }
     journal

@@ -75,9 +75,13 @@ impl Chosen {
         }
     }
 
-    /// For the settings.
+    /// The settings' flags with this kept in them.
     #[must_use]
-    pub fn flags(self) -> u32 {
+    pub fn kept_in(self, flags: u32) -> u32 {
+        flags & !Self::FLAGS | self.flags()
+    }
+
+    fn flags(self) -> u32 {
         [
             (self.xdp, setting_flags::XDP),
             (self.given, setting_flags::HOOK_GIVEN),

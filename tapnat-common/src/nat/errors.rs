@@ -27,10 +27,7 @@ pub fn decide_error<A: Network, T: Tables<A>>(
         destination: quoted.source,
         source_port: quoted.destination_port,
         destination_port: quoted.source_port,
-        arrival: match device {
-            Some(device) => Arrival::inside(device, quoted.protocol),
-            None => Arrival::outside(quoted.protocol),
-        },
+        arrival: Arrival::of(device, quoted.protocol),
     };
     let key = &plan.keys[0];
     let Some(session) = tables.session(key) else {

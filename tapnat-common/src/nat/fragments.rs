@@ -30,10 +30,7 @@ pub const fn key_of<A: Network>(packet: &Packet<A>, device: Option<NonZeroU32>) 
     FragmentKey {
         source: packet.source,
         destination: packet.destination,
-        arrival: match device {
-            Some(device) => Arrival::inside(device, number),
-            None => Arrival::outside(number),
-        },
+        arrival: Arrival::of(device, number),
         identification: packet.identification,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Insert, Tables, session, upkeep};
 use crate::{
-    abi::{Arrival, EndpointKey, FlowKey, Guest, Mapping, Settings, mapping_flags},
+    abi::{Arrival, EndpointKey, FlowKey, Mapping, Settings, mapping_flags},
     net::{Be16, protocol},
     network::Network,
     parse::Packet,
@@ -138,12 +138,6 @@ pub(super) fn of<A: Network, T: Tables<A>>(
     allocate(opening, tables)
 }
 
-/// Whether the guest holds as many ports as it may (RFC 6888 REQ-4).
-#[inline(always)]
-const fn is_at_limit<A: Network>(guest: &Guest, settings: &Settings<A>) -> bool {
-    settings.guest_max_ports != 0 && guest.ports >= settings.guest_max_ports
-}
-
 /// Inserts a mapping, and counts its port on its guest.
 #[inline(always)]
 pub(super) fn insert<A: Network, T: Tables<A>>(
@@ -196,7 +190,7 @@ fn allocate<A: Network, T: Tables<A>>(
     let guest = tables
         .guest(opening.inside.address)
         .ok_or(Reason::GuestTableFull)?;
-    let is_at_limit = is_at_limit(guest, settings);
+    let is_at_limit = guest.has_all_ports(settings);
     // Then only what is over makes room.
     let mut is_full = false;
     for attempt in 0..=TRIES * 3 + EXPIRED_TRIES {

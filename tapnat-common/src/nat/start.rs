@@ -307,8 +307,7 @@ fn may_have_more<A: Network, T: Tables<A>>(
         return Err(Reason::GuestTableFull);
     };
     policy::check_link(guest, link, settings)?;
-    let most = settings.guest_max_sessions;
-    if most != 0 && guest.sessions >= most {
+    if guest.has_all_sessions(settings) {
         guest.refused = guest.refused.wrapping_add(1);
         return Err(Reason::GuestSessionLimit);
     }

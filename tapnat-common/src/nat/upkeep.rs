@@ -64,9 +64,7 @@ pub(super) fn is_due<A: Network, T: Tables<A>>(
         .and_then(|guest| tables.known_guest(guest))
         .zip(tables.settings())
         .is_some_and(|(guest, settings)| {
-            let is_reached = |used: u32, most: u32| most != 0 && used >= most;
-            is_reached(guest.sessions, settings.guest_max_sessions)
-                || is_reached(guest.ports, settings.guest_max_ports)
+            guest.has_all_sessions(settings) || guest.has_all_ports(settings)
         });
     plan.upkeep = 1 + if is_at_limit { MOST_STEPS } else { STEPS };
     true

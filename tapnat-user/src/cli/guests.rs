@@ -46,15 +46,14 @@ impl Arguments {
 fn cells(it: &GuestDetail) -> Vec<String> {
     let known = |it: &Option<String>| it.clone().unwrap_or_else(|| "-".to_owned());
     let guest = &it.guest;
-    let limit = |most: Option<u32>| most.map_or_else(|| "-".to_owned(), |most| most.to_string());
     vec![
         guest.title(),
         known(&it.device),
         known(&guest.link_address),
         guest.sessions.to_string(),
-        limit(it.max_sessions),
+        it.max_sessions.to_string(),
         guest.ports.to_string(),
-        limit(it.max_ports),
+        it.max_ports.to_string(),
         guest.refused.to_string(),
         both(it.packets),
         both(it.bytes),

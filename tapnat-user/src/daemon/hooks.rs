@@ -104,11 +104,8 @@ pub(super) async fn attach_clsact(
     let qdisc = Change::AddClsact {
         device: device.clone(),
     };
-    if host.netlink().has_clsact(device).await? {
-        journal.keep(&qdisc);
-    } else {
-        journal.make(qdisc, host).await?;
-    }
+    let is_there = host.netlink().has_clsact(device).await?;
+    journal.make_unless(is_there, qdisc, host).await?;
     let filter = Change::AddFilter {
         device: device.clone(),
         direction: hook.direction,

@@ -344,19 +344,11 @@ pub(super) async fn prepare_inside(
             address,
             peer: inside.networks.peer_of(address),
         };
-        if inside.lacks(address) {
-            journal.make(add, host).await?;
-        } else {
-            journal.keep(&add);
-        }
+        let is_there = !inside.lacks(address);
+        journal.make_unless(is_there, add, host).await?;
     }
     let set_up = Change::SetUp { device };
-    if link.up {
-        journal.keep(&set_up);
-        Ok(())
-    } else {
-        journal.make(set_up, host).await
-    }
+    journal.make_unless(link.up, set_up, host).await
 }
 
 pub(super) async fn set_sysctl(
@@ -372,12 +364,7 @@ pub(super) async fn set_sysctl(
         old,
         new: value.to_owned(),
     };
-    if right {
-        journal.keep(&change);
-        Ok(())
-    } else {
-        journal.make(change, host).await
-    }
+    journal.make_unless(right, change, host).await
 }
 
 /// Divides the ports between host and guests, and reserves the guests'. Returns those that no guest

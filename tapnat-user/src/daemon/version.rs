@@ -68,7 +68,7 @@ impl<A: IpFamily> Version<A> {
     /// Has packets translated.
     pub fn begin(&mut self, config: &Config, chosen: Chosen) -> Result<()> {
         let mut settings = settings(config, &self.known.outside, &self.left);
-        settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
+        settings.flags = chosen.kept_in(settings.flags);
         self.tables.set_settings(&settings)
     }
 
@@ -99,7 +99,7 @@ impl<A: IpFamily> Version<A> {
         let mut settings = self.tables.settings()?;
         set_outside(&mut settings, &self.known.outside);
         settings.generation = settings.generation.wrapping_add(1);
-        settings.flags = settings.flags & !Chosen::FLAGS | chosen.flags();
+        settings.flags = chosen.kept_in(settings.flags);
         self.tables.set_settings(&settings)
     }
 

@@ -93,10 +93,9 @@ impl Forwarder {
                         sleep(REST).await;
                         continue;
                     };
-                    if !taken.has_room(Instant::now()) {
+                    if !taken.takes(Instant::now()) {
                         continue;
                     }
-                    taken.take();
                     let text = buffer.get(..length).unwrap_or_default();
                     if let Some(query) = query(text)
                         && let Some(place) = self.place(guest, |rooms| &rooms.questions)
