@@ -225,7 +225,10 @@ fn allocate<A: Network, T: Tables<A>>(
             continue;
         }
         let outside = EndpointKey::new(pool.address, Be16::new(port), mapping.inside.protocol);
-        if !is_at_limit && let Some(set) = tables.ports(set_index(pool.index, class, port)) {
+        if !is_at_limit
+            && !is_full
+            && let Some(set) = tables.ports(set_index(pool.index, class, port))
+        {
             // Ours from now on, or somebody's already.
             set.take(port);
         }
