@@ -88,6 +88,23 @@ impl World {
         format!("{}{}", self.process.stdout(), self.process.stderr())
     }
 
+    /// A result, whose error also tells what became of the packets: without that, one that got lost
+    /// on somebody else's machine is hard to find.
+    ///
+    /// # Errors
+    /// The result is one.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        result.with_context(|| {
+            let status = self.instance.ask("status", &[]);
+            let flows = self.instance.ask("flows", &[]);
+            format!(
+                "{}\n{}",
+                status.unwrap_or_else(|error| format!("{error:#}")),
+                flows.unwrap_or_else(|error| format!("{error:#}")),
+            )
+        })
+    }
+
     /// The family in which it is looked at where it has both.
     #[must_use]
     pub fn family(&self) -> Family {

@@ -50,7 +50,7 @@ fn tap(tap: Tap) -> Builder {
 
 /// Checks everything, and that unsegmented packets stay so, both ways.
 fn check_traffic(world: &World) -> Result<()> {
-    let longest = check_everything(world)?;
+    let longest = world.explain(check_everything(world))?;
     // TCP makes no longer ones than it sends in a millisecond.
     let enough = if is_emulated() { 2000 } else { 32_000 };
     ensure!(longest > enough, "the longest has {longest} bytes");
