@@ -353,8 +353,8 @@ mod tests {
 
     #[test]
     fn one_holder_at_a_time_and_nothing_left_behind() {
-        let directory =
-            std::env::temp_dir().join(format!("tapnat-lock-test-{}", std::process::id()));
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().join("instance");
         let path = directory.join("lock");
         let operation = FlockOperation::NonBlockingLockExclusive;
         let lock = Lock::acquire(&path, operation).unwrap().unwrap();

@@ -440,7 +440,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        activity::tests::{activity, activity_in_both, device, guest, uncounted},
+        activity::samples::{activity, activity_in_both, device, guest, uncounted},
         view::Endpoint,
     };
 

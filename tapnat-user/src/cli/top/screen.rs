@@ -537,7 +537,7 @@ mod tests {
     use ratatui::{Terminal, backend::TestBackend};
 
     use super::*;
-    use crate::activity::tests::{activity, activity_in_both, uncounted};
+    use crate::activity::samples::{activity, activity_in_both, uncounted};
 
     fn drawn(view: &mut View, activity: Option<&Activity>, columns: u16, rows: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
