@@ -1,9 +1,11 @@
 //! Real traffic: servers that tell a peer which endpoint they saw, clients
-//! bound to chosen ports, senders of arbitrary packets, and `ping`, `curl`
-//! and `iperf3` with their results read.
+//! bound to chosen ports, senders of arbitrary packets, and `curl` and `iperf3`
+//! with their results read; `ping` has its own module.
 //!
 //! Everything is bounded in time, and nothing is sent twice to make up for a
 //! loss: a test that allows losses says so itself.
+
+mod ping;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -24,6 +26,8 @@ use nix::{
 };
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
+
+pub use ping::{Ping, Pings, ping, start_pings};
 
 use crate::{
     Namespace,
@@ -469,80 +473,6 @@ pub fn curl(namespace: &Namespace, url: &str) -> Result<String> {
         .run()
 }
 
-/// What `ping` reported.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Ping {
-    /// Requests sent.
-    pub transmitted: u32,
-    /// Replies received.
-    pub received: u32,
-    /// Round trip times in milliseconds: minimum, average, maximum.
-    pub round_trip: Option<[f64; 3]>,
-    /// All that it printed, ICMP errors included.
-    pub output: String,
-}
-
-/// Pings from a namespace, `count` times, 50 ms apart; `options` are further
-/// arguments (`-s 1472`, `-M do`, `-t 1`).
-///
-/// Lost replies are no error: look at the result.
-///
-/// # Errors
-/// `ping` cannot run, or refuses an argument.
-pub fn ping(namespace: &Namespace, target: IpAddr, count: u32, options: &[&str]) -> Result<Ping> {
-    let output = namespace
-        .command("ping")
-        .args(["-n", "-i", "0.05", "-W", "2", "-c", &count.to_string()])
-        .args(options)
-        .arg(target.to_string())
-        .output()?;
-    let said = format!("{}{}", output.stdout, output.stderr);
-    Ping::read(said).with_context(|| format!("ping {target} from {}", namespace.name()))
-}
-
-impl Ping {
-    /// Reads what the `ping` of iputils or of busybox printed.
-    ///
-    /// # Errors
-    /// There is no summary in it.
-    pub fn read(output: String) -> Result<Self> {
-        let summary = output
-            .lines()
-            .find(|line| line.contains("packets transmitted"));
-        let Some(summary) = summary else {
-            bail!("no summary: {}", output.trim())
-        };
-        let count = |what: &str| {
-            summary.split(", ").find_map(|part| {
-                part.strip_suffix(what)?
-                    .split_whitespace()
-                    .next()?
-                    .parse()
-                    .ok()
-            })
-        };
-        let round_trip = output.lines().find_map(|line| {
-            let numbers = line
-                .strip_prefix("rtt ")
-                .or_else(|| line.strip_prefix("round-trip "))?
-                .split_once(" = ")?
-                .1;
-            let mut numbers = numbers.trim_end_matches(" ms").split('/').map(str::parse);
-            Some([
-                numbers.next()?.ok()?,
-                numbers.next()?.ok()?,
-                numbers.next()?.ok()?,
-            ])
-        });
-        Ok(Self {
-            transmitted: count("packets transmitted").context("no count of requests")?,
-            received: count("received").context("no count of replies")?,
-            round_trip,
-            output,
-        })
-    }
-}
-
 /// What `iperf3` reported.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Iperf {
@@ -744,39 +674,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ping_summaries_are_read() {
-        let ping = Ping::read(
-            "PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n\n--- 10.0.0.1 ping statistics ---\n\
-             3 packets transmitted, 2 received, 33.3333% packet loss, time 40ms\n\
-             rtt min/avg/max/mdev = 0.025/0.035/0.045/0.005 ms\n"
-                .to_owned(),
-        )
-        .unwrap();
-        assert_eq!((ping.transmitted, ping.received), (3, 2));
-        assert_eq!(ping.round_trip, Some([0.025, 0.035, 0.045]));
-        let busybox = Ping::read(
-            "PING 10.0.0.1 (10.0.0.1): 56 data bytes\n\n--- 10.0.0.1 ping statistics ---\n\
-             3 packets transmitted, 3 packets received, 0% packet loss\n\
-             round-trip min/avg/max = 0.025/0.035/0.045 ms\n"
-                .to_owned(),
-        )
-        .unwrap();
-        assert_eq!((busybox.transmitted, busybox.received), (3, 3));
-        assert_eq!(busybox.round_trip, Some([0.025, 0.035, 0.045]));
-        let lost = Ping::read(
-            "From 10.0.0.1 icmp_seq=1 Time to live exceeded\n\
-             1 packets transmitted, 0 received, +1 errors, 100% packet loss, time 0ms\n"
-                .to_owned(),
-        )
-        .unwrap();
-        assert_eq!(
-            (lost.transmitted, lost.received, lost.round_trip),
-            (1, 0, None)
-        );
-        assert!(Ping::read("ping: connect: Network is unreachable".to_owned()).is_err());
-    }
 
     #[test]
     fn iperf3_errors_are_errors() {

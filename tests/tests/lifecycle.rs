@@ -19,7 +19,7 @@ use tapnat_testbed::{
     process::Process,
     snapshot::Snapshot,
     topology::{Guest, Inside, Topology, WORLD_ADDRESSES},
-    traffic::ping,
+    traffic::{ping, start_pings},
 };
 use tapnat_tests::{
     both_families,
@@ -327,27 +327,22 @@ fn no_packet_is_lost_while_processes_are_killed_and_replaced(family: Family) -> 
         .first()
         .context("the world has no guest")?
         .namespace;
-    let ping = |count: u32| {
-        let count = count.to_string();
-        let destination = family.server(0, 0).ip().to_string();
-        guest
-            .command("ping")
-            .args(["-i", "0.005", "-W", "5", "-c", &count, &destination])
+    let target = family.server(0, 0).ip();
+    let check_ping = || -> Result<()> {
+        let ping = ping(guest, target, 1, &[])?;
+        ensure!(ping.received == 1, "{}", ping.output);
+        Ok(())
     };
-    ping(1).run()?;
-    let mut pings = ping(600).spawn()?;
+    check_ping()?;
+    let mut pings = start_pings(guest, target, 600, Duration::from_millis(5))?;
     while pings.is_running() {
         process.signal(Signal::SIGKILL)?;
         process.wait(PATIENCE)?;
-        ping(1).run().context("a new session without a process")?;
+        check_ping().context("a new session without a process")?;
         process = instance.start(&arguments)?;
     }
-    pings.wait(PATIENCE)?;
-    let said = pings.stdout();
-    ensure!(
-        said.contains("600 packets transmitted, 600 received"),
-        "{said}"
-    );
+    let lost = pings.lost()?;
+    ensure!(lost.is_empty(), "{lost:?}");
     Ok(())
 }
 both_families!(no_packet_is_lost_while_processes_are_killed_and_replaced);

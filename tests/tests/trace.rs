@@ -295,14 +295,11 @@ fn nothing_is_left_of_a_trace_and_no_packet_is_lost() -> Result<()> {
         let (host, pinned) = (&world.topology.host, world.instance.pins());
         let before = Snapshot::take(host, &pinned)?;
         let target = server(0, 0).ip();
-        let mut sender = world
-            .guest(0)
-            .namespace
-            .command("ping")
-            .args(["-i", "0.002", "-c", "1500", "-W", "2", &target.to_string()])
-            .spawn()?;
+        let guest = &world.guest(0).namespace;
+        let interval = Duration::from_millis(2);
+        let mut pings = traffic::start_pings(guest, target, 1500, interval)?;
         let mut ended = 0;
-        while sender.is_running() {
+        while pings.is_running() {
             let mut process = trace(&world.instance, &[])?;
             thread::sleep(Duration::from_millis(100));
             let signal = if ended % 2 == 0 {
@@ -314,13 +311,8 @@ fn nothing_is_left_of_a_trace_and_no_packet_is_lost() -> Result<()> {
             process.wait(PATIENCE)?;
             ended += 1;
         }
-        sender.wait(PATIENCE)?;
-        let ping = traffic::Ping::read(sender.stdout())?;
-        ensure!(
-            ended > 1 && ping.received == 1500,
-            "{attach}: {ended}, {}",
-            ping.output
-        );
+        let lost = pings.lost()?;
+        ensure!(ended > 1 && lost.is_empty(), "{attach}: {ended}, {lost:?}");
         // In clsact the last one that was killed would wait for the next one.
         trace(&world.instance, &[])?.terminate(PATIENCE)?;
         let after = Snapshot::take(host, &pinned)?;

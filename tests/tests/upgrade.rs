@@ -5,14 +5,16 @@
 //! `cargo xtask test upgrade` makes the other builds, from sources in which some
 //! lines are others.
 
-use std::{env, ffi::OsString};
+use std::{env, ffi::OsString, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use tapnat_testbed::{
     process::Process,
     topology::{Inside, Topology, WORLD_ADDRESSES},
-    traffic::{TcpReflector, TcpSession, UdpReflector, pattern, ping, reflect_udp, udp_socket},
+    traffic::{
+        TcpReflector, TcpSession, UdpReflector, pattern, ping, reflect_udp, start_pings, udp_socket,
+    },
 };
 use tapnat_tests::{
     instance::{Instance, PATIENCE},
@@ -49,12 +51,8 @@ fn no_packet_is_lost_when_another_build_takes_over() -> Result<()> {
     let mut session = TcpSession::open(&guest.namespace, None, tcp.address())?;
     let socket = udp_socket(&guest.namespace, (guest.address, 40_000).into())?;
     let seen = reflect_udp(&socket, udp.address(), b"before")?;
-    let mut pings = guest
-        .namespace
-        .command("ping")
-        .args(["-i", "0.005", "-W", "5", "-c", "1500"])
-        .arg(WORLD_ADDRESSES[0].to_string())
-        .spawn()?;
+    let target = WORLD_ADDRESSES[0].into();
+    let mut pings = start_pings(&guest.namespace, target, 1500, Duration::from_millis(5))?;
     let mut times = 0;
     for program in builds.iter().cycle().skip(1) {
         if !pings.is_running() {
@@ -78,12 +76,8 @@ fn no_packet_is_lost_when_another_build_takes_over() -> Result<()> {
         ensure!(new.received == 1, "a new session: {}", new.output);
     }
     ensure!(times >= 2, "there was no time to go back");
-    pings.wait(PATIENCE)?;
-    let said = pings.stdout();
-    ensure!(
-        said.contains("1500 packets transmitted, 1500 received"),
-        "{said}"
-    );
+    let lost = pings.lost()?;
+    ensure!(lost.is_empty(), "{lost:?}");
     println!("{times} times, 1500 packets at 200 a second, none lost");
     Ok(())
 }
