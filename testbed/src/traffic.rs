@@ -371,8 +371,9 @@ impl TcpSession {
 /// it; `/bytes/N` with N bytes of [`pattern`]; a PUT or POST with the number
 /// of bytes received, if they were [`pattern`]'s.
 pub struct HttpServer {
+    namespace: Namespace,
     address: SocketAddr,
-    server: Arc<tiny_http::Server>,
+    server: Option<Arc<tiny_http::Server>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -400,8 +401,9 @@ impl HttpServer {
             })
             .collect();
         Ok(Self {
+            namespace: namespace.clone(),
             address,
-            server,
+            server: Some(server),
             threads,
         })
     }
@@ -415,12 +417,20 @@ impl HttpServer {
 
 impl Drop for HttpServer {
     fn drop(&mut self) {
+        let Some(server) = self.server.take() else {
+            return;
+        };
         for _ in &self.threads {
-            self.server.unblock();
+            server.unblock();
         }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        // It ends its listener by a connection to it, which is to stay in there.
+        let _ = self.namespace.run(|| {
+            drop(server);
+            Ok(())
+        });
     }
 }
 
