@@ -40,6 +40,7 @@ use crate::{
     host::bpffs,
     instance::{Holder, InstanceName, Lock},
     tables::{BothTables, Unusable},
+    view::protocol_number,
 };
 
 /// NAT for virtual machines on tap devices, in eBPF.
@@ -320,6 +321,13 @@ pub fn on_one_line(error: &clap::Error) -> String {
         .strip_prefix("error: ")
         .unwrap_or(&paragraphs)
         .to_owned()
+}
+
+/// A protocol, by the name that it has in what is shown, or by its number.
+fn read_protocol(text: &str) -> Result<u8> {
+    protocol_number(text).with_context(|| {
+        format!("'{text}' is no protocol: write tcp, udp, icmp, icmpv6 or a number")
+    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -165,6 +165,14 @@ impl Config {
             .any(|inside| inside.networks.ipv6.is_some())
     }
 
+    /// The addresses that are named to be the host's in the world, whether for all guests or for one.
+    #[must_use]
+    pub fn given_outside(&self) -> Vec<IpAddr> {
+        let forwards = self.forwards.iter().filter_map(|it| it.outside_address);
+        let addresses = self.outside_addresses.iter().copied();
+        addresses.chain(forwards).collect()
+    }
+
     /// Whether any guest is to reach the world's IPv4.
     #[must_use]
     pub fn speaks_ipv4(&self) -> bool {

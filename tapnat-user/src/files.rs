@@ -4,6 +4,12 @@ use std::{fmt, io, path::Path};
 
 use anyhow::Error;
 
+/// Whether what is to be written to a file is to go to the standard output, as `-` says.
+#[must_use]
+pub fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 /// Says what could not be done with a file, why, and the way out. `action` is the first part of the
 /// sentence, such as "cannot write".
 #[must_use]

@@ -120,6 +120,7 @@ fn for_each_of<A: IpFamily>(
 /// What sessions are sorted by.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Key {
+    #[value(alias = "proto")]
     Protocol,
     Inside,
     Outside,

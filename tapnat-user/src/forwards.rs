@@ -258,14 +258,19 @@ impl Forward {
         outside_address: Option<IpAddr>,
     ) -> Result<Self> {
         let inside_ports = inside.ports.unwrap_or(outside);
+        // As many as outside, from as high a port as has so many above it.
+        let more = outside.last - outside.first;
+        let first = inside_ports.first.min(u16::MAX - more);
+        let fitting = Ports {
+            first,
+            last: first + more,
+        };
         ensure!(
             inside_ports.count() == outside.count(),
-            "{outside} has {} ports, {inside_ports} has {}: write {}:{}-{}",
+            "{outside} has {} ports, {inside_ports} has {}: write {}:{fitting}",
             outside.count(),
             inside_ports.count(),
-            Host(inside.address),
-            inside_ports.first,
-            u32::from(inside_ports.first) + outside.count() - 1
+            Host(inside.address)
         );
         Self {
             outside_address,
@@ -591,7 +596,12 @@ mod tests {
     fn says_what_to_write_instead() {
         for (outside, inside, hint) in [
             ("8000-8010", "10.0.0.10:80", "10.0.0.10:80-90"),
-            ("8080", "10.0.0.10:80-81", "10.0.0.10:80-80"),
+            ("8080", "10.0.0.10:80-81", "write 10.0.0.10:80"),
+            (
+                "65000-65535",
+                "10.0.0.10:65100",
+                "write 10.0.0.10:65000-65535",
+            ),
             ("8080", "web", "10.0.0.10:80"),
             ("8080", "10.0.0.10:http", "0 to 65535"),
             ("9-5", "10.0.0.10", "write 5-9"),

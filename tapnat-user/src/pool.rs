@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use ipnet::IpNet;
 use tapnat_common::abi::mapping_flags;
 
@@ -63,13 +63,44 @@ pub fn without_ours(mut links: Vec<Link>, uplink: &Device, journal: &Journal) ->
     links
 }
 
+fn is_there(links: &[Link], address: IpAddr) -> bool {
+    let mut all = links.iter().flat_map(|link| &link.addresses);
+    all.any(|it| it.net.addr() == address)
+}
+
+/// Refuses addresses of the host's routers, while everything is as it was: with such a one on itself
+/// the host would reach nothing any more.
+///
+/// # Errors
+///
+/// When there is one among the `wanted`, or the kernel does not tell.
+pub async fn check(wanted: &[IpAddr], host: &RealHost) -> Result<()> {
+    let links = host.netlink().links().await?;
+    refuse_routers(wanted, &links, host).await
+}
+
+async fn refuse_routers(wanted: &[IpAddr], links: &[Link], host: &RealHost) -> Result<()> {
+    let new: Vec<_> = wanted.iter().filter(|it| !is_there(links, **it)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let routers = host.netlink().routers().await?;
+    if let Some(address) = new.into_iter().find(|it| routers.contains(it)) {
+        bail!(
+            "{address} cannot be an outside address: it is a router's, which routes of the host lead \
+             by (`ip route`), and on the host itself would cut it off; take an address that nobody has"
+        );
+    }
+    Ok(())
+}
+
 /// Puts the `wanted` addresses on the uplink, as far as no device has them, and takes away those that
 /// were put there before and are neither wanted nor to be `kept`. Returns what was left alone, and
 /// why.
 ///
 /// # Errors
 ///
-/// When the kernel refuses, or the journal cannot be written.
+/// When one of them is a router's, the kernel refuses, or the journal cannot be written.
 pub async fn settle(
     wanted: &[IpAddr],
     kept: &[IpAddr],
@@ -79,11 +110,10 @@ pub async fn settle(
 ) -> Result<Vec<String>> {
     let links = host.netlink().links().await?;
     if links.iter().any(|link| link.index == uplink.index) {
+        refuse_routers(wanted, &links, host).await?;
         for address in wanted {
             let change = change(uplink, *address);
-            let is_there = links
-                .iter()
-                .any(|link| link.addresses.iter().any(|it| it.net.addr() == *address));
+            let is_there = is_there(&links, *address);
             journal.make_unless(is_there, change, host).await?;
         }
     }

@@ -6,6 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     num::NonZeroU16,
     os::fd::OwnedFd,
+    path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -16,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     pty::{OpenptyResult, Winsize, openpty},
+    unistd::ttyname,
 };
 use vt100::Parser;
 
@@ -25,6 +27,7 @@ use crate::process::{Command, Process};
 pub struct Terminal {
     process: Process,
     keyboard: File,
+    path: PathBuf,
     shown: Arc<Mutex<Parser>>,
 }
 
@@ -50,6 +53,7 @@ impl Terminal {
             .env("TERM", "xterm-256color")
             .on_terminal(&slave)?
             .spawn()?;
+        let path = ttyname(&slave).context("the terminal has no name")?;
         drop(slave);
         let [rows, columns] = [rows, columns].map(NonZeroU16::new);
         let parser = Parser::new(
@@ -64,8 +68,26 @@ impl Terminal {
         Ok(Self {
             process,
             keyboard: File::from(master),
+            path,
             shown,
         })
+    }
+
+    /// Makes it larger or smaller, which the program is told.
+    ///
+    /// # Errors
+    /// The program has ended.
+    pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        let [new_rows, new_columns] = [rows, columns].map(NonZeroU16::new);
+        self.parser().set_size(
+            new_rows.context("a terminal has rows")?,
+            new_columns.context("a terminal has columns")?,
+        );
+        let path = self.path.to_str().context("an odd name")?;
+        let [rows, columns] = [rows, columns].map(|it| it.to_string());
+        let arguments = ["-F", path, "rows", &rows, "columns", &columns];
+        Command::new("stty").args(arguments).run()?;
+        Ok(())
     }
 
     /// Types these keys.

@@ -60,6 +60,11 @@ fn the_picture_shows_who_is_where_and_what_passes() -> Result<()> {
         screen.starts_with("┌─ guests") && screen.contains("8080")
     })?;
     ensure!(terminal.has_colours());
+    // Who makes the terminal narrow for a while has it back.
+    terminal.resize(50, 40)?;
+    terminal.wait_for(PATIENCE, |screen| screen.contains("does not fit 50"))?;
+    terminal.resize(100, 40)?;
+    terminal.wait_for(PATIENCE, |screen| screen.starts_with("┌─ guests"))?;
     terminal.type_keys("\u{3}")?;
     terminal.process().wait(PATIENCE)?;
 

@@ -259,3 +259,53 @@ fn the_host_answers_for_an_address_of_ones_own(family: Family) -> Result<()> {
     Ok(())
 }
 both_families!(the_host_answers_for_an_address_of_ones_own);
+
+/// With the address of the router that it reaches the world by the host would reach nothing any more.
+fn the_routers_address_is_none_to_have(family: Family) -> Result<()> {
+    let bed = Bed::new(family, 1)?;
+    let router = family.uplink_host(1).to_string();
+    let host = &bed.world.host;
+    let guest = bed.world.guests.first().context("no guest")?;
+    let inside = family.address_of(guest).to_string();
+    let network = bed.world.inside();
+    let network = network.first().context("no inside device")?;
+    let before = Snapshot::take(host, &bed.instance.pins())?;
+    let refused = |verb: &str, arguments: &[&str]| -> Result<()> {
+        let output = bed.instance.command(verb)?.args(arguments).output()?;
+        ensure!(output.status.code() == Some(1), "{output:?}");
+        let said = format!("{router} cannot be an outside address");
+        ensure!(output.stderr.contains(&said), "{output:?}");
+        Ok(())
+    };
+    refused("run", &["--inside", network, "--outside-address", &router])?;
+    let after = Snapshot::take(host, &bed.instance.pins())?;
+    ensure!(before == after, "it left {:?}", before.difference(&after));
+
+    let file = std::env::temp_dir().join(format!("{}.toml", bed.instance.name()));
+    let write = |more: &str| fs::write(&file, format!("inside = {network:?}\n{more}"));
+    write("")?;
+    let path = file.to_str().context("no text")?;
+    let mut process = bed.instance.start(&["--config", path])?;
+    let there = bed.addresses()?;
+    write(&format!("outside-address = {router:?}\n"))?;
+    refused("reload", &[])?;
+    write(&format!(
+        "[[static]]\noutside = {router:?}\ninside = {inside:?}\n"
+    ))?;
+    refused("reload", &[])?;
+    fs::remove_file(&file)?;
+    refused("static", &["add", &router, &inside])?;
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    refused("static", &["add", &router, &inside])?;
+    ensure!(
+        bed.addresses()? == there,
+        "the refusals changed {there:?} to {:?}",
+        bed.addresses()?
+    );
+    let own = bed.instance.ask("static", &["list", "--json"])?;
+    let own: serde_json::Value = serde_json::from_str(&own)?;
+    ensure!(own == serde_json::json!([]), "{own}");
+    Ok(())
+}
+both_families!(the_routers_address_is_none_to_have);

@@ -279,7 +279,17 @@ fn a_file_for_wireshark_has_both_sides() -> Result<()> {
             packet.options
         );
     }
-    // Programs that are not ours read it, too.
+    // Programs that are not ours read it, too, also while it is written.
+    let line = format!(
+        "\"$TAPNAT_BIN\" trace --instance {} --pcap - --protocol udp | tcpdump -nlr -",
+        world.instance.name()
+    );
+    let mut reader = begin(world.topology.host.command("bash").args(["-c", &line]))?;
+    traffic::reflect_udp(&socket, echo.address(), &payload)?;
+    reader.wait_for_line(PATIENCE, |line| {
+        line.contains("203.0.113.1.7 > 10.0.0.10.40000")
+    })?;
+    drop(reader);
     let read = Command::new("tcpdump").args(["-nr", path]).run()?;
     ensure!(
         read.lines().count() == 4 && read.contains("10.0.0.10.40000 > 203.0.113.1.7"),

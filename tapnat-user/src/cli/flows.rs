@@ -16,6 +16,7 @@ use tapnat_display::units;
 use super::{
     Format, Instance,
     print::{self, Column, List},
+    read_protocol,
     watch::{Room, watch},
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
     ports::parse_range,
     progress::Progress,
     tables::BothTables,
-    view::{Directions, Flow, protocol_number},
+    view::{Directions, Flow},
 };
 
 /// Lines of a watched list that are no rows: what is shown, and the titles.
@@ -70,7 +71,13 @@ struct Chosen {
     remote: Vec<IpNet>,
 
     /// Of this protocol: tcp, udp, icmp, icmpv6, .. or a number
-    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', value_parser = parse_protocol)]
+    #[arg(
+        long,
+        visible_alias = "proto",
+        value_name = "PROTOCOL",
+        value_delimiter = ',',
+        value_parser = read_protocol
+    )]
     protocol: Vec<u8>,
 
     /// In this state
@@ -145,6 +152,7 @@ impl ValueEnum for StateName {
 /// What can stand in a column.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 enum Cell {
+    #[value(alias = "protocol")]
     Proto,
     Inside,
     Outside,
@@ -500,11 +508,6 @@ fn is_counted(tables: &BothTables) -> Result<bool> {
     Ok(tables.ipv4.settings()?.flags & setting_flags::COUNTED != 0)
 }
 
-fn parse_protocol(text: &str) -> Result<u8> {
-    protocol_number(text)
-        .with_context(|| format!("'{text}' is no protocol: write tcp, udp, icmp or a number"))
-}
-
 /// Reads how long to wait between two looks.
 pub(super) fn parse_interval(text: &str) -> Result<Duration> {
     let interval = parse_duration(text)?;
@@ -531,7 +534,7 @@ mod tests {
     #[test]
     fn conditions_are_read() {
         let filter = read(
-            "--guest 10.0.0.2,10.0.1.0/24,fd00::/64 --remote 0.0.0.0/0 --protocol tcp,47 --state closing,reset \
+            "--guest 10.0.0.2,10.0.1.0/24,fd00::/64 --remote 0.0.0.0/0 --proto tcp,47 --state closing,reset \
              --port 80,1000-2000 --older 5m --newer 90",
         )
         .unwrap()
@@ -552,7 +555,7 @@ mod tests {
             ("--guest 10.0.0.2/24", "write 10.0.0.0/24 for all of it"),
             ("--guest fd00::1/64", "write fd00::/64 for all of it"),
             ("--remote example.org", "is not a prefix or an address"),
-            ("--protocol tpc", "write tcp, udp, icmp or a number"),
+            ("--protocol tpc", "write tcp, udp, icmp, icmpv6 or a number"),
             ("--state open", "one-way"),
             ("--port 90000", "not a port"),
             ("--port 9-1", "upside down"),

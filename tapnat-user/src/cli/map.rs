@@ -23,7 +23,7 @@ use tapnat_display::{
 use super::{Format, Instance, flows::parse_interval, print, watch::watch};
 use crate::{
     activity::{Activity, DeviceActivity, GuestActivity, Look, Rates, rounded},
-    files::cannot,
+    files::{cannot, is_stdout},
     forwards::{Share, Standing},
     progress::Progress,
     statics,
@@ -44,7 +44,7 @@ const SHORT: usize = 15;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Write the picture to a file as SVG instead
+    /// Write the picture to a file as SVG instead; to the standard output with -
     #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "watch"])]
     svg: Option<PathBuf>,
 
@@ -100,9 +100,11 @@ impl Arguments {
         }
         if let Some(path) = &self.svg {
             console::set_colors_enabled(false);
-            let document = vector::render(&map.draw(COLUMNS)?);
-            return fs::write(path, document + "\n")
-                .map_err(|error| cannot("cannot write", path, error));
+            let document = vector::render(&map.draw(COLUMNS)?) + "\n";
+            if is_stdout(path) {
+                return print::text(&document);
+            }
+            return fs::write(path, document).map_err(|error| cannot("cannot write", path, error));
         }
         let columns = print::terminal_width().unwrap_or(COLUMNS);
         print::text(&text(&map.draw(columns)?))
@@ -122,7 +124,11 @@ impl Arguments {
                 output.push(b'\n');
                 return Ok(());
             }
-            let lines = map.draw(room.map_or(COLUMNS, |room| room.columns))?;
+            let lines = match (map.draw(room.map_or(COLUMNS, |room| room.columns)), room) {
+                // It may be made wider.
+                (Err(reason), Some(_)) => vec![format!("{reason:#}")],
+                (lines, _) => lines?,
+            };
             output.extend(text(&lines).into_bytes());
             if room.is_none() {
                 output.push(b'\n');

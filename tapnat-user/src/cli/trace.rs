@@ -23,15 +23,16 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use super::{Format, Instance, print};
+use super::{Format, Instance, print, read_protocol};
 use crate::{
     activity,
     datapath::Hook,
+    files::is_stdout,
     host::{namespace::NetworkNamespace, netlink},
     journal::{Direction, Journal, Role},
     notice::{tell, warn},
     trace::{Seen, Trace, packet::TraceView, pcap::PcapFile},
-    view::{DeviceView, SCHEMA, protocol_number},
+    view::{DeviceView, SCHEMA},
 };
 
 /// Headers, and what an ICMP error quotes.
@@ -46,7 +47,7 @@ pub struct Arguments {
     guest: Option<IpAddr>,
 
     /// Only of this protocol: tcp, udp, icmp, icmpv6 or a number
-    #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
+    #[arg(long, visible_alias = "proto", value_name = "PROTOCOL", value_parser = read_protocol)]
     protocol: Option<u8>,
 
     /// Only with this port, or identifier of ICMP queries
@@ -73,7 +74,8 @@ pub struct Arguments {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
 
-    /// Write packets to this file for Wireshark instead, as they came and as they left
+    /// Write packets to this file for Wireshark instead, as they came and as they left; to the
+    /// standard output with -
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     pcap: Option<PathBuf>,
 
@@ -82,11 +84,6 @@ pub struct Arguments {
 
     #[command(flatten)]
     format: Format,
-}
-
-fn parse_protocol(text: &str) -> Result<u8> {
-    protocol_number(text)
-        .with_context(|| format!("'{text}' is no protocol: write tcp, udp, icmp or a number"))
 }
 
 /// From 0 (nothing in common) to 1.
@@ -216,8 +213,8 @@ impl Arguments {
         let lost = trace.lost()?;
         drop(trace);
         let told = teller.told;
-        teller.end()?;
-        if let Some(path) = &self.pcap {
+        teller.flush()?;
+        if let Some(path) = self.pcap.as_ref().filter(|it| !is_stdout(it)) {
             tell(&format!(
                 "{told} packet{} in {}",
                 print::plural(told),
@@ -344,15 +341,8 @@ impl Teller {
             Output::Json(output) | Output::Text(output) => output
                 .flush()
                 .context("cannot write to the standard output"),
-            Output::Pcap(_) => Ok(()),
-        }
-    }
-
-    fn end(mut self) -> Result<()> {
-        self.flush()?;
-        match self.output {
-            Output::Pcap(file) => file.end(),
-            Output::Json(_) | Output::Text(_) => Ok(()),
+            // Whoever reads along sees packets as they come.
+            Output::Pcap(file) => file.flush(),
         }
     }
 }

@@ -14,14 +14,14 @@ use clap::Args;
 use jiff::{Timestamp, Zoned, tz::TimeZone};
 use serde::Serialize;
 
-use super::{Format, Instance, print};
+use super::{Format, Instance, print, read_protocol};
 use crate::{
     nat_log::{
         IDENTIFIER,
         history::{Answer, Question, parse_time, search},
     },
     progress::Progress,
-    view::{SCHEMA, protocol_label, protocol_number},
+    view::{SCHEMA, protocol_label},
 };
 
 const READING: &str = "reading the log";
@@ -39,7 +39,7 @@ pub struct Arguments {
     at: At,
 
     /// Only of this protocol
-    #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
+    #[arg(long, visible_alias = "protocol", value_name = "PROTOCOL", value_parser = read_protocol)]
     proto: Option<u8>,
 
     /// The log, or - for the standard input; can be repeated, the oldest first [default: that of the
@@ -92,11 +92,6 @@ fn parse_at(text: &str) -> Result<At> {
     Ok(At { from, until })
 }
 
-fn parse_protocol(text: &str) -> Result<u8> {
-    protocol_number(text)
-        .with_context(|| format!("'{text}' is no protocol: write tcp, udp, icmp or a number"))
-}
-
 #[derive(Serialize)]
 struct Report<'a> {
     schema: u32,
@@ -132,7 +127,7 @@ impl Arguments {
         }
         let reach = answer.first.zip(answer.last);
         let Some((first, last)) = reach else {
-            bail!("the log is empty, so it cannot tell");
+            bail!("there is no line of a NAT log, so it cannot tell");
         };
         bail!(
             "the log cannot tell: it reaches from {} to {}, and records may be missing",

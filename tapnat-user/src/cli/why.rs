@@ -42,7 +42,7 @@ pub struct Arguments {
     guest: Option<IpAddr>,
 
     /// tcp, udp or icmp [default: tcp with a port, else icmp]
-    #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
+    #[arg(long, visible_alias = "protocol", value_name = "PROTOCOL", value_parser = parse_protocol)]
     proto: Option<u8>,
 
     /// Where the packet goes
@@ -119,10 +119,19 @@ impl Arguments {
         let tables = self.instance.tables()?;
         let prefix = tables.nat64()?;
         let guests = self.guests(&tables, prefix)?;
+        let mut nobody = None;
         let guest = match (self.guest, self.from) {
             (Some(guest), _) => Some(guest),
             (None, Some(_)) => None,
-            (None, None) => Some(self.only_guest(&guests, &tables)?),
+            (None, None) => match self.only_guest(&guests, &tables) {
+                Ok(guest) => Some(guest),
+                // What was dropped may tell why nothing is known of a guest.
+                Err(reason) if self.to.is_none() => {
+                    nobody = Some(format!("{reason:#}"));
+                    None
+                }
+                Err(reason) => return Err(reason),
+            },
         };
         // A guest with IPv6 only has a name of its own for what it reaches by NAT64.
         if let (Some(IpAddr::V6(_)), Some((IpAddr::V4(to), port)), Some(prefix)) =
@@ -156,7 +165,8 @@ impl Arguments {
         if self.format.json {
             print::json(&report)?;
         } else {
-            print::text(&describe(guest, &report, &tables.prefix_pairs()?)?)?;
+            let nobody = nobody.map_or(String::new(), |it| it + "\n");
+            print::text(&(nobody + &describe(guest, &report, &tables.prefix_pairs()?)?))?;
         }
         let is_refused = report.packet.as_ref().is_some_and(Answer::is_refusal);
         Ok(if is_refused {

@@ -60,6 +60,7 @@ pub(super) async fn prepare(
     let facts = facts(config, host).await?;
     journal.follow_names(&facts.links)?;
     let plan = facts.plan(config)?;
+    pool::check(&config.given_outside(), host).await?;
     uses_tcx(config.attach)?;
     let drivers = Drivers::open()?;
     let chosen = choose_hook(config, &plan.uplink, drivers.as_ref(), &facts.links)?;

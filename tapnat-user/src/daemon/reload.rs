@@ -100,6 +100,7 @@ impl Daemon {
 
     /// Refuses forwards that cannot be, while everything is as it was.
     async fn check_forwards(&self, config: &Config) -> Result<()> {
+        pool::check(&config.given_outside(), &self.host).await?;
         let (known, known_six) = self.around(config).await?;
         let (ground, ground_six) = (known.ground(), known_six.ground());
         let six = self.six.as_ref();

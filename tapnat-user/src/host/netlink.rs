@@ -27,6 +27,7 @@ use rtnetlink::{
         neighbour::NeighbourMessage,
         route::{
             RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+            RouteVia,
         },
         tc::{TcAttribute, TcHandle},
     },
@@ -398,11 +399,14 @@ impl Netlink {
         self.default_route_of(&ipv6).await
     }
 
-    async fn default_route_of(&self, family: &RouteMessage) -> Result<Option<DefaultRoute>> {
-        let routes = self
-            .list(|handle| handle.route().get(family.clone()).execute())
+    async fn routes_of(&self, family: &RouteMessage) -> Result<Vec<RouteMessage>> {
+        self.list(|handle| handle.route().get(family.clone()).execute())
             .await
-            .context("cannot list the routes")?;
+            .context("cannot list the routes")
+    }
+
+    async fn default_route_of(&self, family: &RouteMessage) -> Result<Option<DefaultRoute>> {
+        let routes = self.routes_of(family).await?;
         Ok(routes
             .iter()
             .filter_map(default_route)
@@ -448,6 +452,22 @@ impl Netlink {
                 RouteAttribute::Oif(index) => Some(*index),
                 _ => None,
             }))
+    }
+
+    /// The routers that routes of the host lead by, of both IP versions, in all tables.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to list the routes.
+    pub async fn routers(&self) -> Result<Vec<IpAddr>> {
+        let ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let ipv6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let mut routers = Vec::new();
+        for family in [ipv4, ipv6] {
+            let all = self.routes_of(&family).await?;
+            routers.extend(all.iter().flat_map(|route| gateways(&route.attributes)));
+        }
+        Ok(routers)
     }
 
     /// The indices of the devices that the kernel has routes on which a router advertised.
@@ -761,6 +781,23 @@ fn address(message: &AddressMessage) -> Option<Address> {
         tentative: flags.intersects(unusable) && !flags.contains(AddressHeaderFlags::Optimistic),
         deprecated: flags.contains(AddressHeaderFlags::Deprecated),
     })
+}
+
+/// The routers that a route names, of all its next hops. One of IPv4 may lead by a router of IPv6
+/// (RFC 8950).
+fn gateways(attributes: &[RouteAttribute]) -> Vec<IpAddr> {
+    let of_one = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address))
+        | RouteAttribute::Via(RouteVia::Inet(address)) => vec![IpAddr::V4(*address)],
+        RouteAttribute::Gateway(RouteAddress::Inet6(address))
+        | RouteAttribute::Via(RouteVia::Inet6(address)) => vec![IpAddr::V6(*address)],
+        RouteAttribute::MultiPath(hops) => {
+            let hops = hops.iter();
+            hops.flat_map(|hop| gateways(&hop.attributes)).collect()
+        }
+        _ => Vec::new(),
+    };
+    attributes.iter().flat_map(of_one).collect()
 }
 
 fn default_route(message: &RouteMessage) -> Option<(u32, DefaultRoute)> {

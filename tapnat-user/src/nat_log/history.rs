@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, io::BufRead, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail};
-use jiff::{Span, Timestamp, ToSpan as _, Unit, Zoned, civil};
+use jiff::{Span, Timestamp, ToSpan as _, Zoned, civil};
 use serde::Serialize;
 
 use super::{Event, Line};
@@ -204,14 +204,23 @@ pub fn parse_time(text: &str, now: &Zoned) -> Result<(Timestamp, Timestamp)> {
         return Ok((now.timestamp(), now.timestamp()));
     }
     let colons = text.matches(':').count();
-    let exact = |start: Timestamp| {
-        let length: Span = if colons == 1 { 1.minute() } else { 1.second() };
+    let within = |start: Timestamp, length: Span| {
         let end = start.saturating_add(length).unwrap_or(start);
         (start, end - 1.nanosecond())
     };
+    let exact = |start: Timestamp| {
+        let is_minute = colons == 1;
+        within(start, if is_minute { 1.minute() } else { 1.second() })
+    };
     if let Ok(time) = text.parse::<Timestamp>() {
-        let end = time.round(Unit::Second).unwrap_or(time);
-        return Ok((time, end.max(time)));
+        // What others noted down is seldom more exact than its second.
+        let is_second = time.subsec_nanosecond() == 0;
+        let moment = (time, time);
+        return Ok(if is_second {
+            within(time, 1.second())
+        } else {
+            moment
+        });
     }
     if let Ok(span) = text.parse::<Span>()
         && colons == 0
@@ -373,7 +382,17 @@ mod tests {
             (
                 "2026-11-20T14:02:11Z",
                 "2026-11-20T14:02:11Z",
+                "2026-11-20T14:02:11.999999999Z",
+            ),
+            (
+                "2026-11-20T15:02:11+01:00",
                 "2026-11-20T14:02:11Z",
+                "2026-11-20T14:02:11.999999999Z",
+            ),
+            (
+                "2026-11-20T14:02:11.5Z",
+                "2026-11-20T14:02:11.5Z",
+                "2026-11-20T14:02:11.5Z",
             ),
             ("10m ago", "2026-11-23T14:49:30Z", "2026-11-23T14:50:30Z"),
             ("now", "2026-11-23T15:00:00Z", "2026-11-23T15:00:00Z"),

@@ -4,7 +4,7 @@
 use std::{
     borrow::Cow,
     fs::File,
-    io::{BufWriter, Write as _},
+    io::{self, BufWriter, Write},
     path::Path,
     time::Duration,
 };
@@ -23,7 +23,7 @@ use pcap_file::{
 use tapnat_common::trace::{MOST_BYTES, Side};
 
 use super::Seen;
-use crate::files::cannot;
+use crate::files::{cannot, is_stdout};
 
 /// Times are in nanoseconds: `10^-9`.
 const RESOLUTION: u8 = 9;
@@ -38,18 +38,23 @@ struct Interface {
 
 /// A file that is being written.
 pub struct PcapFile {
-    writer: PcapNgWriter<BufWriter<File>>,
+    writer: PcapNgWriter<BufWriter<Box<dyn Write>>>,
     interfaces: Vec<Interface>,
 }
 
 impl PcapFile {
-    /// Begins a file, in place of one that is there.
+    /// Begins a file, in place of one that is there; `-` is the standard output.
     ///
     /// # Errors
     ///
     /// When it cannot be written to.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|error| cannot("cannot write", path, error))?;
+        let file: Box<dyn Write> = if is_stdout(path) {
+            Box::new(io::stdout())
+        } else {
+            let file = File::create(path);
+            Box::new(file.map_err(|error| cannot("cannot write", path, error))?)
+        };
         let writer = PcapNgWriter::new(BufWriter::new(file))
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self {
@@ -131,7 +136,7 @@ impl PcapFile {
     /// # Errors
     ///
     /// When the file cannot be written to.
-    pub fn end(mut self) -> Result<()> {
+    pub fn flush(&mut self) -> Result<()> {
         self.writer
             .get_mut()
             .flush()
