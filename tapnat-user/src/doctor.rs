@@ -9,7 +9,7 @@ mod leftovers;
 mod mtu;
 mod networks;
 mod offloads;
-pub mod rules;
+mod rules;
 mod uplink;
 
 use std::{

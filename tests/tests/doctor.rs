@@ -144,19 +144,25 @@ fn rules_that_translate_guests_too_are_found() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_firewall_that_keeps_guests_from_asking_is_found() -> Result<()> {
-    let bed = Bed::new(V4)?;
+fn a_firewall_that_keeps_guests_from_asking_is_found(family: Family) -> Result<()> {
+    let (tool, other_tool, port) = match family {
+        V4 => ("iptables", "ip6tables", "port 67"),
+        V6 => ("ip6tables", "iptables", "port 547"),
+    };
+    let bed = Bed::new(family)?;
     let _process = bed.start()?;
     let host = &bed.world.host;
-    host.exec("iptables-nft -P INPUT DROP")?;
-    let finding = bed.finds("warning", "firewall", &["port 67", "port 53"])?;
+    host.exec(&format!("{other_tool}-nft -P INPUT DROP"))?;
+    bed.finds_nothing("firewall")?;
+    host.exec(&format!("{tool}-nft -P INPUT DROP"))?;
+    let finding = bed.finds("warning", "firewall", &[port, "port 53"])?;
     let way_out = finding["way_out"].as_str().context("no way out")?;
-    let command = way_out.split_once("iptables").context("another way out")?.1;
+    let (_, command) = way_out.split_once(tool).context("another way out")?;
     let (command, _) = command.split_once(", and").context("one command")?;
-    host.exec(&format!("iptables-nft{command}"))?;
+    host.exec(&format!("{tool}-nft{command}"))?;
     bed.finds_nothing("firewall")
 }
+both_families!(a_firewall_that_keeps_guests_from_asking_is_found);
 
 fn what_was_set_back_under_an_instance_is_found(family: Family) -> Result<()> {
     let bed = Bed::new(family)?;

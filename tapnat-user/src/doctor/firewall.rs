@@ -1,23 +1,62 @@
 //! What the rules of the host's firewall mean for guests.
 
-use super::{Finding, Level, networks::InsideNetwork, rules::Firewall};
+use dhcproto::v6::SERVER_PORT as DHCPV6_SERVER_PORT;
+use ipnet::IpNet;
+use smoltcp::wire::DHCP_SERVER_PORT;
+
+use super::{
+    Finding, Level,
+    networks::InsideNetwork,
+    rules::{Firewall, IP6TABLES, IPTABLES},
+};
 use crate::config::overlap;
 
-/// How to let in what guests ask the host for.
-fn let_in(firewall: &Firewall, device: &str) -> String {
+/// Whether guests of this network can ask the host for what it gives them.
+fn judge_incoming(firewall: &Firewall, inside: &InsideNetwork) -> Option<Finding> {
+    let (incoming, what, port) = match inside.network {
+        IpNet::V4(_) => (firewall.ipv4, "what is for the host", DHCP_SERVER_PORT),
+        IpNet::V6(_) => (
+            firewall.ipv6,
+            "what of IPv6 is for the host",
+            DHCPV6_SERVER_PORT,
+        ),
+    };
+    let drops = incoming.drops || firewall.managers.contains(&"firewalld");
+    (drops && !incoming.knows_dhcp).then(|| {
+        Finding::new(
+            Level::Warning,
+            "firewall",
+            format!("the firewall drops {what} by default"),
+            format!(
+                "guests ask the host for their addresses (UDP port {port}), and, where it asks its \
+                 resolvers for them, for names (port 53)"
+            ),
+        )
+        .way_out(let_in(firewall, inside, port))
+    })
+}
+
+/// How to let in what guests ask the host for. `dhcp`: the port of the network's IP version.
+fn let_in(firewall: &Firewall, inside: &InsideNetwork, dhcp: u16) -> String {
+    let device = &inside.device;
     if firewall.managers.contains(&"ufw") {
-        format!(
-            "ufw allow in on {device} proto udp to any port 53,67; ufw allow in on {device} proto tcp \
-             to any port 53"
-        )
-    } else if firewall.managers.contains(&"firewalld") {
-        format!("firewall-cmd --zone=trusted --change-interface={device}")
-    } else {
-        format!(
-            "a rule before the others of INPUT: iptables -I INPUT -i {device} -p udp -m multiport \
-             --dports 53,67 -j ACCEPT, and the same for tcp port 53"
-        )
+        return format!(
+            "ufw allow in on {device} proto udp to any port 53,{dhcp}; ufw allow in on {device} proto \
+             tcp to any port 53"
+        );
     }
+    if firewall.managers.contains(&"firewalld") {
+        return format!("firewall-cmd --zone=trusted --change-interface={device}");
+    }
+    let (tool, others) = match inside.network {
+        IpNet::V4(_) => (IPTABLES, "tcp port 53"),
+        // Without it they do not even find the host (RFC 4890 section 4.4.1).
+        IpNet::V6(_) => (IP6TABLES, "tcp port 53 and for all of icmpv6"),
+    };
+    format!(
+        "a rule before the others of INPUT: {tool} -I INPUT -i {device} -p udp -m multiport --dports \
+         53,{dhcp} -j ACCEPT, and the same for {others}"
+    )
 }
 
 /// `asks`: whether the firewall decides about guests' packets.
@@ -71,21 +110,12 @@ pub(super) fn judge_firewall(
             },
         ));
     }
-    if (firewall.drops_incoming || firewall.managers.contains(&"firewalld"))
-        && !firewall.knows_dhcp
-        && let Some(inside) = networks.first()
-    {
-        findings.push(
-            Finding::new(
-                Level::Warning,
-                topic,
-                "the firewall drops what is for the host by default",
-                "guests ask the host for their addresses (UDP port 67), and, where it asks its \
-                 resolvers for them, for names (port 53)",
-            )
-            .way_out(let_in(firewall, &inside.device)),
-        );
-    }
+    let first = |is_ipv6| {
+        let mut networks = networks.iter();
+        networks.find(|it| it.network.addr().is_ipv6() == is_ipv6)
+    };
+    let first_of_each = [false, true].into_iter().filter_map(first);
+    findings.extend(first_of_each.filter_map(|inside| judge_incoming(firewall, inside)));
     for manager in &firewall.managers {
         let why = match *manager {
             "Docker" => {
@@ -126,11 +156,15 @@ mod tests {
     use super::*;
     use crate::doctor::tests::levels;
 
-    fn networks() -> Vec<InsideNetwork> {
-        vec![InsideNetwork {
+    fn network(text: &str) -> InsideNetwork {
+        InsideNetwork {
             device: "tap0".to_owned(),
-            network: "10.0.0.0/24".parse().unwrap(),
-        }]
+            network: text.parse().unwrap(),
+        }
+    }
+
+    fn networks() -> Vec<InsideNetwork> {
+        vec![network("10.0.0.0/24")]
     }
 
     #[test]
@@ -142,15 +176,46 @@ mod tests {
         let all = "-A POSTROUTING -o eth0 -j MASQUERADE\n";
         assert_eq!(judge(all, &networks()), [Level::Warning]);
         assert_eq!(judge(all, &[]), [Level::Note]);
-        let closed = ":INPUT DROP [0:0]\n";
-        assert_eq!(judge(closed, &networks()), [Level::Warning]);
-        assert_eq!(judge(closed, &[]), [Level::Ok]);
-        let open = ":INPUT DROP [0:0]\n-A INPUT -p udp --dport 67 -j ACCEPT\n";
-        assert_eq!(judge(open, &networks()), [Level::Ok]);
         let docker = "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n";
         assert_eq!(judge(docker, &networks()), [Level::Ok]);
         let guests = "-A POSTROUTING -s 10.0.0.0/8 -j SNAT --to-source 192.0.2.1\n";
         assert_eq!(judge(guests, &networks()), [Level::Warning]);
         assert_eq!(judge("", &networks()), [Level::Ok]);
+    }
+    #[test]
+    fn what_keeps_guests_from_asking_is_found_for_each_ip_version() {
+        const NONE: [u16; 0] = [];
+        let both = [network("10.0.0.0/24"), network("fd00:7a70::/64")];
+        let told = |texts: &[(&str, &str)], networks: &[InsideNetwork]| {
+            let findings = judge_firewall(&Firewall::of_texts(texts), networks, false);
+            let warnings = findings.iter().filter(|it| it.level == Level::Warning);
+            let texts = warnings.map(|it| format!("{it:?}"));
+            let ports = texts.map(|text| {
+                let (old, new) = (text.contains("UDP port 67"), text.contains("UDP port 547"));
+                assert!(old != new && new == text.contains("ip6tables -I"), "{text}");
+                if new { 547 } else { 67_u16 }
+            });
+            ports.collect::<Vec<_>>()
+        };
+        let closed = ":INPUT DROP [0:0]\n";
+        let open = ":INPUT DROP [0:0]\n-A INPUT -p udp --dport 67 -j ACCEPT\n";
+        let open_for_ipv6 = ":INPUT DROP [0:0]\n-A INPUT -p udp --dport 547 -j ACCEPT\n";
+        assert_eq!(told(&[("iptables", closed)], &both), [67]);
+        assert_eq!(told(&[("iptables", closed)], &[]), NONE);
+        assert_eq!(told(&[("iptables", open)], &both), NONE);
+        assert_eq!(told(&[("ip6tables", closed)], &both), [547]);
+        assert_eq!(told(&[("ip6tables", closed)], &both[..1]), NONE);
+        assert_eq!(told(&[("ip6tables", open)], &both), [547]);
+        assert_eq!(told(&[("ip6tables", open_for_ipv6)], &both), NONE);
+        let all = [("iptables", closed), ("ip6tables", closed)];
+        assert_eq!(told(&all, &both), [67, 547]);
+        let nft = "table inet filter {\nchain input {\n\
+                   type filter hook input priority filter; policy drop;\n\
+                   udp dport { 53, 67 } accept\n}\n}\n";
+        assert_eq!(told(&[("nft", nft)], &both), [547]);
+        let of_ipv6 = nft.replace("table inet", "table ip6");
+        assert_eq!(told(&[("nft", of_ipv6.as_str())], &both), [547]);
+        let of_ipv4 = nft.replace("table inet", "table ip");
+        assert_eq!(told(&[("nft", of_ipv4.as_str())], &both), NONE);
     }
 }

@@ -3,7 +3,9 @@
 
 use std::net::IpAddr;
 
+use dhcproto::v6::SERVER_PORT as DHCPV6_SERVER_PORT;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use smoltcp::wire::DHCP_SERVER_PORT;
 
 use super::output;
 
@@ -35,22 +37,25 @@ impl Rule {
     }
 }
 
+/// What the rules say of one IP version's packets for the host itself.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Incoming {
+    /// They are dropped unless a rule accepts them.
+    pub drops: bool,
+    /// A rule is about the port of DHCP's servers.
+    pub knows_dhcp: bool,
+}
+
 /// What matters of the rules.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is something that the rules say or not"
-)]
 pub struct Firewall {
     /// Whether the rules could be read at all.
     pub seen: bool,
     pub masquerades: Vec<Rule>,
     /// Forwarded packets are dropped unless a rule accepts them.
     pub drops_forwarded: bool,
-    /// What is for the host is dropped unless a rule accepts it.
-    pub drops_incoming: bool,
-    /// A rule is about DHCP's port of servers.
-    pub knows_dhcp: bool,
+    pub ipv4: Incoming,
+    pub ipv6: Incoming,
     /// Programs that manage rules here.
     pub managers: Vec<&'static str>,
 }
@@ -63,8 +68,8 @@ const MANAGERS: [(&str, &str); 3] = [
 ];
 
 const NFT: &str = "nft";
-const IPTABLES: &str = "iptables";
-const IP6TABLES: &str = "ip6tables";
+pub(super) const IPTABLES: &str = "iptables";
+pub(super) const IP6TABLES: &str = "ip6tables";
 
 impl Firewall {
     /// Asks the programs that can print the rules. What `iptables-nft` made is among what `nft`
@@ -101,7 +106,7 @@ impl Firewall {
             let (mut hook, mut family) = ("", *tool);
             for line in text.lines().map(str::trim) {
                 let words: Vec<_> = line.split_whitespace().collect();
-                let rule = if *tool == NFT {
+                let (rule, drops_incoming) = if *tool == NFT {
                     if let Some(name) = after(&words, "hook") {
                         hook = name;
                     }
@@ -110,15 +115,23 @@ impl Firewall {
                     }
                     let drops = line.contains("policy drop");
                     firewall.drops_forwarded |= hook == "forward" && drops;
-                    firewall.drops_incoming |= hook == "input" && drops;
-                    nft_rule(line, family, &words)
+                    (nft_rule(line, family, &words), hook == "input" && drops)
                 } else {
                     firewall.drops_forwarded |= line.starts_with(":FORWARD DROP");
-                    firewall.drops_incoming |= line.starts_with(":INPUT DROP");
-                    iptables_rule(line, family, &words)
+                    (
+                        iptables_rule(line, family, &words),
+                        line.starts_with(":INPUT DROP"),
+                    )
                 };
                 firewall.masquerades.extend(rule);
-                firewall.knows_dhcp |= is_about_dhcp(line);
+                for everybody in everybody(family) {
+                    let (incoming, port, service) = match everybody {
+                        IpNet::V4(_) => (&mut firewall.ipv4, DHCP_SERVER_PORT, "bootps"),
+                        IpNet::V6(_) => (&mut firewall.ipv6, DHCPV6_SERVER_PORT, "dhcpv6-server"),
+                    };
+                    incoming.drops |= drops_incoming;
+                    incoming.knows_dhcp |= is_about(line, port, service);
+                }
                 for (sign, manager) in MANAGERS {
                     if words.iter().any(|word| word.contains(sign))
                         && !firewall.managers.contains(&manager)
@@ -132,12 +145,18 @@ impl Firewall {
     }
 }
 
-/// Whether a rule names port 67, alone or among others.
-fn is_about_dhcp(line: &str) -> bool {
-    line.contains("dport")
-        && line
-            .split(|it: char| !it.is_ascii_alphanumeric())
-            .any(|word| ["67", "bootps"].contains(&word))
+/// Whether a rule is about what goes to this port, alone or among others.
+fn is_about(line: &str, port: u16, service: &str) -> bool {
+    // So ufw keeps out of its log what it drops.
+    if line.contains("skip-to-policy") {
+        return false;
+    }
+    let Some((_, to)) = line.split_once("dport") else {
+        return false;
+    };
+    let to = to.split_once("sport").map_or(to, |(to, _)| to);
+    let mut words = to.split(|it: char| !it.is_ascii_alphanumeric());
+    to.contains(service) || words.any(|word| word == port.to_string())
 }
 
 fn after<'a>(words: &[&'a str], word: &str) -> Option<&'a str> {
@@ -169,9 +188,11 @@ fn nft_rule(line: &str, family: &str, words: &[&str]) -> Option<Rule> {
 /// The network that follows this word, unless it is the one that the rule is not for; else those of
 /// all whom a table of this family is for.
 fn sources(words: &[&str], word: &str, family: &str) -> Vec<IpNet> {
-    if let Some(source) = source(words, word) {
-        return vec![source];
-    }
+    source(words, word).map_or_else(|| everybody(family), |source| vec![source])
+}
+
+/// All whom a table of this family is for: a network for each IP version.
+fn everybody(family: &str) -> Vec<IpNet> {
     let (ipv4, ipv6) = (Ipv4Net::default().into(), Ipv6Net::default().into());
     match family {
         "ip" | IPTABLES => vec![ipv4],
@@ -205,11 +226,12 @@ mod tests {
                     -A POSTROUTING ! -s 10.0.0.0/8 -o eth0 -j MASQUERADE\n\
                     -A PREROUTING -j DNAT --to-destination 10.0.0.1\nCOMMIT\n";
         let firewall = Firewall::of_texts(&[("iptables", text)]);
-        assert!(firewall.seen && firewall.drops_forwarded && !firewall.drops_incoming);
+        assert!(firewall.seen && firewall.drops_forwarded && !firewall.ipv4.drops);
         let text =
             ":INPUT DROP [0:0]\n-A INPUT -i tap0 -p udp -m multiport --dports 53,67 -j ACCEPT\n";
         let closed = Firewall::of_texts(&[("iptables", text)]);
-        assert!(closed.drops_incoming && closed.knows_dhcp);
+        assert!(closed.ipv4.drops && closed.ipv4.knows_dhcp);
+        assert_eq!(closed.ipv6, Incoming::default());
         assert_eq!(firewall.managers, ["Docker"]);
         assert_eq!(sources_of(&firewall), ["172.17.0.0/16", "0.0.0.0/0"]);
         assert!(
@@ -261,9 +283,40 @@ mod tests {
         let accepting = "chain c {\ntype filter hook input priority 0; policy drop;\n}\n\
                          chain d {\ntype filter hook forward priority 0; policy accept;\n}\n";
         let firewall = Firewall::of_texts(&[("nft", accepting)]);
-        assert!(!firewall.drops_forwarded && firewall.drops_incoming && !firewall.knows_dhcp);
+        let closed = Incoming {
+            drops: true,
+            knows_dhcp: false,
+        };
+        assert!(!firewall.drops_forwarded);
+        assert_eq!((firewall.ipv4, firewall.ipv6), (closed, closed));
         let rule = "iifname \"tap0\" udp dport { 53, 67 } accept";
-        assert!(Firewall::of_texts(&[("nft", rule)]).knows_dhcp);
+        assert!(Firewall::of_texts(&[("nft", rule)]).ipv4.knows_dhcp);
         assert!(!Firewall::of_texts(&[]).seen);
+    }
+    #[test]
+    fn what_a_manager_does_for_itself_lets_no_guest_in() {
+        let knows = |tool, text: &str| {
+            let Firewall { ipv4, ipv6, .. } = Firewall::of_texts(&[(tool, text)]);
+            (ipv4.knows_dhcp, ipv6.knows_dhcp)
+        };
+        // The host as a client of DHCP, and what goes unlogged, as ufw has them.
+        let ipv4 = "-A ufw-before-input -p udp -m udp --sport 67 --dport 68 -j ACCEPT\n\
+                    -A ufw-after-input -p udp -m udp --dport 67 -j ufw-skip-to-policy-input\n";
+        assert_eq!(knows("iptables", ipv4), (false, false));
+        let ipv6 = "-A ufw6-before-input -s fe80::/10 -d fe80::/10 -p udp -m udp --sport 547 --dport 546 \
+                    -j ACCEPT\n\
+                    -A ufw6-after-input -p udp -m udp --dport 547 -j ufw6-skip-to-policy-input\n";
+        assert_eq!(knows("ip6tables", ipv6), (false, false));
+        let nft = "table inet firewalld {\nip6 daddr fe80::/64 udp dport 546 accept\n\
+                   udp dport 68 udp sport 67 accept\n}\n";
+        assert_eq!(knows("nft", nft), (false, false));
+        // As `ufw allow in on tap0 proto udp to any port 53,67` and firewalld's service have them.
+        let allowed = "-A ufw-user-input -i tap0 -p udp -m multiport --dports 53,67 -j ACCEPT\n";
+        assert_eq!(knows("iptables", allowed), (true, false));
+        let allowed = allowed.replace("67", "547").replace("ufw", "ufw6");
+        assert_eq!(knows("ip6tables", &allowed), (false, true));
+        let services =
+            "table inet firewalld {\nudp dport 67 accept\nudp dport dhcpv6-server accept\n}\n";
+        assert_eq!(knows("nft", services), (true, true));
     }
 }
