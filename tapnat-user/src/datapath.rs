@@ -45,6 +45,7 @@ use crate::{
     journal::{Direction, Role},
     sweep::Remover,
     tables::{PinnedTables, Unusable},
+    view::Label as _,
 };
 
 /// Where the filter stands in clsact: late, so that filters of others come first.
@@ -187,7 +188,7 @@ const LINKS: &str = "links";
 /// Where the link to a device is pinned if it is one of TCX, in the directory of an instance's pins.
 #[must_use]
 pub fn link_pin(pins: &Path, hook: &Hook) -> PathBuf {
-    let role = role_label(hook.role);
+    let role = hook.role.label();
     let leaving = match hook.direction {
         Direction::Arriving => "",
         Direction::Leaving => "-leaving",
@@ -230,13 +231,6 @@ impl Hook {
             (Role::Uplink, true) => 2,
             (Role::Uplink, false) => 3,
         }
-    }
-}
-
-fn role_label(role: Role) -> &'static str {
-    match role {
-        Role::Inside => "inside",
-        Role::Uplink => "uplink",
     }
 }
 

@@ -12,7 +12,10 @@ use anyhow::Result;
 use clap::ValueEnum;
 use ipnet::IpNet;
 use serde::Serialize;
-use tapnat_common::abi::{FlowKey, Session, session_flags};
+use tapnat_common::{
+    abi::{FlowKey, Session, session_flags},
+    nat::session::State,
+};
 
 use crate::{
     clock::now,
@@ -28,8 +31,7 @@ pub struct Filter {
     pub guests: Vec<IpNet>,
     /// IP protocol numbers.
     pub protocols: Vec<u8>,
-    /// As [`Flow::state`].
-    pub states: Vec<&'static str>,
+    pub states: Vec<State>,
     /// Of the guest, of what stands for it, or of the remote.
     pub ports: Vec<RangeInclusive<u16>>,
     pub remotes: Vec<IpNet>,
@@ -146,11 +148,11 @@ impl Key {
     fn compare(self, one: &Flow, other: &Flow) -> Ordering {
         let total = |it: Option<Directions>| Reverse(it.map(Directions::total));
         match self {
-            Self::Protocol => one.protocol.cmp(&other.protocol),
+            Self::Protocol => one.protocol.label().cmp(&other.protocol.label()),
             Self::Inside => one.inside.cmp(&other.inside),
             Self::Outside => one.outside.cmp(&other.outside),
             Self::Remote => one.remote.cmp(&other.remote),
-            Self::State => one.state.cmp(other.state),
+            Self::State => one.state.label().cmp(other.state.label()),
             Self::Expires => one.expires_in_seconds.cmp(&other.expires_in_seconds),
             Self::Idle => one.idle_seconds.cmp(&other.idle_seconds),
             Self::Packets => total(one.packets).cmp(&total(other.packets)),
@@ -235,7 +237,7 @@ impl Common {
             Self::Remote => flow.remote.address.to_string(),
             Self::Service => format!("{}/{}", flow.protocol, flow.remote.port),
             Self::Protocol => flow.protocol.to_string(),
-            Self::State => flow.state.to_owned(),
+            Self::State => flow.state.label().to_owned(),
         }
     }
 }
@@ -300,7 +302,6 @@ impl Sums {
 #[cfg(test)]
 mod tests {
     use std::{
-        borrow::Cow,
         net::{Ipv4Addr, Ipv6Addr},
         num::NonZeroU32,
     };
@@ -311,7 +312,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::view::Endpoint;
+    use crate::view::{Endpoint, Protocol};
 
     fn half(protocol: u8) -> (FlowKey, Session) {
         let address = |text: &str| Be32::from(text.parse::<Ipv4Addr>().unwrap());
@@ -413,7 +414,7 @@ mod tests {
         assert!(!admits("10.0.0.2/32"));
     }
 
-    fn flow(guest: u8, state: &'static str, idle_seconds: u64, bytes: u64) -> Flow {
+    fn flow(guest: u8, state: State, idle_seconds: u64, bytes: u64) -> Flow {
         let endpoint = |port| Endpoint {
             address: Ipv4Addr::new(10, 0, 0, guest).into(),
             port,
@@ -423,7 +424,7 @@ mod tests {
             inbound: 1,
         });
         Flow {
-            protocol: Cow::Borrowed("tcp"),
+            protocol: Protocol(protocol::TCP),
             inside: endpoint(40000),
             outside: endpoint(40000),
             remote: endpoint(443),
@@ -438,22 +439,22 @@ mod tests {
     #[test]
     fn states_and_ages_are_told_from_the_whole_session() {
         let filter = Filter {
-            states: vec!["opening", "closing"],
+            states: vec![State::Opening, State::Closing],
             older: Some(10),
             newer: Some(20),
             ..Filter::default()
         };
         for (state, idle, shown) in [
-            ("opening", 10, true),
-            ("closing", 19, true),
-            ("established", 15, false),
-            ("opening", 9, false),
-            ("opening", 20, false),
+            (State::Opening, 10, true),
+            (State::Closing, 19, true),
+            (State::Established, 15, false),
+            (State::Opening, 9, false),
+            (State::Opening, 20, false),
         ] {
             assert_eq!(
                 filter.admits(&flow(1, state, idle, 0)),
                 shown,
-                "{state} {idle}"
+                "{state:?} {idle}"
             );
         }
     }
@@ -468,7 +469,7 @@ mod tests {
             let mut sorted = Sorted::new(order, limit);
             for number in 0..10_000u64 {
                 let guest = u8::try_from(number % 100).unwrap();
-                sorted.add(flow(guest, "opening", number % 7, number));
+                sorted.add(flow(guest, State::Opening, number % 7, number));
             }
             let flows = sorted.into_flows();
             let first: Vec<_> = flows.iter().take(3).map(|it| it.bytes).collect();
@@ -499,9 +500,9 @@ mod tests {
     #[test]
     fn sums_are_of_what_sessions_have_in_common() {
         let flows = [
-            flow(1, "opening", 0, 10),
-            flow(2, "opening", 0, 100),
-            flow(1, "closing", 0, 20),
+            flow(1, State::Opening, 0, 10),
+            flow(2, State::Opening, 0, 100),
+            flow(1, State::Closing, 0, 20),
         ];
         let sums = |by| {
             let mut sums = Sums::new(by);

@@ -14,7 +14,7 @@ use log::{Log, Metadata, Record};
 use tapnat_common::verdict::Reason;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::view::protocol_label;
+use crate::view::Protocol;
 
 /// Prints records as lines.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ fn named(line: &str) -> String {
         format!(
             "{} {} {}",
             reason.label(),
-            protocol_label(protocol),
+            Protocol(protocol),
             rest.join(" ")
         )
     } else {

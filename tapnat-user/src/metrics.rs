@@ -14,7 +14,7 @@ use crate::{
     activity::{self, PortsView},
     instance::InstanceName,
     tables::BothTables,
-    view::{GuestView, ReasonView, Status, UsageView},
+    view::{GuestView, Label as _, ReasonView, Status, UsageView},
 };
 
 pub mod scrapes;
@@ -160,8 +160,8 @@ fn by_reason(status: &Status, value: fn(&ReasonView) -> u64) -> Vec<(Vec<Label>,
     reasons
         .map(|reason| {
             let labels = vec![
-                ("reason", reason.reason.to_owned()),
-                ("outcome", reason.outcome.to_owned()),
+                ("reason", reason.reason.label().to_owned()),
+                ("outcome", reason.outcome.label().to_owned()),
             ];
             (labels, value(reason))
         })

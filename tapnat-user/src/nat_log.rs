@@ -27,7 +27,7 @@ use crate::{
     family::IpFamily,
     instance::InstanceName,
     tables::PinnedTables,
-    view::{Endpoint, SCHEMA, protocol_label},
+    view::{Endpoint, Protocol, SCHEMA},
 };
 
 /// In systemd's journal, what `journalctl -t` asks for.
@@ -248,7 +248,7 @@ impl NatLog {
         let mut guest = endpoint(inside);
         guest.address = self.guest_of(guest.address, event);
         Line {
-            protocol: Some(protocol_label(outside.protocol).into_owned()),
+            protocol: Some(Protocol(outside.protocol).to_string()),
             inside: Some(guest),
             outside: Some(endpoint(outside)),
             ..self.line(event, time)

@@ -22,7 +22,7 @@ use crate::{
     host::sockets::{self, Listener},
     sweep::{self, Remover},
     tables::{BothTables, PinnedTables},
-    view::MappingView,
+    view::{MappingView, Protocol},
 };
 
 /// The network that forwards lead through, of one IP version.
@@ -550,7 +550,7 @@ fn same<A: IpFamily>(one: &Mapping<A>, other: &Mapping<A>) -> bool {
 
 fn describe<A: IpFamily>(outside: EndpointKey<A>) -> String {
     let address: IpAddr = outside.address.into();
-    let protocol = crate::view::protocol_label(outside.protocol);
+    let protocol = Protocol(outside.protocol);
     if outside.is_whole() {
         address.to_string()
     } else {

@@ -7,6 +7,7 @@
 mod device;
 mod flow;
 mod guest;
+mod label;
 mod mapping;
 mod protocol;
 mod reason;
@@ -22,18 +23,18 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tapnat_common::{net::Be16, time::Ticks};
 
+pub(crate) use self::label::by_name;
 pub use self::{
-    device::{DeviceView, role_label},
+    device::{DeviceView, LinkLayer},
     flow::Flow,
     guest::GuestView,
-    mapping::MappingView,
-    protocol::{WHOLE, protocol_label, protocol_number},
-    reason::{ReasonView, outcome_label},
-    status::{
-        Modes, PolicyView, PrefixPairView, Status, StatusSource, TimeoutsView, UplinkHookView,
-    },
+    label::Label,
+    mapping::{MappingKind, MappingView},
+    protocol::{Protocol, WHOLE, protocol_number},
+    reason::{ReasonView, is_loss},
+    status::{PolicyView, PrefixPairView, Status, StatusSource, TimeoutsView, UplinkHookView},
     usage::{FamiliesView, TablesView, UsageView},
-    way_in::{ForwardView, StaticView},
+    way_in::{ForwardView, MadeBy, StaticView},
 };
 
 /// The version of everything that `--json` prints.

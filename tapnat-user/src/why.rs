@@ -29,8 +29,11 @@ use self::{
     tables::{Rehearsal, StandInTable},
 };
 use crate::{
-    explain::explain, family::IpFamily, tables::BothTables, trace::packet::PacketView,
-    view::outcome_label,
+    explain::explain,
+    family::IpFamily,
+    tables::BothTables,
+    trace::packet::PacketView,
+    view::{by_name, is_loss},
 };
 
 /// Of packets that nobody sent: from Linux.
@@ -56,8 +59,10 @@ pub struct Question<A> {
 /// What would become of a packet.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Answer {
-    pub reason: &'static str,
-    pub outcome: &'static str,
+    #[serde(serialize_with = "by_name")]
+    pub reason: Reason,
+    #[serde(serialize_with = "by_name")]
+    pub outcome: Outcome,
     /// What the reason means.
     pub meaning: &'static str,
     /// What to do about it; null where there is nothing to do.
@@ -71,9 +76,7 @@ impl Answer {
     /// Whether it is dropped.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        [Outcome::Drop, Outcome::Refuse]
-            .map(outcome_label)
-            .contains(&self.outcome)
+        is_loss(self.outcome)
     }
 }
 
@@ -95,8 +98,8 @@ pub fn rehearse<A: Rehearsed>(question: &Question<A>, tables: &BothTables) -> Re
     };
     let outcome = reason.outcome();
     Ok(Answer {
-        reason: reason.label(),
-        outcome: outcome_label(outcome),
+        reason,
+        outcome,
         meaning: explanation.meaning,
         advice: explanation.advice,
         before: view(&packet),

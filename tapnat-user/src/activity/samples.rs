@@ -1,18 +1,20 @@
 //! Activities of no instance, for tests of what shows them.
 
-use std::{
-    borrow::Cow,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use tapnat_common::{abi::Counter, nat::session::State, net::protocol, verdict::Reason};
 
 use super::{
     ports::PortsView,
     rates::{Rate, Rates},
     view::{Activity, DeviceActivity, FlowActivity, GuestActivity, ReasonActivity},
 };
-use crate::view::{
-    DeviceView, Directions, Endpoint, FamiliesView, Flow, GuestView, ReasonView, SCHEMA,
-    TablesView, UsageView,
+use crate::{
+    journal::Role,
+    view::{
+        DeviceView, Directions, Endpoint, FamiliesView, Flow, GuestView, LinkLayer, Protocol,
+        ReasonView, SCHEMA, TablesView, UsageView,
+    },
 };
 
 fn usage(used: u64, capacity: u32) -> UsageView {
@@ -30,12 +32,7 @@ fn rates(bits: f64) -> Rates {
     }
 }
 
-pub(crate) fn device(
-    name: &str,
-    index: u32,
-    role: &'static str,
-    address: [u8; 4],
-) -> DeviceActivity {
+pub(crate) fn device(name: &str, index: u32, role: Role, address: [u8; 4]) -> DeviceActivity {
     DeviceActivity {
         device: DeviceView {
             name: Some(name.to_owned()),
@@ -47,7 +44,7 @@ pub(crate) fn device(
             ipv6_address: None,
             ipv6_prefix_length: None,
             mtu: 1500,
-            link_layer: "ethernet",
+            link_layer: LinkLayer::Ethernet,
         },
         rates: Some(rates(1.21e9)),
     }
@@ -67,14 +64,13 @@ pub(crate) fn guest(last: u8, sessions: u32, refused: u32, bits: f64) -> GuestAc
     }
 }
 
-fn reason(reason: &'static str, outcome: &'static str, packets: u64) -> ReasonActivity {
+fn reason(reason: Reason, packets: u64) -> ReasonActivity {
+    let counter = Counter {
+        packets,
+        bytes: packets * 60,
+    };
     ReasonActivity {
-        reason: ReasonView {
-            reason,
-            outcome,
-            packets,
-            bytes: packets * 60,
-        },
+        reason: ReasonView::new(reason, counter),
         per_second: 3.0,
     }
 }
@@ -90,11 +86,11 @@ fn flow(guest: u8, bits: f64) -> FlowActivity {
     });
     FlowActivity {
         flow: Flow {
-            protocol: Cow::Borrowed("tcp"),
+            protocol: Protocol(protocol::TCP),
             inside: endpoint([10, 0, 0, guest], 40000),
             outside: endpoint([198, 51, 100, 2], 40000),
             remote: endpoint([203, 0, 113, 1], 443),
-            state: "established",
+            state: State::Established,
             idle_seconds: 0,
             expires_in_seconds: 7440,
             packets: both,
@@ -170,8 +166,8 @@ pub(crate) fn activity() -> Activity {
             icmp: usage(10, 65_535),
         }],
         devices: vec![
-            device("uplink0", 2, "uplink", [198, 51, 100, 2]),
-            device("tap0", 3, "inside", [10, 0, 0, 1]),
+            device("uplink0", 2, Role::Uplink, [198, 51, 100, 2]),
+            device("tap0", 3, Role::Inside, [10, 0, 0, 1]),
         ],
         guests: vec![
             guest(12, 7, 12, 0.0),
@@ -179,10 +175,10 @@ pub(crate) fn activity() -> Activity {
             guest(11, 338, 0, 9.5e6),
         ],
         reasons: vec![
-            reason("session-started", "forward", 13_000),
-            reason("no-session", "drop", 17),
-            reason("truncated", "drop", 0),
-            reason("guest-session-limit", "refuse", 12),
+            reason(Reason::SessionStarted, 13_000),
+            reason(Reason::NoSession, 17),
+            reason(Reason::Truncated, 0),
+            reason(Reason::GuestSessionLimit, 12),
         ],
         busiest: vec![flow(10, 1.2e9), flow(11, 9.5e6)],
     }

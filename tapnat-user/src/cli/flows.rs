@@ -195,7 +195,7 @@ impl Cell {
             Self::Inside => flow.inside.to_string(),
             Self::Outside => flow.outside.to_string(),
             Self::Remote => flow.remote.to_string(),
-            Self::State => flow.state.to_owned(),
+            Self::State => flow.state.label().to_owned(),
             Self::Expires => format!("{}s", flow.expires_in_seconds),
             Self::Idle => format!("{}s", flow.idle_seconds),
             Self::Packets => both(flow.packets),
@@ -324,7 +324,7 @@ impl Chosen {
         Filter {
             guests: self.guest.clone(),
             protocols: self.protocol.clone(),
-            states: self.state.iter().map(|it| it.0.label()).collect(),
+            states: self.state.iter().map(|it| it.0).collect(),
             ports: self.port.clone(),
             remotes: self.remote.clone(),
             older: self.older.map(seconds),
@@ -544,7 +544,7 @@ mod tests {
         assert_eq!(filter.guests[0].prefix_len(), 32);
         assert_eq!(filter.guests[2].prefix_len(), 64);
         assert_eq!(filter.protocols, [6, 47]);
-        assert_eq!(filter.states, ["closing", "reset"]);
+        assert_eq!(filter.states, [State::Closing, State::Reset]);
         assert_eq!(filter.ports, [80..=80, 1000..=2000]);
         assert_eq!((filter.older, filter.newer), (Some(300), Some(90)));
     }

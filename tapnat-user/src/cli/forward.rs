@@ -14,7 +14,7 @@ use crate::{
     forwards::{Forward, InsideEnd, Ports, Share, Standing, Transport, parse_from},
     notice::tell,
     statics::{self, Selector},
-    view::{Endpoint, ForwardView},
+    view::{Endpoint, ForwardView, Label as _},
 };
 
 const COLUMNS: [Column; 6] = [
@@ -164,11 +164,11 @@ fn cells(view: &ForwardView) -> Vec<String> {
         last => format!("{first}-{last}"),
     };
     vec![
-        view.protocol.clone(),
+        view.protocol.to_string(),
         end(view.outside),
         end(view.inside),
         from_cell(view.from),
-        view.made_by.to_owned(),
+        view.made_by.label().to_owned(),
         view.sessions.to_string(),
     ]
 }

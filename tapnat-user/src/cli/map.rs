@@ -28,7 +28,7 @@ use crate::{
     progress::Progress,
     statics,
     tables::BothTables,
-    view::{ForwardView, StaticView},
+    view::{ForwardView, StaticView, is_loss},
 };
 
 /// Where nothing says how many columns there are.
@@ -319,10 +319,9 @@ impl Map {
     fn summary(&self) -> Vec<String> {
         let activity = &self.activity;
         let sessions = activity.tables.sessions.used;
-        let dropped = |outcome: &str| ["drop", "refuse"].contains(&outcome);
         let reasons = activity.reasons.iter();
         let drops: f64 = reasons
-            .filter(|it| dropped(it.reason.outcome))
+            .filter(|it| is_loss(it.reason.outcome))
             .map(|it| it.per_second)
             .sum();
         let mut summary = vec![
@@ -444,10 +443,13 @@ fn bits(rate: f64) -> String {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use tapnat_common::net::protocol;
+
     use super::*;
     use crate::{
         activity::samples::{activity, activity_in_both, device, guest, uncounted},
-        view::Endpoint,
+        journal::Role,
+        view::{Endpoint, MadeBy, Protocol},
     };
 
     fn map(activity: Activity) -> Map {
@@ -460,12 +462,12 @@ mod tests {
         Map {
             activity,
             forwards: vec![ForwardView {
-                protocol: "tcp".to_owned(),
+                protocol: Protocol(protocol::TCP),
                 outside: endpoint([198, 51, 100, 2], 8080),
                 inside: endpoint([10, 0, 0, 10], 80),
                 ports: 11,
                 from: "192.0.2.0/24".parse().unwrap(),
-                made_by: "command",
+                made_by: MadeBy::Command,
                 address_given: false,
                 sessions: 0,
             }],
@@ -473,7 +475,7 @@ mod tests {
                 outside: Ipv4Addr::new(203, 0, 113, 5).into(),
                 inside: Ipv4Addr::new(10, 0, 1, 10).into(),
                 from: "0.0.0.0/0".parse().unwrap(),
-                made_by: "config",
+                made_by: MadeBy::Config,
             }],
         }
     }
@@ -483,7 +485,7 @@ mod tests {
         other.guest.address = Ipv4Addr::new(10, 0, 1, 10).into();
         activity.devices.push(DeviceActivity {
             rates: other.rates,
-            ..device("tap1", 4, "inside", [10, 0, 1, 1])
+            ..device("tap1", 4, Role::Inside, [10, 0, 1, 1])
         });
         activity.guests.push(other);
         activity

@@ -11,7 +11,7 @@ use crate::{
     clock::now,
     family::IpFamily,
     tables::PinnedTables,
-    view::{Endpoint, MappingView, WHOLE},
+    view::{Endpoint, Label as _, MappingView, Protocol},
 };
 
 const COLUMNS: [Column; 6] = [
@@ -57,17 +57,17 @@ fn print<A: IpFamily>(tables: &PinnedTables<A>, list: &mut List) -> Result<()> {
 fn cells(mapping: &MappingView) -> Vec<String> {
     // What is of the whole address has no port.
     let end = |it: Endpoint| {
-        if mapping.protocol == WHOLE {
+        if mapping.protocol == Protocol::WHOLE {
             it.address.to_string()
         } else {
             it.to_string()
         }
     };
     vec![
-        mapping.protocol.clone(),
+        mapping.protocol.to_string(),
         end(mapping.inside),
         end(mapping.outside),
-        mapping.kind.to_owned(),
+        mapping.kind.label().to_owned(),
         mapping.sessions.to_string(),
         mapping
             .expires_in_seconds

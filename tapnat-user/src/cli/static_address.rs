@@ -15,7 +15,7 @@ use crate::{
     config::parse_outside_address,
     forwards::{Forward, Share, Standing, parse_from},
     statics::Selector,
-    view::StaticView,
+    view::{Label as _, StaticView},
 };
 
 const COLUMNS: [Column; 4] = [
@@ -119,6 +119,6 @@ fn cells(view: &StaticView) -> Vec<String> {
         view.outside.to_string(),
         view.inside.to_string(),
         from_cell(view.from),
-        view.made_by.to_owned(),
+        view.made_by.label().to_owned(),
     ]
 }

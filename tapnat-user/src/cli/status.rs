@@ -8,7 +8,8 @@ use clap::Args;
 use super::{Shown, print};
 use crate::{
     activity,
-    view::{PolicyView, Status, TablesView, UsageView},
+    config::{Firewall, PerProtocol},
+    view::{Label, PolicyView, Status, TablesView, UsageView},
 };
 
 /// At most so many guests are shown to people: those that were refused the most.
@@ -46,7 +47,7 @@ fn describe_policy(policy: &PolicyView, text: &mut String) -> Result<()> {
     if policy.route_guests {
         writeln!(text, "guests reach each other through the host")?;
     }
-    if policy.firewall == "ask" {
+    if policy.firewall == Firewall::Ask {
         writeln!(text, "the host's firewall is asked about new sessions")?;
     }
     let untranslated: Vec<_> = policy
@@ -74,6 +75,15 @@ fn describe_prefixes(status: &Status, text: &mut String) -> Result<()> {
     Ok(())
 }
 
+fn modes<T: Label + PartialEq>(modes: PerProtocol<T>) -> String {
+    let (tcp, udp) = (modes.tcp.label(), modes.udp.label());
+    if modes.tcp == modes.udp {
+        tcp.to_owned()
+    } else {
+        format!("tcp {tcp}, others {udp}")
+    }
+}
+
 fn describe(status: &Status) -> Result<String> {
     let mut text = String::new();
     let process = match status.process {
@@ -87,7 +97,7 @@ fn describe(status: &Status) -> Result<String> {
         writeln!(
             text,
             "  {:<8} {:<15} {} mtu {}",
-            device.role,
+            device.role.label(),
             device.name.as_ref().unwrap_or(&fallback),
             networks.join(", "),
             device.mtu
@@ -106,16 +116,8 @@ fn describe(status: &Status) -> Result<String> {
     writeln!(text, "  outside  {outside}")?;
     let hook = &status.uplink_hook;
     writeln!(text, "uplink hook: {} ({})", hook.hook, hook.reason)?;
-    for (name, modes) in [
-        ("mapping", &status.mapping),
-        ("filtering", &status.filtering),
-    ] {
-        if modes.tcp == modes.udp {
-            writeln!(text, "{name}: {}", modes.tcp)?;
-        } else {
-            writeln!(text, "{name}: tcp {}, others {}", modes.tcp, modes.udp)?;
-        }
-    }
+    writeln!(text, "mapping: {}", modes(status.mapping))?;
+    writeln!(text, "filtering: {}", modes(status.filtering))?;
     let timeouts = &status.timeouts;
     writeln!(
         text,
@@ -166,8 +168,8 @@ fn describe(status: &Status) -> Result<String> {
         writeln!(
             text,
             "  {:<8} {:<26} {:>12} packet{:1} {:>15} bytes",
-            reason.outcome,
-            reason.reason,
+            reason.outcome.label(),
+            reason.reason.label(),
             reason.packets,
             print::plural(reason.packets),
             reason.bytes

@@ -29,10 +29,10 @@ use crate::{
     datapath::Hook,
     files::is_stdout,
     host::{namespace::NetworkNamespace, netlink},
-    journal::{Direction, Journal, Role},
+    journal::{Direction, Journal},
     notice::{tell, warn},
     trace::{Seen, Trace, packet::TraceView, pcap::PcapFile},
-    view::{DeviceView, SCHEMA},
+    view::{DeviceView, Label as _, SCHEMA},
 };
 
 /// Headers, and what an ICMP error quotes.
@@ -111,11 +111,7 @@ fn hooks(devices: &[DeviceView]) -> Vec<Hook> {
                 name: device.name.clone()?,
                 index: device.index,
             },
-            role: if device.is_inside() {
-                Role::Inside
-            } else {
-                Role::Uplink
-            },
+            role: device.role,
             direction: Direction::Arriving,
             ethernet: device.is_ethernet(),
             xdp: false,
@@ -301,7 +297,7 @@ impl Teller {
             seen,
             stamp.to_string(),
             device.and_then(|device| device.name.clone()),
-            device.map(|device| device.role),
+            device.map(|device| device.role.label()),
         );
         let fallback = || format!("#{}", seen.record.device);
         let name = view.device.clone().unwrap_or_else(fallback);

@@ -21,7 +21,7 @@ use crate::{
         history::{Answer, Question, parse_time, search},
     },
     progress::Progress,
-    view::{SCHEMA, protocol_label},
+    view::{Protocol, SCHEMA},
 };
 
 const READING: &str = "reading the log";
@@ -106,7 +106,7 @@ impl Arguments {
         let question = Question {
             address: self.outside.ip(),
             port: Some(self.outside.port()),
-            protocol: self.proto.map(|number| protocol_label(number).into_owned()),
+            protocol: self.proto.map(|number| Protocol(number).to_string()),
             from,
             until,
         };

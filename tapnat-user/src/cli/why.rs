@@ -16,7 +16,7 @@ use tapnat_common::{
     nat::{Fate, Route},
     net::{Be128, protocol},
     nptv6::PrefixPair,
-    verdict::{Outcome, Reason},
+    verdict::Outcome,
 };
 
 use super::{Format, Instance, print};
@@ -26,7 +26,7 @@ use crate::{
     family::IpFamily,
     host::netlink::Netlink,
     tables::{BothTables, PinnedTables},
-    view::{DeviceView, GuestView, ReasonView, SCHEMA, protocol_number},
+    view::{DeviceView, GuestView, ReasonView, SCHEMA, is_loss, protocol_number},
     why::{ANY_PORT, Answer, Question, Rehearsed, device_of, rehearse},
 };
 
@@ -344,11 +344,10 @@ async fn route<A: IpFamily>(
 }
 
 fn drops(tables: &PinnedTables) -> Result<Vec<Drops>> {
-    let is_loss = |reason: Reason| matches!(reason.outcome(), Outcome::Drop | Outcome::Refuse);
     let mut drops: Vec<_> = tables
         .counters()?
         .into_iter()
-        .filter(|(reason, counter)| counter.packets != 0 && is_loss(*reason))
+        .filter(|(reason, counter)| counter.packets != 0 && is_loss(reason.outcome()))
         .filter_map(|(reason, counter)| {
             let explanation = explain(reason)?;
             Some(Drops {
@@ -370,14 +369,15 @@ fn describe(guest: Option<IpAddr>, report: &Report, pairs: &[PrefixPair]) -> Res
     if let Some(answer) = &report.packet {
         writeln!(text, "{}", answer.before.describe())?;
         let verdict = match answer.outcome {
-            "forward" => "is translated and sent on",
-            "pass" => "goes to the host as it is",
-            "refuse" => "is dropped, and its sender is told",
-            "drop" => "is dropped",
-            "fragment" => "is cut into fragments, which are sent on",
-            _ => "waits",
+            Outcome::Forward => "is translated and sent on",
+            Outcome::Pass => "goes to the host as it is",
+            Outcome::Refuse => "is dropped, and its sender is told",
+            Outcome::Drop => "is dropped",
+            Outcome::Fragment => "is cut into fragments, which are sent on",
+            Outcome::Ask | Outcome::Hold => "waits",
         };
-        writeln!(text, "  {verdict}: {} ({})", answer.meaning, answer.reason)?;
+        let reason = answer.reason.label();
+        writeln!(text, "  {verdict}: {} ({reason})", answer.meaning)?;
         if let Some(after) = &answer.after {
             writeln!(text, "  it leaves as {}", after.describe())?;
         }
@@ -417,7 +417,9 @@ fn describe(guest: Option<IpAddr>, report: &Report, pairs: &[PrefixPair]) -> Res
         writeln!(
             text,
             "  {} {}: {}",
-            count.packets, count.reason, drops.meaning
+            count.packets,
+            count.reason.label(),
+            drops.meaning
         )?;
         if let Some(advice) = drops.advice {
             writeln!(text, "    what to do: {advice}")?;

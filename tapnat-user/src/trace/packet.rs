@@ -10,7 +10,7 @@ use serde::Serialize;
 use tapnat_common::verdict::Reason;
 
 use super::Seen;
-use crate::view::{Endpoint, outcome_label, protocol_label};
+use crate::view::{Endpoint, Label as _, Protocol};
 
 /// A packet that came by.
 #[derive(Clone, Debug, Serialize)]
@@ -47,7 +47,7 @@ impl TraceView {
             device,
             role,
             reason: reason.map_or("unknown", |reason| reason.label()),
-            outcome: reason.map_or("unknown", |reason| outcome_label(reason.outcome())),
+            outcome: reason.map_or("unknown", |reason| reason.outcome().label()),
             before: packet(&seen.before, &record.before),
             after: (!seen.after.is_empty()).then(|| packet(&seen.after, &record.after)),
         }
@@ -119,7 +119,7 @@ impl PacketView {
         }
         let [source_port, destination_port] = ports;
         let endpoint = |address, port| Some(Endpoint { address, port });
-        view.protocol = protocol_label(ip.protocol).into_owned();
+        view.protocol = Protocol(ip.protocol).to_string();
         view.source = endpoint(ip.source, source_port);
         view.destination = endpoint(ip.destination, destination_port);
         view.time_to_live = Some(ip.time_to_live);

@@ -9,14 +9,25 @@ use tapnat_common::{
     net::{Address as _, Be32, Be128},
 };
 
-use crate::config::Written;
+use super::{Label, label};
+use crate::{config::Written, journal::Role};
 
-/// [`DeviceView::role`].
-const INSIDE: &str = "inside";
-const UPLINK: &str = "uplink";
-/// [`DeviceView::link_layer`].
-const ETHERNET: &str = "ethernet";
-const WITHOUT_LINK: &str = "none";
+/// What packets begin with on a device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LinkLayer {
+    Ethernet,
+    /// The IP header.
+    None,
+}
+
+impl Label for LinkLayer {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Ethernet => "ethernet",
+            Self::None => "none",
+        }
+    }
+}
 
 /// A device that the datapath works on.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -24,8 +35,8 @@ pub struct DeviceView {
     /// Null when this host does not know it by a name.
     pub name: Option<String>,
     pub index: u32,
-    /// `inside` or `uplink`.
-    pub role: &'static str,
+    #[serde(serialize_with = "label::by_name")]
+    pub role: Role,
     /// The host's IPv4 address on it; null if it has none.
     pub address: Option<Ipv4Addr>,
     /// Of the network that guests have their addresses from.
@@ -37,8 +48,8 @@ pub struct DeviceView {
     pub ipv6_prefix_length: Option<u8>,
     /// Bytes.
     pub mtu: u16,
-    /// `ethernet`, or `none` where packets begin with the IP header.
-    pub link_layer: &'static str,
+    #[serde(serialize_with = "label::by_name")]
+    pub link_layer: LinkLayer,
 }
 
 impl DeviceView {
@@ -70,7 +81,7 @@ impl DeviceView {
     /// Whether guests are behind it.
     #[must_use]
     pub fn is_inside(&self) -> bool {
-        self.role == INSIDE
+        self.role == Role::Inside
     }
 
     /// What the tables say of a device: those of IPv4, which has them all, and of IPv6.
@@ -86,7 +97,11 @@ impl DeviceView {
         Self {
             name,
             index,
-            role: role_label(device.role),
+            role: if device.role == role::UPLINK {
+                Role::Uplink
+            } else {
+                Role::Inside
+            },
             address: ipv4.map(|it| it.address.into()),
             prefix_length: ipv4.map(|it| prefix_length(&it.mask.bytes())),
             peer: ipv4
@@ -96,9 +111,9 @@ impl DeviceView {
             ipv6_prefix_length: ipv6.map(|it| prefix_length(&it.mask.bytes())),
             mtu: device.mtu,
             link_layer: if device.ethernet == 0 {
-                WITHOUT_LINK
+                LinkLayer::None
             } else {
-                ETHERNET
+                LinkLayer::Ethernet
             },
         }
     }
@@ -106,7 +121,7 @@ impl DeviceView {
     /// Whether frames have an Ethernet header.
     #[must_use]
     pub fn is_ethernet(&self) -> bool {
-        self.link_layer == ETHERNET
+        self.link_layer == LinkLayer::Ethernet
     }
 }
 
@@ -114,16 +129,6 @@ fn prefix_length(mask: &[u8]) -> u8 {
     let ones: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
     // There are 128 at most.
     u8::try_from(ones).unwrap_or(u8::MAX)
-}
-
-/// The name of what a device is to an instance.
-#[must_use]
-pub const fn role_label(number: u8) -> &'static str {
-    if number == role::UPLINK {
-        UPLINK
-    } else {
-        INSIDE
-    }
 }
 
 #[cfg(test)]

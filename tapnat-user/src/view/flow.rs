@@ -1,25 +1,25 @@
 //! A session as a guest has it.
 
-use std::{borrow::Cow, net::IpAddr};
+use std::net::IpAddr;
 
 use serde::Serialize;
 use tapnat_common::{
     abi::{FlowKey, Session, Settings, session_flags, setting_flags},
     nat::{
         STAMP_AFTER,
-        session::{Half, last_kept, state, timeout},
+        session::{Half, State, last_kept, state, timeout},
     },
     time::{Instant, Ticks},
 };
 
-use super::{Directions, Endpoint, protocol_label, seconds_left};
+use super::{Directions, Endpoint, Protocol, label, seconds_left};
 use crate::family::IpFamily;
 
 /// A session, seen from the guest that it belongs to. One between two guests over an outside
 /// address is shown from the side of the guest that began it.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Flow {
-    pub protocol: Cow<'static, str>,
+    pub protocol: Protocol,
     /// The guest.
     pub inside: Endpoint,
     /// What the world sees in its place.
@@ -27,7 +27,8 @@ pub struct Flow {
     /// Whom the guest talks to.
     pub remote: Endpoint,
     /// `opening`, `established`, `closing` or `reset` for TCP, else `one-way` or `two-way`.
-    pub state: &'static str,
+    #[serde(serialize_with = "label::by_name")]
+    pub state: State,
     /// Since the last packet of either direction, to within a second.
     pub idle_seconds: u64,
     /// Until the session ends if no packet comes.
@@ -71,11 +72,11 @@ impl Flow {
         let twin = twin.copied().unwrap_or_default();
         let counted = settings.flags & setting_flags::COUNTED != 0;
         Some(Self {
-            protocol: protocol_label(number),
+            protocol: Protocol(number),
             inside: Endpoint::new(key.source, key.source_port),
             outside: Endpoint::new(half.source, half.source_port),
             remote: Endpoint::new(key.destination, key.destination_port),
-            state: state.label(),
+            state,
             idle_seconds: seconds(now.since(one.last_seen.later_of(other.last_seen))),
             expires_in_seconds: seconds_left(expires_at.since(now), STAMP_AFTER),
             packets: counted.then_some(Directions {
@@ -215,7 +216,7 @@ mod tests {
         assert!(!shown(1302, &twin));
         twin.tcp = 0;
         let flow = Flow::from_half(&key, &half, Some(&twin), &settings(), at(1010)).unwrap();
-        assert_eq!(flow.state, "one-way");
+        assert_eq!(flow.state, State::OneWay);
         assert!(Flow::from_half(&key, &half, None, &settings(), at(1010)).is_some());
     }
 }

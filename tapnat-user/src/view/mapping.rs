@@ -9,17 +9,35 @@ use tapnat_common::{
     time::Instant,
 };
 
-use super::{Endpoint, protocol_label, seconds_left};
+use super::{Endpoint, Label, Protocol, label, seconds_left};
 use crate::family::IpFamily;
+
+/// Where a mapping came from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum MappingKind {
+    /// A guest's packet.
+    Dynamic,
+    /// The operator.
+    Static,
+}
+
+impl Label for MappingKind {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Dynamic => "dynamic",
+            Self::Static => "static",
+        }
+    }
+}
 
 /// An endpoint-independent mapping.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct MappingView {
-    pub protocol: String,
+    pub protocol: Protocol,
     pub inside: Endpoint,
     pub outside: Endpoint,
-    /// `dynamic`, or `static` for one that the operator made.
-    pub kind: &'static str,
+    #[serde(serialize_with = "label::by_name")]
+    pub kind: MappingKind,
     /// Sessions that stand on it.
     pub sessions: u32,
     /// Never less than of the sessions that stand on it; null for one that stays.
@@ -39,10 +57,14 @@ impl MappingView {
             return None;
         }
         Some(Self {
-            protocol: protocol_label(outside.protocol).into_owned(),
+            protocol: Protocol(outside.protocol),
             inside: Endpoint::new(mapping.inside.address, mapping.inside.port),
             outside: Endpoint::new(outside.address, outside.port),
-            kind: if stays { "static" } else { "dynamic" },
+            kind: if stays {
+                MappingKind::Static
+            } else {
+                MappingKind::Dynamic
+            },
             sessions: mapping.sessions,
             expires_in_seconds: (!stays)
                 .then(|| seconds_left(mapping.expires_at.since(now), STAMP_AFTER)),
@@ -89,6 +111,9 @@ mod tests {
         assert_eq!(MappingView::new(&outside, &mapping, at(1301)), None);
         mapping.flags = mapping_flags::STATIC;
         let view = MappingView::new(&outside, &mapping, at(1301)).unwrap();
-        assert_eq!((view.kind, view.expires_in_seconds), ("static", None));
+        assert_eq!(
+            (view.kind, view.expires_in_seconds),
+            (MappingKind::Static, None)
+        );
     }
 }

@@ -6,12 +6,15 @@ use tapnat_common::{
     verdict::{Outcome, Reason},
 };
 
+use super::label;
+
 /// How many packets left the datapath for one reason.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct ReasonView {
-    pub reason: &'static str,
-    /// `pass`, `drop`, `refuse` (dropped, and the sender told) or `forward`.
-    pub outcome: &'static str,
+    #[serde(serialize_with = "label::by_name")]
+    pub reason: Reason,
+    #[serde(serialize_with = "label::by_name")]
+    pub outcome: Outcome,
     pub packets: u64,
     pub bytes: u64,
 }
@@ -20,24 +23,21 @@ impl ReasonView {
     #[must_use]
     pub fn new(reason: Reason, counter: Counter) -> Self {
         Self {
-            reason: reason.label(),
-            outcome: outcome_label(reason.outcome()),
+            reason,
+            outcome: reason.outcome(),
             packets: counter.packets,
             bytes: counter.bytes,
         }
     }
 }
 
-/// The name of what becomes of a packet.
+/// Whether the packet is gone.
 #[must_use]
-pub const fn outcome_label(outcome: Outcome) -> &'static str {
+pub const fn is_loss(outcome: Outcome) -> bool {
     match outcome {
-        Outcome::Pass => "pass",
-        Outcome::Ask => "ask",
-        Outcome::Drop => "drop",
-        Outcome::Refuse => "refuse",
-        Outcome::Hold => "hold",
-        Outcome::Fragment => "fragment",
-        Outcome::Forward => "forward",
+        Outcome::Drop | Outcome::Refuse => true,
+        Outcome::Pass | Outcome::Ask | Outcome::Hold | Outcome::Fragment | Outcome::Forward => {
+            false
+        }
     }
 }

@@ -3,9 +3,9 @@
 use std::{cmp::Reverse, net::IpAddr, time::Duration};
 
 use ipnet::{IpNet, Ipv6Net};
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use tapnat_common::{
-    abi::{Counter, Settings, setting_flags},
+    abi::{Counter, Filtering, MappingMode, Settings, setting_flags},
     embed::Prefix,
     net::{Be128, protocol},
     nptv6::PrefixPair,
@@ -13,9 +13,9 @@ use tapnat_common::{
     verdict::Reason,
 };
 
-use super::{DeviceView, FamiliesView, GuestView, ReasonView, SCHEMA, TablesView};
+use super::{DeviceView, FamiliesView, GuestView, Label, ReasonView, SCHEMA, TablesView, label};
 use crate::{
-    config::{filtering_label, mapping_label},
+    config::{Firewall, PerProtocol},
     uplink_hook::Chosen,
 };
 
@@ -31,8 +31,8 @@ pub struct Status {
     pub outside_addresses: Vec<IpAddr>,
     pub devices: Vec<DeviceView>,
     pub timeouts: TimeoutsView,
-    pub filtering: Modes,
-    pub mapping: Modes,
+    pub filtering: PerProtocol<Filtering>,
+    pub mapping: PerProtocol<MappingMode>,
     /// Whether packets from outside keep sessions other than TCP alive.
     pub inbound_refresh: bool,
     /// Whether every packet is counted, in `reasons` and in the sessions. If not, `translated` counts
@@ -86,8 +86,9 @@ pub struct PolicyView {
     pub route_guests: bool,
     /// Whether their addresses may move to other link addresses while they have sessions.
     pub roaming: bool,
-    /// What the host's firewall has to do with their packets: `bypass` or `ask`.
-    pub firewall: &'static str,
+    /// What the host's firewall has to do with their packets.
+    #[serde(serialize_with = "label::by_name")]
+    pub firewall: Firewall,
 }
 
 /// Two prefixes that are translated into each other (RFC 6296).
@@ -120,11 +121,13 @@ pub struct TimeoutsView {
     pub fragment: f64,
 }
 
-/// A behaviour for TCP, and for everything else.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-pub struct Modes {
-    pub tcp: &'static str,
-    pub udp: &'static str,
+impl<T: Label> Serialize for PerProtocol<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut both = serializer.serialize_struct("PerProtocol", 2)?;
+        both.serialize_field("tcp", self.tcp.label())?;
+        both.serialize_field("udp", self.udp.label())?;
+        both.end()
+    }
 }
 
 /// What a [`Status`] is made of, as read.
@@ -171,13 +174,13 @@ impl From<StatusSource> for Status {
                 port_rest: exact_seconds(timeouts.port_rest),
                 fragment: exact_seconds(timeouts.fragment),
             },
-            filtering: Modes {
-                tcp: filtering_label(settings.filtering(tcp)),
-                udp: filtering_label(settings.filtering(udp)),
+            filtering: PerProtocol {
+                tcp: settings.filtering(tcp),
+                udp: settings.filtering(udp),
             },
-            mapping: Modes {
-                tcp: mapping_label(settings.mapping(tcp)),
-                udp: mapping_label(settings.mapping(udp)),
+            mapping: PerProtocol {
+                tcp: settings.mapping(tcp),
+                udp: settings.mapping(udp),
             },
             inbound_refresh: settings.flags & setting_flags::INBOUND_REFRESH != 0,
             counted: settings.flags & setting_flags::COUNTED != 0,
@@ -196,9 +199,9 @@ impl From<StatusSource> for Status {
                 route_guests: settings.flags & setting_flags::ROUTE_GUESTS != 0,
                 roaming: settings.flags & setting_flags::ROAMING != 0,
                 firewall: if settings.flags & setting_flags::ASK_FIREWALL == 0 {
-                    "bypass"
+                    Firewall::Bypass
                 } else {
-                    "ask"
+                    Firewall::Ask
                 },
             },
             nat64: source

@@ -5,18 +5,40 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Endpoint, protocol_label};
+use super::{Endpoint, Label, Protocol, label};
 use crate::forwards::{Share, Standing};
 
-/// Who made a static mapping: the configuration file or a command.
-fn made_by(configured: bool) -> &'static str {
-    if configured { "config" } else { "command" }
+/// Who let something in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum MadeBy {
+    /// The configuration, a file or the options of `tapnat run`.
+    Config,
+    Command,
+}
+
+impl MadeBy {
+    fn of(standing: &Standing) -> Self {
+        if standing.configured {
+            Self::Config
+        } else {
+            Self::Command
+        }
+    }
+}
+
+impl Label for MadeBy {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Command => "command",
+        }
+    }
 }
 
 /// Ports of an outside address that lead to a guest.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct ForwardView {
-    pub protocol: String,
+    pub protocol: Protocol,
     /// With the first port.
     pub outside: Endpoint,
     /// With the first port.
@@ -25,8 +47,8 @@ pub struct ForwardView {
     pub ports: u32,
     /// Who may come in.
     pub from: IpNet,
-    /// `config` or `command`.
-    pub made_by: &'static str,
+    #[serde(serialize_with = "label::by_name")]
+    pub made_by: MadeBy,
     /// Whether it was made for this outside address; else it moves with the uplink's.
     pub address_given: bool,
     /// Sessions that stand on it, started from either side.
@@ -42,12 +64,12 @@ impl From<&Standing> for ForwardView {
                 outside,
                 inside,
             } => (
-                protocol.to_string(),
+                Protocol(protocol.number()),
                 outside.first,
                 inside.first,
                 outside.count(),
             ),
-            Share::Everything => (protocol_label(0).into_owned(), 0, 0, 1),
+            Share::Everything => (Protocol::WHOLE, 0, 0, 1),
         };
         Self {
             protocol,
@@ -61,7 +83,7 @@ impl From<&Standing> for ForwardView {
             },
             ports,
             from: forward.from,
-            made_by: made_by(standing.configured),
+            made_by: MadeBy::of(standing),
             address_given: forward.outside_address.is_some(),
             sessions: standing.sessions,
         }
@@ -75,8 +97,8 @@ pub struct StaticView {
     pub inside: IpAddr,
     /// Who may come in.
     pub from: IpNet,
-    /// `config` or `command`.
-    pub made_by: &'static str,
+    #[serde(serialize_with = "label::by_name")]
+    pub made_by: MadeBy,
 }
 
 impl From<&Standing> for StaticView {
@@ -85,7 +107,7 @@ impl From<&Standing> for StaticView {
             outside: standing.outside_address,
             inside: standing.forward.inside_address,
             from: standing.forward.from,
-            made_by: made_by(standing.configured),
+            made_by: MadeBy::of(standing),
         }
     }
 }

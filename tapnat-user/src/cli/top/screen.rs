@@ -10,11 +10,12 @@ use ratatui::{
     text::Line,
     widgets::{Block, Cell, Clear, Paragraph, Row, Table, Wrap},
 };
+use tapnat_common::verdict::{Outcome, Reason};
 use tapnat_display::units;
 
 use crate::{
     activity::{Activity, GuestActivity, Rate, Rates, rounded},
-    view::UsageView,
+    view::{ReasonView, UsageView, is_loss},
 };
 
 /// The least that it can be drawn in.
@@ -225,13 +226,18 @@ impl View {
         };
         let usage = |name: &str, it: UsageView| format!("{name} {}", share(it));
         let tables = &activity.tables;
-        let per_second = |chosen: fn(&str, &str) -> bool| {
+        let per_second = |chosen: fn(&ReasonView) -> bool| {
             let reasons = activity.reasons.iter();
-            let chosen = reasons.filter(|it| chosen(it.reason.reason, it.reason.outcome));
+            let chosen = reasons.filter(|it| chosen(&it.reason));
             number(chosen.map(|it| it.per_second).sum())
         };
-        let began = |reason: &str, _: &str| {
-            ["session-started", "session-admitted", "hairpin-started"].contains(&reason)
+        let began = |it: &ReasonView| {
+            [
+                Reason::SessionStarted,
+                Reason::SessionAdmitted,
+                Reason::HairpinStarted,
+            ]
+            .contains(&it.reason)
         };
         let lines = vec![
             Line::from(vec![
@@ -248,8 +254,8 @@ impl View {
             Line::from(format!(
                 "in a second: {} new sessions, {} packets dropped, {} refused",
                 per_second(began),
-                per_second(|_, outcome| outcome == "drop"),
-                per_second(|_, outcome| outcome == "refuse")
+                per_second(|it| it.outcome == Outcome::Drop),
+                per_second(|it| it.outcome == Outcome::Refuse)
             )),
         ];
         frame.render_widget(Paragraph::new(lines), area);
@@ -463,7 +469,7 @@ fn drops(activity: &Activity) -> Listed {
     let mut reasons: Vec<_> = activity
         .reasons
         .iter()
-        .filter(|it| ["drop", "refuse"].contains(&it.reason.outcome) && it.reason.packets > 0)
+        .filter(|it| is_loss(it.reason.outcome) && it.reason.packets > 0)
         .collect();
     reasons.sort_by(|one, other| {
         let rate = other.per_second.total_cmp(&one.per_second);
@@ -472,10 +478,11 @@ fn drops(activity: &Activity) -> Listed {
     let rows = reasons.into_iter().map(|it| {
         let reason = &it.reason;
         Row::new([
-            Cell::from(reason.reason),
-            Cell::from(match reason.outcome {
-                "refuse" => "refused, sender told",
-                _ => "dropped",
+            Cell::from(reason.reason.label()),
+            Cell::from(if reason.outcome == Outcome::Refuse {
+                "refused, sender told"
+            } else {
+                "dropped"
             }),
             right(units::count(reason.packets)),
             right(number(it.per_second)),
