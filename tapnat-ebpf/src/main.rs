@@ -71,7 +71,7 @@ use crate::{
     host::{Four, Six},
     maps::{Maps, Scratch, Swept},
     skb::Skb,
-    tables::{Kernel, Routed, workspace},
+    tables::{Kernel, Routed},
     translate::{translate, translate_error as translate_icmp_error},
     xdp::Buffer,
 };
@@ -530,14 +530,15 @@ where
     EndpointKey<A>: Header,
     PermissionKey<A>: Header,
 {
-    let kernel = Kernel::<A>::new(packet.context(), now());
+    let kernel = Kernel::<A, true>::of_sweep(packet.context(), now());
     let at = (size_of::<Sweep>() + number as usize * sweep_key_bytes::<A>()) as u32;
     // Not on the stack, which is short.
     let Swept {
         session,
         mapping,
         permission,
-    } = &mut workspace::<A>()?.swept;
+        asked,
+    } = &mut kernel.workspace()?.swept;
     match table {
         sweep_tables::SESSIONS => {
             packet.fill(session, at)?;
@@ -556,8 +557,8 @@ where
             .read(at)
             .map(|key| nat::sweep::port_of_guest(key, &kernel)),
         sweep_tables::SESSIONS_TO_ASK => {
-            packet.fill(session, at)?;
-            Some(nat::sweep::ask_again(session, &kernel))
+            packet.fill(asked, at)?;
+            Some(nat::sweep::ask_again(asked, &kernel))
         }
         sweep_tables::PORTS => {
             packet.fill(mapping, at)?;
@@ -771,7 +772,7 @@ fn leave<A: Routed>(
             Some(_) | None => TC_ACT_SHOT,
         },
         Outcome::Hold => {
-            if let Some(workspace) = workspace::<A>() {
+            if let Some(workspace) = kernel.workspace() {
                 workspace.held = HeldKey {
                     datagram: nat::datagram_key(packet, device),
                     index: plan.held,

@@ -63,6 +63,7 @@ pub trait Maps: Family {
     // Not shared with anyone, and so not part of the ABI.
     fn scratch() -> &'static PerCpuArray<Scratch<Self>, 1>;
     fn workspace() -> &'static PerCpuArray<Workspace<Self>, 1>;
+    fn sweep_workspace() -> &'static PerCpuArray<Workspace<Self>, 1>;
 }
 
 macro_rules! maps {
@@ -71,7 +72,7 @@ macro_rules! maps {
         $permissions:ident, $fragments:ident, $held:ident, $unsolicited:ident, $asked:ident,
         $told:ident, $host_sockets:ident, $guests:ident, $denied:ident, $untranslated:ident,
         $devices:ident, $ports:ident, $upkeep:ident, $looked_after:ident, $scratch:ident,
-        $workspace:ident,
+        $workspace:ident, $sweep_workspace:ident,
     ) => {
         maps! {
             @ $address:
@@ -99,6 +100,7 @@ macro_rules! maps {
             looked_after $looked_after Queue<FlowKey<$address>, MOST_LOOKED_AFTER>,
             scratch $scratch PerCpuArray<Scratch<$address>, 1>,
             workspace $workspace PerCpuArray<Workspace<$address>, 1>,
+            sweep_workspace $sweep_workspace PerCpuArray<Workspace<$address>, 1>,
         }
     };
     (@ $address:ty: $($method:ident $name:ident $map:ty,)*) => {
@@ -120,12 +122,12 @@ macro_rules! maps {
 maps! {
     Be32: SETTINGS, SESSIONS, MAPPINGS, INSIDE, PERMISSIONS, FRAGMENTS, HELD, UNSOLICITED, ASKED,
     TOLD, HOST_SOCKETS, GUESTS, DENIED, UNTRANSLATED, DEVICES, PORTS, UPKEEP, LOOKED_AFTER,
-    SCRATCH, WORKSPACE,
+    SCRATCH, WORKSPACE, SWEEP_WORKSPACE,
 }
 maps! {
     Be128: SETTINGS6, SESSIONS6, MAPPINGS6, INSIDE6, PERMISSIONS6, FRAGMENTS6, HELD6,
     UNSOLICITED6, ASKED6, TOLD6, HOST_SOCKETS6, GUESTS6, DENIED6, UNTRANSLATED6, DEVICES6, PORTS6,
-    UPKEEP6, LOOKED_AFTER6, SCRATCH6, WORKSPACE6,
+    UPKEEP6, LOOKED_AFTER6, SCRATCH6, WORKSPACE6, SWEEP_WORKSPACE6,
 }
 
 /// Nothing ever written: what a new entry of [`Maps::fragments`] is copied from, as it
@@ -193,6 +195,7 @@ pub struct Workspace<A> {
     pub looked_after: FlowKey<A>,
     /// What the NAT log is to be told of once it is gone.
     pub logged: EndpointKey<A>,
+    /// Of the sweep's workspace only.
     pub swept: Swept<A>,
     /// What the kernel's routing is asked.
     pub query: bpf_fib_lookup,
@@ -204,6 +207,9 @@ pub struct Swept<A> {
     pub session: FlowKey<A>,
     pub mapping: EndpointKey<A>,
     pub permission: PermissionKey<A>,
+    /// Of a session that the firewall is asked about again, which another process than the
+    /// one that sweeps may want at the same time.
+    pub asked: FlowKey<A>,
 }
 
 /// Twice as long as the longest frame, so that a part of any length may begin at any

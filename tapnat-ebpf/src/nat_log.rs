@@ -1,6 +1,8 @@
 //! Tells user space which endpoints are given and given back, where the NAT log is
 //! on. Where it is off the verifier takes all of this out.
 
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
 use aya_ebpf::{bindings::BPF_RB_NO_WAKEUP, helpers::generated::bpf_ktime_get_ns};
 use tapnat_common::{
     abi::{EndpointKey, Family, FlowKey, Session, session_flags},
@@ -82,7 +84,8 @@ fn tell<A: Family>(
         write!(record_there, zero, 0);
         record.submit(u64::from(BPF_RB_NO_WAKEUP));
     } else if let Some(lost) = maps::NAT_LOG_LOST.get_ptr_mut(0) {
-        // SAFETY: this CPU's own.
-        unsafe { *lost += 1 };
+        // In one instruction: packets may interrupt the sweep.
+        // SAFETY: this CPU's own, and aligned.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(lost, 1) };
     }
 }

@@ -26,7 +26,7 @@ use tapnat_common::{
     },
     frame::LinkAddresses,
     nat::{
-        Fate, HalfInsert, Insert, Route, Tables,
+        self, Fate, HalfInsert, Insert, Route, Tables,
         nat64::{GROWTH, TO_STAND_IN},
     },
     nat_log::events,
@@ -103,8 +103,8 @@ impl Routed for Be128 {
     }
 }
 
-/// The kernel's side of [`Tables`], for one packet.
-pub struct Kernel<A> {
+/// The kernel's side of [`Tables`], for one packet; with `SWEEPS`, for one run of the sweep.
+pub struct Kernel<A, const SWEEPS: bool = false> {
     context: *mut __sk_buff,
     now: Instant,
     family: PhantomData<A>,
@@ -121,7 +121,65 @@ impl<A: Apart> Kernel<A> {
     }
 }
 
-impl<A: Routed> Kernel<A> {
+impl<A: Apart> Kernel<A, true> {
+    #[inline(always)]
+    pub const fn of_sweep(context: *mut __sk_buff, now: Instant) -> Self {
+        Self {
+            context,
+            now,
+            family: PhantomData,
+        }
+    }
+}
+
+impl<A: Routed, const SWEEPS: bool> Kernel<A, SWEEPS> {
+    /// This CPU's, of packets or of the sweep: until Linux 6.3 packets may come while the
+    /// kernel runs the sweep.
+    #[inline(always)]
+    pub fn workspace<'a>(&self) -> Option<&'a mut Workspace<A>> {
+        if SWEEPS {
+            value(A::sweep_workspace().get_ptr_mut(0))
+        } else {
+            workspace::<A>()
+        }
+    }
+
+    /// The key, where a stack has no room for it.
+    #[inline(always)]
+    fn wide_endpoint<'a>(&self, key: &'a EndpointKey<A>) -> Option<&'a EndpointKey<A>> {
+        if u32::from(A::BITS) <= u32::BITS {
+            return Some(key);
+        }
+        let workspace = self.workspace()?;
+        workspace.endpoint = *key;
+        Some(&workspace.endpoint)
+    }
+
+    /// See [`Kernel::wide_endpoint`].
+    #[inline(always)]
+    fn wide_permission<'a>(&self, key: &'a PermissionKey<A>) -> Option<&'a PermissionKey<A>> {
+        if u32::from(A::BITS) <= u32::BITS {
+            return Some(key);
+        }
+        let workspace = self.workspace()?;
+        workspace.permission = *key;
+        Some(&workspace.permission)
+    }
+
+    /// Keeps what the NAT log is to be told of what is about to be removed, where it is on.
+    #[inline(always)]
+    fn keep_for_log<'a>(
+        &self,
+        endpoint: impl FnOnce() -> Option<EndpointKey<A>>,
+    ) -> Option<&'a EndpointKey<A>> {
+        if !nat_log::is_on() {
+            return None;
+        }
+        let workspace = self.workspace()?;
+        workspace.logged = endpoint()?;
+        Some(&workspace.logged)
+    }
+
     /// The way to a guest that a stand-in is for, which is on this device.
     #[inline(always)]
     fn route_to_stand_in(&self, device: u32) -> Route {
@@ -193,7 +251,7 @@ impl<A: Routed> Kernel<A> {
     }
 }
 
-/// This CPU's.
+/// This CPU's, of packets.
 #[inline(always)]
 pub fn workspace<'a, A: Maps>() -> Option<&'a mut Workspace<A>> {
     value(A::workspace().get_ptr_mut(0))
@@ -226,42 +284,7 @@ fn count(counter: &mut u32, more: bool) {
     unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(counter, step) };
 }
 
-/// The key, where a stack has no room for it.
-#[inline(always)]
-fn wide_endpoint<A: Maps>(key: &EndpointKey<A>) -> Option<&EndpointKey<A>> {
-    if u32::from(A::BITS) <= u32::BITS {
-        return Some(key);
-    }
-    let workspace = workspace::<A>()?;
-    workspace.endpoint = *key;
-    Some(&workspace.endpoint)
-}
-
-/// See [`wide_endpoint`].
-#[inline(always)]
-fn wide_permission<A: Maps>(key: &PermissionKey<A>) -> Option<&PermissionKey<A>> {
-    if u32::from(A::BITS) <= u32::BITS {
-        return Some(key);
-    }
-    let workspace = workspace::<A>()?;
-    workspace.permission = *key;
-    Some(&workspace.permission)
-}
-
-/// Keeps what the NAT log is to be told of what is about to be removed, where it is on.
-#[inline(always)]
-fn keep_for_log<'a, A: Maps>(
-    endpoint: impl FnOnce() -> Option<EndpointKey<A>>,
-) -> Option<&'a EndpointKey<A>> {
-    if !nat_log::is_on() {
-        return None;
-    }
-    let workspace = workspace::<A>()?;
-    workspace.logged = endpoint()?;
-    Some(&workspace.logged)
-}
-
-impl<A: Routed> Tables<A> for Kernel<A> {
+impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
     #[inline(always)]
     fn settings(&self) -> Option<&Settings<A>> {
         A::settings().get(0)
@@ -290,7 +313,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn remove_session(&self, key: &FlowKey<A>) -> bool {
-        let logged = keep_for_log(|| nat_log::outside_of(key, self.session(key)?));
+        let logged = self.keep_for_log(|| nat_log::outside_of(key, self.session(key)?));
         let is_removed = A::sessions().remove(key).is_ok();
         if let Some(outside) = logged
             && is_removed
@@ -302,7 +325,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn mapping(&self, outside: &EndpointKey<A>) -> Option<&mut Mapping<A>> {
-        value(A::mappings().get_ptr_mut(wide_endpoint(outside)?))
+        value(A::mappings().get_ptr_mut(self.wide_endpoint(outside)?))
     }
 
     #[inline(always)]
@@ -316,7 +339,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn remove_mapping(&self, outside: &EndpointKey<A>) -> bool {
-        let logged = keep_for_log(|| self.mapping(outside).map(|mapping| mapping.inside));
+        let logged = self.keep_for_log(|| self.mapping(outside).map(|mapping| mapping.inside));
         let is_removed = A::mappings().remove(outside).is_ok();
         if let Some(inside) = logged
             && is_removed
@@ -333,7 +356,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn outside_of(&self, inside: &EndpointKey<A>) -> Option<EndpointKey<A>> {
-        value(A::inside().get_ptr_mut(wide_endpoint(inside)?)).map(|outside| *outside)
+        value(A::inside().get_ptr_mut(self.wide_endpoint(inside)?)).map(|outside| *outside)
     }
 
     #[inline(always)]
@@ -349,7 +372,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn permission(&self, key: &PermissionKey<A>) -> Option<&mut Permission> {
-        value(A::permissions().get_ptr_mut(wide_permission(key)?))
+        value(A::permissions().get_ptr_mut(self.wide_permission(key)?))
     }
 
     #[inline(always)]
@@ -359,7 +382,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn set_permission(&self, key: &PermissionKey<A>, permission: &Permission) -> Insert {
-        let Some(key) = wide_permission(key) else {
+        let Some(key) = self.wide_permission(key) else {
             return Insert::Full;
         };
         inserted(A::permissions().insert(key, permission, u64::from(BPF_ANY)))
@@ -470,7 +493,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn look_after(&self, write: impl FnOnce(&mut FlowKey<A>)) {
-        if let Some(workspace) = workspace::<A>() {
+        if let Some(workspace) = self.workspace() {
             write(&mut workspace.looked_after);
             let session: &FlowKey<A> = &workspace.looked_after;
             // In place of the oldest one it is always possible.
@@ -518,7 +541,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn route_from(&self, device: NonZeroU32, packet: &Packet<A>) -> Route {
-        let Some(workspace) = workspace::<A>() else {
+        let Some(workspace) = self.workspace() else {
             return Route::default();
         };
         let query = &mut workspace.query;
@@ -537,7 +560,7 @@ impl<A: Routed> Tables<A> for Kernel<A> {
         if destination.is_stand_in() {
             return self.route_to_stand_in(device);
         }
-        let Some(workspace) = workspace::<A>() else {
+        let Some(workspace) = self.workspace() else {
             return Route::default();
         };
         let query = &mut workspace.query;
@@ -625,13 +648,18 @@ impl<A: Routed> Tables<A> for Kernel<A> {
 
     #[inline(always)]
     fn close_session(&self, key: &FlowKey<A>, kept: Option<&FlowKey<A>>) {
+        if SWEEPS {
+            // A function apart would use what packets use.
+            nat::session::close(key, kept, self);
+            return;
+        }
         let kept = kept.map_or(core::ptr::null(), core::ptr::from_ref);
         let _ = A::close_session(key, kept, self.now.number());
     }
 
     #[inline(always)]
     fn twin(&self, key: &FlowKey<A>, session: &Session<A>) -> Option<&mut Session<A>> {
-        let workspace = workspace::<A>()?;
+        let workspace = self.workspace()?;
         workspace.twin_key = session.twin_key(key);
         self.session(&workspace.twin_key)
     }

@@ -2,6 +2,7 @@
 //! guests that are gone. What is alive stays. Without a daemon new sessions see to it.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     path::PathBuf,
     thread,
@@ -11,11 +12,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData},
+    maps::{Array, HashMap, Map, MapData, MapInfo, MapType, loaded_maps},
+    programs::loaded_programs,
 };
 use nix::sys::signal::Signal;
 use tapnat_common::{
-    abi::{EndpointKey, FlowKey, Guest, Mapping, Permission, PermissionKey, Session, maps},
+    abi::{
+        EndpointKey, FlowKey, Guest, Mapping, Permission, PermissionKey, Session, maps, programs,
+    },
     net::Be32,
     ports::{Class, PortSet, set_index},
 };
@@ -25,7 +29,7 @@ use tapnat_testbed::{
 };
 use tapnat_tests::{
     both_families,
-    family::Family,
+    family::{Family, V6},
     instance::{Instance, PATIENCE},
     world::{World, server},
 };
@@ -222,6 +226,36 @@ fn guests_that_are_gone_make_room_for_others() -> Result<()> {
     session.exchange(b"still there")?;
     let guest = guests.get(&Be32::from(world.guest(0).address), 0)?;
     ensure!(guest.sessions == 1, "{guest:?}");
+    Ok(())
+}
+
+/// Until Linux 6.3 (`bpf_test_run` in net/bpf/test_run.c) the kernel runs the sweep with softirqs on,
+/// so that packets come while it is in the middle of something.
+#[test]
+fn the_sweep_shares_no_memory_of_a_cpu_with_packets() -> Result<()> {
+    let world = World::start(V6.topology().inside(Inside::Veth), &[])?;
+    for table in [maps::IPV4.sessions, maps::IPV6.sessions] {
+        let table = MapInfo::from_pin(world.instance.pins().join("maps").join(table))?.id();
+        let mut sweeps = BTreeSet::new();
+        let mut packets = BTreeSet::new();
+        for program in loaded_programs().filter_map(Result::ok) {
+            // One that is gone meanwhile is another instance's.
+            let used = program.map_ids().ok().flatten().unwrap_or_default();
+            if used.contains(&table) {
+                let is_sweep = program.name_as_str() == Some(programs::SWEEP);
+                if is_sweep { &mut sweeps } else { &mut packets }.extend(used);
+            }
+        }
+        ensure!(!sweeps.is_empty() && packets.len() > 10, "no programs");
+        let shared: Vec<_> = loaded_maps()
+            .filter_map(Result::ok)
+            .filter(|map| sweeps.contains(&map.id()) && packets.contains(&map.id()))
+            .filter(|map| matches!(map.map_type(), Ok(MapType::PerCpuArray)))
+            .filter_map(|map| map.name_as_str().map(ToOwned::to_owned))
+            .collect();
+        // Only ever added to, in one instruction.
+        ensure!(shared == [maps::NAT_LOG_LOST], "{shared:?}");
+    }
     Ok(())
 }
 
