@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Rises with every change to the layout or meaning of a pinned table.
-pub const ABI_VERSION: u32 = 13;
+pub const ABI_VERSION: u32 = 14;
 
 /// The maps, by the name they have in the object file and under the pins.
 /// The kernel keeps 15 characters of a name.
@@ -51,6 +51,10 @@ pub mod maps {
         pub asked: &'static str,
         /// Inside address to [`super::Guest`].
         pub guests: &'static str,
+        /// Interface index of an inside device to how many guests it has in
+        /// [`Names::guests`], as `u32`; [`super::EVERY_DEVICE`] for all. User space adds
+        /// and removes devices, the datapath counts.
+        pub guests_on: &'static str,
         /// Prefixes that guests must not reach. Written by user space only.
         pub denied: &'static str,
         /// Prefixes that guests reach under their own addresses. Written by user space
@@ -73,7 +77,7 @@ pub mod maps {
     impl Names {
         /// All of them.
         #[must_use]
-        pub const fn all(&self) -> [&'static str; 17] {
+        pub const fn all(&self) -> [&'static str; 18] {
             let Self {
                 settings,
                 sessions,
@@ -85,6 +89,7 @@ pub mod maps {
                 unsolicited,
                 asked,
                 guests,
+                guests_on,
                 denied,
                 untranslated,
                 devices,
@@ -104,6 +109,7 @@ pub mod maps {
                 unsolicited,
                 asked,
                 guests,
+                guests_on,
                 denied,
                 untranslated,
                 devices,
@@ -126,6 +132,7 @@ pub mod maps {
         unsolicited: "UNSOLICITED",
         asked: "ASKED",
         guests: "GUESTS",
+        guests_on: "GUESTS_ON",
         denied: "DENIED",
         untranslated: "UNTRANSLATED",
         devices: "DEVICES",
@@ -146,6 +153,7 @@ pub mod maps {
         unsolicited: "UNSOLICITED6",
         asked: "ASKED6",
         guests: "GUESTS6",
+        guests_on: "GUESTS_ON6",
         denied: "DENIED6",
         untranslated: "UNTRANSLATED6",
         devices: "DEVICES6",
@@ -873,10 +881,48 @@ pub struct Guest {
     /// Outside ports that mappings of its own hold, those that rest among them. Only
     /// ever added to and taken from.
     pub ports: u32,
-    pub padding: u32,
+    /// The inside device that it was last seen on, which it is counted on.
+    pub device: u32,
+    /// Some of its ports ([`held_port`]), and 0: where the datapath finds what of its is
+    /// over, without user space.
+    pub own: [u32; OWN_PORTS],
+}
+
+/// Ports that a guest is found by, of those that it holds. A power of 2.
+pub const OWN_PORTS: usize = 16;
+
+/// At most so many guests are known at a time.
+pub const MOST_GUESTS: u32 = 8192;
+
+/// In [`maps::Names::guests_on`]: all devices together.
+pub const EVERY_DEVICE: u32 = 0;
+
+/// A port as [`Guest::own`] has it: the protocol above it.
+#[inline(always)]
+#[must_use]
+pub const fn held_port<A: Address>(outside: &EndpointKey<A>) -> u32 {
+    (outside.protocol as u32) << 16 | outside.port.get() as u32
 }
 
 impl Guest {
+    /// Notes in [`Guest::own`] that it holds this port ([`held_port`]), or does no more. Of
+    /// those that share a place the first one is noted, as it is the first to be over.
+    #[inline(always)]
+    pub fn note_port(&mut self, port: u32, is_held: bool) {
+        let (before, after) = if is_held { (0, port) } else { (port, 0) };
+        if let Some(place) = self.own.get_mut(Self::place_of(port))
+            && *place == before
+        {
+            *place = after;
+        }
+    }
+
+    /// Ports next to each other have places of their own, and so have those of one parity.
+    #[inline(always)]
+    const fn place_of(port: u32) -> usize {
+        (port ^ port >> 4 ^ port >> 16) as usize & (OWN_PORTS - 1)
+    }
+
     /// Whether it has as many sessions as it may (RFC 6888 REQ-4).
     #[inline(always)]
     #[must_use]
@@ -1269,7 +1315,8 @@ const _: () = {
     assert!(size_of::<Sweep>() == 16);
     assert!(size_of::<Nat64>() == 24);
     assert!(size_of::<StandIn>() == 20);
-    assert!(size_of::<Guest>() == 32);
+    assert!(size_of::<Guest>() == 32 + 4 * OWN_PORTS);
+    assert!(OWN_PORTS.is_power_of_two());
     assert!(size_of::<Device>() == 16);
     assert!(size_of::<Device<Be128>>() == 52);
     assert!(size_of::<Settings>() == 4 + 4 + 36 + 64 + 4 + 4 + 4 + 4 + 8);

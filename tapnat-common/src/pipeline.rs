@@ -232,8 +232,12 @@ pub fn start<A: Network, F: Frame, T: Tables<A>>(
 /// Looks after one session or mapping that is there, when nobody else does. `plan` is as
 /// [`start`] left it, which decides about the packet anew in the end.
 #[inline(always)]
-pub fn upkeep<A: Network, T: Tables<A>>(tables: &T, plan: &mut Plan<A>) -> Next {
-    nat::upkeep::step(tables, plan)
+pub fn upkeep<A: Network, T: Tables<A>>(
+    packet: &Packet<A>,
+    tables: &T,
+    plan: &mut Plan<A>,
+) -> Next {
+    nat::upkeep::step(packet, tables, plan)
 }
 
 /// Takes a packet that the host forwards back to what it was, if it comes from its

@@ -203,6 +203,8 @@ reasons! {
     SpoofedLinkAddress = Drop "spoofed-link-address",
     /// The guest begins more sessions in a second than it may.
     GuestSessionRate = Refuse(Prohibited) "guest-session-rate",
+    /// The inside device has its share of the guest table.
+    DeviceGuestLimit = Refuse(Prohibited) "device-guest-limit",
     /// The guest table is full.
     GuestTableFull = Refuse(Prohibited) "guest-table-full",
     /// A guest's packet that the host forwards to an uplink without having been

@@ -15,7 +15,7 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use tapnat_common::{
     abi::{EndpointKey, FlowKey, Mapping, Session},
     checksum,
-    nat::{self, HalfInsert, Insert, Tables as _},
+    nat::{self, HalfInsert, Insert, Tables as _, guests::Entry},
     net::{Be32, Be128},
     refusal::Refusal,
     time::Instant,
@@ -40,6 +40,8 @@ pub trait Apart: Maps {
     fn find_port(set: u32, wanted: u32, random: u32) -> u32;
     /// The place of a port that is taken, as [`nat::upkeep::next_taken`] tells it.
     fn next_taken(set: u32, place: u32) -> u32;
+    /// What became of the entry of a guest on an inside device: an [`Entry`].
+    fn enter_guest(address: *const Self, device: u32) -> u32;
     /// What became of taking a port: an [`Insert`].
     fn take_port(
         context: *mut __sk_buff,
@@ -100,6 +102,15 @@ fn find_port<A: Routed>(set: u32, wanted: u32, random: u32) -> u32 {
 #[inline(always)]
 fn next_taken<A: Routed>(set: u32, place: u32) -> u32 {
     nat::upkeep::next_taken(set, place, &tables::<A>(0))
+}
+
+#[inline(always)]
+fn enter_guest<A: Routed>(address: *const A, device: u32) -> u32 {
+    let entry = match copied(address) {
+        Some(address) => nat::guests::enter(address, device, &tables::<A>(0)),
+        None => Entry::Full,
+    };
+    entry as u32
 }
 
 #[inline(always)]
@@ -212,6 +223,7 @@ apart! {
     is_outside4 is_outside(address: *const Be32),
     find_port4 find_port(set: u32, wanted: u32, random: u32),
     next_taken4 next_taken(set: u32, place: u32),
+    enter_guest4 enter_guest(address: *const Be32, device: u32),
     take_port4 take_port(
         context: *mut __sk_buff,
         outside: *const EndpointKey,
@@ -238,6 +250,7 @@ apart! {
     is_outside6 is_outside(address: *const Be128),
     find_port6 find_port(set: u32, wanted: u32, random: u32),
     next_taken6 next_taken(set: u32, place: u32),
+    enter_guest6 enter_guest(address: *const Be128, device: u32),
     take_port6 take_port(
         context: *mut __sk_buff,
         outside: *const EndpointKey<Be128>,

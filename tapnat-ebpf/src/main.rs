@@ -71,7 +71,7 @@ use crate::{
     host::{Four, Six},
     maps::{Maps, Scratch, Swept},
     skb::Skb,
-    tables::{Kernel, Routed},
+    tables::{Kernel, Routed, workspace},
     translate::{translate, translate_error as translate_icmp_error},
     xdp::Buffer,
 };
@@ -298,7 +298,7 @@ fn has_prefix(skb: &Skb, device: Option<NonZeroU32>) -> bool {
 #[inline(always)]
 fn established_elsewhere<A: Routed>(context: &TcContext) -> i32 {
     let Some(scratch) = scratch::<A>() else {
-        return lose(&Skb::new(context.skb.skb, RAW));
+        return lose_unread(context);
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
@@ -362,7 +362,7 @@ fn begin<A: Routed>(context: &TcContext) -> i32 {
 #[inline(always)]
 fn look_after_others<A: Routed>(context: &TcContext) -> i32 {
     stage::<A>(context, |_, _, kernel, scratch| {
-        pipeline::upkeep(kernel, &mut scratch.plan)
+        pipeline::upkeep(&scratch.packet, kernel, &mut scratch.plan)
     })
 }
 
@@ -390,7 +390,7 @@ fn insert_session<A: Routed>(context: &TcContext) -> i32 {
 #[inline(always)]
 fn ask_firewall<A: Routed>(context: &TcContext) -> i32 {
     let Some(scratch) = scratch::<A>() else {
-        return TC_ACT_SHOT;
+        return lose_unread(context);
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
@@ -408,7 +408,7 @@ fn ask_firewall<A: Routed>(context: &TcContext) -> i32 {
 #[inline(always)]
 fn release_fragments<A: Routed>(context: &TcContext) -> i32 {
     let Some(scratch) = scratch::<A>() else {
-        return TC_ACT_SHOT;
+        return lose_unread(context);
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
@@ -446,7 +446,7 @@ pub fn accepted(context: TcContext) -> i32 {
 #[inline(always)]
 fn accept<A: Routed>(context: &TcContext, mut skb: Skb, (from, out): (u32, u32)) -> i32 {
     let Some(scratch) = scratch::<A>() else {
-        return TC_ACT_SHOT;
+        return lose_unread(context);
     };
     let kernel = Kernel::new(context.skb.skb, now());
     match pipeline::forwarded(&mut skb, from, out, &kernel, &mut scratch.packet) {
@@ -470,7 +470,7 @@ fn accept<A: Routed>(context: &TcContext, mut skb: Skb, (from, out): (u32, u32))
 #[classifier]
 pub fn cut(context: TcContext) -> i32 {
     let Some(scratch) = scratch::<Be32>() else {
-        return TC_ACT_SHOT;
+        return lose_unread(&context);
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
@@ -487,7 +487,7 @@ pub fn cut(context: TcContext) -> i32 {
 #[classifier]
 pub fn piece(context: TcContext) -> i32 {
     let Some(scratch) = scratch::<Be32>() else {
-        return TC_ACT_SHOT;
+        return lose_unread(&context);
     };
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
     let number = scratch.piece;
@@ -538,7 +538,7 @@ where
         mapping,
         permission,
         asked,
-    } = &mut kernel.workspace()?.swept;
+    } = &mut Kernel::<A, true>::workspace()?.swept;
     match table {
         sweep_tables::SESSIONS => {
             packet.fill(session, at)?;
@@ -575,7 +575,7 @@ fn stage<A: Routed>(
     decide: impl FnOnce(&mut Skb, Option<NonZeroU32>, &Kernel<A>, &mut Scratch<A>) -> Next,
 ) -> i32 {
     let Some(scratch) = scratch::<A>() else {
-        return TC_ACT_SHOT;
+        return lose_unread(context);
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
@@ -712,7 +712,7 @@ fn go_on<A: Family>(context: &TcContext, stage: u32) -> i32 {
     // SAFETY: nothing here waits for its drop.
     unsafe { maps::STAGES.tail_call(context, A::OFFSET + stage) };
     // Still here: the loader has not filled the table.
-    lose(&Skb::new(context.skb.skb, RAW))
+    lose_unread(context)
 }
 
 /// Drops a packet that the kernel has no memory, or no program, to go on with.
@@ -720,6 +720,13 @@ fn go_on<A: Family>(context: &TcContext, stage: u32) -> i32 {
 fn lose(skb: &Skb) -> i32 {
     count(Reason::RewriteFailed, skb.length());
     TC_ACT_SHOT
+}
+
+/// The same, where nothing is known of the packet: what goes with it from program to program
+/// is not there, which no kernel lets happen.
+#[inline(always)]
+fn lose_unread(context: &TcContext) -> i32 {
+    lose(&Skb::new(context.skb.skb, RAW))
 }
 
 #[inline(always)]
@@ -772,7 +779,7 @@ fn leave<A: Routed>(
             Some(_) | None => TC_ACT_SHOT,
         },
         Outcome::Hold => {
-            if let Some(workspace) = kernel.workspace() {
+            if let Some(workspace) = workspace::<A>() {
                 workspace.held = HeldKey {
                     datagram: nat::datagram_key(packet, device),
                     index: plan.held,

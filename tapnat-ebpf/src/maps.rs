@@ -11,8 +11,8 @@ use aya_ebpf::{
 use tapnat_common::{
     abi::{
         Counter, Device, EndpointKey, Family, FlowKey, Fragment, FragmentKey, Guest, Held, HeldKey,
-        HostSocketKey, MAX_PREFIX_PAIRS, Mapping, Nat64, Permission, PermissionKey, Session,
-        Settings, StandIn, Unsolicited, Upkeep, stages,
+        HostSocketKey, MAX_PREFIX_PAIRS, MOST_GUESTS, Mapping, Nat64, Permission, PermissionKey,
+        Session, Settings, StandIn, Unsolicited, Upkeep, stages,
     },
     cut::MAX_FRAME,
     nat_log::Record,
@@ -31,7 +31,8 @@ const HALVES: usize = 262_144;
 const MOST_MAPPINGS: usize = 65_536;
 const MOST_PERMISSIONS: usize = 131_072;
 const MOST_PREFIXES: usize = 4096;
-const MOST_GUESTS: usize = 4096;
+const MOST_KNOWN: usize = MOST_GUESTS as usize;
+const MOST_DEVICES: usize = 1024;
 const MOST_LOOKED_AFTER: usize = HALVES / 2;
 
 /// An IP version with its maps.
@@ -52,10 +53,11 @@ pub trait Maps: Family {
     fn told() -> &'static LruHashMap<Self, Budget, 1024>;
     // May forget: such a socket is then told of the guest's own endpoint.
     fn host_sockets() -> &'static LruHashMap<HostSocketKey<Self>, EndpointKey<Self>, 4096>;
-    fn guests() -> &'static HashMap<Self, Guest, MOST_GUESTS>;
+    fn guests() -> &'static HashMap<Self, Guest, MOST_KNOWN>;
+    fn guests_on() -> &'static HashMap<u32, u32, { MOST_DEVICES + 1 }>;
     fn denied() -> &'static LpmTrie<Self, u8, MOST_PREFIXES>;
     fn untranslated() -> &'static LpmTrie<Self, u8, MOST_PREFIXES>;
-    fn devices() -> &'static HashMap<u32, Device<Self>, 1024>;
+    fn devices() -> &'static HashMap<u32, Device<Self>, MOST_DEVICES>;
     fn ports() -> &'static Array<PortSet, { SETS as usize }>;
     fn upkeep() -> &'static Array<Upkeep, 1>;
     // May forget, if sessions begin faster than they are looked after.
@@ -70,8 +72,8 @@ macro_rules! maps {
     (
         $address:ty: $settings:ident, $sessions:ident, $mappings:ident, $inside:ident,
         $permissions:ident, $fragments:ident, $held:ident, $unsolicited:ident, $asked:ident,
-        $told:ident, $host_sockets:ident, $guests:ident, $denied:ident, $untranslated:ident,
-        $devices:ident, $ports:ident, $upkeep:ident, $looked_after:ident, $scratch:ident,
+        $told:ident, $host_sockets:ident, $guests:ident, $guests_on:ident, $denied:ident,
+        $untranslated:ident, $devices:ident, $ports:ident, $upkeep:ident, $looked_after:ident, $scratch:ident,
         $workspace:ident, $sweep_workspace:ident,
     ) => {
         maps! {
@@ -91,10 +93,11 @@ macro_rules! maps {
             told $told LruHashMap<$address, Budget, 1024>,
             host_sockets $host_sockets
                 LruHashMap<HostSocketKey<$address>, EndpointKey<$address>, 4096>,
-            guests $guests HashMap<$address, Guest, MOST_GUESTS>,
+            guests $guests HashMap<$address, Guest, MOST_KNOWN>,
+            guests_on $guests_on HashMap<u32, u32, { MOST_DEVICES + 1 }>,
             denied $denied LpmTrie<$address, u8, MOST_PREFIXES>,
             untranslated $untranslated LpmTrie<$address, u8, MOST_PREFIXES>,
-            devices $devices HashMap<u32, Device<$address>, 1024>,
+            devices $devices HashMap<u32, Device<$address>, MOST_DEVICES>,
             ports $ports Array<PortSet, { SETS as usize }>,
             upkeep $upkeep Array<Upkeep, 1>,
             looked_after $looked_after Queue<FlowKey<$address>, MOST_LOOKED_AFTER>,
@@ -121,12 +124,12 @@ macro_rules! maps {
 
 maps! {
     Be32: SETTINGS, SESSIONS, MAPPINGS, INSIDE, PERMISSIONS, FRAGMENTS, HELD, UNSOLICITED, ASKED,
-    TOLD, HOST_SOCKETS, GUESTS, DENIED, UNTRANSLATED, DEVICES, PORTS, UPKEEP, LOOKED_AFTER,
+    TOLD, HOST_SOCKETS, GUESTS, GUESTS_ON, DENIED, UNTRANSLATED, DEVICES, PORTS, UPKEEP, LOOKED_AFTER,
     SCRATCH, WORKSPACE, SWEEP_WORKSPACE,
 }
 maps! {
     Be128: SETTINGS6, SESSIONS6, MAPPINGS6, INSIDE6, PERMISSIONS6, FRAGMENTS6, HELD6,
-    UNSOLICITED6, ASKED6, TOLD6, HOST_SOCKETS6, GUESTS6, DENIED6, UNTRANSLATED6, DEVICES6, PORTS6,
+    UNSOLICITED6, ASKED6, TOLD6, HOST_SOCKETS6, GUESTS6, GUESTS_ON6, DENIED6, UNTRANSLATED6, DEVICES6, PORTS6,
     UPKEEP6, LOOKED_AFTER6, SCRATCH6, WORKSPACE6, SWEEP_WORKSPACE6,
 }
 
@@ -137,7 +140,7 @@ pub static NO_FRAGMENT: Array<Fragment, 1> = Array::new();
 #[btf_map]
 pub static NAT64: Array<Nat64, 1> = Array::new();
 #[btf_map]
-pub static STAND_INS: HashMap<Be32, StandIn, MOST_GUESTS> = HashMap::new();
+pub static STAND_INS: HashMap<Be32, StandIn, MOST_KNOWN> = HashMap::new();
 /// What becomes of an ICMP error of the other version.
 #[btf_map]
 pub static ERROR_TO_IPV4: PerCpuArray<error::Translation<Be32>, 1> = PerCpuArray::new();

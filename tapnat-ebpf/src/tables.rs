@@ -27,6 +27,7 @@ use tapnat_common::{
     frame::LinkAddresses,
     nat::{
         self, Fate, HalfInsert, Insert, Route, Tables,
+        guests::Entry,
         nat64::{GROWTH, TO_STAND_IN},
     },
     nat_log::events,
@@ -38,7 +39,7 @@ use tapnat_common::{
 };
 
 use crate::{
-    COUNT_TRAFFIC,
+    COUNT_TRAFFIC, HAS_NAT64,
     apart::Apart,
     maps::{self, Maps, Workspace},
     nat_log,
@@ -136,7 +137,7 @@ impl<A: Routed, const SWEEPS: bool> Kernel<A, SWEEPS> {
     /// This CPU's, of packets or of the sweep: until Linux 6.3 packets may come while the
     /// kernel runs the sweep.
     #[inline(always)]
-    pub fn workspace<'a>(&self) -> Option<&'a mut Workspace<A>> {
+    pub fn workspace<'a>() -> Option<&'a mut Workspace<A>> {
         if SWEEPS {
             value(A::sweep_workspace().get_ptr_mut(0))
         } else {
@@ -146,22 +147,22 @@ impl<A: Routed, const SWEEPS: bool> Kernel<A, SWEEPS> {
 
     /// The key, where a stack has no room for it.
     #[inline(always)]
-    fn wide_endpoint<'a>(&self, key: &'a EndpointKey<A>) -> Option<&'a EndpointKey<A>> {
+    fn wide_endpoint(key: &EndpointKey<A>) -> Option<&EndpointKey<A>> {
         if u32::from(A::BITS) <= u32::BITS {
             return Some(key);
         }
-        let workspace = self.workspace()?;
+        let workspace = Self::workspace()?;
         workspace.endpoint = *key;
         Some(&workspace.endpoint)
     }
 
     /// See [`Kernel::wide_endpoint`].
     #[inline(always)]
-    fn wide_permission<'a>(&self, key: &'a PermissionKey<A>) -> Option<&'a PermissionKey<A>> {
+    fn wide_permission(key: &PermissionKey<A>) -> Option<&PermissionKey<A>> {
         if u32::from(A::BITS) <= u32::BITS {
             return Some(key);
         }
-        let workspace = self.workspace()?;
+        let workspace = Self::workspace()?;
         workspace.permission = *key;
         Some(&workspace.permission)
     }
@@ -169,13 +170,12 @@ impl<A: Routed, const SWEEPS: bool> Kernel<A, SWEEPS> {
     /// Keeps what the NAT log is to be told of what is about to be removed, where it is on.
     #[inline(always)]
     fn keep_for_log<'a>(
-        &self,
         endpoint: impl FnOnce() -> Option<EndpointKey<A>>,
     ) -> Option<&'a EndpointKey<A>> {
         if !nat_log::is_on() {
             return None;
         }
-        let workspace = self.workspace()?;
+        let workspace = Self::workspace()?;
         workspace.logged = endpoint()?;
         Some(&workspace.logged)
     }
@@ -313,7 +313,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn remove_session(&self, key: &FlowKey<A>) -> bool {
-        let logged = self.keep_for_log(|| nat_log::outside_of(key, self.session(key)?));
+        let logged = Self::keep_for_log(|| nat_log::outside_of(key, self.session(key)?));
         let is_removed = A::sessions().remove(key).is_ok();
         if let Some(outside) = logged
             && is_removed
@@ -325,7 +325,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn mapping(&self, outside: &EndpointKey<A>) -> Option<&mut Mapping<A>> {
-        value(A::mappings().get_ptr_mut(self.wide_endpoint(outside)?))
+        value(A::mappings().get_ptr_mut(Self::wide_endpoint(outside)?))
     }
 
     #[inline(always)]
@@ -339,7 +339,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn remove_mapping(&self, outside: &EndpointKey<A>) -> bool {
-        let logged = self.keep_for_log(|| self.mapping(outside).map(|mapping| mapping.inside));
+        let logged = Self::keep_for_log(|| self.mapping(outside).map(|mapping| mapping.inside));
         let is_removed = A::mappings().remove(outside).is_ok();
         if let Some(inside) = logged
             && is_removed
@@ -356,7 +356,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn outside_of(&self, inside: &EndpointKey<A>) -> Option<EndpointKey<A>> {
-        value(A::inside().get_ptr_mut(self.wide_endpoint(inside)?)).map(|outside| *outside)
+        value(A::inside().get_ptr_mut(Self::wide_endpoint(inside)?)).map(|outside| *outside)
     }
 
     #[inline(always)]
@@ -372,7 +372,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn permission(&self, key: &PermissionKey<A>) -> Option<&mut Permission> {
-        value(A::permissions().get_ptr_mut(self.wide_permission(key)?))
+        value(A::permissions().get_ptr_mut(Self::wide_permission(key)?))
     }
 
     #[inline(always)]
@@ -382,7 +382,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn set_permission(&self, key: &PermissionKey<A>, permission: &Permission) -> Insert {
-        let Some(key) = self.wide_permission(key) else {
+        let Some(key) = Self::wide_permission(key) else {
             return Insert::Full;
         };
         inserted(A::permissions().insert(key, permission, u64::from(BPF_ANY)))
@@ -436,22 +436,38 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn guest(&self, address: A) -> Option<&mut Guest> {
-        if let Some(guest) = value(A::guests().get_ptr_mut(address)) {
-            return Some(guest);
-        }
-        // Another CPU may have been faster; either way it is there, or full.
-        let _ = A::guests().insert(address, Guest::default(), u64::from(BPF_NOEXIST));
         value(A::guests().get_ptr_mut(address))
     }
 
     #[inline(always)]
-    fn known_guest(&self, address: A) -> Option<&Guest> {
-        value(A::guests().get_ptr_mut(address)).map(|guest| &*guest)
+    fn insert_guest(&self, address: A, guest: &Guest) -> Insert {
+        inserted(A::guests().insert(address, guest, u64::from(BPF_NOEXIST)))
     }
 
     #[inline(always)]
     fn remove_guest(&self, address: A) -> bool {
-        A::guests().remove(address).is_ok()
+        let is_removed = A::guests().remove(address).is_ok();
+        if is_removed && HAS_NAT64.load() != 0 && address.is_stand_in() {
+            // It is nobody's any more. One whose packet is under way gets the same one again.
+            let _ = maps::STAND_INS.remove(Be32::new(address.low_bits()));
+        }
+        is_removed
+    }
+
+    #[inline(always)]
+    fn guests_on(&self, device: u32) -> Option<&mut u32> {
+        value(A::guests_on().get_ptr_mut(device))
+    }
+
+    #[inline(always)]
+    fn enter_guest(&self, address: A, device: u32) -> Entry {
+        const DONE: u32 = Entry::Done as u32;
+        const DEVICE_LIMIT: u32 = Entry::DeviceLimit as u32;
+        match A::enter_guest(&raw const address, device) {
+            DONE => Entry::Done,
+            DEVICE_LIMIT => Entry::DeviceLimit,
+            _ => Entry::Full,
+        }
     }
 
     #[inline(always)]
@@ -478,11 +494,12 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
     }
 
     #[inline(always)]
-    fn count_port_on_guest(&self, address: A, more: bool) {
-        if let Some(guest) = value(A::guests().get_ptr_mut(address))
-            && (more || guest.ports != 0)
-        {
-            count(&mut guest.ports, more);
+    fn count_port_on_guest(&self, address: A, port: u32, more: bool) {
+        if let Some(guest) = value(A::guests().get_ptr_mut(address)) {
+            guest.note_port(port, more);
+            if more || guest.ports != 0 {
+                count(&mut guest.ports, more);
+            }
         }
     }
 
@@ -493,7 +510,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn look_after(&self, write: impl FnOnce(&mut FlowKey<A>)) {
-        if let Some(workspace) = self.workspace() {
+        if let Some(workspace) = Self::workspace() {
             write(&mut workspace.looked_after);
             let session: &FlowKey<A> = &workspace.looked_after;
             // In place of the oldest one it is always possible.
@@ -541,7 +558,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn route_from(&self, device: NonZeroU32, packet: &Packet<A>) -> Route {
-        let Some(workspace) = self.workspace() else {
+        let Some(workspace) = Self::workspace() else {
             return Route::default();
         };
         let query = &mut workspace.query;
@@ -560,7 +577,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
         if destination.is_stand_in() {
             return self.route_to_stand_in(device);
         }
-        let Some(workspace) = self.workspace() else {
+        let Some(workspace) = Self::workspace() else {
             return Route::default();
         };
         let query = &mut workspace.query;
@@ -659,7 +676,7 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
 
     #[inline(always)]
     fn twin(&self, key: &FlowKey<A>, session: &Session<A>) -> Option<&mut Session<A>> {
-        let workspace = self.workspace()?;
+        let workspace = Self::workspace()?;
         workspace.twin_key = session.twin_key(key);
         self.session(&workspace.twin_key)
     }

@@ -16,17 +16,19 @@ use tapnat_common::{
     embed::Prefix,
     frame::Frame as _,
     nat::{
-        Insert, Tables as _,
+        Insert, Tables,
+        guests::Entry,
         nat64::{self, StandIns},
     },
     net::{Be32, Be128},
     parse::{self, Packet, Transport},
     siit::{self, Mtus, Version, error},
+    time::Instant,
     verdict::Reason,
 };
 
 use crate::{
-    emit, go_on, hand_over, leave, lose,
+    emit, go_on, hand_over, leave, lose, lose_unread,
     maps::{self, Scratch, WHOLE_BYTES},
     note, now, scratch,
     skb::Skb,
@@ -99,6 +101,12 @@ impl<A: Routed> StandIns for Kernel<A> {
             return Insert::Exists;
         }
         inserted(maps::STAND_INS.insert(address, guest, u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn enter_guest(&self, address: Be32, device: u32) -> Entry {
+        let four = Kernel::<Be32>::new(core::ptr::null_mut(), Instant::default());
+        Tables::enter_guest(&four, address, device)
     }
 }
 
@@ -213,7 +221,7 @@ impl Across for Be32 {
 #[inline(always)]
 pub fn translate<A: Across>(context: &TcContext) -> i32 {
     let Some(scratch) = scratch::<A>() else {
-        return TC_ACT_SHOT;
+        return lose_unread(context);
     };
     let device = NonZeroU32::new(scratch.device);
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
@@ -254,7 +262,7 @@ pub fn translate<A: Across>(context: &TcContext) -> i32 {
 #[inline(always)]
 pub fn translate_error<A: Across>(context: &TcContext) -> i32 {
     let Some(scratch) = scratch::<A>() else {
-        return TC_ACT_SHOT;
+        return lose_unread(context);
     };
     let mut skb = Skb::new(context.skb.skb, scratch.link_length);
     match plan_error::<A>(context, &skb, scratch) {

@@ -20,10 +20,10 @@ use aya::Pod;
 use rustix::time::{ClockId, clock_gettime};
 use tapnat_common::{
     abi::{
-        EndpointKey, FlowKey, Mapping, Permission, PermissionKey, Session, Settings,
+        EndpointKey, FlowKey, Guest, Mapping, Permission, PermissionKey, Session, Settings,
         Sweep as Request, sweep_key_bytes, sweep_keys, sweep_tables,
     },
-    nat::sweep,
+    nat::{guests, sweep},
     net::{Be16, Be32, protocol},
     ports::{Class, PortSet, SETS, set_index},
     time::Instant,
@@ -187,8 +187,8 @@ impl<A: IpFamily> Sweep<A> {
         let settings = tables.settings()?;
         let is_near =
             |used: u32, most: u32| most != 0 && u64::from(used) * 4 >= u64::from(most) * 3;
-        let (guests, capacity) = tables.guests()?;
-        signs.is_tight = guests.len() > capacity as usize / 2
+        let guests = tables.guests()?;
+        signs.is_tight = are_many(&guests)
             || guests.iter().any(|(_, guest)| {
                 is_near(guest.sessions, settings.guest_max_sessions)
                     || is_near(guest.ports, settings.guest_max_ports)
@@ -268,14 +268,14 @@ impl<A: IpFamily> Sweep<A> {
         Ok(Some(next))
     }
 
-    /// Forgets guests that had no sessions in two walks, if their table is more than half full: a
-    /// guest that is known costs nothing else.
+    /// Forgets guests that had no sessions in two walks, if there are many: a guest that is known
+    /// costs nothing else.
     fn sweep_guests(&mut self, tables: &PinnedTables<A>, remover: &impl Remover) -> Result<()> {
-        let (guests, capacity) = tables.guests()?;
-        let is_full = guests.len() > capacity as usize / 2;
+        let guests = tables.guests()?;
+        let are_many = are_many(&guests);
         let idle: HashSet<_> = guests
             .into_iter()
-            .filter(|(_, guest)| is_full && guest.sessions == 0 && guest.ports == 0)
+            .filter(|(_, guest)| are_many && guest.sessions == 0 && guest.ports == 0)
             .map(|(address, _)| address)
             .collect();
         let mut keys = Keys::<A, _>::new(sweep_tables::GUESTS, remover);
@@ -327,6 +327,11 @@ impl<A: IpFamily> Sweep<A> {
         self.mapped = Ports::default();
         Ok(())
     }
+}
+
+/// Whether those who do nothing have to make room.
+fn are_many<A>(guests: &[(A, Guest)]) -> bool {
+    u32::try_from(guests.len()).is_ok_and(guests::are_many)
 }
 
 fn pace(interval: Option<Duration>) -> Pace {

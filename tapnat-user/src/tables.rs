@@ -20,9 +20,9 @@ use ipnet::IpNet;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tapnat_common::{
     abi::{
-        ABI_VERSION, Counter, Device, EndpointKey, FlowKey, Guest, MAX_PREFIX_PAIRS, Mapping,
-        Nat64, Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, Upkeep, maps,
-        role,
+        ABI_VERSION, Counter, Device, EVERY_DEVICE, EndpointKey, FlowKey, Guest, MAX_PREFIX_PAIRS,
+        Mapping, Nat64, Permission, PermissionKey, Session, Settings, StandIn, Unsolicited, Upkeep,
+        maps, role,
     },
     embed::Prefix,
     nat::nat64::is_stand_in,
@@ -89,6 +89,7 @@ pub struct PinnedTables<A: IpFamily = Be32> {
     permissions: HashMap<MapData, PermissionKey<A>, Permission>,
     unsolicited: HashMap<MapData, FlowKey<A>, Unsolicited>,
     guests: HashMap<MapData, A, Guest>,
+    guests_on: HashMap<MapData, u32, u32>,
     upkeep: Array<MapData, Upkeep>,
     denied: LpmTrie<MapData, A, u8>,
     untranslated: LpmTrie<MapData, A, u8>,
@@ -99,6 +100,8 @@ pub struct PinnedTables<A: IpFamily = Be32> {
     stand_ins: HashMap<MapData, Be32, StandIn>,
     counters: PerCpuArray<MapData, Counter>,
 }
+
+const CANNOT_COUNT: &str = "cannot write the table of guests' devices";
 
 /// The tables of IPv6 that the translation of prefixes has of its own.
 pub struct PrefixTables {
@@ -212,6 +215,7 @@ impl<A: IpFamily> PinnedTables<A> {
             permissions: open(directory, A::MAPS.permissions)?,
             unsolicited: open(directory, A::MAPS.unsolicited)?,
             guests: open(directory, A::MAPS.guests)?,
+            guests_on: open(directory, A::MAPS.guests_on)?,
             upkeep: open(directory, A::MAPS.upkeep)?,
             denied: open(directory, A::MAPS.denied)?,
             untranslated: open(directory, A::MAPS.untranslated)?,
@@ -401,7 +405,9 @@ impl<A: IpFamily> PinnedTables<A> {
     ///
     /// When the kernel refuses.
     pub fn set_devices(&mut self, devices: &[(u32, Device<A>)]) -> Result<()> {
+        self.count_guests_on(EVERY_DEVICE)?;
         for (index, device) in devices {
+            self.count_guests_on(*index)?;
             self.devices
                 .insert(index, device, 0)
                 .context("cannot write the table of devices")?;
@@ -411,9 +417,31 @@ impl<A: IpFamily> PinnedTables<A> {
                 self.devices
                     .remove(&index)
                     .context("cannot write the table of devices")?;
+                gone_is_fine(self.guests_on.remove(&index)).context(CANNOT_COUNT)?;
             }
         }
         Ok(())
+    }
+
+    /// Has the datapath count guests on a device, if it does not yet.
+    fn count_guests_on(&mut self, index: u32) -> Result<()> {
+        match self.guests_on(index)? {
+            Some(_) => Ok(()),
+            None => self.guests_on.insert(index, 0, 0).context(CANNOT_COUNT),
+        }
+    }
+
+    /// How many guests are known on the device with this index, or on [`EVERY_DEVICE`].
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn guests_on(&self, index: u32) -> Result<Option<u32>> {
+        match self.guests_on.get(&index, 0) {
+            Ok(guests) => Ok(Some(guests)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("cannot read the table of guests' devices"),
+        }
     }
 
     /// Where guests must not send to.
@@ -576,18 +604,18 @@ impl<A: IpFamily> PinnedTables<A> {
         walk.next(self.permissions.map())
     }
 
-    /// Every guest that was seen, by its inside address, and how many there can be.
+    /// Every guest that is known, by its inside address.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn guests(&self) -> Result<(Vec<(A, Guest)>, u32)> {
+    pub fn guests(&self) -> Result<Vec<(A, Guest)>> {
         let mut guests = Vec::new();
         for_each(self.guests.map(), |address, guest| {
             guests.push((*address, *guest));
             Ok(())
         })?;
-        Ok((guests, capacity(self.guests.map())?))
+        Ok(guests)
     }
 
     /// The guest with this inside address, if it was seen.

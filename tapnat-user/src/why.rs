@@ -255,7 +255,7 @@ fn finish<A: IpFamily>(
             Next::Close => pipeline::close(device, tables, packet),
             Next::Open => pipeline::open(device, tables, packet, plan),
             Next::Insert => pipeline::insert(frame, device, tables, packet, plan),
-            Next::Upkeep => pipeline::upkeep(tables, plan),
+            Next::Upkeep => pipeline::upkeep(packet, tables, plan),
         };
     }
 }

@@ -1,9 +1,9 @@
 //! Whatever one guest or somebody in the world sends, and however much of it: the
 //! other guests' flows go on, and they begin new ones.
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::{ArpEthIpv4Packet, ArpOperation};
 use tapnat_testbed::{
     packet::{self, Builder},
@@ -12,7 +12,7 @@ use tapnat_testbed::{
 use tapnat_tests::{
     both_families,
     connection::{Connection, Flags},
-    family::{Family, V4},
+    family::{Family, V4, V6},
     instance::{Instance, PATIENCE, size},
     wires::{Wires, remote},
     world::World,
@@ -208,7 +208,7 @@ fn the_world_scans_the_outside_address(family: Family) -> Result<()> {
     let outside = bystander.connection.outside()?.ip();
     let before = world.instance.ask_json("status")?["tables"]["sessions"]["used"].clone();
     for number in 0..FLOOD {
-        let to = std::net::SocketAddr::new(outside, 1024 + number * 16);
+        let to = SocketAddr::new(outside, 1024 + number * 16);
         wires
             .world
             .send(&packet::udp(family.remote(1, 9), to).payload(b"?"))?;
@@ -255,6 +255,41 @@ fn so_many_sessions_begin_in_a_second(family: Family) -> Result<()> {
     bystander.check()
 }
 both_families!(so_many_sessions_begin_in_a_second);
+
+/// All that there are in a network of IPv6, as far as it gets.
+#[test]
+fn a_guest_uses_very_many_addresses() -> Result<()> {
+    const USED: u16 = 5000;
+    const GIVEN: u16 = 4096;
+    let (world, wires) = V6.wired(2, &["--max-sessions", "16384"])?;
+    let mut bystander = Bystander::new(&wires)?;
+    let sent = |guest: usize, number: u16| {
+        let SocketAddr::V6(mut source) = wires.inside(guest, 20_000) else {
+            bail!("the guest has no IPv6");
+        };
+        let mut address = source.ip().segments();
+        address[6] = 1;
+        address[7] = number;
+        source.set_ip(address.into());
+        Ok(packet::udp(source.into(), V6.remote(0, 53)).payload(b"another address"))
+    };
+    let packets = (0..USED).map(|number| sent(1, number));
+    let packets: Vec<_> = packets.collect::<Result<_>>()?;
+    flood(&mut bystander, &wires, packets.into_iter())?;
+    let refused = world.instance.count("device-guest-limit")?;
+    let too_many = u64::from(USED - GIVEN);
+    ensure!(
+        (too_many..too_many + 100).contains(&refused),
+        "{refused} refused"
+    );
+    // Those behind the other device may be new.
+    for number in 0..100 {
+        let arrived = wires.out(0, &sent(0, number)?)?;
+        ensure!(arrived.payload == b"another address", "{arrived:?}");
+    }
+    ensure!(world.instance.count("guest-table-full")? == 0, "it is full");
+    Ok(())
+}
 
 /// More guests than the table has room for begin what nobody answers.
 fn for_want_of_room_what_nobody_answers_in_goes_first(family: Family) -> Result<()> {

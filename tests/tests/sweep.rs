@@ -229,8 +229,8 @@ fn guests_that_are_gone_make_room_for_others() -> Result<()> {
     Ok(())
 }
 
-/// Until Linux 6.3 (`bpf_test_run` in net/bpf/test_run.c) the kernel runs the sweep with softirqs on,
-/// so that packets come while it is in the middle of something.
+/// Until Linux 6.3 the kernel runs the sweep with softirqs on (`bpf_test_run()`), so that packets come
+/// while it is in the middle of something.
 #[test]
 fn the_sweep_shares_no_memory_of_a_cpu_with_packets() -> Result<()> {
     let world = World::start(V6.topology().inside(Inside::Veth), &[])?;

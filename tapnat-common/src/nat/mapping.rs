@@ -2,7 +2,7 @@
 
 use super::{Insert, Tables, session, upkeep};
 use crate::{
-    abi::{Arrival, EndpointKey, FlowKey, Mapping, Settings, mapping_flags},
+    abi::{Arrival, EndpointKey, FlowKey, Mapping, Settings, held_port, mapping_flags},
     net::{Be16, protocol},
     network::Network,
     parse::Packet,
@@ -147,7 +147,7 @@ pub(super) fn insert<A: Network, T: Tables<A>>(
 ) -> Insert {
     let inserted = tables.insert_mapping(outside, mapping);
     if inserted == Insert::Done {
-        tables.count_port_on_guest(mapping.inside.address, true);
+        tables.count_port_on_guest(mapping.inside.address, held_port(outside), true);
     }
     inserted
 }
@@ -161,7 +161,7 @@ pub(super) fn remove<A: Network, T: Tables<A>>(
 ) -> bool {
     let removed = tables.remove_mapping(outside);
     if removed {
-        tables.count_port_on_guest(inside.address, false);
+        tables.count_port_on_guest(inside.address, held_port(outside), false);
     }
     removed
 }

@@ -8,6 +8,7 @@ mod errors;
 mod filter;
 pub mod firewall;
 mod fragments;
+pub mod guests;
 pub mod mapping;
 pub mod nat64;
 pub mod neighbours;
@@ -161,19 +162,30 @@ pub trait Tables<A: Network = Be32> {
     /// An identification for a datagram that leaves in fragments.
     fn next_identification(&self) -> Be32;
 
-    /// What the guest uses; made on first use. `None` when the table is full.
+    /// What the guest uses, if it is known. See [`guests`].
     fn guest(&self, address: A) -> Option<&mut Guest>;
-    /// What the guest uses, if it was seen.
-    fn known_guest(&self, address: A) -> Option<&Guest>;
+    fn insert_guest(&self, address: A, guest: &Guest) -> Insert;
     fn remove_guest(&self, address: A) -> bool;
+    /// How many guests are known on an inside device, or on
+    /// [`EVERY_DEVICE`](crate::abi::EVERY_DEVICE). `None` if there is no such device.
+    fn guests_on(&self, device: u32) -> Option<&mut u32>;
+    /// See [`guests::enter`].
+    #[inline(always)]
+    fn enter_guest(&self, address: A, device: u32) -> guests::Entry
+    where
+        Self: Sized,
+    {
+        guests::enter(address, device, self)
+    }
     /// Whether the operator denies the destination to guests.
     fn is_denied(&self, destination: A) -> bool;
     /// Whether guests reach the destination under their own addresses.
     fn is_untranslated(&self, destination: A) -> bool;
     /// Takes 1 from the guest's sessions; never below 0.
     fn count_off_guest(&self, address: A);
-    /// Adds to (or takes from) the ports that the guest holds; never below 0.
-    fn count_port_on_guest(&self, address: A, more: bool);
+    /// Adds to (or takes from) the ports that the guest holds; never below 0. `port` is a
+    /// [`held_port`](crate::abi::held_port), or 0 if it is not known which one it is.
+    fn count_port_on_guest(&self, address: A, port: u32, more: bool);
 
     /// How the datapath looks after what is over.
     fn upkeep(&self) -> Option<&mut Upkeep>;

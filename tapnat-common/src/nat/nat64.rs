@@ -8,7 +8,7 @@
 
 use core::num::NonZeroU32;
 
-use super::{Insert, Tables};
+use super::{Insert, Tables, guests::Entry};
 use crate::{
     abi::StandIn,
     embed::Prefix,
@@ -45,6 +45,9 @@ pub trait StandIns {
     /// Whom an address stands in for.
     fn stand_in(&self, address: Be32) -> Option<&StandIn>;
     fn insert_stand_in(&self, address: Be32, guest: &StandIn) -> Insert;
+    /// Has IPv4's tables know a stand-in as a guest on this inside device
+    /// ([`super::guests::enter`]), so that there are no more of them than of those.
+    fn enter_guest(&self, address: Be32, device: u32) -> Entry;
 }
 
 /// Whether the address is of those that stand in for guests.
@@ -75,6 +78,14 @@ fn stand_in_of<S: StandIns>(guest: &StandIn, stand_ins: &S) -> Result<Be32, Reas
     }
     for attempt in 0..TRIES {
         let address = candidate(hash, attempt);
+        if stand_ins.stand_in(address).is_some() {
+            continue;
+        }
+        match stand_ins.enter_guest(address, guest.device) {
+            Entry::Done => {}
+            Entry::DeviceLimit => return Err(Reason::DeviceGuestLimit),
+            Entry::Full => return Err(Reason::GuestTableFull),
+        }
         if stand_ins.insert_stand_in(address, guest) == Insert::Full {
             return Err(Reason::GuestTableFull);
         }

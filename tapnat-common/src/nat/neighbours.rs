@@ -38,7 +38,7 @@ pub fn check<A: Network, T: Tables<A>>(
         .is_some_and(|device| device.address == address);
     // An address that has sessions stays with the link address that it has them from.
     let is_anothers = link
-        .zip(tables.known_guest(address))
+        .zip(tables.guest(address))
         .is_some_and(|(link, guest)| guest.sessions != 0 && guest.link != 0 && guest.link != link);
     let may_roam = tables
         .settings()

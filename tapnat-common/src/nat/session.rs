@@ -4,7 +4,8 @@
 //! shows and sweeps by, too.
 
 use super::{
-    HalfInsert, Insert, STAMP_AFTER, Tables, filter, mapping, nat64::TO_STAND_IN, policy, upkeep,
+    HalfInsert, Insert, STAMP_AFTER, Tables, filter, guests, mapping, nat64::TO_STAND_IN, policy,
+    upkeep,
 };
 use crate::{
     abi::{
@@ -613,12 +614,9 @@ fn owner_of<'a, A: Network, T: Tables<A>>(
     key: &FlowKey<A>,
     tables: &'a T,
 ) -> Result<Option<&'a mut Guest>, Reason> {
-    if key.arrival.device().is_none() {
-        return Ok(None);
-    }
-    match tables.guest(key.source) {
-        Some(guest) => Ok(Some(guest)),
-        None => Err(Reason::GuestTableFull),
+    match key.arrival.device() {
+        Some(device) => guests::of(key.source, device.get(), tables).map(Some),
+        None => Ok(None),
     }
 }
 

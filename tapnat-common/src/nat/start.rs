@@ -3,7 +3,9 @@
 
 use core::num::NonZeroU32;
 
-use super::{Fate, Route, Tables, check_size, filter, firewall, mapping, policy, session, upkeep};
+use super::{
+    Fate, Route, Tables, check_size, filter, firewall, guests, mapping, policy, session, upkeep,
+};
 use crate::{
     abi::{
         Device, EndpointKey, FlowKey, Guest, MOST_NEW_SESSIONS, Mapping, MappingMode, NEW_SESSION,
@@ -303,9 +305,8 @@ fn may_have_more<A: Network, T: Tables<A>>(
     tables: &T,
     plan: &Plan<A>,
 ) -> Result<(), Reason> {
-    let Some(guest) = tables.guest(key.source) else {
-        return Err(Reason::GuestTableFull);
-    };
+    let device = key.arrival.device().map_or(0, NonZeroU32::get);
+    let guest = guests::of(key.source, device, tables)?;
     policy::check_link(guest, link, settings)?;
     if guest.has_all_sessions(settings) {
         guest.refused = guest.refused.wrapping_add(1);

@@ -5,7 +5,7 @@
 //! time. User space finds what is worth asking about on its copies of the
 //! entries, with the functions that take a time.
 
-use super::{Insert, Tables, filter, firewall, mapping, session};
+use super::{Insert, Tables, filter, firewall, guests, mapping, session};
 use crate::{
     abi::{
         EndpointKey, FlowKey, Mapping, Permission, PermissionKey, Session, Settings, session_flags,
@@ -224,7 +224,7 @@ pub fn permission<A: Network, T: Tables<A>>(key: &PermissionKey<A>, tables: &T) 
 /// else. Returns `true`.
 #[inline(always)]
 pub fn port_of_guest<A: Network, T: Tables<A>>(address: A, tables: &T) -> bool {
-    tables.count_port_on_guest(address, false);
+    tables.count_port_on_guest(address, 0, false);
     true
 }
 
@@ -235,8 +235,5 @@ pub fn port_of_guest<A: Network, T: Tables<A>>(address: A, tables: &T) -> bool {
 /// nobody, so this is for want of room, not for order's sake.
 #[inline(always)]
 pub fn guest<A: Network, T: Tables<A>>(address: A, tables: &T) -> bool {
-    let is_idle = tables
-        .guest(address)
-        .is_some_and(|guest| guest.sessions == 0 && guest.ports == 0);
-    is_idle && tables.remove_guest(address)
+    guests::forget(address, tables)
 }

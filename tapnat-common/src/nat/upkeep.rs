@@ -7,17 +7,22 @@
 //! steps first, by turns along the ports that are taken, each of which leads to a mapping
 //! and to the session that was opened on it last, and along a queue of what cannot be
 //! found so: what was opened before another session of the same mapping, and what stands
-//! on none of a guest's own. Whether something is over, and removing it, is the sweep's
-//! ([`sweep`]).
+//! on none of a guest's own. One of a guest at a limit first goes through ports that the guest
+//! itself holds ([`Guest::own`](crate::abi::Guest::own)), so that it does not wait until the
+//! walk along everybody's has come to them. With a session goes what its guest has permitted
+//! for it, and with the last thing of a guest the guest, if room is short. Whether something is
+//! over, and removing it, is the sweep's ([`sweep`]).
 //!
 //! Not found are sessions that were opened while user space was there, before the last one
-//! on the same mapping, or without one.
+//! on the same mapping, or without one; what was permitted on a mapping that another guest
+//! has taken over; and guests who did nothing even then.
 
-use super::{Tables, sweep};
+use super::{Tables, guests, mapping, sweep};
 use crate::{
-    abi::{EndpointKey, FlowKey, Mapping, mapping_flags},
+    abi::{EndpointKey, FlowKey, Mapping, OWN_PORTS, PermissionKey, mapping_flags},
     net::{Be16, protocol},
     network::Network,
+    parse::Packet,
     ports::{CLASSES, Class, SET_PORTS},
     time::Ticks,
     verdict::{Next, Plan},
@@ -30,9 +35,11 @@ pub const UNATTENDED_AFTER: Ticks = Ticks::from_seconds(15);
 /// Steps for each packet that begins a session, half of them along the ports. It adds one
 /// thing to look after, so what is over waits for a third of the time that it has lived.
 const STEPS: u32 = 8;
-/// The same for a guest that would be refused. A packet goes on from program to program 33
-/// times at most.
-const MOST_STEPS: u32 = 16;
+/// The same for a guest that would be refused, and those before along its own ports, two of
+/// which each of them looks at. A packet goes on from program to program 33 times at most.
+const MOST_STEPS: u32 = 10;
+const OWN_STEPS: u32 = 8;
+const _: () = assert!(OWN_STEPS as usize * 2 == OWN_PORTS);
 
 /// Whether nobody sweeps.
 #[inline(always)]
@@ -61,12 +68,16 @@ pub(super) fn is_due<A: Network, T: Tables<A>>(
         return false;
     }
     let is_at_limit = guest
-        .and_then(|guest| tables.known_guest(guest))
+        .and_then(|guest| tables.guest(guest))
         .zip(tables.settings())
         .is_some_and(|(guest, settings)| {
             guest.has_all_sessions(settings) || guest.has_all_ports(settings)
         });
-    plan.upkeep = 1 + if is_at_limit { MOST_STEPS } else { STEPS };
+    plan.upkeep = 1 + if is_at_limit {
+        OWN_STEPS + MOST_STEPS
+    } else {
+        STEPS
+    };
     true
 }
 
@@ -104,26 +115,100 @@ pub(super) fn let_go<A: Network, T: Tables<A>>(mapping: &Mapping<A>, tables: &T)
     }
 }
 
-/// Looks after one thing. See [`is_due`].
+/// Looks after one thing, for this packet. See [`is_due`].
 #[inline(always)]
-pub fn step<A: Network, T: Tables<A>>(tables: &T, plan: &mut Plan<A>) -> Next {
-    // What is not needed before the session is opened serves for keys: a stack is short.
-    let is_queued = plan.upkeep & 1 != 0 && tables.take_looked_after(&mut plan.keys[0]);
-    if is_queued || next_mapping(tables, &mut plan.keys[0], &mut plan.opening.source) {
-        let session = &plan.keys[0];
-        let is_over = sweep::session(session, tables);
-        if !is_queued {
-            sweep::mapping(&plan.opening.source, tables);
-        } else if !is_over && tables.session(session).is_some() {
-            tables.look_after(|key| *key = *session);
-        }
-    }
-    plan.upkeep -= 1;
-    if plan.upkeep > 1 {
+pub fn step<A: Network, T: Tables<A>>(packet: &Packet<A>, tables: &T, plan: &mut Plan<A>) -> Next {
+    let number = plan.upkeep;
+    plan.upkeep = number - 1;
+    let next = if plan.upkeep > 1 {
         Next::Upkeep
     } else {
         Next::Start
+    };
+    // What is not needed before the session is opened serves for keys: a stack is short.
+    let ([session, _], outside) = (&mut plan.keys, &mut plan.opening.source);
+    let is_own = number > 1 + MOST_STEPS;
+    let is_queued = !is_own && number & 1 != 0 && tables.take_looked_after(session);
+    if is_queued {
+        // If it is not there, nothing is permitted on it either.
+        *outside = tables
+            .outside_of(&session.source_endpoint())
+            .unwrap_or_default();
+    } else {
+        let is_found = if is_own {
+            own_mapping(packet.source, number, tables, session, outside)
+        } else {
+            next_mapping(tables, session, outside)
+        };
+        if !is_found {
+            return next;
+        }
     }
+    let is_over = sweep::session(session, tables);
+    let is_permitted = keeps_permission(outside, session.destination, tables);
+    if !is_queued {
+        sweep::mapping(outside, tables);
+    } else if is_permitted || !is_over && tables.session(session).is_some() {
+        tables.look_after(|key| *key = *session);
+    }
+    guests::make_room(session.source, tables);
+    next
+}
+
+/// Whether the guest with this outside endpoint still lets the remote in. What is over is
+/// removed.
+#[inline(always)]
+fn keeps_permission<A: Network, T: Tables<A>>(
+    outside: &EndpointKey<A>,
+    remote: A,
+    tables: &T,
+) -> bool {
+    let key = PermissionKey {
+        outside: *outside,
+        remote,
+    };
+    tables.permission(&key).is_some() && !sweep::permission(&key, tables)
+}
+
+/// Finds a mapping of this guest's own of which something is over, by the number of the
+/// step. Returns whether it did, and which session was opened on it last.
+#[inline(always)]
+fn own_mapping<A: Network, T: Tables<A>>(
+    guest: A,
+    number: u32,
+    tables: &T,
+    session: &mut FlowKey<A>,
+    outside: &mut EndpointKey<A>,
+) -> bool {
+    let (Some(entry), Some(settings)) = (tables.guest(guest), tables.settings()) else {
+        return false;
+    };
+    let Ok(pool) = mapping::outside_address(guest, settings) else {
+        return false;
+    };
+    for half in 0..2 {
+        let place = (number + half * OWN_STEPS) as usize & (OWN_PORTS - 1);
+        let Some(port) = entry.own.get(place).copied().filter(|port| *port != 0) else {
+            continue;
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "it is taken apart")]
+        let (number, protocol) = (port as u16, (port >> 16) as u8);
+        *outside = EndpointKey::new(pool.address, Be16::new(number), protocol);
+        let Some(mapping) = tables
+            .mapping(outside)
+            .filter(|mapping| mapping.inside.address == guest)
+        else {
+            entry.note_port(port, false);
+            continue;
+        };
+        let is_of_use = mapping::is_expired(mapping, tables.now())
+            && (mapping.sessions != 0 || sweep::mapping_is_over(mapping, settings, tables.now()));
+        if is_of_use {
+            mapping.find_last_session(session);
+            return true;
+        }
+    }
+    false
 }
 
 /// Goes on along the ports that are taken. Returns whether a mapping was found of which

@@ -3,9 +3,9 @@
 use std::net::Ipv6Addr;
 
 use tapnat_common::{
-    abi::{role, setting_flags},
-    nat::{Fate, Route},
-    net::{Address as _, Be128},
+    abi::{EVERY_DEVICE, MOST_GUESTS, Mapping, mapping_flags, role, setting_flags},
+    nat::{Fate, Route, sweep},
+    net::{Address as _, Be128, protocol},
     verdict::Reason,
 };
 use tapnat_testbed::packet;
@@ -13,7 +13,8 @@ use tapnat_testbed::packet;
 use crate::support::{
     frame::Bytes,
     network::{
-        SECOND_TAP, TAP, UPLINK, Version, at, both_families, icmp_error, ip, ping, pong, tcp, udp,
+        SECOND_TAP, TAP, UPLINK, Version, at, both_families, endpoint, icmp_error, ip, ping, pong,
+        tcp, udp,
     },
     world::{World, route},
 };
@@ -275,3 +276,66 @@ fn a_device_that_is_not_ours_passes_all<A: Version>() {
     assert_eq!(exit.reason, Reason::NoMapping);
 }
 both_families!(a_device_that_is_not_ours_passes_all);
+
+fn guests_behind_one_device_leave_room_for_those_behind_others<A: Version>() {
+    let world = World::<A>::new();
+    let mut sent = 20_000;
+    let mut begin = |device, guest| {
+        sent += 1;
+        let packet = udp(at(guest, sent), at(A::SERVER, 53)).build();
+        world.guest_sends(device, &packet).reason
+    };
+    // All but half.
+    world.know_others(TAP, MOST_GUESTS / 2 - 1);
+    assert_eq!(begin(TAP, A::GUEST), Reason::SessionStarted);
+    assert_eq!(begin(TAP, A::NEIGHBOUR), Reason::DeviceGuestLimit);
+    assert_eq!(world.guests.len(), 4096);
+    // Whoever is known goes on, and so do others.
+    assert_eq!(begin(TAP, A::GUEST), Reason::SessionStarted);
+    assert_eq!(begin(SECOND_TAP, A::OTHER_GUEST), Reason::SessionStarted);
+    // Nobody comes to those of the device by a forward either, but to those that are known.
+    let forward = |port, guest| {
+        let outside = endpoint(A::OUTSIDE, port, protocol::UDP);
+        let mapping = Mapping {
+            inside: endpoint(guest, port, protocol::UDP),
+            device: TAP.get(),
+            flags: mapping_flags::STATIC,
+            ..Mapping::default()
+        };
+        world.mappings.insert(&outside, &mapping);
+        world.inside.insert(&mapping.inside, &outside);
+        let packet = udp(at(A::SERVER, 53), at(A::OUTSIDE, port)).build();
+        world.world_sends(&packet).reason
+    };
+    assert_eq!(forward(80, A::GUEST), Reason::SessionAdmitted);
+    assert_eq!(forward(81, A::NEIGHBOUR), Reason::DeviceGuestLimit);
+
+    // When one is forgotten another one has its place.
+    world.act(|| sweep::guest(A::of_nobody(1), &world));
+    assert_eq!(begin(TAP, A::NEIGHBOUR), Reason::SessionStarted);
+}
+both_families!(guests_behind_one_device_leave_room_for_those_behind_others);
+
+fn a_guest_is_counted_on_the_device_that_it_is_on<A: Version>() {
+    let world = World::<A>::new();
+    let counts = || [TAP, SECOND_TAP].map(|device| world.guests_on.copy(&device.get()).unwrap());
+    let send = |device, port| {
+        let packet = udp(at(A::GUEST, port), at(A::SERVER, 53)).build();
+        world.guest_sends(device, &packet).reason
+    };
+    assert_eq!(send(TAP, 40_000), Reason::SessionStarted);
+    assert_eq!(counts(), [1, 0]);
+    // The guest's address is of the second one's network now.
+    world.set_device(SECOND_TAP, |device| {
+        device.address = A::HOST[0];
+        device.network = A::HOST[0];
+    });
+    assert_eq!(send(SECOND_TAP, 40_001), Reason::SessionStarted);
+    assert_eq!(counts(), [0, 1]);
+    // A device that is gone has no count, which is not missed.
+    world.guests_on.remove(&SECOND_TAP.get());
+    assert_eq!(send(TAP, 40_002), Reason::SessionStarted);
+    assert_eq!(world.guests_on.copy(&TAP.get()), Some(1));
+    assert_eq!(world.guests_on.copy(&EVERY_DEVICE), Some(1));
+}
+both_families!(a_guest_is_counted_on_the_device_that_it_is_on);

@@ -4,10 +4,11 @@
 use std::net::SocketAddr;
 
 use tapnat_common::{
-    abi::{Mapping, MappingMode, mapping_flags},
+    abi::{EVERY_DEVICE, Guest, MOST_GUESTS, Mapping, MappingMode, mapping_flags},
     nat::{STAMP_AFTER, Tables as _, upkeep::UNATTENDED_AFTER},
     net::protocol,
     ports::Class,
+    time::Ticks,
     verdict::Reason,
 };
 
@@ -227,6 +228,119 @@ fn a_full_table_gets_room<A: Version>() {
     }
 }
 both_families!(a_full_table_gets_room);
+
+/// Has the neighbour hold these UDP ports for a week.
+fn hold<A: Version>(world: &World<A>, ports: std::ops::Range<u16>) {
+    let guest = Guest {
+        ports: u32::from(ports.end - ports.start),
+        device: TAP.get(),
+        ..Guest::default()
+    };
+    world.know(A::NEIGHBOUR, &guest);
+    for port in ports {
+        let mapping = Mapping {
+            inside: endpoint(A::NEIGHBOUR, port, protocol::UDP),
+            device: TAP.get(),
+            expires_at: world.now().after(Ticks::from_seconds(7 * 24 * 3600)),
+            ..Mapping::default()
+        };
+        let outside = endpoint(A::OUTSIDE, port, protocol::UDP);
+        world.mappings.insert(&outside, &mapping);
+        world.inside.insert(&mapping.inside, &outside);
+        world.port_set(Class::Udp, port).take(port);
+    }
+}
+
+fn a_guest_with_few_ports_does_not_wait_for_those_of_others<A: Version>() {
+    let world = World::<A>::new();
+    limit_guests(&world, 10);
+    hold(&world, 1024..5120);
+    for port in 20_000..20_010 {
+        datagram(&world, at(A::GUEST, port), at(A::SERVER, 53));
+    }
+    wait_for_all(&world);
+    leave_alone(&world);
+    for port in 30_000..30_040 {
+        let reason = datagram(&world, at(A::GUEST, port), at(A::SERVER, 53));
+        assert_eq!(reason, Reason::SessionStarted, "{port}");
+        world.wait_seconds(80);
+    }
+    assert!(world.guests.get(&A::GUEST).unwrap().sessions <= 10);
+}
+both_families!(a_guest_with_few_ports_does_not_wait_for_those_of_others);
+
+fn a_port_that_is_a_guests_no_more_is_not_taken_for_its_own<A: Version>() {
+    let world = unattended::<A>(1);
+    datagram(&world, at(A::GUEST, 20_000), at(A::SERVER, 53));
+    // As after a race, or a command.
+    let noted = world.guests.copy(&A::GUEST).unwrap().own;
+    let guest = Guest {
+        device: TAP.get(),
+        own: noted,
+        ..Guest::default()
+    };
+    world.know(A::NEIGHBOUR, &guest);
+    world.set(|settings| settings.guest_max_sessions = 1);
+    world.guests.get(&A::NEIGHBOUR).unwrap().ports = 0;
+    wait_for_all(&world);
+    assert_eq!(
+        datagram(&world, at(A::NEIGHBOUR, 30_000), at(A::SERVER, 53)),
+        Reason::SessionStarted
+    );
+    for _ in 0..2 {
+        datagram(&world, at(A::NEIGHBOUR, 30_001), at(A::SERVER, 53));
+    }
+    let own = world.guests.copy(&A::NEIGHBOUR).unwrap().own;
+    assert!(own.iter().all(|port| !noted.contains(port) || *port == 0));
+}
+both_families!(a_port_that_is_a_guests_no_more_is_not_taken_for_its_own);
+
+fn what_was_permitted_goes_with_the_session<A: Version>() {
+    let world = unattended::<A>(10);
+    // One socket that talks to many, and sockets that talk to a second one.
+    for number in 10_u8..110 {
+        datagram(&world, at(A::GUEST, 20_000), at(A::world(number), 53));
+        let other = at(A::GUEST, 21_000 + u16::from(number));
+        for server in [A::SERVER, A::OTHER_SERVER] {
+            datagram(&world, other, at(server, 53));
+        }
+        world.wait_seconds(200);
+    }
+    let [halves, _, _, permissions, _] = world.sizes();
+    assert!(halves <= 20 && permissions <= 10, "{halves} {permissions}");
+}
+both_families!(what_was_permitted_goes_with_the_session);
+
+fn guests_that_are_gone_make_room<A: Version>() {
+    let world = unattended::<A>(0);
+    let begin = |guest| datagram(&world, at(guest, 20_000), at(A::SERVER, 53));
+    begin(A::NEIGHBOUR);
+    wait_for_all(&world);
+    // While there is room they stay.
+    for port in 30_000..30_010 {
+        datagram(&world, at(A::GUEST, port), at(A::SERVER, 53));
+    }
+    assert!(
+        world
+            .mappings
+            .get(&endpoint(A::OUTSIDE, 20_000, protocol::UDP))
+            .is_none()
+    );
+    assert!(world.guests.get(&A::NEIGHBOUR).is_some());
+
+    begin(A::NEIGHBOUR);
+    world.know_others(TAP, MOST_GUESTS / 4);
+    wait_for_all(&world);
+    for port in 31_000..31_010 {
+        datagram(&world, at(A::GUEST, port), at(A::SERVER, 53));
+    }
+    assert!(world.guests.get(&A::NEIGHBOUR).is_none());
+    assert_eq!(
+        world.guests_on.copy(&EVERY_DEVICE),
+        Some(MOST_GUESTS / 4 + 1)
+    );
+}
+both_families!(guests_that_are_gone_make_room);
 
 fn the_clock_may_go_round<A: Version>() {
     let world = unattended::<A>(10);

@@ -15,6 +15,7 @@ use tapnat_common::{
     embed::Prefix,
     nat::{
         Fate, Insert, Route, Tables,
+        guests::Entry,
         nat64::{self, StandIns},
         prefixes,
     },
@@ -186,11 +187,12 @@ impl Tables<Be128> for Net {
         new_fragment(&FragmentKey<Be128>) -> Option<&mut Fragment>;
         next_identification() -> Be32;
         guest(Be128) -> Option<&mut Guest>;
-        known_guest(Be128) -> Option<&Guest>;
+        insert_guest(Be128, &Guest) -> Insert;
+        guests_on(u32) -> Option<&mut u32>;
         remove_guest(Be128) -> bool;
         is_untranslated(Be128) -> bool;
         count_off_guest(Be128);
-        count_port_on_guest(Be128, bool);
+        count_port_on_guest(Be128, u32, bool);
         upkeep() -> Option<&mut Upkeep>;
         look_after(impl FnOnce(&mut FlowKey<Be128>));
         take_looked_after(&mut FlowKey<Be128>) -> bool;
@@ -206,6 +208,8 @@ impl Tables<Be128> for Net {
 /// The guest of the standard's example, and what the world knows it as.
 const GUEST: &str = "fd01:203:405:1::1234";
 const KNOWN: &str = "2001:db8:1:d550::1234";
+/// Another guest of the same network.
+const OTHER_OF_DEVICE: &str = "fd01:203:405:1::77";
 /// A guest of the other network.
 const OTHER: &str = "fd01:203:405:2::5";
 const OTHER_KNOWN: &str = "2001:db8:1:d551::5";
@@ -387,6 +391,8 @@ fn a_subnet_of_ones_only_has_no_counterpart() {
 struct Known {
     secret: u32,
     stand_ins: RefCell<Vec<(Be32, &'static StandIn)>>,
+    /// What becomes of a stand-in among the guests of IPv4.
+    entry: Entry,
 }
 
 impl Known {
@@ -394,6 +400,7 @@ impl Known {
         Self {
             secret,
             stand_ins: RefCell::new(Vec::new()),
+            entry: Entry::Done,
         }
     }
 
@@ -430,6 +437,10 @@ impl StandIns for Known {
         self.stand_ins.borrow_mut().push((address, guest));
         Insert::Done
     }
+
+    fn enter_guest(&self, _address: Be32, _device: u32) -> Entry {
+        self.entry
+    }
 }
 
 #[test]
@@ -449,6 +460,22 @@ fn a_guest_keeps_its_stand_in_when_a_better_one_becomes_free() {
     assert_eq!(known.stand_in_of(GUEST), Ok(second));
     for stand_in in [first, second] {
         assert!(nat64::is_stand_in(stand_in));
+    }
+}
+
+#[test]
+fn there_are_no_more_stand_ins_than_guests_of_ipv4() {
+    let mut known = Known::with_secret(1);
+    let first = known.stand_in_of(GUEST).unwrap();
+    for (entry, reason) in [
+        (Entry::DeviceLimit, Reason::DeviceGuestLimit),
+        (Entry::Full, Reason::GuestTableFull),
+    ] {
+        known.entry = entry;
+        assert_eq!(known.stand_in_of(OTHER_OF_DEVICE), Err(reason));
+        assert_eq!(known.stand_ins.borrow().len(), 1);
+        // One that is there stays.
+        assert_eq!(known.stand_in_of(GUEST), Ok(first));
     }
 }
 

@@ -91,7 +91,7 @@ impl Said {
 ///
 /// When the kernel refuses.
 pub fn guests<A: IpFamily>(tables: &PinnedTables<A>) -> Result<Vec<GuestView>> {
-    let (guests, _) = tables.guests()?;
+    let guests = tables.guests()?;
     let guests = guests.iter().map(|(address, guest)| {
         let behind = tables.behind_stand_in((*address).into());
         GuestView::new(*address, guest).behind(behind)

@@ -51,7 +51,7 @@ impl Pressure {
         tables.attend(now())?;
         let capacity = u64::from(tables.session_capacity()?);
         // Each session counts on its guest, and those between guests on both.
-        let (guests, _) = tables.guests()?;
+        let guests = tables.guests()?;
         let used: u64 = guests
             .iter()
             .map(|(_, guest)| u64::from(guest.sessions))

@@ -48,6 +48,7 @@ pub(super) const fn refuses(reason: Reason) -> bool {
             | Reason::GuestSessionLimit
             | Reason::GuestPortLimit
             | Reason::GuestTableFull
+            | Reason::DeviceGuestLimit
     )
 }
 

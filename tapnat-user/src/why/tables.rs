@@ -20,6 +20,7 @@ use tapnat_common::{
     frame::LinkAddresses,
     nat::{
         Fate, Insert, Route, Tables,
+        guests::Entry,
         nat64::{GROWTH, StandIns, TO_STAND_IN},
     },
     net::{Be32, Be128, protocol},
@@ -118,6 +119,7 @@ pub struct Rehearsal<'a, A: IpFamily> {
     permissions: Copies<PermissionKey<A>, Permission>,
     fragments: Copies<FragmentKey<A>, Fragment>,
     guests: Copies<A, Guest>,
+    guests_on: Copies<u32, u32>,
     upkeep: Copies<(), Upkeep>,
     ports: Copies<u32, PortSet>,
     /// Why an entry could not be read.
@@ -154,6 +156,7 @@ impl<'a, A: IpFamily> Rehearsal<'a, A> {
             permissions: Copies::default(),
             fragments: Copies::default(),
             guests: Copies::default(),
+            guests_on: Copies::default(),
             upkeep: Copies::default(),
             ports: Copies::default(),
             error: Cell::default(),
@@ -248,6 +251,11 @@ impl StandIns for StandInTable<'_> {
     fn insert_stand_in(&self, address: Be32, guest: &StandIn) -> Insert {
         let read = || self.read(address);
         insert_or_full(&self.stand_ins, self.has_room, &address, *guest, read)
+    }
+
+    fn enter_guest(&self, _address: Be32, _device: u32) -> Entry {
+        // The decision about the packet of IPv4 that it becomes comes to it, too.
+        Entry::Done
     }
 }
 
@@ -374,16 +382,20 @@ impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
         Be32::ZERO
     }
 
-    fn known_guest(&self, address: A) -> Option<&Guest> {
-        self.guest(address).map(|guest| &*guest)
+    fn guest(&self, address: A) -> Option<&mut Guest> {
+        self.guests
+            .get(&address, || self.read(self.tables.guest(address)))
     }
 
-    fn guest(&self, address: A) -> Option<&mut Guest> {
+    fn insert_guest(&self, address: A, guest: &Guest) -> Insert {
         let [.., has_room] = self.has_room;
-        self.guests.get(&address, || {
-            let known = self.read(self.tables.guest(address));
-            known.or_else(|| has_room.then(Guest::default))
-        })
+        let read = || self.read(self.tables.guest(address));
+        insert_or_full(&self.guests, has_room, &address, *guest, read)
+    }
+
+    fn guests_on(&self, device: u32) -> Option<&mut u32> {
+        self.guests_on
+            .get(&device, || self.read(self.tables.guests_on(device)))
     }
 
     fn remove_guest(&self, address: A) -> bool {
@@ -404,8 +416,9 @@ impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
         }
     }
 
-    fn count_port_on_guest(&self, address: A, more: bool) {
+    fn count_port_on_guest(&self, address: A, port: u32, more: bool) {
         if let Some(guest) = self.guest(address) {
+            guest.note_port(port, more);
             self.count(&mut guest.ports, more);
         }
     }

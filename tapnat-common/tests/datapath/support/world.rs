@@ -13,9 +13,10 @@ use std::{
 
 use tapnat_common::{
     abi::{
-        ABI_VERSION, Device, EndpointKey, Filtering, FlowKey, Fragment, FragmentKey, Guest,
-        HELD_BYTES, HeldKey, Mapping, MappingMode, NextHop, Permission, PermissionKey, Session,
-        Settings, Timeouts, Unsolicited, Upkeep, mapping_flags, role, session_flags, setting_flags,
+        ABI_VERSION, Device, EVERY_DEVICE, EndpointKey, Filtering, FlowKey, Fragment, FragmentKey,
+        Guest, HELD_BYTES, HeldKey, Mapping, MappingMode, NextHop, Permission, PermissionKey,
+        Session, Settings, Timeouts, Unsolicited, Upkeep, mapping_flags, role, session_flags,
+        setting_flags,
     },
     cut::{self, MAX_PIECES},
     frame::{Frame as _, LinkAddresses},
@@ -64,6 +65,7 @@ pub struct World<A: Version> {
     pub untranslated: RefCell<Vec<(A, u8)>>,
     told: RefCell<HashMap<A, Budget>>,
     pub guests: Table<A, Guest>,
+    pub guests_on: Table<u32, u32>,
     upkeep: Table<(), Upkeep>,
     pub looked_after: RefCell<VecDeque<FlowKey<A>>>,
     /// User space sweeps.
@@ -204,6 +206,7 @@ impl<A: Version> World<A> {
             untranslated: RefCell::default(),
             told: RefCell::default(),
             guests: Table::new(),
+            guests_on: Table::new(),
             upkeep: Table::new(),
             looked_after: RefCell::default(),
             is_attended: Cell::new(true),
@@ -262,7 +265,9 @@ impl<A: Version> World<A> {
         ];
         for (index, device) in devices {
             world.devices.set(&index.get(), &device);
+            world.guests_on.set(&index.get(), &0);
         }
+        world.guests_on.set(&EVERY_DEVICE, &0);
         // The same for every world, and long in the making.
         static LOW: OnceLock<(Reserved, [PortSet; 2])> = OnceLock::new();
         let (reserved, sets) = LOW.get_or_init(|| {
@@ -557,7 +562,7 @@ impl<A: Version> World<A> {
         let mut stages = 0;
         let reason = loop {
             stages += 1;
-            let most = if self.is_attended.get() { 7 } else { 24 };
+            let most = if self.is_attended.get() { 7 } else { 26 };
             assert!(stages <= most, "the stages go round in circles");
             next = match next {
                 Next::Leave(reason) => break reason,
@@ -568,7 +573,7 @@ impl<A: Version> World<A> {
                 Next::Map => pipeline::map(self, &packet, &mut plan),
                 Next::Open => pipeline::open(device, self, &packet, &mut plan),
                 Next::Insert => pipeline::insert(&mut frame, device, self, &packet, &mut plan),
-                Next::Upkeep => pipeline::upkeep(self, &mut plan),
+                Next::Upkeep => pipeline::upkeep(&packet, self, &mut plan),
             };
         };
         nat::settle(&packet, device, reason, self, &mut plan);
@@ -814,6 +819,38 @@ impl<A: Version> World<A> {
         }
     }
 
+    /// Makes a guest known.
+    pub fn know(&self, address: A, guest: &Guest) {
+        self.guests.insert(&address, guest);
+        for device in [EVERY_DEVICE, guest.device] {
+            *self.guests_on.get(&device).unwrap() += 1;
+        }
+    }
+
+    /// Makes so many guests known on a device that nothing else is heard of.
+    pub fn know_others(&self, device: NonZeroU32, count: u32) {
+        let guest = Guest {
+            device: device.get(),
+            ..Guest::default()
+        };
+        for number in 0..count {
+            self.know(A::of_nobody(number), &guest);
+        }
+    }
+
+    /// Guests are counted on the devices that they are on.
+    #[track_caller]
+    fn audit_devices(&self) {
+        let guests = self.guests.all();
+        for (device, count) in self.guests_on.all() {
+            let known = guests
+                .iter()
+                .filter(|(_, guest)| device == EVERY_DEVICE || guest.device == device)
+                .count();
+            assert_eq!(usize::try_from(count), Ok(known), "guests on {device}");
+        }
+    }
+
     /// The books are right: every session counts on its guests and mappings, no
     /// more and no less, and has two halves.
     #[track_caller]
@@ -864,6 +901,7 @@ impl<A: Version> World<A> {
             assert_eq!(guest.ports, ports, "ports of {address:?}");
         }
         assert_eq!(ports, HashMap::new(), "ports of unknown guests");
+        self.audit_devices();
         assert_eq!(guests, HashMap::new(), "sessions of unknown guests");
         for (outside, mapping) in self.mappings.all() {
             let sessions = mappings.remove(&outside).unwrap_or_default();
@@ -1112,15 +1150,17 @@ impl<A: Version> Tables<A> for World<A> {
     }
 
     fn guest(&self, address: A) -> Option<&mut Guest> {
-        if self.guests.get(&address).is_none() {
-            self.insert(|| self.guests.insert(&address, &Guest::default()));
-        }
+        self.operate(Operation::Lookup);
         self.guests.get(&address)
     }
 
-    fn known_guest(&self, address: A) -> Option<&Guest> {
+    fn insert_guest(&self, address: A, guest: &Guest) -> Insert {
+        self.insert(|| self.guests.insert(&address, guest))
+    }
+
+    fn guests_on(&self, device: u32) -> Option<&mut u32> {
         self.operate(Operation::Lookup);
-        self.guests.get(&address).map(|guest| &*guest)
+        self.guests_on.get(&device)
     }
 
     fn remove_guest(&self, address: A) -> bool {
@@ -1145,9 +1185,10 @@ impl<A: Version> Tables<A> for World<A> {
         }
     }
 
-    fn count_port_on_guest(&self, address: A, more: bool) {
+    fn count_port_on_guest(&self, address: A, port: u32, more: bool) {
         self.operate(Operation::Count);
         if let Some(guest) = self.guests.get(&address) {
+            guest.note_port(port, more);
             guest.ports = step(guest.ports, more);
         }
     }
