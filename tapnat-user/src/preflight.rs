@@ -14,12 +14,15 @@ mod uplink;
 
 use std::net::IpAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use self::{device::check_routed_plainly, outside::gets_out_by_ipv6, overlap::check_overlap};
+use self::{
+    device::check_routed_plainly, outside::lacks_ipv6, overlap::overlaps_elsewhere,
+    uplink::lacks_carrier,
+};
 pub(crate) use self::{inside::networks_of, overlap::networks_at};
 use crate::{
-    config::{Config, DeviceName, Firewall, Networks, overlap},
+    config::{Config, DeviceName, Firewall, Networks},
     host::netlink::{DefaultRoute, Link},
     instance::InstanceName,
     journal::Claim,
@@ -72,25 +75,7 @@ impl Facts {
     pub fn plan(&self, config: &Config) -> Result<Plan> {
         let uplink = self.uplink(config)?;
         let outside_addresses = self.outside_addresses(config, uplink)?;
-        let mut insides: Vec<PlannedInside> = Vec::new();
-        for inside in &config.insides {
-            let Some(name) = inside.devices.name() else {
-                continue;
-            };
-            let planned = self.inside(name, inside.networks, uplink)?;
-            ensure!(
-                insides.iter().all(|earlier| earlier.name != planned.name),
-                "{} is given twice as an inside device: it has one network; give the other one a \
-                 device of its own",
-                planned.name
-            );
-            check_overlap(&planned, uplink, &outside_addresses, &insides)?;
-            insides.push(planned);
-        }
-        ensure!(
-            !config.insides.is_empty(),
-            "no inside device: pass --inside tap0=10.0.0.1/24"
-        );
+        let insides = self.insides(config, uplink, &outside_addresses)?;
         if config.firewall == Firewall::Ask {
             let there = insides.iter().filter_map(|inside| inside.link.as_ref());
             for link in there.chain([uplink]) {
@@ -133,68 +118,18 @@ impl Facts {
             insides: Vec::new(),
             warnings,
         };
-        for inside in &config.insides {
-            let Some(name) = inside.devices.name() else {
-                continue;
-            };
-            let earlier = before.insides.iter().find(|it| it.name == *name);
-            // One that was renamed is still the same.
-            let link = self.link(name.as_str()).or_else(|| {
-                let index = earlier?.link.as_ref()?.index;
-                self.links.iter().find(|link| link.index == index)
-            });
-            let Some(link) = link else { continue };
-            let networks = if inside.networks.is_empty() {
-                let kept = earlier
-                    .filter(|it| it.link.as_ref().is_some_and(|it| it.index == link.index))
-                    .map(|it| it.networks);
-                kept.unwrap_or_default().or(networks_of(link))
-            } else {
-                inside.networks
-            };
-            self.add(name.clone(), link, networks, &mut plan);
-        }
+        self.add_present(config, before, &mut plan);
         self.add_included(config, &mut plan);
         plan.warnings.extend(self.warnings(&plan));
         plan
     }
 
     fn warnings(&self, plan: &Plan) -> Vec<String> {
-        let Plan {
-            uplink, insides, ..
-        } = plan;
-        let mut warnings = Vec::new();
-        if !uplink.carrier {
-            warnings.push(format!(
-                "uplink {} has no carrier: is it plugged in?",
-                uplink.name
-            ));
-        }
-        let has_ipv6 = insides.iter().any(|inside| inside.networks.ipv6.is_some());
-        if has_ipv6 && !gets_out_by_ipv6(uplink, &plan.outside_addresses) {
-            warnings.push(format!(
-                "uplink {} has no IPv6 address that is valid in the world: by IPv6 guests do not get \
-                 out until it has one",
-                uplink.name
-            ));
-        }
-        for inside in insides {
-            for network in inside.networks.guests() {
-                let other = self.links.iter().find(|link| {
-                    link.name != inside.device_name()
-                        && link.up
-                        && networks_at(link).any(|other| overlap(network, other))
-                });
-                if let Some(other) = other {
-                    warnings.push(format!(
-                        "the inside network {} of {} overlaps a network of {}: this host reaches \
-                         only one of them",
-                        network, inside.name, other.name
-                    ));
-                }
-            }
-        }
-        warnings
+        [lacks_carrier(&plan.uplink), lacks_ipv6(plan)]
+            .into_iter()
+            .flatten()
+            .chain(overlaps_elsewhere(&plan.insides, &self.links))
+            .collect()
     }
 }
 

@@ -1,5 +1,7 @@
 //! The devices that guests are behind, and the networks that they have there.
 
+use std::net::IpAddr;
+
 use anyhow::{Error, Result, ensure};
 use ipnet::IpNet;
 
@@ -14,7 +16,36 @@ use crate::{
 const LEAST_IPV6_MTU: u32 = 1280;
 
 impl Facts {
-    pub(super) fn inside(
+    /// The devices that are asked for by name, of which each goes together with the others.
+    pub(super) fn insides(
+        &self,
+        config: &Config,
+        uplink: &Link,
+        outside_addresses: &[IpAddr],
+    ) -> Result<Vec<PlannedInside>> {
+        let mut insides: Vec<PlannedInside> = Vec::new();
+        for inside in &config.insides {
+            let Some(name) = inside.devices.name() else {
+                continue;
+            };
+            let planned = self.inside(name, inside.networks, uplink)?;
+            ensure!(
+                insides.iter().all(|earlier| earlier.name != planned.name),
+                "{} is given twice as an inside device: it has one network; give the other one a \
+                 device of its own",
+                planned.name
+            );
+            check_overlap(&planned, uplink, outside_addresses, &insides)?;
+            insides.push(planned);
+        }
+        ensure!(
+            !config.insides.is_empty(),
+            "no inside device: pass --inside tap0=10.0.0.1/24"
+        );
+        Ok(insides)
+    }
+
+    fn inside(
         &self,
         name: &DeviceName,
         networks: Networks,
@@ -58,6 +89,31 @@ impl Facts {
         Ok(planned)
     }
 
+    /// Adds the devices that are asked for by name and are there.
+    pub(super) fn add_present(&self, config: &Config, before: &Plan, plan: &mut Plan) {
+        for inside in &config.insides {
+            let Some(name) = inside.devices.name() else {
+                continue;
+            };
+            let earlier = before.insides.iter().find(|it| it.name == *name);
+            // One that was renamed is still the same.
+            let link = self.link(name.as_str()).or_else(|| {
+                let index = earlier?.link.as_ref()?.index;
+                self.links.iter().find(|link| link.index == index)
+            });
+            let Some(link) = link else { continue };
+            let networks = if inside.networks.is_empty() {
+                let kept = earlier
+                    .filter(|it| it.link.as_ref().is_some_and(|it| it.index == link.index))
+                    .map(|it| it.networks);
+                kept.unwrap_or_default().or(networks_of(link))
+            } else {
+                inside.networks
+            };
+            self.add(name.clone(), link, networks, plan);
+        }
+    }
+
     /// Adds the devices that are there and are meant together with others.
     pub(super) fn add_included(&self, config: &Config, plan: &mut Plan) {
         for inside in &config.insides {
@@ -91,7 +147,7 @@ impl Facts {
     }
 
     /// Adds a device that is there, or says why not. One without an address may get one yet.
-    pub(super) fn add(&self, name: DeviceName, link: &Link, networks: Networks, plan: &mut Plan) {
+    fn add(&self, name: DeviceName, link: &Link, networks: Networks, plan: &mut Plan) {
         if networks.is_empty() {
             return;
         }

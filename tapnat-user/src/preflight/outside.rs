@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 
-use super::Facts;
+use super::{Facts, Plan};
 use crate::{config::Config, host::netlink::Link};
 
 impl Facts {
@@ -39,8 +39,23 @@ impl Facts {
 }
 
 /// Whether there is an IPv6 address to translate guests' to.
-pub(super) fn gets_out_by_ipv6(uplink: &Link, outside_addresses: &[IpAddr]) -> bool {
+fn gets_out_by_ipv6(uplink: &Link, outside_addresses: &[IpAddr]) -> bool {
     uplink.primary_ipv6().is_some() || outside_addresses.iter().any(IpAddr::is_ipv6)
+}
+
+/// Whether guests' packets of IPv6 have to wait for an address.
+pub(super) fn lacks_ipv6(plan: &Plan) -> Option<String> {
+    let has_ipv6 = plan
+        .insides
+        .iter()
+        .any(|inside| inside.networks.ipv6.is_some());
+    (has_ipv6 && !gets_out_by_ipv6(&plan.uplink, &plan.outside_addresses)).then(|| {
+        format!(
+            "uplink {} has no IPv6 address that is valid in the world: by IPv6 guests do not get \
+             out until it has one",
+            plan.uplink.name
+        )
+    })
 }
 
 #[cfg(test)]

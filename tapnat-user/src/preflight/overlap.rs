@@ -57,6 +57,28 @@ pub(crate) fn networks_at(link: &Link) -> impl Iterator<Item = IpNet> + use<'_> 
     networks.filter(move |net| !is_link_local(net))
 }
 
+/// Inside networks that are at another device, too.
+pub(super) fn overlaps_elsewhere(insides: &[PlannedInside], links: &[Link]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for inside in insides {
+        for network in inside.networks.guests() {
+            let other = links.iter().find(|link| {
+                link.name != inside.device_name()
+                    && link.up
+                    && networks_at(link).any(|other| overlap(network, other))
+            });
+            if let Some(other) = other {
+                warnings.push(format!(
+                    "the inside network {} of {} overlaps a network of {}: this host reaches only \
+                     one of them",
+                    network, inside.name, other.name
+                ));
+            }
+        }
+    }
+    warnings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -84,6 +84,11 @@ impl Facts {
     }
 }
 
+/// Whether there is nothing at its other end yet.
+pub(super) fn lacks_carrier(uplink: &Link) -> Option<String> {
+    (!uplink.carrier).then(|| format!("uplink {} has no carrier: is it plugged in?", uplink.name))
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
