@@ -3,7 +3,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +15,7 @@ use aya::programs::{
 
 use crate::{
     datapath::TRACE_PRIORITY,
+    files::{self, make_directory},
     host::{
         bpffs,
         namespace::NetworkNamespace,
@@ -306,22 +306,9 @@ fn restore_sysctl(sysctl: &Sysctl, old: &str, new: &str) -> Result<Reverted> {
     }
 }
 
-/// Makes a directory that only root can enter, with the one above it.
-fn make_directory(path: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("cannot create {}", path.display()))
-}
-
 fn remove_directory(path: &Path) -> Result<Reverted> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Reverted::NotThere),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-        }
+    if !files::remove(path)? {
+        return Ok(Reverted::NotThere);
     }
     if let Some(parent) = path.parent() {
         // Other instances may still be in it.

@@ -2,7 +2,7 @@
 //! connection, each a line of JSON. Only root gets there. While no process runs, a command does the
 //! same by itself, under the instance's lock. What a request means is other modules' business.
 
-use std::{fs, io, os::unix::net::UnixStream as BlockingStream, path::PathBuf, time::Duration};
+use std::{io, os::unix::net::UnixStream as BlockingStream, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use tokio::{
 use crate::{
     changes::RealHost,
     datapath::Pins,
+    files,
     forwards::Forward,
     host::{
         namespace::NetworkNamespace,
@@ -153,13 +154,7 @@ pub fn is_listening(instance: &InstanceName) -> bool {
 ///
 /// When it is there and cannot be removed.
 pub fn remove(instance: &InstanceName) -> Result<()> {
-    let path = socket(instance);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    files::remove(&socket(instance)).map(drop)
 }
 
 /// Has the instance do it, and returns what it says: its process if one runs, else this one does it.

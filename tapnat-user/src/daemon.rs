@@ -17,7 +17,7 @@ mod six;
 mod version;
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Write as _},
     net::IpAddr,
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
@@ -44,6 +44,7 @@ use crate::{
     datapath::{Datapath, Hook, Pins, check_kernel},
     dhcp, dhcpv6,
     dns::Names,
+    files::write_note,
     host::{
         bpffs,
         capabilities::{self, Circumstances},
@@ -518,12 +519,6 @@ async fn wait<T, O>(whose: Option<T>, what: impl AsyncFnOnce(T) -> O) -> O {
 
 /// Says for commands where the configuration came from.
 fn note_configuration(instance: &InstanceName, reread: Option<&Reread>) -> Result<()> {
-    let note = instance.configuration_note();
-    let Some(Reread { path, .. }) = reread else {
-        // There may have been one before.
-        let _ = fs::remove_file(note);
-        return Ok(());
-    };
-    fs::write(&note, path.as_os_str().as_bytes())
-        .with_context(|| format!("cannot write {}", note.display()))
+    let path = reread.map(|it| it.path.as_os_str().as_bytes());
+    write_note(&instance.configuration_note(), path)
 }

@@ -9,7 +9,7 @@
 mod generation;
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     path::{Path, PathBuf},
 };
@@ -37,9 +37,10 @@ use tapnat_common::{
     nat_log::level,
 };
 
-use self::generation::{Constants, Generation, make_directory, remove};
+use self::generation::{Constants, Generation};
 use crate::{
     config::{Attach, Config},
+    files::{self, make_directory, remove_all_but, unused_in},
     host::{bpffs, cgroup, namespace::NetworkNamespace, netlink::Device},
     instance::InstanceName,
     journal::{Direction, Role},
@@ -172,7 +173,7 @@ impl Pins {
     pub fn clear(&self) -> Result<()> {
         [self.links(), self.host(), self.generations(), self.tables()]
             .iter()
-            .try_for_each(|directory| remove(directory))
+            .try_for_each(|directory| files::remove(directory).map(drop))
     }
 
     fn create(&self) -> Result<()> {
@@ -417,7 +418,7 @@ impl Datapath {
             {
                 return Ok(());
             }
-            remove(&path)?;
+            files::remove(&path)?;
         }
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let attached = program
@@ -505,7 +506,7 @@ impl Datapath {
             .and_then(|id| program.take_link(id))
             .context("cannot attach to the root of the control groups")?;
         let link: FdLink = attached.try_into()?;
-        let path = unused_in(&self.pins.host())?;
+        let path = unused_in(&self.pins.host(), "")?;
         link.pin(&path)
             .with_context(|| format!("cannot pin {}", path.display()))?;
         Ok(path)
@@ -532,7 +533,7 @@ impl Datapath {
                     drop(program.take_link(id)?);
                     return Ok(());
                 }
-                Err(error) if is_gone(&error) => remove(&path)?,
+                Err(error) if is_gone(&error) => drop(files::remove(&path)?),
                 Err(error) => {
                     return Err(error)
                         .with_context(|| format!("cannot replace the XDP program on {device}"));
@@ -683,28 +684,9 @@ impl Remover for SchedClassifier {
 fn has_ring(pin: &Path, bytes: u32) -> Result<bool> {
     match MapInfo::from_pin(pin) {
         Ok(info) if info.max_entries() == bytes => Ok(true),
-        Ok(_) => remove(pin).map(|()| false),
+        Ok(_) => files::remove(pin).map(|_| false),
         Err(_) => Ok(false),
     }
-}
-
-/// A name in a directory that nothing there has.
-fn unused_in(directory: &Path) -> Result<PathBuf> {
-    (0..u16::MAX)
-        .map(|number| directory.join(number.to_string()))
-        .find(|path| !path.exists())
-        .with_context(|| format!("{} is full", directory.display()))
-}
-
-fn remove_all_but(wanted: &[PathBuf], directory: &Path) -> Result<()> {
-    let listing = || format!("cannot list {}", directory.display());
-    for entry in fs::read_dir(directory).with_context(listing)? {
-        let path = entry.with_context(listing)?.path();
-        if !wanted.contains(&path) {
-            remove(&path)?;
-        }
-    }
-    Ok(())
 }
 
 fn pinned_link(path: &Path) -> Result<Option<PinnedLink>> {

@@ -5,8 +5,9 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    slice,
     str::FromStr,
 };
 
@@ -16,7 +17,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{files::cannot, host::bpffs};
+use crate::{
+    files::{self, cannot, private_directory, remove_all_but},
+    host::bpffs,
+};
 
 const RUN_DIRECTORY: &str = "/run/tapnat";
 const PIN_DIRECTORY: &str = "tapnat";
@@ -101,7 +105,7 @@ pub fn bpffs_or_mount() -> Result<PathBuf> {
 pub fn unmount_bpffs() -> Result<()> {
     let marker = Path::new(RUN_DIRECTORY).join(MOUNTED_FILE);
     if marker.exists() && (bpffs::unmount_if_empty()? || bpffs::find().is_none()) {
-        fs::remove_file(&marker).with_context(|| format!("cannot remove {}", marker.display()))?;
+        files::remove(&marker)?;
     }
     Ok(())
 }
@@ -223,10 +227,7 @@ impl Lock {
     fn try_acquire(path: &Path, operation: FlockOperation) -> io::Result<Result<File, Holder>> {
         loop {
             if let Some(directory) = path.parent() {
-                fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o700)
-                    .create(directory)?;
+                private_directory().create(directory)?;
             }
             let opened = OpenOptions::new()
                 .read(true)
@@ -272,7 +273,7 @@ impl Lock {
     /// When a file cannot be removed.
     pub fn remove_with_directory(self) -> Result<()> {
         if let Some(directory) = self.path.parent() {
-            remove_all_but(&self.path, directory)
+            remove_all_but(slice::from_ref(&self.path), directory)
                 .with_context(|| format!("cannot empty {}", directory.display()))?;
         }
         // The last one: as long as it is there, nobody else begins.
@@ -294,22 +295,6 @@ impl Lock {
         drop(self.file);
         Ok(())
     }
-}
-
-fn remove_all_but(kept: &Path, directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let path = entry.path();
-        if path == kept {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(&path)?;
-        } else {
-            fs::remove_file(&path)?;
-        }
-    }
-    Ok(())
 }
 
 /// The process that has a lock.

@@ -23,7 +23,7 @@ pub use self::{
     claims::{Claim, Role},
     revert::Mark,
 };
-use crate::{host::namespace::NetworkNamespace, instance::InstanceName};
+use crate::{files, host::namespace::NetworkNamespace, instance::InstanceName};
 
 /// The record of one instance, as it is in memory and on disk.
 #[derive(Debug)]
@@ -162,7 +162,7 @@ impl Journal {
     ///
     /// When it is there and cannot be removed.
     pub fn remove(self) -> Result<()> {
-        file::remove(&self.path)
+        files::remove(&self.path).map(drop)
     }
 
     fn save(&self) -> Result<()> {

@@ -4,7 +4,7 @@
 
 use std::{ffi::OsString, fs, os::unix::ffi::OsStringExt as _, path::PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     control::{self, Request},
-    files::cannot,
+    files::{self, cannot},
     forwards::{Forward, Share},
     instance::InstanceName,
     notice::tell,
@@ -106,7 +106,7 @@ impl Saved {
 
     /// Writes the file, and has a running instance read it: if that refuses, the file is as it was.
     pub(super) async fn store(self, instance: &InstanceName) -> Result<()> {
-        self.write(&self.document.to_string())?;
+        files::replace(&self.path, self.document.to_string().as_bytes())?;
         match self.take_in(instance).await {
             Ok(notes) => {
                 for note in notes {
@@ -115,7 +115,7 @@ impl Saved {
                 Ok(())
             }
             Err(error) => {
-                self.write(&self.before)?;
+                files::replace(&self.path, self.before.as_bytes())?;
                 Err(error)
             }
         }
@@ -134,23 +134,6 @@ impl Saved {
             bail!("the tapnat instance '{instance}' has ended meanwhile")
         })
         .await
-    }
-
-    /// All of it or nothing: whoever reads the file meanwhile reads the old one.
-    fn write(&self, text: &str) -> Result<()> {
-        let path = &self.path;
-        let mut new = path.clone().into_os_string();
-        new.push(".new");
-        let written = fs::metadata(path).and_then(|old| {
-            fs::write(&new, text)?;
-            fs::set_permissions(&new, old.permissions())?;
-            fs::rename(&new, path)
-        });
-        written.with_context(|| {
-            // Only if it could not be renamed.
-            let _ = fs::remove_file(&new);
-            format!("cannot write {}", path.display())
-        })
     }
 }
 

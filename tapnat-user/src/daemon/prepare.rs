@@ -1,8 +1,6 @@
 //! The start: brings the host, step by step and each in the journal, into the state in which packets
 //! are translated. What is there already, of an earlier process or of the operator, is left.
 
-use std::fs;
-
 use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -23,6 +21,7 @@ use crate::{
     config::{Config, Firewall},
     datapath::{Datapath, Hook, Pins, uses_tcx},
     family::IpFamily,
+    files::write_note,
     host::{namespace::NetworkNamespace, netlink::Link, sockets, sysctl::Sysctl, xdp::Drivers},
     instance::{InstanceName, bpffs_or_mount},
     journal::{Change, Claim, Direction, Journal, Role},
@@ -261,14 +260,12 @@ pub(super) fn nat_log(
 ) -> Result<Option<NatLog>> {
     let note = config.instance.nat_log_note();
     let Some(target) = &config.nat_log else {
-        // There is seldom one.
-        let _ = fs::remove_file(note);
+        write_note(&note, None)?;
         return Ok(None);
     };
     let resumes = datapath.resumes_log();
     let log = NatLog::begin(&config.instance, target, &pins.tables(), tables, resumes)?;
-    fs::write(&note, target.to_string())
-        .with_context(|| format!("cannot write {}", note.display()))?;
+    write_note(&note, Some(target.to_string().as_bytes()))?;
     Ok(Some(log))
 }
 

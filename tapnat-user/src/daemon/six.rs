@@ -1,9 +1,9 @@
 //! What an instance has for IPv6: a [`Version`] like IPv4's, prefixes that are translated, and the
 //! stand-ins of NAT64's guests.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use aya::maps::MapInfo;
 use tapnat_common::{abi::maps, net::Be128};
 use tokio::time::Instant as Timer;
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     config::Config,
     datapath::{Datapath, Pins},
+    files,
     ports::PortSet,
     tables::{PinnedTables, PrefixTables},
     uplink_hook::Chosen,
@@ -119,8 +120,7 @@ pub(super) fn forget_small_tables(pins: &Pins) -> Result<()> {
         return Ok(());
     }
     for name in maps::IPV6.all() {
-        let path = directory.join(name);
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        files::remove(&directory.join(name))?;
     }
     Ok(())
 }

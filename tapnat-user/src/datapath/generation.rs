@@ -5,11 +5,11 @@
 //! A generation has its name, which says what it is, from when it is whole.
 
 use std::{
+    ffi::OsStr,
     fs,
     hash::{DefaultHasher, Hash, Hasher as _},
-    io, iter,
+    iter,
     num::NonZeroUsize,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     thread,
@@ -24,6 +24,7 @@ use aya::{
 use tapnat_common::abi::{ABI_VERSION, globals, maps, programs, stages};
 
 use super::{explain_load, explain_refusal};
+use crate::files::{self, make_directory, unused_in};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tapnat"));
 /// Which one that is.
@@ -120,7 +121,7 @@ impl Generation {
         wanted: &[&'static str],
     ) -> Result<Self> {
         let unfinished = generations.join(UNFINISHED);
-        remove(&unfinished)?;
+        files::remove(&unfinished)?;
         let name = constants.identity();
         let mut generation = Self {
             constants,
@@ -150,10 +151,7 @@ impl Generation {
         fill_stages(&mut object, &stages)?;
 
         // What is attached may be of another one of the same name, whose tables somebody replaced.
-        let whole = (0..u16::MAX)
-            .map(|number| generations.join(format!("{name}-{number}")))
-            .find(|path| !path.exists())
-            .with_context(|| format!("{} is full", generations.display()))?;
+        let whole = unused_in(generations, &format!("{name}-"))?;
         fs::rename(&generation.directory, &whole)
             .with_context(|| format!("cannot make {}", whole.display()))?;
         generation.directory = whole;
@@ -205,7 +203,7 @@ impl Generation {
             permissions,
         } = &self.constants;
         let (nat64, prefixes) = (u8::from(*nat64), u8::from(*prefixes));
-        let own = names_in(&self.directory.join(TABLES))?;
+        let own = files::list(&self.directory.join(TABLES))?;
         let mut loader = EbpfLoader::new();
         loader
             .override_global(globals::NETNS_COOKIE, namespace, true)
@@ -234,8 +232,10 @@ impl Generation {
         for name in maps::all().filter(|name| *name != maps::STAGES) {
             loader.map_pin_path(name, self.tables.join(name));
         }
-        for name in &own {
-            loader.map_pin_path(name, self.directory.join(TABLES).join(name));
+        for path in &own {
+            if let Some(name) = path.file_name().and_then(OsStr::to_str) {
+                loader.map_pin_path(name, path);
+            }
         }
         loader.load(OBJECT).map_err(explain_load)
     }
@@ -280,13 +280,10 @@ fn program_in(generation: &Path, name: &str) -> PathBuf {
 ///
 /// When there is none.
 pub(super) fn sweep(generations: &Path) -> Result<SchedClassifier> {
-    let found = fs::read_dir(generations)
-        .with_context(|| format!("cannot list {}", generations.display()))?
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name() != UNFINISHED)
-        .find_map(|entry| {
-            SchedClassifier::from_pin(program_in(&entry.path(), programs::SWEEP)).ok()
-        });
+    let found = files::list(generations)?
+        .into_iter()
+        .filter(|path| !path.ends_with(UNFINISHED))
+        .find_map(|path| SchedClassifier::from_pin(program_in(&path, programs::SWEEP)).ok());
     found.with_context(|| format!("no program is pinned in {}", generations.display()))
 }
 
@@ -367,50 +364,6 @@ fn load(name: &str, program: &mut Program) -> Result<()> {
         _ => bail!("the program {name} is of a type that nothing is attached to: rebuild tapnat"),
     }
     .map_err(|error| explain_refusal(name, error))
-}
-
-/// The names of what is in a directory.
-fn names_in(directory: &Path) -> Result<Vec<String>> {
-    let listing = || format!("cannot list {}", directory.display());
-    fs::read_dir(directory)
-        .with_context(listing)?
-        .map(|entry| {
-            let name = entry.with_context(listing)?.file_name();
-            Ok(name.to_string_lossy().into_owned())
-        })
-        .collect()
-}
-
-/// Makes a directory of pins, and those that it is in.
-///
-/// # Errors
-///
-/// When it cannot be made.
-pub(super) fn make_directory(path: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("cannot create {}", path.display()))
-}
-
-/// Removes a pin, or a directory of pins, if it is there.
-///
-/// # Errors
-///
-/// When it cannot be removed.
-pub(super) fn remove(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The record as a file: which version of tapnat can read it, and that it changes as a whole or not
-//! at all. It need not survive a loss of power, which undoes the changes too.
+//! The record as a file: which version of tapnat can read it. A loss of power undoes the changes, too,
+//! so it need not survive that.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{Change, Claim};
-use crate::{host::namespace::NetworkNamespace, instance::InstanceName};
+use crate::{files, host::namespace::NetworkNamespace, instance::InstanceName};
 
 /// Rises whenever an older tapnat could not read, or would misread, the file.
 const FORMAT: u32 = 1;
@@ -84,25 +84,7 @@ impl Record {
     ///
     /// When the file cannot be written.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let new = path.with_extension("json.new");
-        let text = serde_json::to_vec_pretty(self)?;
-        fs::write(&new, text)
-            .and_then(|()| fs::rename(&new, path))
-            .with_context(|| format!("cannot write {}", path.display()))
-    }
-}
-
-/// Removes the file, if it is there.
-///
-/// # Errors
-///
-/// When it cannot be removed.
-pub(super) fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
+        files::replace(path, &serde_json::to_vec_pretty(self)?)
     }
 }
 
