@@ -40,7 +40,7 @@ use aya_ebpf::{
         TC_ACT_SHOT, TC_ACT_UNSPEC,
         xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
     },
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
+    helpers::generated::bpf_ktime_get_coarse_ns,
     macros::{cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, TcContext, XdpContext},
 };
@@ -88,8 +88,6 @@ static COUNT_TRAFFIC: Global<u8> = Global::new(0);
 static NAT_LOG_LEVEL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static HAS_NAT64: Global<u8> = Global::new(0);
-#[unsafe(no_mangle)]
-static COARSE_CLOCK: Global<u8> = Global::new(1);
 #[unsafe(no_mangle)]
 static IPV6_CHECKSUMS: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -819,13 +817,8 @@ fn refusal<A: Routed>(
 /// The datapath's clock. See `tapnat_common::time`.
 #[inline(always)]
 fn now() -> Instant {
-    Instant::from_nanoseconds(if COARSE_CLOCK.load() == 0 {
-        // SAFETY: no preconditions.
-        unsafe { bpf_ktime_get_ns() }
-    } else {
-        // SAFETY: no preconditions.
-        unsafe { bpf_ktime_get_coarse_ns() }
-    })
+    // SAFETY: no preconditions.
+    Instant::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
 }
 
 /// Counts and logs an exit that is not the usual one. The log has the reason's

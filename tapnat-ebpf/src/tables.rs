@@ -213,9 +213,7 @@ impl<A: Routed, const SWEEPS: bool> Kernel<A, SWEEPS> {
         match result {
             BPF_FIB_LKUP_RET_SUCCESS => {
                 // SAFETY: both members are plain 16-bit numbers.
-                let route_mtu = unsafe { query.__bindgen_anon_1.mtu_result };
-                // Kernels before 5.12 leave the length where the MTU belongs.
-                let mtu = if route_mtu > 1 { route_mtu } else { device_mtu };
+                let mtu = unsafe { query.__bindgen_anon_1.mtu_result };
                 let linked = device.is_some_and(|device| device.ethernet != 0);
                 let link = LinkAddresses::new(query.dmac, query.smac);
                 let next_hop = NextHop {

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfError, TestRun as _, TestRunOptions,
     maps::{Map, MapData, MapError, MapInfo, xdp::DevMapHash},
@@ -314,7 +314,6 @@ pub struct Datapath {
 #[derive(Debug)]
 struct HostSockets {
     control_groups: Option<File>,
-    namespace: Option<u64>,
     /// Whether they are led; unknown of what an earlier process left.
     led: Option<bool>,
 }
@@ -346,11 +345,10 @@ impl Datapath {
         pins.create()?;
         let host_sockets = HostSockets {
             control_groups: cgroup::open_root(),
-            namespace: NetworkNamespace::current()?.cookie(),
             led: None,
         };
-        let constants = constants(config, ipv6, &host_sockets)?;
-        let wanted = programs_for(hooks)?;
+        let constants = constants(config, ipv6)?;
+        let wanted = programs_for(hooks);
         let (generations, tables) = (pins.generations(), pins.tables());
         let there = Generation::find(&generations, &tables, &constants);
         let (generation, resumes_log) = if let Some(generation) = there {
@@ -400,7 +398,7 @@ impl Datapath {
     ///
     /// When the kernel's verifier refuses one.
     pub fn load_programs(&self, hooks: &[Hook]) -> Result<()> {
-        self.generation.add(&programs_for(hooks)?)
+        self.generation.add(&programs_for(hooks))
     }
 
     /// Attaches the program of a device through TCX, in place of that which an earlier process of
@@ -479,10 +477,6 @@ impl Datapath {
         }
         let mut pins = Vec::new();
         if wanted {
-            ensure!(
-                self.host_sockets.namespace.is_some(),
-                "{UNREACHED}, as that takes Linux 5.14: use the guest's own address there"
-            );
             self.generation.add(&programs::HOST).context(UNREACHED)?;
             for (name, attach_type) in programs::HOST.iter().zip(HOST_ATTACH_TYPES) {
                 let pin = self.attach_to_host(name, attach_type);
@@ -596,7 +590,7 @@ impl Datapath {
 }
 
 /// What the programs and tables for this configuration are made of.
-fn constants(config: &Config, ipv6: bool, host_sockets: &HostSockets) -> Result<Constants> {
+fn constants(config: &Config, ipv6: bool) -> Result<Constants> {
     let mappings = match config.max_sessions {
         few @ ..=ENOUGH_MAPPINGS => few,
         many => {
@@ -610,10 +604,9 @@ fn constants(config: &Config, ipv6: bool, host_sockets: &HostSockets) -> Result<
         (Some(_), true) => (level::SESSIONS, LOG_BYTES),
     };
     Ok(Constants {
-        namespace: host_sockets.namespace.unwrap_or_default(),
+        namespace: NetworkNamespace::current()?.cookie(),
         count: u8::from(config.count),
         log,
-        coarse: u8::from(kernel_is_at_least(5, 11)),
         ipv6_checksums: u8::from(kernel_is_at_least(6, 16)),
         ipv6,
         nat64: ipv6 && config.nat64.is_some(),
@@ -632,15 +625,14 @@ fn constants(config: &Config, ipv6: bool, host_sockets: &HostSockets) -> Result<
 }
 
 /// The programs that are attached to these, each once.
-fn programs_for(hooks: &[Hook]) -> Result<Vec<&'static str>> {
+fn programs_for(hooks: &[Hook]) -> Vec<&'static str> {
     let mut names: Vec<_> = hooks.iter().map(Hook::program).collect();
     if hooks.iter().any(|hook| hook.xdp) {
-        check_multi_buffer()?;
         names.push(programs::OUTSIDE_XDP);
     }
     names.sort_unstable();
     names.dedup();
-    Ok(names)
+    names
 }
 
 fn from_pin(generation: &Generation, name: &str) -> Result<SchedClassifier> {
@@ -729,15 +721,6 @@ fn explain_xdp(device: &str, error: ProgramError) -> Error {
     anyhow!("cannot attach XDP to the uplink {device}: {why}: pass --uplink-hook tc")
 }
 
-/// Programs that take frames in several buffers, and so any MTU, came with Linux 5.18.
-fn check_multi_buffer() -> Result<()> {
-    ensure!(
-        kernel_is_at_least(5, 18),
-        "--uplink-hook xdp needs Linux 5.18: pass --uplink-hook tc"
-    );
-    Ok(())
-}
-
 /// `false` when the device went away under the link.
 fn replace_program(program: &mut SchedClassifier, pinned: PinnedLink) -> Result<bool> {
     let link: SchedClassifierLink = FdLink::from(pinned).try_into()?;
@@ -758,7 +741,8 @@ fn explain_load(error: EbpfError) -> Error {
         EbpfError::MapError(MapError::CreateError { name, io_error }) => {
             let way_out = match io_error.raw_os_error() {
                 Some(libc::ENOMEM | libc::E2BIG) => "pass a smaller --max-sessions",
-                Some(libc::EPERM) => "run as root, or raise the limit on locked memory",
+                // Kernels before 5.11 count tables as locked memory, which root may be short of, too.
+                Some(libc::EPERM) if is_kernel_supported() => "run as root",
                 _ => explain_kernel(),
             };
             anyhow!("cannot create the table {name}: {io_error}: {way_out}")

@@ -4,8 +4,6 @@
 pub const COUNT_TRAFFIC: &str = "COUNT_TRAFFIC";
 /// `u8`: [`crate::nat_log::level`].
 pub const NAT_LOG: &str = "NAT_LOG_LEVEL";
-/// `u8`: non-zero where the kernel has `bpf_ktime_get_coarse_ns` (>= 5.11).
-pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
 /// `u8`: non-zero where `bpf_l4_csum_replace` knows `BPF_F_IPV6` (>= 6.16).
 pub const IPV6_CHECKSUMS: &str = "IPV6_CHECKSUMS";
 /// `u8`: non-zero where there is NAT64.

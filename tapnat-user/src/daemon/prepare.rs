@@ -3,7 +3,6 @@
 
 use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
-use rustix::process::{Resource, Rlimit, setrlimit};
 use tapnat_common::abi::setting_flags;
 
 use super::{
@@ -92,7 +91,6 @@ pub(super) async fn prepare(
     if ipv6 {
         six::forget_small_tables(&pins)?;
     }
-    allow_tables();
     let progress = Progress::waiting("the kernel verifies tapnat's programs");
     let mut datapath = Datapath::open(pins.clone(), config, ipv6, &hooks)?;
     drop(progress);
@@ -162,15 +160,6 @@ fn is_adoptable(config: &Config, pins: &Pins) -> Result<bool> {
         check_capacity(config, tables)?;
     }
     Ok(tables.is_some())
-}
-
-/// Kernels before 5.11 count tables as locked memory.
-pub(super) fn allow_tables() {
-    let unlimited = Rlimit {
-        current: None,
-        maximum: None,
-    };
-    let _ = setrlimit(Resource::Memlock, unlimited);
 }
 
 /// Has the firewall asked about sessions that began without it.

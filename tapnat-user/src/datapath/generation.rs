@@ -43,7 +43,6 @@ pub(super) struct Constants {
     pub namespace: u64,
     pub count: u8,
     pub log: u8,
-    pub coarse: u8,
     pub ipv6_checksums: u8,
     /// Whether there are programs for IPv6, and room in its tables.
     pub ipv6: bool,
@@ -191,7 +190,6 @@ impl Generation {
             namespace,
             count,
             log,
-            coarse,
             ipv6_checksums,
             ipv6,
             nat64,
@@ -209,7 +207,6 @@ impl Generation {
             .override_global(globals::NETNS_COOKIE, namespace, true)
             .override_global(globals::COUNT_TRAFFIC, count, true)
             .override_global(globals::NAT_LOG, log, true)
-            .override_global(globals::COARSE_CLOCK, coarse, true)
             .override_global(aya_log::LEVEL, verbose, true)
             .override_global(globals::IPV6_CHECKSUMS, ipv6_checksums, true)
             .override_global(globals::NAT64, &nat64, true)
@@ -376,7 +373,6 @@ mod tests {
             namespace: 1,
             count: 0,
             log: 0,
-            coarse: 1,
             ipv6_checksums: 1,
             ipv6: false,
             nat64: false,
@@ -397,7 +393,6 @@ mod tests {
             other(|it| it.namespace = 2),
             other(|it| it.count = 1),
             other(|it| it.log = 1),
-            other(|it| it.coarse = 0),
             other(|it| it.ipv6_checksums = 0),
             other(|it| it.ipv6 = true),
             other(|it| it.nat64 = true),

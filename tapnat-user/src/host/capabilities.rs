@@ -161,7 +161,7 @@ mod tests {
             ..usual
         };
         assert!(kept(everything, elsewhere, true).contains(CapabilitySet::SYS_PTRACE));
-        // Kernels before 5.8, or who was given that in place of the finer ones.
+        // Who was given that in place of the finer ones.
         let coarse = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
         assert_eq!(kept(coarse, usual, true), coarse);
         assert!(kept(everything, usual, false).contains(CapabilitySet::DAC_OVERRIDE));

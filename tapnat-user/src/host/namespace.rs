@@ -27,8 +27,8 @@ const NAMED: &str = "/run/netns";
 pub struct NetworkNamespace {
     /// The inode of its file in nsfs, which the kernel uses again for a later namespace.
     inode: u64,
-    /// `SO_NETNS_COOKIE`, which is never used again; absent below Linux 5.14.
-    cookie: Option<u64>,
+    /// `SO_NETNS_COOKIE`, which is never used again.
+    cookie: u64,
 }
 
 impl NetworkNamespace {
@@ -41,9 +41,9 @@ impl NetworkNamespace {
         Self::of_this_thread().context("cannot tell which network namespace this is")
     }
 
-    /// What the kernel tells its programs apart by; absent below Linux 5.14.
+    /// By what the kernel tells it to its programs.
     #[must_use]
-    pub fn cookie(self) -> Option<u64> {
+    pub fn cookie(self) -> u64 {
         self.cookie
     }
 
@@ -99,7 +99,7 @@ impl NetworkNamespace {
     }
 }
 
-fn cookie() -> io::Result<Option<u64>> {
+fn cookie() -> io::Result<u64> {
     let socket = UnixDatagram::unbound()?;
     let mut cookie = 0u64;
     let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).map_err(io::Error::other)?;
@@ -114,10 +114,11 @@ fn cookie() -> io::Result<Option<u64>> {
         )
     };
     if result == 0 {
-        return Ok(Some(cookie));
+        return Ok(cookie);
     }
     match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        // Before Linux 5.14, which refuses the programs later: then it is told why.
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(0),
         error => Err(error),
     }
 }
@@ -137,11 +138,9 @@ mod tests {
     fn a_namespace_that_reuses_the_inode_is_another_one() {
         let current = NetworkNamespace::current().unwrap();
         let earlier = NetworkNamespace {
-            cookie: current.cookie.map(|cookie| cookie + 1),
+            cookie: current.cookie + 1,
             ..current
         };
-        if current.cookie.is_some() {
-            assert_eq!(earlier.find().unwrap(), None);
-        }
+        assert_eq!(earlier.find().unwrap(), None);
     }
 }
