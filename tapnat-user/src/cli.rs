@@ -18,6 +18,7 @@ mod revalidate;
 mod run;
 mod saved;
 mod static_address;
+mod static_mappings;
 mod status;
 mod top;
 mod trace;
@@ -37,8 +38,10 @@ use clap::{Args, Parser, Subcommand};
 
 use self::print::{Column, List};
 use crate::{
+    control::{self, Request},
     host::bpffs,
     instance::{Holder, InstanceName, Lock},
+    notice::tell,
     tables::{BothTables, Unusable},
     view::protocol_number,
 };
@@ -339,6 +342,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 impl Instance {
+    /// Has the instance change something, and says what it says.
+    async fn change(&self, request: &Request) -> Result<()> {
+        for note in control::ask(&self.name, request, || self.tables()).await? {
+            tell(&note);
+        }
+        Ok(())
+    }
+
     /// Opens the instance's pinned tables.
     fn tables(&self) -> Result<BothTables> {
         self.tables_and_pins().map(|(tables, _)| tables)

@@ -371,10 +371,27 @@ impl Forward {
         }
     }
 
-    /// Whether both want the same of one outside address. `outside` are those of the instance, the
-    /// first of which, of the guest's IP version, stands for none.
+    /// What is wrong with it if one of the `earlier` ones wants the same of an outside address.
+    /// `outside` are those of the instance, the first of which, of the guest's IP version, stands for
+    /// none.
     #[must_use]
-    pub fn contradicts(&self, other: &Self, outside: &[IpAddr]) -> bool {
+    pub fn conflict<'a>(
+        &self,
+        mut earlier: impl Iterator<Item = &'a Self>,
+        outside: &[IpAddr],
+    ) -> Option<String> {
+        let other = earlier.find(|it| it.contradicts(self, outside))?;
+        Some(format!(
+            "{} cannot lead to {}: {} leads to {} already",
+            self.name(),
+            self.inside_address,
+            other.name(),
+            other.inside_address
+        ))
+    }
+
+    /// Whether both want the same of one of these outside addresses.
+    fn contradicts(&self, other: &Self, outside: &[IpAddr]) -> bool {
         let own = version(self.inside_address);
         let first = outside.iter().find(|it| version(**it) == own).copied();
         if own != version(other.inside_address)

@@ -436,15 +436,9 @@ fn plan<A: IpFamily>(
     let mut kept = HashSet::new();
     let mut listening: Option<Vec<Listener>> = None;
     for (position, forward) in wanted.iter().enumerate() {
-        let mut earlier = wanted.iter().take(position);
-        if let Some(other) = earlier.find(|it| it.contradicts(forward, &pool)) {
-            bail!(
-                "{} cannot lead to {}: {} leads to {} already",
-                forward.name(),
-                forward.inside_address,
-                other.name(),
-                other.inside_address
-            );
+        let earlier = wanted.iter().take(position).copied();
+        if let Some(message) = forward.conflict(earlier, &pool) {
+            bail!(message);
         }
         let entries = ground.entries(forward, configured)?;
         if let Some((outside, _)) = entries.first() {

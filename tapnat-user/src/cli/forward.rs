@@ -5,15 +5,16 @@ use std::net::IpAddr;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
-use serde::Serialize;
 
-use super::{Format, Instance, Shown, print::Column, saved::Saved};
+use super::{
+    Instance,
+    print::Column,
+    static_mappings::{Save, Show, from_cell},
+};
 use crate::{
     config::parse_outside_address,
-    control::{self, Request},
     forwards::{Forward, InsideEnd, Ports, Share, Standing, Transport, parse_from},
-    notice::tell,
-    statics::{self, Selector},
+    statics::Selector,
     view::{Endpoint, ForwardView, Label as _},
 };
 
@@ -75,15 +76,6 @@ struct Add {
     save: Save,
 }
 
-/// Whether a change is to last.
-#[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Save {
-    /// Change it in the configuration file, too, which the instance then reads again, as `tapnat
-    /// reload` has it do. Without, it is for as long as the instance is up
-    #[arg(long)]
-    save: bool,
-}
-
 #[derive(Debug, Args)]
 struct Remove {
     /// tcp or udp
@@ -101,38 +93,19 @@ struct Remove {
     save: Save,
 }
 
-#[derive(Debug, Args)]
-struct Show {
-    #[command(flatten)]
-    format: Format,
-}
-
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
-        match self.verb {
-            Verb::Add(arguments) => {
-                let save = arguments.save;
-                add(&self.instance, arguments.forward()?, save).await
-            }
-            Verb::Remove(arguments) => {
-                let save = arguments.save;
-                remove(&self.instance, arguments.selector(), save).await
-            }
-            Verb::List(Show { format }) => list(
-                &Shown {
-                    instance: self.instance,
-                    format,
-                },
-                &COLUMNS,
-                view,
-                cells,
-            ),
+        let Self { instance, verb } = self;
+        match verb {
+            Verb::Add(it) => it.save.add(&instance, it.forward()?).await,
+            Verb::Remove(it) => it.save.remove(&instance, it.selector()).await,
+            Verb::List(it) => it.list(instance, &COLUMNS, view, cells),
         }
     }
 }
 
 impl Add {
-    fn forward(self) -> Result<Forward> {
+    fn forward(&self) -> Result<Forward> {
         Forward::of_ports(
             self.protocol,
             self.outside,
@@ -144,7 +117,7 @@ impl Add {
 }
 
 impl Remove {
-    fn selector(self) -> Selector {
+    fn selector(&self) -> Selector {
         Selector::Ports {
             protocol: self.protocol,
             ports: self.outside,
@@ -171,62 +144,4 @@ fn cells(view: &ForwardView) -> Vec<String> {
         view.made_by.label().to_owned(),
         view.sessions.to_string(),
     ]
-}
-
-/// Who may come in, as a cell.
-pub(super) fn from_cell(from: IpNet) -> String {
-    if from.prefix_len() == 0 {
-        "anywhere".to_owned()
-    } else {
-        from.to_string()
-    }
-}
-
-/// Prints those of the static mappings that `view` shows.
-pub(super) fn list<T: Serialize>(
-    shown: &Shown,
-    columns: &[Column],
-    view: impl Fn(&Standing) -> Option<T>,
-    cells: impl Fn(&T) -> Vec<String>,
-) -> Result<()> {
-    let tables = shown.tables()?;
-    let mut list = shown.list(columns)?;
-    for view in statics::list(&tables)?.iter().filter_map(view) {
-        list.entry(&view, &cells)?;
-    }
-    list.end()
-}
-
-/// Lets in, for as long as the instance is up or from now on.
-pub(super) async fn add(instance: &Instance, forward: Forward, save: Save) -> Result<()> {
-    if !save.save {
-        return change(instance, &Request::AddForward(forward)).await;
-    }
-    let mut saved = Saved::of(&instance.name)?;
-    saved.add(&forward)?;
-    saved.store(&instance.name).await
-}
-
-/// Takes away, from the file as well if that is asked for.
-pub(super) async fn remove(instance: &Instance, selector: Selector, save: Save) -> Result<()> {
-    let request = Request::RemoveForward(selector);
-    if !save.save {
-        return change(instance, &request).await;
-    }
-    let mut saved = Saved::of(&instance.name)?;
-    if !saved.remove(&selector)? {
-        return change(instance, &request).await;
-    }
-    saved.store(&instance.name).await?;
-    // What a command had added beside it may be left. Mostly nothing is.
-    let _ = control::ask(&instance.name, &request, || instance.tables()).await;
-    Ok(())
-}
-
-/// Has the instance change something, and says what it says.
-pub(super) async fn change(instance: &Instance, request: &Request) -> Result<()> {
-    for note in control::ask(&instance.name, request, || instance.tables()).await? {
-        tell(&note);
-    }
-    Ok(())
 }

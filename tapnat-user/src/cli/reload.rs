@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{Instance, forward::change};
+use super::Instance;
 use crate::control::Request;
 
 #[derive(Debug, Args)]
@@ -14,6 +14,6 @@ pub struct Arguments {
 
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
-        change(&self.instance, &Request::Reload).await
+        self.instance.change(&Request::Reload).await
     }
 }

@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
 use super::{
-    Format, Instance, Shown,
-    forward::{Save, add, from_cell, list, remove},
+    Instance,
     print::Column,
+    static_mappings::{Save, Show, from_cell},
 };
 use crate::{
     config::parse_outside_address,
@@ -74,37 +74,22 @@ struct Remove {
     save: Save,
 }
 
-#[derive(Debug, Args)]
-struct Show {
-    #[command(flatten)]
-    format: Format,
-}
-
 impl Arguments {
     pub async fn execute(self) -> Result<()> {
-        match self.verb {
-            Verb::Add(arguments) => {
-                let save = arguments.save;
-                add(&self.instance, arguments.forward()?, save).await
+        let Self { instance, verb } = self;
+        match verb {
+            Verb::Add(it) => it.save.add(&instance, it.forward()?).await,
+            Verb::Remove(it) => {
+                let selector = Selector::Address(it.outside);
+                it.save.remove(&instance, selector).await
             }
-            Verb::Remove(Remove { outside, save }) => {
-                remove(&self.instance, Selector::Address(outside), save).await
-            }
-            Verb::List(Show { format }) => list(
-                &Shown {
-                    instance: self.instance,
-                    format,
-                },
-                &COLUMNS,
-                view,
-                cells,
-            ),
+            Verb::List(it) => it.list(instance, &COLUMNS, view, cells),
         }
     }
 }
 
 impl Add {
-    fn forward(self) -> Result<Forward> {
+    fn forward(&self) -> Result<Forward> {
         Forward::of_address(self.outside, self.inside, self.from)
     }
 }

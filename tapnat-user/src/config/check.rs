@@ -365,18 +365,9 @@ impl Config {
     fn check_forward(&self, position: usize, forward: &Forward) -> Checked {
         let about = About::Forward(position);
         let (name, inside) = (forward.name(), forward.inside_address);
-        let mut earlier = self.forwards.iter().take(position);
-        if let Some(other) =
-            earlier.find(|other| other.contradicts(forward, &self.outside_addresses))
-        {
-            return refuse(
-                about,
-                format!(
-                    "{name} cannot lead to {inside}: {} leads to {} already",
-                    other.name(),
-                    other.inside_address
-                ),
-            );
+        let earlier = self.forwards.iter().take(position);
+        if let Some(message) = forward.conflict(earlier, &self.outside_addresses) {
+            return refuse(about, message);
         }
         if forward.share == Share::Everything
             && let Some(outside) = forward.outside_address
