@@ -37,7 +37,7 @@ use pcap_file::{
 use crate::{
     Namespace,
     packet::{
-        Link, Offload, Parsed, SHORT_HEADER,
+        Builder, Link, Offload, Parsed, SHORT_HEADER,
         checksum::{self, Expect, Fault},
     },
     sys::{self, Stop, Wake},
@@ -365,6 +365,20 @@ impl Captured {
     #[must_use]
     pub fn ip(&self) -> &[u8] {
         &self.data[self.ip_offset()..]
+    }
+
+    /// Checks that it is this packet, from the IP header on. A device may have padded it.
+    ///
+    /// # Errors
+    /// It is another one: both are told.
+    pub fn check(&self, expected: &Builder) -> Result<()> {
+        let expected = expected.build();
+        ensure!(
+            self.ip().starts_with(&expected),
+            "arrived: {:02x?}\nexpected: {expected:02x?}",
+            self.ip()
+        );
+        Ok(())
     }
 
     fn ip_offset(&self) -> usize {

@@ -176,6 +176,14 @@ impl Wire {
         Ok(packet)
     }
 
+    /// Waits for the next packet, and checks that it is this one.
+    ///
+    /// # Errors
+    /// As [`Self::receive_captured`], or it is another one.
+    pub fn receive_this(&self, expected: &Builder) -> Result<()> {
+        self.receive_captured()?.check(expected)
+    }
+
     /// The next packet that arrives, whatever it is.
     ///
     /// # Errors

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, ensure};
 use etherparse::IpNumber;
 use serde_json::{Value, json};
 use tapnat_testbed::{
-    capture::Captured,
     packet::{self, Builder},
     topology::{self, HOST_ADDRESS6, Inside, Topology},
     traffic::{self, TcpReflector, TcpSession},
@@ -54,17 +53,6 @@ fn wired(builder: topology::Builder, arguments: &[&str]) -> Result<(World, Wires
     Ok((world, wires))
 }
 
-/// Checks that a packet is this one, from the IP header on.
-fn check(packet: &Captured, expected: &Builder) -> Result<()> {
-    let expected = expected.build();
-    ensure!(
-        packet.ip().starts_with(&expected),
-        "arrived: {:02x?}\nexpected: {expected:02x?}",
-        packet.ip()
-    );
-    Ok(())
-}
-
 /// Packets of every kind between two ends, the first of a session or not.
 fn kinds(from: SocketAddr, to: SocketAddr) -> Vec<Builder> {
     let (one, other) = (from.ip(), to.ip());
@@ -95,7 +83,7 @@ fn both_sides_may_begin_and_no_checksum_changes() -> Result<()> {
         for (sent, expected) in inward {
             wires.world.send(&sent)?;
             let arrived = wires.guests[guest].receive_captured()?;
-            check(&arrived, &expected.ttl(63))?;
+            arrived.check(&expected.ttl(63))?;
             ensure!(
                 arrived.ip()[40..] == sent.build()[40..],
                 "{}",
@@ -106,7 +94,7 @@ fn both_sides_may_begin_and_no_checksum_changes() -> Result<()> {
         for (sent, expected) in outward {
             wires.guests[guest].send(&sent)?;
             let arrived = wires.world.receive_captured()?;
-            check(&arrived, &expected.ttl(63))?;
+            arrived.check(&expected.ttl(63))?;
             ensure!(
                 arrived.ip()[40..] == sent.build()[40..],
                 "{}",
@@ -141,7 +129,8 @@ fn errors_are_translated_with_what_they_quote() -> Result<()> {
                 |to, about: &[u8]| packet::icmp_error(V6.router(), to, kind, [0, 0, 5, 220], about);
             wires.world.send(&error(known.ip(), &about(known)))?;
             let expected = error(inside.ip(), &about(inside));
-            check(&wires.guests[0].receive_captured()?, &expected.ttl(63))
+            wires.guests[0]
+                .receive_this(&expected.ttl(63))
                 .with_context(|| format!("{kind:?}, {length} bytes"))?;
 
             let about = |to| quote(packet::udp(remote, to));
@@ -149,7 +138,9 @@ fn errors_are_translated_with_what_they_quote() -> Result<()> {
                 |from, about: &[u8]| packet::icmp_error(from, remote.ip(), kind, [0; 4], about);
             wires.guests[0].send(&error(inside.ip(), &about(inside)))?;
             let expected = error(known.ip(), &about(known));
-            check(&wires.world.receive_captured()?, &expected.ttl(63))
+            wires
+                .world
+                .receive_this(&expected.ttl(63))
                 .with_context(|| format!("{kind:?}, {length} bytes"))?;
         }
     }
@@ -199,7 +190,7 @@ fn guests_reach_each_other_as_the_world_does() -> Result<()> {
         .zip(kinds(one_known, other))
     {
         wires.guests[0].send(&sent)?;
-        check(&wires.guests[1].receive_captured()?, &expected.ttl(63))?;
+        wires.guests[1].receive_this(&expected.ttl(63))?;
     }
     // And an error about it goes back the same way.
     let arrived = packet::udp(one_known, other).payload(b"hairpin").build();
@@ -207,7 +198,7 @@ fn guests_reach_each_other_as_the_world_does() -> Result<()> {
     let error = packet::unreachable(other.ip(), one_known.ip(), 4, &arrived);
     wires.guests[1].send(&error)?;
     let expected = packet::unreachable(other_known.ip(), one.ip(), 4, &sent);
-    check(&wires.guests[0].receive_captured()?, &expected.ttl(63))?;
+    wires.guests[0].receive_this(&expected.ttl(63))?;
     wires.nothing_arrives()
 }
 
@@ -534,10 +525,9 @@ fn pairs_are_shown_and_why_knows_them() -> Result<()> {
     );
     // As it says, so it is.
     wires.guests[0].send(&packet::udp(inside, remote))?;
-    check(
-        &wires.world.receive_captured()?,
-        &packet::udp(known, remote).ttl(63),
-    )?;
+    wires
+        .world
+        .receive_this(&packet::udp(known, remote).ttl(63))?;
     let back = why(&["--from", &server, "--to", &known.to_string()])?;
     ensure!(
         back["reason"] == "prefix-translated" && back["after"]["destination"] == shown(inside),

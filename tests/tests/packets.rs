@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::IpNumber;
 use tapnat_testbed::{
     cable::{self, Layer, TunTap},
-    capture::Captured,
     packet::{self, Builder, Offload},
     traffic,
 };
@@ -30,17 +29,6 @@ fn lengths(family: Family) -> [usize; 12] {
 /// because the first has them.
 fn world(family: Family) -> Result<(World, Wires)> {
     family.wired(2, &[])
-}
-
-/// Checks that a packet is this one, from the IP header on.
-fn check(packet: &Captured, expected: &Builder) -> Result<()> {
-    let expected = expected.build();
-    ensure!(
-        packet.ip().starts_with(&expected),
-        "arrived: {:02x?}\nexpected: {expected:02x?}",
-        packet.ip()
-    );
-    Ok(())
 }
 
 /// A kind of packet, made from its ends; of a query the identifier is the port
@@ -100,11 +88,10 @@ fn check_both_ways(wires: &Wires, port: u16, with: impl Fn(Builder) -> Builder) 
                 outside.ip() == wires.family.outside_address() && is_kept == (guest == 0),
                 "{kind:?} of {inside} from {outside}"
             );
-            check(&arrived, &with(kind.out(outside, remote)).ttl(63))?;
+            arrived.check(&with(kind.out(outside, remote)).ttl(63))?;
 
             wires.world.send(&with(kind.back(remote, outside)))?;
-            let arrived = wires.guests[guest].receive_captured()?;
-            check(&arrived, &with(kind.back(remote, inside)).ttl(63))?;
+            wires.guests[guest].receive_this(&with(kind.back(remote, inside)).ttl(63))?;
         }
     }
     wires.nothing_arrives()
@@ -155,11 +142,10 @@ fn what_follows_the_packet_in_its_frame_changes_nothing(family: Family) -> Resul
         wires.guests[0].send_all(&kind.out(inside, remote).payload(b"odd"), padded)?;
         let arrived = wires.world.receive_captured()?;
         let expected = kind.out(family.outside(port), remote).payload(b"odd");
-        check(&arrived, &expected.ttl(63))?;
+        arrived.check(&expected.ttl(63))?;
         let answer = kind.back(remote, family.outside(port)).payload(b"odd");
         wires.world.send_all(&answer, padded)?;
-        let arrived = wires.guests[0].receive_captured()?;
-        check(&arrived, &kind.back(remote, inside).payload(b"odd").ttl(63))?;
+        wires.guests[0].receive_this(&kind.back(remote, inside).payload(b"odd").ttl(63))?;
     }
     Ok(())
 }
@@ -192,12 +178,12 @@ fn a_udp_checksum_that_comes_to_nothing_is_sent_as_all_ones(family: Family) -> R
     let payload = payload_for(Kind::Udp, translated, remote, 0xffff);
     wires.guests[0].send(&packet::udp(source, remote).payload(&payload))?;
     let expected = packet::udp(translated, remote).payload(&payload).ttl(63);
-    check(&wires.world.receive_captured()?, &expected)?;
+    wires.world.receive_this(&expected)?;
     // A checksum of all ones is one, and goes on as another.
     let payload = payload_for(Kind::Udp, source, remote, 0xffff);
     wires.guests[0].send(&packet::udp(source, remote).payload(&payload))?;
     let expected = packet::udp(translated, remote).payload(&payload).ttl(63);
-    check(&wires.world.receive_captured()?, &expected)
+    wires.world.receive_this(&expected)
 }
 both_families!(a_udp_checksum_that_comes_to_nothing_is_sent_as_all_ones);
 
@@ -212,7 +198,7 @@ fn other_checksums_that_come_to_nothing_are_zero(family: Family) -> Result<()> {
         let payload = payload_for(kind, translated, remote, 0);
         wires.guests[0].send(&kind.out(source, remote).payload(&payload))?;
         let expected = kind.out(translated, remote).payload(&payload).ttl(63);
-        check(&wires.world.receive_captured()?, &expected)?;
+        wires.world.receive_this(&expected)?;
     }
     if family == V6 {
         return Ok(());
@@ -228,7 +214,7 @@ fn other_checksums_that_come_to_nothing_are_zero(family: Family) -> Result<()> {
     wires.guests[0].send(&kind.out(source, remote).identification(identification))?;
     let expected = kind.out(translated, remote).ttl(63);
     let expected = expected.identification(identification);
-    check(&wires.world.receive_captured()?, &expected)
+    wires.world.receive_this(&expected)
 }
 both_families!(other_checksums_that_come_to_nothing_are_zero);
 
@@ -285,7 +271,7 @@ impl OpenTap {
             };
             self.tap.send(offload, &frame)?;
             let arrived = self.wire.receive_captured()?;
-            check(&arrived, &expected.clone().ttl(63).partial_checksum())?;
+            arrived.check(&expected.clone().ttl(63).partial_checksum())?;
             ensure!(
                 arrived.offload.gso == offload.gso && arrived.offload.checksum.is_some(),
                 "sent with {offload:?}, arrived with {:?}",
@@ -420,19 +406,19 @@ fn check_segment_size(wires: &Wires, port: u16, announced: u16, expected: u16) -
         let (inside, remote) = (wires.inside(0, port), wires.family.remote(0, 80));
         wires.guests[0].send(&with(Kind::Tcp.out(inside, remote), &sent))?;
         let translated = with(Kind::Tcp.out(wires.family.outside(port), remote), &expected).ttl(63);
-        check(&wires.world.receive_captured()?, &translated)?;
+        wires.world.receive_this(&translated)?;
         wires.world.send(&with(
             Kind::Tcp.back(remote, wires.family.outside(port)),
             &sent,
         ))?;
         let translated = with(Kind::Tcp.back(remote, inside), &expected).ttl(63);
-        check(&wires.guests[0].receive_captured()?, &translated)?;
+        wires.guests[0].receive_this(&translated)?;
         // Only where they are announced.
         let data = packet::tcp(inside, remote).with_tcp(|header| header.ack = true);
         wires.guests[0].send(&with(data.clone(), &sent))?;
         let data =
             packet::tcp(wires.family.outside(port), remote).with_tcp(|header| header.ack = true);
-        check(&wires.world.receive_captured()?, &with(data, &sent).ttl(63))?;
+        wires.world.receive_this(&with(data, &sent).ttl(63))?;
     }
     Ok(())
 }
@@ -472,30 +458,30 @@ fn protocols_whose_ports_cannot_be_changed_go_by_address(family: Family) -> Resu
     ] {
         let named = || format!("{protocol:?}");
         wires.guests[0].send(&other(one, here, protocol))?;
-        let arrived = wires.world.receive_captured().with_context(named)?;
-        check(
-            &arrived,
-            &other(family.outside_address(), here, protocol).ttl(63),
-        )?;
+        wires
+            .world
+            .receive_this(&other(family.outside_address(), here, protocol).ttl(63))
+            .with_context(named)?;
         wires
             .world
             .send(&other(here, family.outside_address(), protocol))?;
-        let arrived = wires.guests[0].receive_captured().with_context(named)?;
-        check(&arrived, &other(here, one, protocol).ttl(63))?;
+        wires.guests[0]
+            .receive_this(&other(here, one, protocol).ttl(63))
+            .with_context(named)?;
         // Another guest may have them with another remote, not with the same.
         wires.guests[1].send(&other(two, here, protocol))?;
         wires.nothing_arrives().with_context(named)?;
         wires.guests[1].send(&other(two, there, protocol))?;
-        let arrived = wires.world.receive_captured().with_context(named)?;
-        check(
-            &arrived,
-            &other(family.outside_address(), there, protocol).ttl(63),
-        )?;
+        wires
+            .world
+            .receive_this(&other(family.outside_address(), there, protocol).ttl(63))
+            .with_context(named)?;
         wires
             .world
             .send(&other(there, family.outside_address(), protocol))?;
-        let arrived = wires.guests[1].receive_captured().with_context(named)?;
-        check(&arrived, &other(there, two, protocol).ttl(63))?;
+        wires.guests[1]
+            .receive_this(&other(there, two, protocol).ttl(63))
+            .with_context(named)?;
     }
     Ok(())
 }
