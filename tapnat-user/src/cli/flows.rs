@@ -17,7 +17,7 @@ use super::{
     Format, Instance,
     print::{self, Column, List},
     read_protocol,
-    watch::{Room, watch},
+    watch::{Room, Watching, watch},
 };
 use crate::{
     config::{parse_duration, parse_prefix},
@@ -41,16 +41,8 @@ pub struct Arguments {
     #[command(flatten)]
     shape: Shape,
 
-    /// Show it anew every two seconds, or as often as it says, until Ctrl-C
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "2",
-        value_parser = parse_interval
-    )]
-    watch: Option<Duration>,
+    #[command(flatten)]
+    watching: Watching,
 
     #[command(flatten)]
     instance: Instance,
@@ -238,7 +230,7 @@ enum Rows {
 
 impl Arguments {
     pub fn execute(self) -> Result<()> {
-        let Some(interval) = self.watch else {
+        let Some(interval) = self.watching.watch else {
             let tables = self.instance.tables()?;
             let width = print::terminal_width();
             // What comes bit by bit on a terminal is seen.
@@ -508,12 +500,6 @@ fn is_counted(tables: &BothTables) -> Result<bool> {
     Ok(tables.ipv4.settings()?.flags & setting_flags::COUNTED != 0)
 }
 
-/// Reads how long to wait between two looks.
-pub(super) fn parse_interval(text: &str) -> Result<Duration> {
-    let interval = parse_duration(text)?;
-    Ok(Duration::from_millis(interval.milliseconds() / 10 * 10))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -576,10 +562,13 @@ mod tests {
 
     #[test]
     fn an_interval_may_be_given() {
-        assert_eq!(read("").unwrap().watch, None);
-        assert_eq!(read("--watch").unwrap().watch, Some(Duration::from_secs(2)));
+        assert_eq!(read("").unwrap().watching.watch, None);
         assert_eq!(
-            read("--watch=10 --by guest").unwrap().watch,
+            read("--watch").unwrap().watching.watch,
+            Some(Duration::from_secs(2))
+        );
+        assert_eq!(
+            read("--watch=10 --by guest").unwrap().watching.watch,
             Some(Duration::from_secs(10))
         );
     }

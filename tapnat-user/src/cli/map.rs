@@ -20,7 +20,10 @@ use tapnat_display::{
     units, vector,
 };
 
-use super::{Format, Instance, flows::parse_interval, print, watch::watch};
+use super::{
+    Format, Instance, print,
+    watch::{Watching, parse_interval, watch},
+};
 use crate::{
     activity::{Activity, DeviceActivity, GuestActivity, Look, Rates, rounded},
     files::{cannot, is_stdout},
@@ -58,16 +61,8 @@ pub struct Arguments {
     )]
     interval: Duration,
 
-    /// Draw it anew every two seconds, or as often as it says, until Ctrl-C
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "2",
-        value_parser = parse_interval
-    )]
-    watch: Option<Duration>,
+    #[command(flatten)]
+    watching: Watching,
 
     #[command(flatten)]
     instance: Instance,
@@ -88,7 +83,7 @@ struct Map {
 
 impl Arguments {
     pub fn execute(self) -> Result<()> {
-        if let Some(interval) = self.watch {
+        if let Some(interval) = self.watching.watch {
             return self.watch(interval);
         }
         let progress = Progress::waiting("looking twice, for what passes in between");

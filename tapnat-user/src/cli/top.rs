@@ -20,7 +20,7 @@ use ratatui::DefaultTerminal;
 use signal_hook::{consts::SIGTERM, low_level::emulate_default_handler};
 
 use self::screen::View;
-use super::{Format, Instance, flows::parse_interval, print};
+use super::{Format, Instance, print, watch::parse_interval};
 use crate::{
     activity::{Activity, Look},
     progress::Progress,

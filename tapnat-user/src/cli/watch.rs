@@ -8,13 +8,40 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::Args;
 
 use super::print;
+use crate::config::parse_duration;
 
 /// Where the cursor begins a frame, and what takes away the rest of a line, and all below.
 const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K";
 const CLEAR_BELOW: &str = "\x1b[J";
+
+/// Whether something is shown again and again.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Watching {
+    /// Show it anew every two seconds, or as often as it says, until Ctrl-C
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2",
+        value_parser = parse_interval
+    )]
+    pub watch: Option<Duration>,
+}
+
+/// Reads how long to wait between two looks.
+///
+/// # Errors
+///
+/// When it is no time, or too short.
+pub fn parse_interval(text: &str) -> Result<Duration> {
+    let interval = parse_duration(text)?;
+    Ok(Duration::from_millis(interval.milliseconds() / 10 * 10))
+}
 
 /// Columns and rows that there are for what is shown.
 #[derive(Clone, Copy, Debug)]
