@@ -16,6 +16,18 @@ use crate::{
     parse,
 };
 
+/// Bytes of headers, without what is optional in them.
+pub mod lengths {
+    pub const ETHERNET: u32 = 14;
+    pub const IPV4: u32 = 20;
+    pub const IPV6: u32 = 40;
+    /// Of IPv6's extension header for fragments.
+    pub const IPV6_FRAGMENT: u32 = 8;
+    pub const TCP: u32 = 20;
+    /// Before the packet that an error quotes, or what a query carries.
+    pub const ICMP: u32 = 8;
+}
+
 /// A header, or a key in its place: bytes only, no padding.
 ///
 /// # Safety

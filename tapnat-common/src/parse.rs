@@ -8,7 +8,7 @@ use network_types::tcp::TcpHdr;
 
 use crate::{
     abi::{Arrival, FlowKey},
-    frame::Frame,
+    frame::{Frame, lengths},
     net::{Address, Be16, Be32},
     network::{Network, pseudo_header},
     verdict::Reason,
@@ -102,9 +102,7 @@ pub struct Packet<A = Be32> {
     pub segment: Segment,
 }
 
-/// Bytes of a TCP header without options.
-const TCP_HEADER: u32 = 20;
-const _: () = assert!(size_of::<TcpHdr>() == TCP_HEADER as usize);
+const _: () = assert!(size_of::<TcpHdr>() == lengths::TCP as usize);
 /// Offset of the header's length in a TCP header.
 const TCP_DATA_OFFSET: u32 = 12;
 /// Offset of the checksum in a TCP header.
@@ -247,7 +245,7 @@ fn read_transport<A: Network, F: Frame>(
     };
     match packet.transport {
         Transport::Tcp => {
-            if available < TCP_HEADER {
+            if available < lengths::TCP {
                 return Err(short);
             }
             let header = frame.load::<TcpHdr>(offset).ok_or(short)?;
@@ -340,7 +338,7 @@ pub fn find_tcp_option<F: Frame>(
 ) -> Option<NonZeroU32> {
     const END: u8 = 0;
     const NO_OPERATION: u8 = 1;
-    let mut offset = start + TCP_HEADER;
+    let mut offset = start + lengths::TCP;
     // Every known stack has what we look for among its first six.
     for _ in 0..8 {
         if offset + 2 > end {
@@ -385,9 +383,6 @@ pub struct Quoted<A = Be32> {
     pub checksum_offset: Option<u32>,
 }
 
-/// Bytes of an ICMP header before the quoted packet.
-const ICMP_HEADER: u32 = 8;
-
 /// Reads the packet quoted by the ICMP error `packet` into `quoted`.
 ///
 /// Only the first 8 bytes of its transport header are certain to be there
@@ -405,7 +400,7 @@ pub fn parse_quoted<A: Network, F: Frame>(
 ) -> Result<(), Reason> {
     let unusable = Reason::ErrorUnusable;
     verify_error(frame, packet)?;
-    let network_offset = packet.transport_offset() + ICMP_HEADER;
+    let network_offset = packet.transport_offset() + lengths::ICMP;
     let length = A::read_quoted(frame, network_offset, quoted)?;
     let end = packet.network_offset + packet.length;
     let transport_offset = network_offset + length;

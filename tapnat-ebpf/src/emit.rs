@@ -12,7 +12,7 @@ use tapnat_common::{
     abi::{FragmentKey, HeldKey, MAX_HELD, NextHop},
     checksum,
     cut::{self, MAX_FRAME, Piece},
-    frame::{Frame, LinkAddresses},
+    frame::{Frame, LinkAddresses, lengths::ETHERNET},
     net::Be16,
     parse::{Packet, Part, Transport},
     refusal::{self, Budget, Refusal},
@@ -42,7 +42,6 @@ pub fn forward<A: Maps>(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Opt
 /// has none either, else with a new Ethernet header.
 #[inline(always)]
 fn forward_raw<A: Maps>(skb: &mut Skb, next_hop: &NextHop, resolve: bool) -> Option<i32> {
-    const ETHERNET: u32 = 14;
     let is_ethernet = A::devices().get_ptr(next_hop.device).is_some_and(|device| {
         // SAFETY: the kernel keeps the value's memory for the program's run.
         unsafe { (*device).ethernet != 0 }

@@ -51,7 +51,7 @@ use tapnat_common::{
         sweep_key_bytes, sweep_tables,
     },
     cut,
-    frame::{Frame as _, Header},
+    frame::{Frame as _, Header, lengths::ETHERNET},
     nat::{
         self, Tables as _,
         firewall::Forwarded,
@@ -76,8 +76,6 @@ use crate::{
     xdp::Buffer,
 };
 
-/// Bytes of an Ethernet header.
-const ETHERNET: u32 = 14;
 /// No link header: tun, WireGuard, PPP.
 const RAW: u32 = 0;
 

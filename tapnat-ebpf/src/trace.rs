@@ -33,6 +33,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use tapnat_common::{
+    frame::lengths::ETHERNET,
     net::{Be32, Be128},
     network::Network as _,
     trace::{self, Ends, MOST_BYTES, NO_REASON, REASON_WORD, Record, Side, Wanted, actions, names},
@@ -43,8 +44,6 @@ use self::bounds::within;
 mod bounds;
 
 const MOST: usize = MOST_BYTES as usize;
-/// Bytes of an Ethernet header.
-const ETHERNET: u32 = 14;
 const RAW: u32 = 0;
 const PROGRAMS: u32 = names::PROGRAMS.len() as u32;
 

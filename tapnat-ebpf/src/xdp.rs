@@ -5,13 +5,11 @@
 use aya_ebpf::bindings::xdp_md;
 use tapnat_common::{
     checksum::Delta,
-    frame::{Frame, Header},
+    frame::{Frame, Header, lengths::ETHERNET},
     net::Be16,
     network::Network,
 };
 
-/// Bytes of an Ethernet header.
-const ETHERNET: u32 = 14;
 /// Link, IP and transport header end before this offset.
 const FIRST_HEADERS: u32 = 255;
 

@@ -10,7 +10,7 @@ use core::num::NonZeroU32;
 use super::{Fate, Route, Tables, check_size, policy, start::check_ends};
 use crate::{
     abi::{MAX_PREFIX_PAIRS, role},
-    frame::Frame,
+    frame::{Frame, lengths},
     net::{Address as _, Be128},
     network::Network as _,
     nptv6::{Direction, PrefixPair},
@@ -21,10 +21,6 @@ use crate::{
 
 /// Offsets in IPv6's header.
 const NEXT_HEADER: u32 = 6;
-/// Bytes of that header.
-const HEADER: u32 = 40;
-/// Bytes of an ICMPv6 header before the packet that it quotes.
-const ICMP_HEADER: u32 = 8;
 
 /// The pairs that a packet is translated by: of its source, of its destination. Between two
 /// guests there are both (RFC 6296 section 4.3).
@@ -77,7 +73,7 @@ pub fn decide<'a, T: Tables<Be128>>(
         return Err(leave_alone(packet));
     }
     if packet.transport == Transport::IcmpError
-        && packet.length < packet.header_length + ICMP_HEADER + HEADER
+        && packet.length < packet.header_length + lengths::ICMP + lengths::IPV6
     {
         return Err(Next::Leave(Reason::ErrorUnusable));
     }
@@ -205,7 +201,7 @@ fn carry_out<F: Frame, T: Tables<Be128>>(
     pairs: Pairs<'_>,
     tables: &T,
 ) -> Option<Result<(), Reason>> {
-    let quoted = packet.transport_offset() + ICMP_HEADER;
+    let quoted = packet.transport_offset() + lengths::ICMP;
     // The destination was translated already, when it was decided about.
     for (pair, direction) in [(pairs.out, Direction::Out), (pairs.into, Direction::In)] {
         let Some(pair) = pair else { continue };

@@ -5,16 +5,14 @@ use network_types::ip::Ipv4Hdr;
 use super::{Network, add};
 use crate::{
     checksum::{self, Delta},
-    frame::Frame,
+    frame::{Frame, lengths},
     nat::neighbours::Claim,
     net::{Be16, Be32, icmp, protocol},
     parse::{Packet, Part, Quoted, Transport, verify_sum},
     verdict::{Complaint, Reason},
 };
 
-/// Bytes of a header without options.
-const HEADER: u32 = 20;
-const _: () = assert!(size_of::<Ipv4Hdr>() == HEADER as usize);
+const _: () = assert!(size_of::<Ipv4Hdr>() == lengths::IPV4 as usize);
 
 const MORE_FRAGMENTS: u16 = 0x2000;
 const DONT_FRAGMENT: u16 = 0x4000;
@@ -33,7 +31,7 @@ const INTERNETWORK_CONTROL: u8 = 0xc0;
 const OUR_TIME_TO_LIVE: u8 = 64;
 
 /// With an ICMP header.
-const ERROR_HEADER: u32 = HEADER + 8;
+const ERROR_HEADER: u32 = lengths::IPV4 + 8;
 
 impl Network for Be32 {
     const ETHERTYPE: [u8; 2] = [0x08, 0x00];
@@ -55,7 +53,7 @@ impl Network for Be32 {
             return Err(Reason::Truncated);
         };
         let header_length = u32::from(header.vihl & 0x0f) * 4;
-        if header.vihl >> 4 != Self::VERSION || header_length < HEADER {
+        if header.vihl >> 4 != Self::VERSION || header_length < lengths::IPV4 {
             return Err(Reason::BadHeader);
         }
         let carried = frame.length().wrapping_sub(network_offset);
@@ -111,7 +109,7 @@ impl Network for Be32 {
         packet.protocol = header.proto;
         packet.time_to_live = header.ttl;
         packet.network_offset = network_offset;
-        packet.header_length = HEADER;
+        packet.header_length = lengths::IPV4;
         packet.length = length;
         packet.wire_length = length;
         packet.transport = match header.proto {
@@ -119,7 +117,7 @@ impl Network for Be32 {
             protocol::UDP => Transport::Udp,
             0..=u8::MAX => return false,
         };
-        length >= HEADER
+        length >= lengths::IPV4
     }
 
     #[inline(always)]
@@ -141,7 +139,7 @@ impl Network for Be32 {
         let unusable = Reason::ErrorUnusable;
         let header = frame.read::<Ipv4Hdr>(offset).ok_or(unusable)?;
         let length = u32::from(header.vihl & 0x0f) * 4;
-        if header.vihl >> 4 != Self::VERSION || length < HEADER {
+        if header.vihl >> 4 != Self::VERSION || length < lengths::IPV4 {
             return Err(unusable);
         }
         if Be16::from_bytes(header.frags).get() & FRAGMENT_OFFSET != 0 {

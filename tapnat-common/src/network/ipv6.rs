@@ -5,19 +5,14 @@ use network_types::ip::Ipv6Hdr;
 use super::{Network, add, pseudo_header};
 use crate::{
     checksum::{self, Delta},
-    frame::Frame,
+    frame::{Frame, lengths},
     nat::neighbours::Claim,
     net::{Address as _, Be16, Be32, Be128, icmpv6, protocol},
     parse::{Packet, Part, Quoted, Transport},
     verdict::{Complaint, Reason},
 };
 
-/// Bytes of a header without extensions.
-const HEADER: u32 = 40;
-const _: () = assert!(size_of::<Ipv6Hdr>() == HEADER as usize);
-
-/// Bytes of a fragment header.
-const FRAGMENT_HEADER: u32 = 8;
+const _: () = assert!(size_of::<Ipv6Hdr>() == lengths::IPV6 as usize);
 
 /// At most so many extension headers are walked: each kind may be there once, and
 /// destination options twice (RFC 8200 section 4.1).
@@ -41,7 +36,7 @@ const MORE_FRAGMENTS: u16 = 1;
 const OUR_HOP_LIMIT: u8 = 64;
 
 /// With an ICMPv6 header.
-const ERROR_HEADER: u32 = HEADER + 8;
+const ERROR_HEADER: u32 = lengths::IPV6 + 8;
 
 /// A chain of extension headers, as far as it was walked.
 pub(crate) struct Chain {
@@ -72,7 +67,7 @@ pub(crate) struct Fragment {
 pub(crate) fn walk(first: u8, read: impl Fn(u32) -> Option<[u8; 8]>) -> Result<Chain, Reason> {
     let mut chain = Chain {
         next: first,
-        length: HEADER,
+        length: lengths::IPV6,
         fragment: None,
     };
     for number in 0..=MOST_EXTENSIONS {
@@ -101,7 +96,7 @@ pub(crate) fn walk(first: u8, read: impl Fn(u32) -> Option<[u8; 8]>) -> Result<C
                     offset: field >> 3,
                     more: field & MORE_FRAGMENTS != 0,
                     identification: Be32::from_bytes(identification),
-                    end: at + FRAGMENT_HEADER,
+                    end: at + lengths::IPV6_FRAGMENT,
                 };
                 chain.next = next;
                 chain.length = fragment.end;
@@ -165,8 +160,8 @@ impl Network for Be128 {
         packet.dont_fragment = true;
         packet.network_offset = network_offset;
         let carried = frame.length().wrapping_sub(network_offset);
-        let mut length = HEADER + u32::from(Be16::from_bytes(header.payload_len).get());
-        if length == HEADER && frame.segment_size() != 0 {
+        let mut length = lengths::IPV6 + u32::from(Be16::from_bytes(header.payload_len).get());
+        if length == lengths::IPV6 && frame.segment_size() != 0 {
             // "BIG TCP": longer than the field can say.
             length = carried;
         }
@@ -177,7 +172,7 @@ impl Network for Be128 {
         packet.protocol = chain.next;
         packet.transport = Self::transport_of(chain.next);
         packet.header_length = chain.length;
-        packet.unfragmentable_length = HEADER;
+        packet.unfragmentable_length = lengths::IPV6;
         packet.length = length;
         packet.wire_length = length;
         if let Some(fragment) = chain.fragment {
@@ -203,7 +198,7 @@ impl Network for Be128 {
         let Some(header) = frame.load::<Ipv6Hdr>(network_offset) else {
             return false;
         };
-        let length = HEADER + u32::from(Be16::from_bytes(header.payload_len).get());
+        let length = lengths::IPV6 + u32::from(Be16::from_bytes(header.payload_len).get());
         if header.vcf[0] >> 4 != Self::VERSION || length > frame.length() - network_offset {
             return false;
         }
@@ -212,7 +207,7 @@ impl Network for Be128 {
         packet.protocol = header.next_hdr;
         packet.time_to_live = header.hop_limit;
         packet.network_offset = network_offset;
-        packet.header_length = HEADER;
+        packet.header_length = lengths::IPV6;
         packet.length = length;
         packet.wire_length = length;
         packet.transport = match header.next_hdr {
@@ -344,7 +339,10 @@ impl Network for Be128 {
         identification: Be32,
     ) -> Option<()> {
         let end = packet.network_offset + packet.unfragmentable_length;
-        frame.store(end - FRAGMENT_HEADER + IDENTIFICATION, &identification)
+        frame.store(
+            end - lengths::IPV6_FRAGMENT + IDENTIFICATION,
+            &identification,
+        )
     }
 
     #[inline(always)]
@@ -359,7 +357,7 @@ impl Network for Be128 {
         quoted: u32,
         length: u32,
     ) -> Self::ErrorHeader {
-        let length = length + ERROR_HEADER - HEADER;
+        let length = length + ERROR_HEADER - lengths::IPV6;
         let sum = quoted + rest.sum() + pseudo_header(from, to, protocol::ICMPV6, length);
         let [icmp_high, icmp_low] = checksum::finish(add(sum, [icmp_type, code])).bytes();
         let [length_high, length_low] = Be16::new(length as u16).bytes();

@@ -10,14 +10,11 @@ use super::{
 };
 use crate::{
     checksum::Delta,
-    frame::Frame,
+    frame::{Frame, lengths},
     net::{Be16, Be32, protocol},
     network::Network as _,
     parse::{LONGEST_ERROR, Packet, Part},
 };
-
-/// Bytes of an ICMP header before the quoted packet.
-const ICMP_HEADER: u32 = 8;
 
 /// So much of a quoted packet's transport header is certain to be there (RFC 792).
 const LEAST_TRANSPORT: u32 = 8;
@@ -135,8 +132,8 @@ fn layout<B: Version>(
     let extension = end - behind - quoted;
 
     let headers = B::header_length(&quote.header);
-    let to = packet.network_offset + B::HEADER + ICMP_HEADER + headers;
-    let most = B::LONGEST_ERROR - B::HEADER - ICMP_HEADER;
+    let to = packet.network_offset + B::HEADER + lengths::ICMP + headers;
+    let most = B::LONGEST_ERROR - B::HEADER - lengths::ICMP;
     let unit = B::QUOTE_UNIT;
     let followed = (headers + quoted).max(LEAST_FOLLOWED).div_ceil(unit) * unit;
     let can_be_told = B::quote_length_shift(new_type).is_some();
@@ -193,7 +190,7 @@ impl<B: Version> Translation<B> {
         packet: &Packet<B::Other>,
     ) -> Result<(), Untranslatable> {
         let unusable = Untranslatable::ErrorUnusable;
-        let offset = packet.transport_offset() + ICMP_HEADER;
+        let offset = packet.transport_offset() + lengths::ICMP;
         self.quote = B::Other::read_quote(frame, offset)?;
         let end = packet.network_offset + packet.length;
         let header = &mut self.quote.header;
@@ -241,7 +238,7 @@ impl<B: Version> Translation<B> {
         self.change = change;
 
         let old_length = packet.length - packet.header_length;
-        let length = ICMP_HEADER
+        let length = lengths::ICMP
             + B::header_length(&self.quote.header)
             + self.layout.quoted.length
             + self.layout.padding
@@ -338,7 +335,7 @@ impl<B: Version> Translation<B> {
         frame.overwrite(icmp, &self.icmp)?;
         B::write(
             frame,
-            icmp + ICMP_HEADER,
+            icmp + lengths::ICMP,
             &self.quote.header,
             self.quote_ends,
         )?;

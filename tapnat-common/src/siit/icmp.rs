@@ -1,12 +1,13 @@
 //! The tables of RFC 7915: types, codes, pointers and MTUs of ICMP messages.
 
 use super::{LEAST_IPV6_MTU, Mtus};
-use crate::net::{icmp, icmpv6};
+use crate::{
+    frame::lengths,
+    net::{icmp, icmpv6},
+};
 
 /// So many bytes is IPv6's header longer than IPv4's.
 const DIFFERENCE: u32 = 20;
-/// A fragment header is so long.
-const FRAGMENT_HEADER: u32 = 8;
 
 /// The least MTU that there is in IPv4 (RFC 791 section 3.2).
 const LEAST_IPV4_MTU: u32 = 68;
@@ -174,7 +175,7 @@ pub(super) fn error_to_ipv4(
 #[inline(always)]
 fn mtu_to_ipv4(mtu: u32, is_fragment: bool, mtus: Mtus) -> u32 {
     let headers = if is_fragment {
-        DIFFERENCE + FRAGMENT_HEADER
+        DIFFERENCE + lengths::IPV6_FRAGMENT
     } else {
         DIFFERENCE
     };

@@ -3,13 +3,10 @@
 use super::{Header, Mtus, Untranslatable, Version, error::Quote, icmp};
 use crate::{
     checksum,
-    frame::Frame,
+    frame::{Frame, lengths},
     net::{Be32, Be128, icmp as types},
     parse::Packet,
 };
-
-/// Bytes of a header without options.
-const HEADER: u32 = 20;
 
 const VERSION_AND_LENGTH: u32 = 0x45;
 const DONT_FRAGMENT: u16 = 0x4000;
@@ -31,14 +28,14 @@ const MOST_OPTIONS: u32 = 40;
 impl Version for Be32 {
     type Other = Be128;
 
-    const HEADER: u32 = HEADER;
+    const HEADER: u32 = lengths::IPV4;
     /// Any: IPv4 has no least MTU to speak of, and its errors may be fragmented.
     const LONGEST_ERROR: u32 = 65_535;
     const QUOTE_UNIT: u32 = 4;
 
     #[inline(always)]
     fn check<F: Frame>(frame: &F, packet: &Packet<Self>) -> Result<(), Untranslatable> {
-        if packet.header_length > HEADER && has_source_route(frame, packet) {
+        if packet.header_length > lengths::IPV4 && has_source_route(frame, packet) {
             return Err(Untranslatable::SourceRoute);
         }
         Ok(())
@@ -58,7 +55,7 @@ impl Version for Be32 {
         let [first, second, third, source, destination] = words;
         let length = (first.get() >> 24 & 0xf) * 4;
         let fragment = second.get() as u16;
-        if first.get() >> 28 != 4 || length < HEADER || fragment & FRAGMENT_OFFSET != 0 {
+        if first.get() >> 28 != 4 || length < lengths::IPV4 || fragment & FRAGMENT_OFFSET != 0 {
             return Err(unusable);
         }
         let more_fragments = fragment & MORE_FRAGMENTS != 0;
@@ -82,7 +79,7 @@ impl Version for Be32 {
 
     #[inline(always)]
     fn header_length(_header: &Header) -> u32 {
-        HEADER
+        lengths::IPV4
     }
 
     /// With a checksum that is right: 0xffff, which is as good as nothing.
@@ -93,7 +90,7 @@ impl Version for Be32 {
 
     #[inline(always)]
     fn is_too_long(header: &Header) -> bool {
-        HEADER + header.payload_length > 0xffff
+        lengths::IPV4 + header.payload_length > 0xffff
     }
 
     #[inline(always)]
@@ -103,7 +100,7 @@ impl Version for Be32 {
         header: &Header,
         (source, destination): (Self, Self),
     ) -> Option<()> {
-        let length = HEADER + header.payload_length;
+        let length = lengths::IPV4 + header.payload_length;
         // RFC 7915 sections 5.1 and 5.1.1.
         let fragment = if header.is_fragment {
             let more = if header.more_fragments {
@@ -156,7 +153,7 @@ impl Version for Be32 {
 /// that make no sense say nothing.
 #[inline(always)]
 fn has_source_route<F: Frame>(frame: &F, packet: &Packet<Be32>) -> bool {
-    let mut offset = packet.network_offset + HEADER;
+    let mut offset = packet.network_offset + lengths::IPV4;
     let end = packet.network_offset + packet.header_length;
     for _ in 0..MOST_OPTIONS {
         if offset + 3 > end {

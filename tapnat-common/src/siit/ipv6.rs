@@ -2,16 +2,11 @@
 
 use super::{Header, LEAST_IPV6_MTU, Mtus, Untranslatable, Version, error::Quote, icmp};
 use crate::{
-    frame::Frame,
+    frame::{Frame, lengths},
     net::{Address as _, Be32, Be128, icmpv6, protocol},
     network::ipv6::walk,
     parse::{Packet, Part},
 };
-
-/// Bytes of a header without extensions.
-const HEADER: u32 = 40;
-/// Bytes of a fragment header.
-const FRAGMENT_HEADER: u32 = 8;
 
 const VERSION: u32 = 6;
 const MORE_FRAGMENTS: u32 = 1;
@@ -19,7 +14,7 @@ const MORE_FRAGMENTS: u32 = 1;
 impl Version for Be128 {
     type Other = Be32;
 
-    const HEADER: u32 = HEADER;
+    const HEADER: u32 = lengths::IPV6;
     /// RFC 4443 section 2.4.
     const LONGEST_ERROR: u32 = LEAST_IPV6_MTU as u32;
     const QUOTE_UNIT: u32 = 8;
@@ -71,7 +66,7 @@ impl Version for Be128 {
             fragment_offset: 0,
             // Nobody remembers what it was.
             identification: Be32::ZERO,
-            payload_length: (HEADER + (second.get() >> 16)).saturating_sub(chain.length),
+            payload_length: (lengths::IPV6 + (second.get() >> 16)).saturating_sub(chain.length),
         };
         if let Some(fragment) = &chain.fragment {
             if fragment.offset != 0 {
@@ -93,9 +88,9 @@ impl Version for Be128 {
     #[inline(always)]
     fn header_length(header: &Header) -> u32 {
         if header.is_fragment {
-            HEADER + FRAGMENT_HEADER
+            lengths::IPV6 + lengths::IPV6_FRAGMENT
         } else {
-            HEADER
+            lengths::IPV6
         }
     }
 
@@ -129,7 +124,7 @@ impl Version for Be128 {
         let words = [first, second, s0, s1, s2, s3, d0, d1, d2, d3];
         frame.overwrite(offset, &words)?;
         if header.is_fragment {
-            frame.overwrite(offset + HEADER, &fragment_header(header))?;
+            frame.overwrite(offset + lengths::IPV6, &fragment_header(header))?;
         }
         Some(())
     }
@@ -161,7 +156,7 @@ impl Version for Be128 {
 /// What the header's length field says.
 #[inline(always)]
 fn payload_length(header: &Header) -> u32 {
-    header.payload_length + Be128::header_length(header) - HEADER
+    header.payload_length + Be128::header_length(header) - lengths::IPV6
 }
 
 /// The first eight bytes. Without a flow label (RFC 7915 section 4.1).
