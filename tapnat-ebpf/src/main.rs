@@ -548,10 +548,14 @@ where
             packet.fill(permission, at)?;
             Some(nat::sweep::permission(permission, &kernel))
         }
-        sweep_tables::GUESTS => packet.read(at).map(|key| nat::sweep::guest(key, &kernel)),
-        sweep_tables::GUESTS_PORTS => packet
-            .read(at)
-            .map(|key| nat::sweep::port_of_guest(key, &kernel)),
+        // One key on the stack for all of them.
+        sweep_tables::GUESTS | sweep_tables::GUESTS_PORTS | sweep_tables::GUESTS_UNPLUGGED => {
+            packet.read(at).map(|key| match table {
+                sweep_tables::GUESTS => nat::sweep::guest(key, &kernel),
+                sweep_tables::GUESTS_PORTS => nat::sweep::port_of_guest(key, &kernel),
+                _ => nat::sweep::unplugged_guest(key, &kernel),
+            })
+        }
         sweep_tables::SESSIONS_TO_ASK => {
             packet.fill(asked, at)?;
             Some(nat::sweep::ask_again(asked, &kernel))

@@ -502,6 +502,13 @@ impl<A: Routed, const SWEEPS: bool> Tables<A> for Kernel<A, SWEEPS> {
     }
 
     #[inline(always)]
+    fn forget_link_of_guest(&self, address: A) {
+        if let Some(guest) = value(A::guests().get_ptr_mut(address)) {
+            guest.link = 0;
+        }
+    }
+
+    #[inline(always)]
     fn upkeep(&self) -> Option<&mut Upkeep> {
         value(A::upkeep().get_ptr_mut(0))
     }

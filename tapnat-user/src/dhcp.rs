@@ -22,6 +22,7 @@ use tokio::net::UdpSocket;
 
 use crate::{
     dns::{Gateway, Names},
+    host::netlink::{Neighbour, Netlink},
     leases::{Guest, Ipv4Guests, Pool},
     services::{PerDevice, Rate, no_addresses},
 };
@@ -32,6 +33,8 @@ const LEASE: Duration = Duration::from_hours(1);
 const LONGEST: usize = 1500;
 /// Messages from one device that are looked at in a second.
 const MOST: u32 = 100;
+/// How often the kernel is asked in a second who is behind one device.
+const MOST_LOOKS: u32 = 20;
 
 const OPTION_MTU: u8 = 26;
 const OPTION_DOMAIN: u8 = 15;
@@ -90,15 +93,24 @@ impl Servers {
         devices: &[Served],
         domain: Option<&str>,
         names: &Arc<Names>,
+        netlink: &Netlink,
     ) -> Vec<String> {
         let Self { running, pools } = self;
         let wanted = devices.iter().filter(|device| device.has_room());
         let wanted = wanted.map(|device| (device.clone(), domain.map(str::to_owned)));
         let start = |(device, domain): &(Served, Option<String>)| {
             let server = Server::open(device.clone(), domain.clone(), pools, names.clone())?;
-            Ok((tokio::spawn(server.run()), ()))
+            Ok((tokio::spawn(server.run(netlink.clone())), ()))
         };
         running.settle(wanted.collect(), start).await.notes
+    }
+
+    /// Nobody is in this network of guests any more.
+    pub fn unplug(&self, network: Ipv4Net) {
+        if let Some(pool) = self.pools.get(&network) {
+            let mut pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
+            pool.unplug(Instant::now());
+        }
     }
 }
 
@@ -184,14 +196,45 @@ impl Server {
         })
     }
 
-    async fn run(self) {
+    async fn run(self, netlink: Netlink) {
         let mut buffer = vec![0; LONGEST];
         let mut heard = Rate::new(MOST, Instant::now());
+        let mut looked = Rate::new(MOST_LOOKS, Instant::now());
         while let Ok((length, _)) = self.socket.recv_from(&mut buffer).await {
             let message = buffer.get(..length).unwrap_or_default();
+            if self.is_of_newcomer(message) && looked.takes(Instant::now()) {
+                // Not known is not taken.
+                let seen = netlink.neighbours_on(self.device.index).await;
+                self.meet(&seen.unwrap_or_default(), Instant::now());
+            }
             if let Some(answer) = self.hear(message, &mut heard, Instant::now()) {
                 // The device may be down: the guest asks again.
                 let _ = self.socket.send_to(&answer.message, answer.to).await;
+            }
+        }
+    }
+
+    /// Whether a message is of a guest that nothing is known of.
+    fn is_of_newcomer(&self, message: &[u8]) -> bool {
+        let packet = DhcpPacket::new_checked(message).ok();
+        let asked = packet.as_ref().and_then(|it| DhcpRepr::parse(it).ok());
+        asked.is_some_and(|asked| {
+            let guest = Guest(asked.client_hardware_address.0.to_vec());
+            let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+            pool.address_of(&guest).is_none()
+        })
+    }
+
+    /// Takes note of who is there: leases of an earlier process are known by that, and addresses that
+    /// were set by hand (RFC 2131 section 3.1 has servers look for these).
+    fn meet(&self, seen: &[Neighbour], now: Instant) {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        for neighbour in seen {
+            if let IpAddr::V4(address) = neighbour.address
+                && let Some(rest) = LEASE.checked_sub(neighbour.since)
+            {
+                let guest = Guest(neighbour.link_address.to_vec());
+                pool.meet(&guest, address, now + rest, now);
             }
         }
     }

@@ -104,6 +104,32 @@ impl<N: Network> Pool<N> {
         self.hold(address, Holder::Guest(guest.clone()), now + length, now)
     }
 
+    /// A guest was seen with this address, which it has from elsewhere, or from an earlier process.
+    /// Nobody else is given it until then.
+    pub fn meet(&mut self, guest: &Guest, address: N::Address, until: Instant, now: Instant) {
+        let is_free = self
+            .leases
+            .get(&address)
+            .is_none_or(|lease| lease.until <= now);
+        if !is_free || until <= now || !self.network.is_guests(address) {
+            return;
+        }
+        let holder = match self.address_of(guest) {
+            // It has this one beside.
+            Some(own) if own != address => Holder::Stranger,
+            Some(_) | None => Holder::Guest(guest.clone()),
+        };
+        self.hold(address, holder, until, now);
+    }
+
+    /// Nobody is there any more: whoever comes next may have any address. Those who come back have
+    /// theirs while nobody took it.
+    pub fn unplug(&mut self, now: Instant) {
+        for lease in self.leases.values_mut() {
+            lease.until = lease.until.min(now);
+        }
+    }
+
     /// The guest needs its address no longer.
     pub fn release(&mut self, guest: &Guest) {
         self.leases.retain(|_, lease| !lease.is_of(guest));
@@ -317,6 +343,40 @@ mod tests {
         assert_eq!(lease(&mut pool, 1, now), Some(address), "only its own");
         pool.avoid(&guest(1), address, now, LEASE);
         assert_ne!(lease(&mut pool, 1, now), Some(address));
+    }
+
+    #[test]
+    fn who_was_seen_at_an_address_has_it() {
+        let now = Instant::now();
+        let mut pool = pool(24);
+        let [own, other] = [20, 21].map(|last| Ipv4Addr::new(10, 0, 0, last));
+        // As one that an earlier process gave to the guest, or that it was given by hand.
+        pool.meet(&guest(1), own, now + LEASE, now);
+        pool.meet(&guest(1), other, now + LEASE, now);
+        assert_eq!(pool.offer(&guest(1), None, now), Some(own));
+        for taken in [own, other] {
+            assert_ne!(pool.offer(&guest(2), Some(taken), now), Some(taken));
+            assert!(!pool.lease(&guest(2), taken, now, LEASE));
+        }
+        assert!(pool.lease(&guest(2), other, now + LEASE, LEASE));
+        // It is the other's now, whoever was seen there.
+        pool.meet(&guest(1), other, now + LEASE * 2, now + LEASE);
+        assert_eq!(pool.address_of(&guest(2)), Some(other));
+        pool.meet(&guest(3), Ipv4Addr::new(10, 0, 0, 1), now + LEASE, now);
+        assert_eq!(pool.address_of(&guest(3)), None, "the host's own");
+    }
+
+    #[test]
+    fn whoever_is_plugged_in_next_gets_the_address() {
+        let now = Instant::now();
+        let mut pool = pool(30);
+        let first = lease(&mut pool, 1, now);
+        assert_eq!(lease(&mut pool, 2, now), None);
+        pool.unplug(now);
+        assert_eq!(lease(&mut pool, 1, now), first, "it came back");
+        pool.unplug(now);
+        assert_eq!(lease(&mut pool, 2, now), first);
+        assert_eq!(lease(&mut pool, 1, now), None);
     }
 
     #[test]

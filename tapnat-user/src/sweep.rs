@@ -414,6 +414,19 @@ pub fn take_ports_from_guests<A: IpFamily>(guests: &[A], remover: &impl Remover)
     keys.finish().map(drop)
 }
 
+/// Forgets from which link addresses these guests sent, as nobody is behind their device any more.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn unplug_guests<A: IpFamily>(guests: &[A], remover: &impl Remover) -> Result<()> {
+    let mut keys = Keys::<A, _>::new(sweep_tables::GUESTS_UNPLUGGED, remover);
+    for guest in guests {
+        keys.add(guest)?;
+    }
+    keys.finish().map(drop)
+}
+
 /// Keys of one table on their way to the sweep program.
 struct Keys<'a, A, R> {
     request: Request,

@@ -152,6 +152,7 @@ mod tests {
             mtu: 1500,
             up: true,
             carrier: true,
+            carrier_losses: 0,
             controller: None,
             lower: None,
             addresses: Vec::new(),

@@ -288,6 +288,14 @@ fn what_is_wrong_is_told_with_its_line() -> Result<()> {
             ":3: with no-dhcp nobody tells guests",
         ),
         ("dns = \"resolver\"\n", "or forward to have the host ask"),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\nisolate = true\nroute-guests = true\n",
+            ":3: guests cannot be isolated and reach each other",
+        ),
+        (
+            "inside = \"tap0=10.0.0.1/24\"\nlog-destinations = true\n",
+            ":2: destinations are written into the NAT log, and there is none",
+        ),
     ] {
         let said = bed.wrong(text)?;
         ensure!(said.contains(words), "no '{words}' in: {said}");

@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -285,4 +286,76 @@ fn another_server_is_left_its_guests() -> Result<()> {
     );
     drop(another);
     world.check_reach()
+}
+
+/// Gives a guest what it was told, as its client does.
+fn set_up(guest: &Namespace, output: &Output, length: u8) -> Result<()> {
+    let (address, router) = (told(output, "ip")?, told(output, "router")?);
+    guest.ip(&format!(
+        "address replace {address}/{length} dev {GUEST_DEVICE}"
+    ))?;
+    guest.ip(&format!(
+        "route replace default via {router} dev {GUEST_DEVICE}"
+    ))?;
+    Ok(())
+}
+
+/// A guest is destroyed with its sessions open, and another one gets its tap, its network and so its
+/// address, but has an Ethernet address of its own.
+#[test]
+fn the_next_guest_on_a_cable_is_not_the_last_one() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Veth).build()?;
+    let instance = Instance::new(&topology.host);
+    let _process = instance.start(&["--inside", "veth0=10.9.0.1/30"])?;
+    let guest = &topology.guests.first().context("no guest")?.namespace;
+    guest.ip(&format!("address flush dev {GUEST_DEVICE}"))?;
+    let web = TcpReflector::start(&topology.world, server(0, 0))?;
+    set_up(guest, &ask_as(guest, "destroyed", &[])?, 30)?;
+    let open = TcpSession::open(guest, None, web.address())?;
+
+    guest.ip(&format!("link set {GUEST_DEVICE} down"))?;
+    guest.ip(&format!(
+        "link set {GUEST_DEVICE} address 02:00:00:00:00:77"
+    ))?;
+    guest.ip(&format!("link set {GUEST_DEVICE} up"))?;
+    let begin = Instant::now();
+    let next = loop {
+        let next = ask_as(guest, "next", &[])?;
+        if told(&next, "ip").is_ok() || begin.elapsed() > PATIENCE {
+            break next;
+        }
+    };
+    ensure!(told(&next, "ip")? == "10.9.0.2", "{next:?}");
+    set_up(guest, &next, 30)?;
+    TcpSession::open(guest, None, web.address())?.exchange(b"x")?;
+    ensure!(instance.count("spoofed-link-address")? == 0);
+    drop(open);
+    Ok(())
+}
+
+/// Who is there is known by the kernel, also after a crash.
+#[test]
+fn what_a_killed_process_gave_is_not_given_to_another() -> Result<()> {
+    let topology = Topology::builder().inside(Inside::Bridge).guests(2);
+    let topology = topology.build()?;
+    let instance = Instance::new(&topology.host);
+    let inside = ["--inside", "br0=10.9.0.1/24"];
+    let mut process = instance.start(&inside)?;
+    let [one, other] = [0, 1].map(|number| &topology.guests[number].namespace);
+    for guest in [one, other] {
+        guest.ip(&format!("address flush dev {GUEST_DEVICE}"))?;
+    }
+    let first = ask_as(one, "first", &["-r", "10.9.0.77"])?;
+    ensure!(told(&first, "ip")? == "10.9.0.77", "{first:?}");
+    set_up(one, &first, 24)?;
+    let router = "10.9.0.1".parse()?;
+    ensure!(traffic::ping(one, router, 1, &[])?.received == 1);
+    process.signal(Signal::SIGKILL)?;
+    process.wait(PATIENCE)?;
+    let _process = instance.start(&inside)?;
+    let next = ask_as(other, "other", &["-r", "10.9.0.77"])?;
+    ensure!(told(&next, "ip")? != "10.9.0.77", "{next:?}");
+    let again = ask_as(one, "again", &[])?;
+    ensure!(told(&again, "ip")? == "10.9.0.77", "{again:?}");
+    Ok(())
 }

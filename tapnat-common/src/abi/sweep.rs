@@ -22,6 +22,9 @@ pub mod sweep_tables {
     /// A port that a guest holds no more, as user space gave its mapping to somebody
     /// else, by the guest's address.
     pub const GUESTS_PORTS: u32 = 7;
+    /// Guests whose device lost its carrier, by their address: not to remove, but to take
+    /// whoever comes next for them.
+    pub const GUESTS_UNPLUGGED: u32 = 8;
 }
 
 /// The beginning of a packet that [`super::programs::SWEEP`] is run on. After it come

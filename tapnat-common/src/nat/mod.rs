@@ -186,6 +186,8 @@ pub trait Tables<A: Network = Be32> {
     /// Adds to (or takes from) the ports that the guest holds; never below 0. `port` is a
     /// [`held_port`](crate::abi::held_port), or 0 if it is not known which one it is.
     fn count_port_on_guest(&self, address: A, port: u32, more: bool);
+    /// Forgets from which link address a guest that is known sends.
+    fn forget_link_of_guest(&self, address: A);
 
     /// How the datapath looks after what is over.
     fn upkeep(&self) -> Option<&mut Upkeep>;

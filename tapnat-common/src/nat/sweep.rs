@@ -228,6 +228,14 @@ pub fn port_of_guest<A: Network, T: Tables<A>>(address: A, tables: &T) -> bool {
     true
 }
 
+/// Forgets from which link address a guest sent: nobody is behind its device any more, so whoever
+/// comes next with its address cannot take it away from anybody. Returns `true`.
+#[inline(always)]
+pub fn unplugged_guest<A: Network, T: Tables<A>>(address: A, tables: &T) -> bool {
+    tables.forget_link_of_guest(address);
+    true
+}
+
 /// Forgets a guest that has no sessions and holds no ports, and what was refused it. Returns whether
 /// it was there.
 ///

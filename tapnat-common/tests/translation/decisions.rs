@@ -193,6 +193,7 @@ impl Tables<Be128> for Net {
         is_untranslated(Be128) -> bool;
         count_off_guest(Be128);
         count_port_on_guest(Be128, u32, bool);
+        forget_link_of_guest(Be128);
         upkeep() -> Option<&mut Upkeep>;
         look_after(impl FnOnce(&mut FlowKey<Be128>));
         take_looked_after(&mut FlowKey<Be128>) -> bool;

@@ -500,6 +500,25 @@ mod tests {
         }
     }
 
+    /// What goes with what is looked at when all of the file is known, or the other key might stand
+    /// below.
+    #[test]
+    fn every_switch_may_stand_alone() {
+        let run = run_command();
+        let switches = run.get_arguments().filter_map(|option| {
+            let is_switch = matches!(option.get_action(), ArgAction::SetTrue);
+            option.get_long().filter(|_| is_switch)
+        });
+        let known = known_keys(&run);
+        let keys: Vec<_> = switches.filter(|key| known.contains(key)).collect();
+        assert!(keys.contains(&"log-destinations"));
+        for key in keys {
+            if let Err(mistake) = parse(&format!("{key} = true\n")) {
+                panic!("{mistake}");
+            }
+        }
+    }
+
     /// Of each key it stands there whether a reload applies it.
     #[test]
     fn every_key_is_in_the_table_of_a_reload() {

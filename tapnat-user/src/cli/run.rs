@@ -197,7 +197,7 @@ pub struct Arguments {
     isolate: bool,
 
     /// Let guests reach each other under their own addresses, by the host's routing and firewall
-    #[arg(long, conflicts_with = "isolate")]
+    #[arg(long)]
     route_guests: bool,
 
     /// Let a guest's address move to another Ethernet address while it has sessions, as with VRRP
@@ -237,7 +237,7 @@ pub struct Arguments {
     nat_log: Option<Target>,
 
     /// Write every session there, too, with whom the guest talks to
-    #[arg(long, requires = "nat_log")]
+    #[arg(long)]
     log_destinations: bool,
 
     /// Answer scrapes of Prometheus here, at /metrics: 127.0.0.1:9477

@@ -114,6 +114,14 @@ impl Config {
                     .to_owned(),
             )?;
         }
+        if self.log_destinations && self.nat_log.is_none() {
+            refuse(
+                About::Option("log-destinations"),
+                "destinations are written into the NAT log, and there is none: set nat-log to a \
+                 file, journald or -, or leave out log-destinations"
+                    .to_owned(),
+            )?;
+        }
         self.check_domain()?;
         self.check_prefixes()?;
         for (position, forward) in self.forwards.iter().enumerate() {

@@ -24,6 +24,18 @@ use crate::{
     uplink_hook::{Chosen, UplinkHook},
 };
 
+/// The inside devices that have lost their carrier since, if only for a moment, or are gone.
+fn unplugged(before: &Plan, now: &Plan) -> Vec<u32> {
+    let links = |plan: &Plan| -> Vec<(u32, u32)> {
+        let links = plan.insides.iter().filter_map(|it| it.link.as_ref());
+        links.map(|it| (it.index, it.carrier_losses)).collect()
+    };
+    let as_before = links(now);
+    let changed = links(before).into_iter();
+    let changed = changed.filter(|it| !as_before.contains(it));
+    changed.map(|(index, _)| index).collect()
+}
+
 impl Daemon {
     /// Tells the datapath what the network looks like now, and attaches it to the devices that are
     /// there now.
@@ -63,6 +75,8 @@ impl Daemon {
             let outside = known.outside.iter().copied().map(IpAddr::from);
             plan.outside_addresses.extend(outside);
         }
+        let unplugged = unplugged(&self.plan, &plan);
+        self.unplug(&unplugged)?;
         self.plan = plan;
 
         self.datapath.load_programs(&wanted)?;
@@ -87,6 +101,27 @@ impl Daemon {
             warn(&note);
         }
         systemd::status(&self.summary())
+    }
+
+    /// Forgets who was behind devices that nobody is behind any more, such as taps that QEMU let go:
+    /// the next guest there is another one.
+    fn unplug(&mut self, devices: &[u32]) -> Result<()> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        self.four.unplug(devices, &self.datapath)?;
+        if let Some(six) = &self.six {
+            six.version.unplug(devices, &self.datapath)?;
+        }
+        for inside in &self.plan.insides {
+            let index = inside.link.as_ref().map(|link| link.index);
+            if index.is_some_and(|it| devices.contains(&it))
+                && let Some(network) = inside.networks.guests_ipv4()
+            {
+                self.dhcp.unplug(network);
+            }
+        }
+        Ok(())
     }
 
     /// Where the world's packets meet the first program now. An uplink that cannot do what was asked

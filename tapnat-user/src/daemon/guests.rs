@@ -66,7 +66,11 @@ impl Daemon {
             routers.clear();
         }
         let domain = config.domain.as_deref();
-        notes.extend(self.dhcp.settle(&hosts, domain, names).await);
+        notes.extend(
+            self.dhcp
+                .settle(&hosts, domain, names, self.host.netlink())
+                .await,
+        );
         notes.extend(self.dhcpv6.settle(&managed, domain, names).await);
         let advice = router::Advice {
             domain: config.domain.clone(),

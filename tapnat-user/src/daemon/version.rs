@@ -16,7 +16,7 @@ use crate::{
     family::IpFamily,
     notice::warn,
     ports::PortSet,
-    sweep::Sweep,
+    sweep::{Sweep, unplug_guests},
     tables::PinnedTables,
     unsolicited::Answers,
     uplink_hook::Chosen,
@@ -101,6 +101,16 @@ impl<A: IpFamily> Version<A> {
         settings.generation = settings.generation.wrapping_add(1);
         settings.flags = chosen.kept_in(settings.flags);
         self.tables.set_settings(&settings)
+    }
+
+    /// Forgets from which link addresses guests sent whose devices these are.
+    pub fn unplug(&self, devices: &[u32], datapath: &Datapath) -> Result<()> {
+        let known = self.known.devices.iter();
+        let unplugged: Vec<_> = known.filter(|(index, _)| devices.contains(index)).collect();
+        let guests = self.tables.guests()?;
+        let is_unplugged = |guest: &A| unplugged.iter().any(|(_, it)| it.contains(*guest));
+        let guests = guests.into_iter().map(|(address, _)| address);
+        unplug_guests(&guests.filter(is_unplugged).collect::<Vec<_>>(), datapath)
     }
 
     /// Enters what the network looks like, but for the settings.

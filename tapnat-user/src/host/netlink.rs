@@ -24,7 +24,7 @@ use rtnetlink::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope, CacheInfo},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-        neighbour::NeighbourMessage,
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{
             RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
             RouteVia,
@@ -103,6 +103,8 @@ pub struct Link {
     pub up: bool,
     /// Set up, and the other end is there (`IFF_LOWER_UP`).
     pub carrier: bool,
+    /// How often it has lost its carrier.
+    pub carrier_losses: u32,
     /// The bridge or bond that the device is a port of.
     pub controller: Option<u32>,
     /// The device that this one stands on, as a VLAN does. The other end, of a veth.
@@ -197,6 +199,15 @@ impl Link {
         }
         best.map(|(_, net)| net)
     }
+}
+
+/// Somebody on the link of a device.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Neighbour {
+    pub address: IpAddr,
+    pub link_address: [u8; 6],
+    /// How long ago it was last heard of.
+    pub since: Duration,
 }
 
 /// The route that packets take when no other fits.
@@ -382,6 +393,17 @@ impl Netlink {
         self.list(|handle| handle.neighbours().get().execute())
             .await
             .context("cannot list the neighbours")
+    }
+
+    /// Whom the kernel knows behind a device.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to list the neighbours.
+    pub async fn neighbours_on(&self, device: u32) -> Result<Vec<Neighbour>> {
+        let neighbours = self.neighbours().await?;
+        let there = neighbours.iter().filter(|it| it.header.ifindex == device);
+        Ok(there.filter_map(neighbour).collect())
     }
 
     /// The default route with the smallest metric of the main table, of IPv6 where IPv4 has none. Of
@@ -727,6 +749,7 @@ fn link(message: LinkMessage) -> Option<Link> {
         mtu: 0,
         up: header.flags.contains(LinkFlags::Up),
         carrier: header.flags.contains(LinkFlags::LowerUp),
+        carrier_losses: 0,
         controller: None,
         lower: None,
         addresses: Vec::new(),
@@ -735,6 +758,7 @@ fn link(message: LinkMessage) -> Option<Link> {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::CarrierDownCount(count) => link.carrier_losses = count,
             LinkAttribute::Controller(index) => link.controller = Some(index),
             LinkAttribute::Link(index) => link.lower = Some(index),
             LinkAttribute::Address(bytes) if link.layer == LinkLayer::Ethernet => {
@@ -780,6 +804,39 @@ fn address(message: &AddressMessage) -> Option<Address> {
         permanent: flags.contains(AddressHeaderFlags::Permanent),
         tentative: flags.intersects(unusable) && !flags.contains(AddressHeaderFlags::Optimistic),
         deprecated: flags.contains(AddressHeaderFlags::Deprecated),
+    })
+}
+
+/// None of one that was asked for and did not answer. The kernel counts time in hundredths of a second
+/// (`USER_HZ`).
+fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let is_there = !matches!(
+        message.header.state,
+        NeighbourState::Incomplete
+            | NeighbourState::Failed
+            | NeighbourState::Noarp
+            | NeighbourState::None
+    );
+    let (mut address, mut link_address, mut since) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(it)) => {
+                address = Some(IpAddr::V4(*it));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(it)) => {
+                address = Some(IpAddr::V6(*it));
+            }
+            NeighbourAttribute::LinkLocalAddress(bytes) => {
+                link_address = bytes.as_slice().try_into().ok();
+            }
+            NeighbourAttribute::CacheInfo(it) => since = Some(it.confirmed.min(it.updated)),
+            _ => {}
+        }
+    }
+    Some(Neighbour {
+        address: address.filter(|_| is_there)?,
+        link_address: link_address?,
+        since: Duration::from_millis(u64::from(since?) * 10),
     })
 }
 

@@ -423,6 +423,12 @@ impl<A: IpFamily> Tables<A> for Rehearsal<'_, A> {
         }
     }
 
+    fn forget_link_of_guest(&self, address: A) {
+        if let Some(guest) = self.guest(address) {
+            guest.link = 0;
+        }
+    }
+
     fn upkeep(&self) -> Option<&mut Upkeep> {
         self.upkeep
             .get(&(), || self.read(self.tables.upkeep().map(Some)))

@@ -1193,6 +1193,12 @@ impl<A: Version> Tables<A> for World<A> {
         }
     }
 
+    fn forget_link_of_guest(&self, address: A) {
+        if let Some(guest) = self.guests.get(&address) {
+            guest.link = 0;
+        }
+    }
+
     fn upkeep(&self) -> Option<&mut Upkeep> {
         if self.upkeep.get(&()).is_none() {
             self.upkeep.insert(&(), &Upkeep::default());
