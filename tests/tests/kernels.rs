@@ -24,8 +24,6 @@ const ALL: &str = "TAPNAT_KERNELS";
 const PROGRAMS: &str = "TAPNAT_TEST_PROGRAMS";
 /// The oldest kernel that is supported.
 const OLDEST: (u32, u32) = (6, 1);
-/// The oldest one that is known to make machine code of NAT64's programs.
-const OLDEST_WITH_NAT64: (u32, u32) = (6, 12);
 /// Emulation is slow, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_mins(10);
 
@@ -35,7 +33,7 @@ const TOOLS: [&str; 4] = ["ethtool", "ping", "tc", "tcpdump"];
 const MODULES: [&str; 5] = ["bridge", "cls_bpf", "sch_ingress", "tun", "veth"];
 
 /// Test programs and their tests.
-const TESTS: [(&str, &str); 9] = [
+const TESTS: [(&str, &str); 11] = [
     ("links", "guests_on_taps_that_tapnat_makes"),
     ("links", "guests_on_taps"),
     ("links", "guests_on_a_bridge"),
@@ -49,6 +47,8 @@ const TESTS: [(&str, &str); 9] = [
         "lifecycle",
         "no_packet_is_lost_while_processes_are_killed_and_replaced::v6",
     ),
+    ("nat64", "connections_through_a_tap_with_offloads"),
+    ("nat64", "errors_come_back_about_what_was_sent"),
     ("forwards", "the_host_itself_comes_in::v4"),
     ("trace", "packets_are_told_as_they_come_and_as_they_leave"),
 ];
@@ -139,7 +139,7 @@ fn version(release: &str) -> Result<(u32, u32)> {
 /// Starts and ends the program in each variant: with and without counters and
 /// log, with and without Ethernet headers on the uplink, asking the firewall, and with
 /// IPv6, prefixes of it, and IPv4 for guests that have only that.
-fn check_variants(guest: &mut Guest, has_nat64: bool) -> Result<()> {
+fn check_variants(guest: &mut Guest) -> Result<()> {
     let of_ipv4 = [
         "--uplink uplink0",
         "--uplink uplink0 --count",
@@ -162,10 +162,7 @@ fn check_variants(guest: &mut Guest, has_nat64: bool) -> Result<()> {
         "--uplink uplink1 --count --verbose --firewall ask",
     ];
     let of_ipv6 = of_ipv6.map(|options| format!("--inside veth0=fd00:7a70::1/64 {options}"));
-    let of_ipv6 = of_ipv6
-        .iter()
-        .filter(|options| has_nat64 || !options.contains("--nat64"))
-        .map(String::as_str);
+    let of_ipv6 = of_ipv6.iter().map(String::as_str);
     for options in of_ipv4.into_iter().chain(of_ipv6) {
         guest.run_within(&format!("try {options}"), PATIENCE)?;
         println!("{options}");
@@ -219,7 +216,7 @@ fn another_kernel_translates_or_says_that_it_is_too_old() -> Result<()> {
         return check_refusal(&mut guest);
     }
     if env::var_os(ALL).is_some() {
-        check_variants(&mut guest, version >= OLDEST_WITH_NAT64).context("a variant")?;
+        check_variants(&mut guest).context("a variant")?;
     }
     check_tests(&mut guest)
 }

@@ -185,7 +185,7 @@ fn run_kernels(options: &Options) -> Result<()> {
 }
 
 /// The test programs of which the test program `kernels` runs parts in guests.
-const IN_GUESTS: &[&str] = &["links", "lifecycle", "forwards", "trace"];
+const IN_GUESTS: &[&str] = &["links", "lifecycle", "nat64", "forwards", "trace"];
 /// Their paths, as in `PATH`.
 const PROGRAMS: &str = "TAPNAT_TEST_PROGRAMS";
 
