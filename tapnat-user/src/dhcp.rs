@@ -164,6 +164,21 @@ struct Server {
     names: Arc<Names>,
 }
 
+/// How much of what one device's guests ask is looked at.
+struct Rates {
+    heard: Rate,
+    looked: Rate,
+}
+
+impl Rates {
+    const fn new(now: Instant) -> Self {
+        Self {
+            heard: Rate::new(MOST, now),
+            looked: Rate::new(MOST_LOOKS, now),
+        }
+    }
+}
+
 /// An answer and where it goes.
 #[derive(Debug)]
 struct Answer {
@@ -198,16 +213,11 @@ impl Server {
 
     async fn run(self, netlink: Netlink) {
         let mut buffer = vec![0; LONGEST];
-        let mut heard = Rate::new(MOST, Instant::now());
-        let mut looked = Rate::new(MOST_LOOKS, Instant::now());
+        let mut rates = Rates::new(Instant::now());
         while let Ok((length, _)) = self.socket.recv_from(&mut buffer).await {
             let message = buffer.get(..length).unwrap_or_default();
-            if self.is_of_newcomer(message) && looked.takes(Instant::now()) {
-                // Not known is not taken.
-                let seen = netlink.neighbours_on(self.device.index).await;
-                self.meet(&seen.unwrap_or_default(), Instant::now());
-            }
-            if let Some(answer) = self.hear(message, &mut heard, Instant::now()) {
+            let look = netlink.neighbours_on(self.device.index);
+            if let Some(answer) = self.hear(message, &mut rates, look, Instant::now()).await {
                 // The device may be down: the guest asks again.
                 let _ = self.socket.send_to(&answer.message, answer.to).await;
             }
@@ -231,21 +241,32 @@ impl Server {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         for neighbour in seen {
             if let IpAddr::V4(address) = neighbour.address
-                && let Some(rest) = LEASE.checked_sub(neighbour.since)
+                && let Some(heard) = now.checked_sub(neighbour.since)
             {
                 let guest = Guest(neighbour.link_address.to_vec());
-                pool.meet(&guest, address, now + rest, now);
+                pool.meet(&guest, address, heard, now, LEASE);
             }
         }
     }
 
-    /// What is to be answered to a message, if anything, and if it is looked at.
-    fn hear(&self, message: &[u8], heard: &mut Rate, now: Instant) -> Option<Answer> {
-        if heard.takes(now) {
-            self.answer(message, now)
-        } else {
-            None
+    /// What is to be answered to a message, if anything, and if it is looked at. `look` says who is
+    /// there, once it is awaited.
+    async fn hear(
+        &self,
+        message: &[u8],
+        rates: &mut Rates,
+        look: impl Future<Output = Result<Vec<Neighbour>>>,
+        now: Instant,
+    ) -> Option<Answer> {
+        if !rates.heard.takes(now) {
+            return None;
         }
+        // A look is at all who are there: one will do for several newcomers.
+        if self.is_of_newcomer(message) && rates.looked.takes(now) {
+            // Not known is not taken.
+            self.meet(&look.await.unwrap_or_default(), now);
+        }
+        self.answer(message, now)
     }
 
     /// What is to be answered to a message, if anything.
@@ -390,16 +411,18 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use smoltcp::wire::EthernetAddress;
 
     use super::*;
 
-    fn message(message_type: DhcpMessageType) -> Vec<u8> {
+    fn message(message_type: DhcpMessageType, guest: u8) -> Vec<u8> {
         let asked = DhcpRepr {
             message_type,
             transaction_id: 1,
             secs: 0,
-            client_hardware_address: EthernetAddress([2, 0, 0, 0, 0, 1]),
+            client_hardware_address: EthernetAddress([2, 0, 0, 0, 0, guest]),
             client_ip: Ipv4Addr::UNSPECIFIED,
             your_ip: Ipv4Addr::UNSPECIFIED,
             server_ip: Ipv4Addr::UNSPECIFIED,
@@ -425,11 +448,10 @@ mod tests {
         message
     }
 
-    #[tokio::test]
-    async fn what_needs_no_answer_takes_room_too() {
+    async fn server() -> Server {
         let host = Ipv4Addr::new(10, 0, 0, 1);
         let network = Ipv4Net::new_assert(host, 24).trunc();
-        let server = Server {
+        Server {
             socket: UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(),
             device: Served {
                 name: "tap0".to_owned(),
@@ -441,17 +463,46 @@ mod tests {
             pool: Arc::new(Mutex::new(Pool::new(Ipv4Guests { network, host }))),
             domain: None,
             names: Arc::default(),
-        };
-        let now = Instant::now();
-        let mut heard = Rate::new(MOST, now);
-        let discover = message(DhcpMessageType::Discover);
-        assert!(server.hear(&discover, &mut heard, now).is_some());
-        let release = message(DhcpMessageType::Release);
-        for useless in [&release[..], b"junk"].repeat(MOST as usize / 2) {
-            assert!(server.hear(useless, &mut heard, now).is_none());
         }
-        assert!(server.hear(&discover, &mut heard, now).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_needs_no_answer_takes_room_too() {
+        let (server, now) = (server().await, Instant::now());
+        let mut rates = Rates::new(now);
+        let mut hear = async |message: &[u8], now| {
+            let nobody = async { Ok(Vec::new()) };
+            let answer = server.hear(message, &mut rates, nobody, now).await;
+            answer.is_some()
+        };
+        let discover = message(DhcpMessageType::Discover, 1);
+        assert!(hear(&discover, now).await);
+        let release = message(DhcpMessageType::Release, 1);
+        for useless in [&release[..], b"junk"].repeat(MOST as usize / 2) {
+            assert!(!hear(useless, now).await);
+        }
+        assert!(!hear(&discover, now).await);
         let later = now + Duration::from_secs(1);
-        assert!(server.hear(&discover, &mut heard, later).is_some());
+        assert!(hear(&discover, later).await);
+    }
+
+    #[tokio::test]
+    async fn for_what_is_not_heard_nobody_looks() {
+        let (server, now) = (server().await, Instant::now());
+        let mut rates = Rates::new(now);
+        for _ in 0..MOST {
+            assert!(rates.heard.takes(now));
+        }
+        let looked = AtomicBool::new(false);
+        let discover = message(DhcpMessageType::Discover, 1);
+        for (now, is_heard) in [(now, false), (now + Duration::from_secs(1), true)] {
+            let look = async {
+                looked.store(true, Ordering::Relaxed);
+                Ok(Vec::new())
+            };
+            let answer = server.hear(&discover, &mut rates, look, now).await;
+            assert_eq!(answer.is_some(), is_heard);
+            assert_eq!(looked.load(Ordering::Relaxed), is_heard);
+        }
     }
 }

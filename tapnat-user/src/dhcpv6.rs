@@ -120,6 +120,14 @@ impl Servers {
         };
         running.settle(wanted.collect(), start).await.notes
     }
+
+    /// Nobody is in this network of guests any more.
+    pub fn unplug(&self, network: Ipv6Net) {
+        if let Some(pool) = self.pools.get(&network) {
+            let mut pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
+            pool.unplug(Instant::now());
+        }
+    }
 }
 
 /// A socket that hears the guests of one device.
@@ -651,6 +659,25 @@ mod tests {
             given(&ask(&server, &offered, now).unwrap()),
             Err(Status::NoAddrsAvail)
         );
+    }
+
+    #[test]
+    fn whoever_is_plugged_in_next_gets_an_address() {
+        let (server, now) = (server("fd00:7a70::1/126"), Instant::now());
+        let servers = Servers {
+            pools: Pools::from([(server.device.address.trunc(), server.pool.clone())]),
+            ..Servers::default()
+        };
+        let rapid = [association(&[]), DhcpOption::RapidCommit];
+        let answer = |number, now| {
+            let solicit = message(MessageType::Solicit, number, &rapid);
+            given(&ask(&server, &solicit, now).unwrap())
+        };
+        assert!(answer(1, now).is_ok() && answer(2, now).is_ok());
+        servers.unplug("fd00:7a71::/126".parse().unwrap());
+        assert!(answer(3, Instant::now()).is_err(), "others stay");
+        servers.unplug(server.device.address.trunc());
+        assert!(answer(3, Instant::now()).is_ok());
     }
 
     #[test]

@@ -52,6 +52,8 @@ struct Lease {
 pub struct Pool<N: Network> {
     network: N,
     leases: HashMap<N::Address, Lease>,
+    /// When nobody was there, the last time.
+    unplugged: Option<Instant>,
 }
 
 impl<N: Network> Pool<N> {
@@ -61,6 +63,7 @@ impl<N: Network> Pool<N> {
         Self {
             network,
             leases: HashMap::new(),
+            unplugged: None,
         }
     }
 
@@ -104,14 +107,24 @@ impl<N: Network> Pool<N> {
         self.hold(address, Holder::Guest(guest.clone()), now + length, now)
     }
 
-    /// A guest was seen with this address, which it has from elsewhere, or from an earlier process.
-    /// Nobody else is given it until then.
-    pub fn meet(&mut self, guest: &Guest, address: N::Address, until: Instant, now: Instant) {
+    /// A guest was last heard of at this time with this address, which it has from elsewhere, or from
+    /// an earlier process. Nobody else is given it for so long from then on, unless the guest was
+    /// unplugged since.
+    pub fn meet(
+        &mut self,
+        guest: &Guest,
+        address: N::Address,
+        heard: Instant,
+        now: Instant,
+        length: Duration,
+    ) {
+        let until = heard + length;
+        let is_gone = self.unplugged.is_some_and(|unplugged| heard <= unplugged);
         let is_free = self
             .leases
             .get(&address)
             .is_none_or(|lease| lease.until <= now);
-        if !is_free || until <= now || !self.network.is_guests(address) {
+        if is_gone || !is_free || until <= now || !self.network.is_guests(address) {
             return;
         }
         let holder = match self.address_of(guest) {
@@ -125,6 +138,7 @@ impl<N: Network> Pool<N> {
     /// Nobody is there any more: whoever comes next may have any address. Those who come back have
     /// theirs while nobody took it.
     pub fn unplug(&mut self, now: Instant) {
+        self.unplugged = Some(now);
         for lease in self.leases.values_mut() {
             lease.until = lease.until.min(now);
         }
@@ -351,18 +365,19 @@ mod tests {
         let mut pool = pool(24);
         let [own, other] = [20, 21].map(|last| Ipv4Addr::new(10, 0, 0, last));
         // As one that an earlier process gave to the guest, or that it was given by hand.
-        pool.meet(&guest(1), own, now + LEASE, now);
-        pool.meet(&guest(1), other, now + LEASE, now);
+        pool.meet(&guest(1), own, now, now, LEASE);
+        pool.meet(&guest(1), other, now, now, LEASE);
         assert_eq!(pool.offer(&guest(1), None, now), Some(own));
         for taken in [own, other] {
             assert_ne!(pool.offer(&guest(2), Some(taken), now), Some(taken));
             assert!(!pool.lease(&guest(2), taken, now, LEASE));
         }
-        assert!(pool.lease(&guest(2), other, now + LEASE, LEASE));
+        let later = now + LEASE;
+        assert!(pool.lease(&guest(2), other, later, LEASE));
         // It is the other's now, whoever was seen there.
-        pool.meet(&guest(1), other, now + LEASE * 2, now + LEASE);
+        pool.meet(&guest(1), other, later, later, LEASE);
         assert_eq!(pool.address_of(&guest(2)), Some(other));
-        pool.meet(&guest(3), Ipv4Addr::new(10, 0, 0, 1), now + LEASE, now);
+        pool.meet(&guest(3), Ipv4Addr::new(10, 0, 0, 1), now, now, LEASE);
         assert_eq!(pool.address_of(&guest(3)), None, "the host's own");
     }
 
@@ -377,6 +392,20 @@ mod tests {
         pool.unplug(now);
         assert_eq!(lease(&mut pool, 2, now), first);
         assert_eq!(lease(&mut pool, 1, now), None);
+    }
+
+    #[test]
+    fn who_was_seen_before_it_was_unplugged_has_no_address() {
+        let (now, address) = (Instant::now(), Ipv4Addr::new(10, 0, 0, 2));
+        let later = now + Duration::from_secs(2);
+        let mut pool = pool(30);
+        pool.unplug(now + Duration::from_secs(1));
+        // The kernel may keep it for longer.
+        pool.meet(&guest(1), address, now, later, LEASE);
+        assert_eq!(lease(&mut pool, 2, later), Some(address));
+        pool.release(&guest(2));
+        pool.meet(&guest(1), address, later, later, LEASE);
+        assert_eq!(lease(&mut pool, 2, later), None);
     }
 
     #[test]

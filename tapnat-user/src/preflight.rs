@@ -134,7 +134,7 @@ impl Facts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tapnat_common::abi::Timeouts;
 
     use super::{device::LOOPBACK, *};
@@ -175,7 +175,7 @@ mod tests {
         }
     }
 
-    pub(super) fn facts() -> Facts {
+    pub(crate) fn facts() -> Facts {
         let mut loopback = link(1, "lo", &["127.0.0.1/8"]);
         loopback.layer = LinkLayer::Other(LOOPBACK);
         let mut port = link(5, "vnet0", &[]);
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    pub(super) fn config(insides: &[&str]) -> Config {
+    pub(crate) fn config(insides: &[&str]) -> Config {
         Config {
             instance: "default".parse().unwrap(),
             insides: insides

@@ -457,7 +457,11 @@ impl Guest {
         self.socket.is_some()
     }
 
-    fn configure(&self) -> Result<()> {
+    /// Gives it its addresses and routes, also again after its device was down.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn configure(&self) -> Result<()> {
         let Self {
             namespace,
             address,
@@ -465,19 +469,19 @@ impl Guest {
             ..
         } = self;
         if self.has_ipv4 {
-            namespace.ip(&format!("address add {address}/24 dev {GUEST_DEVICE}"))?;
+            namespace.ip(&format!("address replace {address}/24 dev {GUEST_DEVICE}"))?;
             namespace.ip(&format!(
-                "route add default via {gateway} dev {GUEST_DEVICE}"
+                "route replace default via {gateway} dev {GUEST_DEVICE}"
             ))?;
         }
         if let Some((address, gateway)) = self.ipv6 {
             // Its addresses are set by hand, whatever a router says.
             namespace.sysctl(&format!("net.ipv6.conf.{GUEST_DEVICE}.accept_ra"), "0")?;
             namespace.ip(&format!(
-                "address add {address}/64 dev {GUEST_DEVICE} nodad"
+                "address replace {address}/64 dev {GUEST_DEVICE} nodad"
             ))?;
             namespace.ip(&format!(
-                "-6 route add default via {gateway} dev {GUEST_DEVICE}"
+                "-6 route replace default via {gateway} dev {GUEST_DEVICE}"
             ))?;
         }
         Ok(())

@@ -305,6 +305,9 @@ fn set_up(guest: &Namespace, output: &Output, length: u8) -> Result<()> {
 #[test]
 fn the_next_guest_on_a_cable_is_not_the_last_one() -> Result<()> {
     let topology = Topology::builder().inside(Inside::Veth).build()?;
+    // As where the kernel hears of the loss too late to forget who was there.
+    let evicts = "net.ipv4.conf.veth0.arp_evict_nocarrier";
+    topology.host.sysctl(evicts, "0")?;
     let instance = Instance::new(&topology.host);
     let _process = instance.start(&["--inside", "veth0=10.9.0.1/30"])?;
     let guest = &topology.guests.first().context("no guest")?.namespace;
@@ -312,6 +315,7 @@ fn the_next_guest_on_a_cable_is_not_the_last_one() -> Result<()> {
     let web = TcpReflector::start(&topology.world, server(0, 0))?;
     set_up(guest, &ask_as(guest, "destroyed", &[])?, 30)?;
     let open = TcpSession::open(guest, None, web.address())?;
+    ensure!(traffic::ping(guest, "10.9.0.1".parse()?, 1, &[])?.received == 1);
 
     guest.ip(&format!("link set {GUEST_DEVICE} down"))?;
     guest.ip(&format!(

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tapnat_testbed::{
     packet::{self, Parsed},
     qemu::{Kernel, Machine, Model},
-    topology::{Inside, Tap, Topology},
+    topology::{GUEST_DEVICE, Inside, Tap, Topology},
     traffic::{self, HttpServer, TcpReflector, TcpSession},
 };
 use tapnat_tests::{
@@ -340,6 +340,29 @@ fn who_is_no_guest_and_what_is_no_address_gets_nowhere() -> Result<()> {
     }
     wires.nothing_arrives()?;
     ensure!(world.instance.count("spoofed-source")? == 1);
+    Ok(())
+}
+
+/// A guest is destroyed with its sessions open, and another one gets its device and its address, but
+/// has an Ethernet address of its own.
+#[test]
+fn the_next_guest_on_a_cable_is_not_the_last_one() -> Result<()> {
+    let (world, _wires) = wired(1, &[])?;
+    let web = TcpReflector::start(&world.topology.world, V4.server(0, 7))?;
+    let guest = &world.guest(0).namespace;
+    let open = TcpSession::open(guest, None, seen(web.address()))?;
+    guest.ip(&format!("link set {GUEST_DEVICE} down"))?;
+    guest.ip(&format!(
+        "link set {GUEST_DEVICE} address 02:00:00:00:00:77"
+    ))?;
+    guest.ip(&format!("link set {GUEST_DEVICE} up"))?;
+    world.guest(0).configure()?;
+    let begin = Instant::now();
+    while traffic::ping(guest, seen(web.address()).ip(), 1, &[])?.received == 0 {
+        ensure!(begin.elapsed() < PATIENCE, "it is taken for the last one");
+    }
+    TcpSession::open(guest, None, seen(web.address()))?.exchange(b"x")?;
+    drop(open);
     Ok(())
 }
 

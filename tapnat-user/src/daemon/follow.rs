@@ -24,16 +24,16 @@ use crate::{
     uplink_hook::{Chosen, UplinkHook},
 };
 
-/// The inside devices that have lost their carrier since, if only for a moment, or are gone.
-fn unplugged(before: &Plan, now: &Plan) -> Vec<u32> {
-    let links = |plan: &Plan| -> Vec<(u32, u32)> {
-        let links = plan.insides.iter().filter_map(|it| it.link.as_ref());
-        links.map(|it| (it.index, it.carrier_losses)).collect()
+/// The inside devices that have lost their carrier since, if only for a moment, or are gone from the
+/// host. Those that are only served no more have their guests still.
+fn unplugged(before: &Plan, now: &[Link]) -> Vec<u32> {
+    let is_as_before = |link: &Link| {
+        now.iter()
+            .any(|it| (it.index, it.carrier_losses) == (link.index, link.carrier_losses))
     };
-    let as_before = links(now);
-    let changed = links(before).into_iter();
-    let changed = changed.filter(|it| !as_before.contains(it));
-    changed.map(|(index, _)| index).collect()
+    let before = before.insides.iter().filter_map(|it| it.link.as_ref());
+    let changed = before.filter(|link| !is_as_before(link));
+    changed.map(|link| link.index).collect()
 }
 
 impl Daemon {
@@ -75,7 +75,7 @@ impl Daemon {
             let outside = known.outside.iter().copied().map(IpAddr::from);
             plan.outside_addresses.extend(outside);
         }
-        let unplugged = unplugged(&self.plan, &plan);
+        let unplugged = unplugged(&self.plan, &facts.links);
         self.unplug(&unplugged)?;
         self.plan = plan;
 
@@ -115,10 +115,14 @@ impl Daemon {
         }
         for inside in &self.plan.insides {
             let index = inside.link.as_ref().map(|link| link.index);
-            if index.is_some_and(|it| devices.contains(&it))
-                && let Some(network) = inside.networks.guests_ipv4()
-            {
+            if !index.is_some_and(|it| devices.contains(&it)) {
+                continue;
+            }
+            if let Some(network) = inside.networks.guests_ipv4() {
                 self.dhcp.unplug(network);
+            }
+            if let Some(network) = inside.networks.ipv6 {
+                self.dhcpv6.unplug(network.trunc());
             }
         }
         Ok(())
@@ -282,5 +286,23 @@ impl Daemon {
             warn(&note);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preflight::tests::{config, facts};
+
+    #[test]
+    fn a_device_that_is_only_served_no_more_has_its_guests_still() {
+        let mut facts = facts();
+        let plan = facts.plan(&config(&["virbr0"])).unwrap();
+        facts.links[3].name = "renamed".to_owned();
+        assert!(unplugged(&plan, &facts.links).is_empty());
+        facts.links[3].carrier_losses += 1;
+        assert_eq!(unplugged(&plan, &facts.links), [4]);
+        facts.links.retain(|it| it.index != 4);
+        assert_eq!(unplugged(&plan, &facts.links), [4]);
     }
 }

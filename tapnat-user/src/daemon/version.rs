@@ -105,12 +105,10 @@ impl<A: IpFamily> Version<A> {
 
     /// Forgets from which link addresses guests sent whose devices these are.
     pub fn unplug(&self, devices: &[u32], datapath: &Datapath) -> Result<()> {
-        let known = self.known.devices.iter();
-        let unplugged: Vec<_> = known.filter(|(index, _)| devices.contains(index)).collect();
-        let guests = self.tables.guests()?;
-        let is_unplugged = |guest: &A| unplugged.iter().any(|(_, it)| it.contains(*guest));
-        let guests = guests.into_iter().map(|(address, _)| address);
-        unplug_guests(&guests.filter(is_unplugged).collect::<Vec<_>>(), datapath)
+        let guests = self.tables.guests()?.into_iter();
+        let unplugged = guests.filter(|(_, guest)| devices.contains(&guest.device));
+        let unplugged: Vec<_> = unplugged.map(|(address, _)| address).collect();
+        unplug_guests(&unplugged, datapath)
     }
 
     /// Enters what the network looks like, but for the settings.

@@ -206,7 +206,7 @@ impl Link {
 pub struct Neighbour {
     pub address: IpAddr,
     pub link_address: [u8; 6],
-    /// How long ago it was last heard of.
+    /// How long ago it was last known to be there.
     pub since: Duration,
 }
 
@@ -808,7 +808,8 @@ fn address(message: &AddressMessage) -> Option<Address> {
 }
 
 /// None of one that was asked for and did not answer. The kernel counts time in hundredths of a second
-/// (`USER_HZ`).
+/// (`USER_HZ`). Of a newcomer that has confirmed nothing yet it says a minute; when it last changed the
+/// entry says nothing, as it does so when it hears nothing more.
 fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     let is_there = !matches!(
         message.header.state,
@@ -829,7 +830,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
             NeighbourAttribute::LinkLocalAddress(bytes) => {
                 link_address = bytes.as_slice().try_into().ok();
             }
-            NeighbourAttribute::CacheInfo(it) => since = Some(it.confirmed.min(it.updated)),
+            NeighbourAttribute::CacheInfo(it) => since = Some(it.confirmed),
             _ => {}
         }
     }
