@@ -405,9 +405,10 @@ impl<A: IpFamily> PinnedTables<A> {
     ///
     /// When the kernel refuses.
     pub fn set_devices(&mut self, devices: &[(u32, Device<A>)]) -> Result<()> {
-        self.count_guests_on(EVERY_DEVICE)?;
+        let guests = self.guests()?;
+        self.count_guests_on(EVERY_DEVICE, &guests)?;
         for (index, device) in devices {
-            self.count_guests_on(*index)?;
+            self.count_guests_on(*index, &guests)?;
             self.devices
                 .insert(index, device, 0)
                 .context("cannot write the table of devices")?;
@@ -423,12 +424,16 @@ impl<A: IpFamily> PinnedTables<A> {
         Ok(())
     }
 
-    /// Has the datapath count guests on a device, if it does not yet.
-    fn count_guests_on(&mut self, index: u32) -> Result<()> {
-        match self.guests_on(index)? {
-            Some(_) => Ok(()),
-            None => self.guests_on.insert(index, 0, 0).context(CANNOT_COUNT),
+    /// Has the datapath count guests on a device, from those of these on that are known there: its
+    /// own count may have gone wrong, in a race or while the device was none.
+    fn count_guests_on(&mut self, index: u32, guests: &[(A, Guest)]) -> Result<()> {
+        let is_there = |guest: &Guest| index == EVERY_DEVICE || guest.device == index;
+        let known = guests.iter().filter(|(_, guest)| is_there(guest)).count();
+        let known = u32::try_from(known)?;
+        if self.guests_on(index)? == Some(known) {
+            return Ok(());
         }
+        self.guests_on.insert(index, known, 0).context(CANNOT_COUNT)
     }
 
     /// How many guests are known on the device with this index, or on [`EVERY_DEVICE`].

@@ -18,7 +18,8 @@ use aya::{
 use nix::sys::signal::Signal;
 use tapnat_common::{
     abi::{
-        EndpointKey, FlowKey, Guest, Mapping, Permission, PermissionKey, Session, maps, programs,
+        EVERY_DEVICE, EndpointKey, FlowKey, Guest, Mapping, Permission, PermissionKey, Session,
+        maps, programs,
     },
     net::Be32,
     ports::{Class, PortSet, set_index},
@@ -29,7 +30,7 @@ use tapnat_testbed::{
 };
 use tapnat_tests::{
     both_families,
-    family::{Family, V6},
+    family::{Family, V4, V6},
     instance::{Instance, PATIENCE},
     world::{World, server},
 };
@@ -226,6 +227,32 @@ fn guests_that_are_gone_make_room_for_others() -> Result<()> {
     session.exchange(b"still there")?;
     let guest = guests.get(&Be32::from(world.guest(0).address), 0)?;
     ensure!(guest.sessions == 1, "{guest:?}");
+    Ok(())
+}
+
+#[test]
+fn how_many_guests_a_device_has_is_counted_anew_by_the_next_process() -> Result<()> {
+    let world = Topology::builder().inside(Inside::Veth).build()?;
+    let instance = Instance::new(&world.host);
+    let arguments = ["--inside", "veth0=10.0.0.1/24"];
+    let mut first = instance.start(&arguments)?;
+    let guest = world.guests.first().context("the world has no guest")?;
+    let udp = UdpReflector::start(&world.world, server(0, 7))?;
+    begin(guest, V4, &udp)?;
+    let device = world.host.device_index("veth0")?;
+    let counted = [EVERY_DEVICE, device.context("the device is gone")?];
+    let mut counts: HashMap<_, u32, u32> = open(&instance, maps::IPV4.guests_on)?;
+    // As after a lost race: new guests behind the device would be refused, for ever.
+    for device in counted {
+        ensure!(counts.get(&device, 0)? == 1, "{device}");
+        counts.insert(device, 5000, 0)?;
+    }
+    first.signal(Signal::SIGKILL)?;
+    first.wait(PATIENCE)?;
+    let _second = instance.start(&arguments)?;
+    for device in counted {
+        ensure!(counts.get(&device, 0)? == 1, "{device}");
+    }
     Ok(())
 }
 

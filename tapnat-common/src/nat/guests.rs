@@ -3,7 +3,7 @@
 //! Owns how many entries the guests behind one inside device may have. A guest may use every
 //! address of its device's network, and so could take the room of those behind other
 //! devices. So a device may have no more guests than there is room left for: one that takes
-//! all it can get leaves half of what it found, and there is always some for the next.
+//! all it can get leaves half of what it found, and it takes thirteen to leave nothing.
 //! What a guest may do is counted in its entry, by who does it.
 
 use super::{Insert, Tables};
@@ -59,7 +59,8 @@ pub fn enter<A: Network, T: Tables<A>>(address: A, device: u32, tables: &T) -> E
         return Entry::Full;
     };
     let room = MOST_GUESTS.saturating_sub(*all);
-    if room != 0 && *own >= room {
+    // Two that forget guests at once may make it less than none, which is very many.
+    if room != 0 && (room..=MOST_GUESTS).contains(own) {
         return Entry::DeviceLimit;
     }
     let guest = Guest {

@@ -4,7 +4,11 @@ use std::net::Ipv6Addr;
 
 use tapnat_common::{
     abi::{EVERY_DEVICE, MOST_GUESTS, Mapping, mapping_flags, role, setting_flags},
-    nat::{Fate, Route, sweep},
+    nat::{
+        Fate, Route,
+        guests::{self, Entry},
+        sweep,
+    },
     net::{Address as _, Be128, protocol},
     verdict::Reason,
 };
@@ -339,3 +343,13 @@ fn a_guest_is_counted_on_the_device_that_it_is_on<A: Version>() {
     assert_eq!(world.guests_on.copy(&EVERY_DEVICE), Some(1));
 }
 both_families!(a_guest_is_counted_on_the_device_that_it_is_on);
+
+fn a_count_that_is_wrong_refuses_nobody_for_ever<A: Version>() {
+    let world = World::<A>::new();
+    // As when CPUs forget the last one that is counted, at once.
+    *world.guests_on.get(&TAP.get()).unwrap() = u32::MAX - 2;
+    assert_eq!(guests::enter(A::GUEST, TAP.get(), &world), Entry::Done);
+    assert_eq!(guests::enter(A::NEIGHBOUR, TAP.get(), &world), Entry::Done);
+    assert_eq!(world.guests.len(), 2);
+}
+both_families!(a_count_that_is_wrong_refuses_nobody_for_ever);
