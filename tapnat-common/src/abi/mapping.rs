@@ -104,6 +104,8 @@ pub struct Permission {
     pub expires_at: Instant,
     /// [`Address::low_bits`] of the guest's address.
     pub owner: u32,
+    /// 1 where the queue of what is looked after without user space has a key for it alone.
+    pub is_looked_after: u32,
 }
 
 /// The key of [`super::maps::Names::host_sockets`]: a socket of the host, and the inside

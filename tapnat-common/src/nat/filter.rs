@@ -63,6 +63,7 @@ fn note<A: Network, T: Tables<A>>(
     let permission = Permission {
         expires_at: until,
         owner,
+        is_looked_after: 0,
     };
     tables.set_permission(key, &permission) == Insert::Done
 }

@@ -15,11 +15,11 @@
 //!
 //! Not found are sessions that were opened while user space was there, before the last one
 //! on the same mapping, or without one; what was permitted on a mapping that another guest
-//! has taken over; and guests who did nothing even then.
+//! has taken over, or to one port of another guest; and guests who did nothing even then.
 
 use super::{Tables, guests, mapping, sweep};
 use crate::{
-    abi::{EndpointKey, FlowKey, Mapping, OWN_PORTS, PermissionKey, mapping_flags},
+    abi::{EndpointKey, FlowKey, Mapping, OWN_PORTS, Permission, PermissionKey, mapping_flags},
     net::{Be16, protocol},
     network::Network,
     parse::Packet,
@@ -145,29 +145,46 @@ pub fn step<A: Network, T: Tables<A>>(packet: &Packet<A>, tables: &T, plan: &mut
         }
     }
     let is_over = sweep::session(session, tables);
-    let is_permitted = keeps_permission(outside, session.destination, tables);
+    let permission = kept_permission(outside, session.destination, tables);
     if !is_queued {
         sweep::mapping(outside, tables);
-    } else if is_permitted || !is_over && tables.session(session).is_some() {
+    } else if !is_over && tables.session(session).is_some()
+        || permission.is_some_and(|permission| stands_for(permission, session))
+    {
         tables.look_after(|key| *key = *session);
     }
     guests::make_room(session.source, tables);
     next
 }
 
-/// Whether the guest with this outside endpoint still lets the remote in. What is over is
-/// removed.
+/// What lets the remote in still, of the guest with this outside endpoint, beside what its
+/// mapping says. What is over is removed.
 #[inline(always)]
-fn keeps_permission<A: Network, T: Tables<A>>(
+fn kept_permission<'a, A: Network, T: Tables<A>>(
     outside: &EndpointKey<A>,
     remote: A,
-    tables: &T,
-) -> bool {
+    tables: &'a T,
+) -> Option<&'a mut Permission> {
     let key = PermissionKey {
         outside: *outside,
         remote,
     };
-    tables.permission(&key).is_some() && !sweep::permission(&key, tables)
+    let permission = tables.permission(&key)?;
+    (!sweep::permission(&key, tables)).then_some(permission)
+}
+
+/// Makes the key of a session that is gone the one by which its permission is found, if
+/// that has none yet: there may be very many such sessions. Returns whether it is.
+#[inline(always)]
+fn stands_for<A: Network>(permission: &mut Permission, session: &mut FlowKey<A>) -> bool {
+    // Of no session, or one at most.
+    let is_its = session.destination_port == Be16::ZERO;
+    if !is_its && permission.is_looked_after != 0 {
+        return false;
+    }
+    permission.is_looked_after = 1;
+    session.destination_port = Be16::ZERO;
+    true
 }
 
 /// Finds a mapping of this guest's own of which something is over, by the number of the

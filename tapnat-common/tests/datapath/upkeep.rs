@@ -311,6 +311,69 @@ fn what_was_permitted_goes_with_the_session<A: Version>() {
 }
 both_families!(what_was_permitted_goes_with_the_session);
 
+fn sessions_are_forgotten_also_while_their_remote_stays_permitted<A: Version>() {
+    let world = unattended::<A>(0);
+    let socket = at(A::GUEST, 20_000);
+    for port in 1000..1300 {
+        // One with each of two that stays, the second of which is permitted apart.
+        for server in [at(A::SERVER, 53), at(A::OTHER_SERVER, 53)] {
+            datagram(&world, socket, server);
+        }
+        datagram(&world, socket, at(A::OTHER_SERVER, port));
+        world.wait_seconds(60);
+    }
+    assert_eq!(world.permissions.len(), 1);
+    assert!(world.sessions.len() <= 30, "{}", world.sessions.len());
+    let left = world.looked_after.borrow().len();
+    assert!(left <= 15, "{left} are looked after");
+    let exit = world.world_sends(&udp(at(A::OTHER_SERVER, 7), at(A::OUTSIDE, 20_000)).build());
+    assert_eq!(exit.reason, Reason::SessionAdmitted);
+    // Then it goes, too.
+    wait_for_all(&world);
+    for port in 30_000..30_020 {
+        datagram(&world, at(A::NEIGHBOUR, port), at(A::SERVER, 53));
+    }
+    assert_eq!(world.permissions.len(), 0);
+}
+both_families!(sessions_are_forgotten_also_while_their_remote_stays_permitted);
+
+fn what_outlives_its_session_for_hours_is_found<A: Version>() {
+    let world = unattended::<A>(0);
+    let socket = at(A::GUEST, 20_000);
+    let send = |server: A, flags| {
+        world.guest_sends(TAP, &tcp(socket, at(server, 80), flags).build());
+    };
+    let servers = [A::SERVER, A::OTHER_SERVER, A::world(9)];
+    for server in servers {
+        send(server, "S");
+        world.world_sends(&tcp(at(server, 80), at(A::OUTSIDE, 20_000), "SA").build());
+        send(server, "A");
+    }
+    let begin_others = |first: u16| {
+        for port in first..first + 10 {
+            datagram(&world, at(A::NEIGHBOUR, port), at(A::SERVER, 53));
+        }
+    };
+    // The next minutes' resets and the like end it; it was permitted for two hours.
+    send(A::OTHER_SERVER, "F");
+    world.wait(world.timeouts().tcp_closing.plus(STAMP_AFTER));
+    begin_others(30_000);
+    assert_eq!(world.permissions.len(), 2);
+    assert!(
+        world
+            .half(
+                Some(TAP),
+                &tcp(socket, at(A::OTHER_SERVER, 80), "A").build()
+            )
+            .is_none()
+    );
+    world.wait(world.timeouts().tcp_established);
+    wait_for_all(&world);
+    begin_others(31_000);
+    assert_eq!(world.permissions.len(), 0);
+}
+both_families!(what_outlives_its_session_for_hours_is_found);
+
 fn guests_that_are_gone_make_room<A: Version>() {
     let world = unattended::<A>(0);
     let begin = |guest| datagram(&world, at(guest, 20_000), at(A::SERVER, 53));
