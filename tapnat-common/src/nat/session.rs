@@ -579,22 +579,22 @@ pub(super) fn insert<A: Network, T: Tables<A>>(
     [forward, back]: &[Session<A>; 2],
     tables: &T,
 ) -> Result<(), Reason> {
-    let owner = owner_of(key, tables)?;
+    owner_of(key, tables)?;
     if back_key == key {
         // A guest's socket that talks to itself over its own mapping.
         if make_way(key, forward, None, tables).is_new()? {
-            count_in(owner, key, forward, tables);
+            count_in(key, forward, tables);
         }
         return Ok(());
     }
-    let back_owner = owner_of(back_key, tables)?;
+    owner_of(back_key, tables)?;
     let inserted = make_way(back_key, back, None, tables).is_new()?;
     if inserted {
-        count_in(back_owner, back_key, back, tables);
+        count_in(back_key, back, tables);
     }
     match make_way(key, forward, Some(back_key), tables).is_new() {
         Ok(true) => {
-            count_in(owner, key, forward, tables);
+            count_in(key, forward, tables);
             Ok(())
         }
         Ok(false) => Ok(()),
@@ -710,13 +710,9 @@ fn outside_of<A: Network>(key: &FlowKey<A>, session: &Session<A>) -> (bool, Endp
 
 /// Counts a new half on its guest and its mapping.
 #[inline(always)]
-fn count_in<A: Network, T: Tables<A>>(
-    owner: Option<&mut Guest>,
-    key: &FlowKey<A>,
-    session: &Session<A>,
-    tables: &T,
-) {
-    let Some(guest) = owner else {
+fn count_in<A: Network, T: Tables<A>>(key: &FlowKey<A>, session: &Session<A>, tables: &T) {
+    // Looked up again: another CPU may have forgotten it, and its place be another guest's.
+    let Ok(Some(guest)) = owner_of(key, tables) else {
         return;
     };
     tables.count(&mut guest.sessions, true);

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use tapnat_common::{
     abi::{Filtering, MappingMode},
+    nat::sweep,
     verdict::{Outcome, Reason},
 };
 
@@ -390,3 +391,27 @@ fn half_a_session_is_mended<A: Version>() {
     }
 }
 both_families!(half_a_session_is_mended);
+
+fn a_guest_is_forgotten_while_it_begins_a_session_without_a_mapping<A: Version>() {
+    let packet = udp(at(A::GUEST, 40_000), at(A::SERVER, 53)).build();
+    for place in 0.. {
+        let world = World::<A>::new();
+        world.set_mapping(MappingMode::AddressAndPortDependent);
+        world.intrude(place, |world| {
+            let is_counted = world.guests_on.copy(&TAP.get()) == Some(1);
+            if is_counted && world.sessions.len() == 0 {
+                sweep::guest(A::GUEST, world);
+            }
+        });
+        let exit = world.guest_sends(TAP, &packet);
+        if !world.intruded() {
+            return;
+        }
+        // One that goes as soon as it is known is refused.
+        match exit.reason {
+            Reason::GuestTableFull => assert_eq!(world.sessions.len(), 0, "{place}"),
+            reason => assert_eq!(reason, Reason::SessionStarted, "{place}"),
+        }
+    }
+}
+both_families!(a_guest_is_forgotten_while_it_begins_a_session_without_a_mapping);
