@@ -254,7 +254,8 @@ impl StandIns for StandInTable<'_> {
     }
 
     fn enter_guest(&self, _address: Be32, _device: u32) -> Entry {
-        // The decision about the packet of IPv4 that it becomes comes to it, too.
+        // The decision about the packet of IPv4 that it becomes comes to it, too; only that
+        // the datapath names a limit here before anything else that is in the way there.
         Entry::Done
     }
 }
